@@ -1,0 +1,98 @@
+"""`conch dev`: a real etcd on this machine, for as long as a command runs."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from conch.cli.wrapper import WrapperCommand, find_command
+from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_SIGNAL, ConchError
+
+if TYPE_CHECKING:
+    from conch.dev import Cluster
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+class _Interrupted(Exception):
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@click.command(
+    "dev",
+    cls=WrapperCommand,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Without CMD it prints the endpoints and runs until a signal.",
+)
+@click.option("--members", type=click.Choice(["1", "3", "5"]), default="1", show_default=True, help="How many.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data lasts; else it is thrown away.")
+@click.pass_context
+def command(context: click.Context, members: str, data_dir: Path | None) -> int:
+    """Run CMD with a real etcd on free loopback ports: conch dev [OPTIONS] -- CMD..."""
+    from conch.dev import Cluster
+
+    child: list[str] | None = context.obj
+    if child is not None and not child:
+        raise click.UsageError("no command after --", context)
+    file = find_command(child) if child else None
+
+    def interrupt(number: int, _frame: object) -> None:
+        for other in _ENDING:
+            signal.signal(other, signal.SIG_IGN)  # once is enough: the clean-up is on its way
+        raise _Interrupted(number)
+
+    taken = [number for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, interrupt)
+    try:
+        with Cluster(int(members), folder=data_dir) as cluster:
+            if child is None or file is None:
+                click.echo(f"export CONCH_ENDPOINTS={cluster.endpoints} ETCDCTL_ENDPOINTS={cluster.endpoints}")
+                while True:
+                    signal.pause()
+            return _run(child, file, cluster, taken)
+    except _Interrupted as interrupted:
+        return EXIT_SIGNAL + interrupted.number
+
+
+def _run(child: list[str], file: str, cluster: "Cluster", taken: list[signal.Signals]) -> int:
+    """Run the command in our own process group: the terminal's signals reach it by themselves."""
+    environment: dict[str, Any] = {
+        **os.environ,
+        "CONCH_ENDPOINTS": cluster.endpoints,
+        "ETCDCTL_ENDPOINTS": cluster.endpoints,
+        "ETCDCTL_API": "3",
+    }
+    running: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        if running is None:
+            early.append(number)
+        elif number not in (signal.SIGINT, signal.SIGQUIT) or not _from_our_terminal():
+            running.send_signal(number)
+
+    for number in taken:
+        signal.signal(number, pass_on)
+    try:
+        running = subprocess.Popen(child, executable=file, env=environment)
+    except OSError as error:
+        raise ConchError(f"cannot run {child[0]}: {error.strerror}", code=EXIT_NOT_EXECUTABLE) from None
+    cluster.guard(running.pid)
+    for number in early:
+        running.send_signal(number)
+    code = running.wait()
+    return code if code >= 0 else EXIT_SIGNAL - code
+
+
+def _from_our_terminal() -> bool:
+    """Whether Ctrl-C would have reached the command too, as one of the foreground group."""
+    try:
+        with open("/dev/tty", "rb") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False

@@ -1,0 +1,87 @@
+"""`conch`: finds the subcommand, and is the one place where errors become an exit code."""
+
+import os
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from conch import __version__
+from conch.errors import EXIT_SIGNAL, EXIT_USAGE, ConchError
+from conch.log import Log, escape
+
+_COMMANDS = {"elect": "conch.cli.elect", "dev": "conch.cli.dev"}
+
+
+class _Commands(click.Group):
+    """Imports a subcommand when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - Click's protocol
+        """The names, in the order of the manual."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command of that name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command = import_module(_COMMANDS[cmd_name]).command
+        assert isinstance(command, click.Command)  # noqa: S101 - for the type checker
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="conch", message="%(prog)s %(version)s")
+def conch() -> None:
+    """Run a command while holding something in etcd."""
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    code = _run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+    except OSError as error:
+        sys.stderr.write(f"conch: cannot write to stdout: {error.strerror}\n")
+        code = code or 1
+        _forget_stdout()
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result = conch.main(arguments, prog_name="conch", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "conch"
+        text = error.format_message().replace("\n", " ")
+        _say(f"{where}: {escape(text)} (try '{where} --help')")
+        return EXIT_USAGE
+    except ConchError as error:
+        Log().plain(str(error))
+        return error.code
+    except KeyboardInterrupt:
+        return EXIT_SIGNAL + 2
+    except click.Abort:
+        return EXIT_SIGNAL + 2
+    except BrokenPipeError:
+        # nobody reads any more: end as a process does that SIGPIPE killed
+        _forget_stdout()
+        return EXIT_SIGNAL + 13
+    return result if isinstance(result, int) else 0
+
+
+def _say(line: str) -> None:
+    try:
+        os.write(2, line.encode("utf-8", "backslashreplace") + b"\n")
+    except OSError:
+        pass  # no stderr: the exit code has to do
+
+
+def _forget_stdout() -> None:
+    """Python would complain of what it could not write at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,0 +1,203 @@
+"""The options that all commands share, and the types that turn bad input into one line and exit 64."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from conch.config import Connection, Settings
+from conch.durations import parse_duration
+from conch.errors import BadInput
+from conch.keys import DEFAULT_PREFIX, Keys
+from conch.names import check_name
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class Parsed(click.ParamType):
+    """A Click type made of one of conch's parsers."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse a text; what is no text is parsed already."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except BadInput as error:
+            self.fail(str(error), param, ctx)
+
+
+DURATION = Parsed("duration", parse_duration)
+NAME = Parsed("name", check_name)
+
+
+def _positive(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise BadInput("it must be more than 0")
+    return seconds
+
+
+POSITIVE_DURATION = Parsed("duration", _positive)
+
+
+def _ttl(text: str) -> int:
+    seconds = parse_duration(text)
+    if seconds != int(seconds) or seconds < 2:
+        raise BadInput(f"{text!r} is not a TTL: whole seconds, at least 2s")
+    return int(seconds)
+
+
+TTL = Parsed("duration", _ttl)
+
+
+def _prefix(text: str) -> str:
+    trimmed = text.rstrip("/")
+    if not trimmed.startswith("/") or not trimmed.isprintable() or not trimmed.isascii() or " " in trimmed:
+        raise BadInput(f"{text!r} is not a prefix: it begins with / and has no blanks or control characters")
+    return trimmed
+
+
+PREFIX = Parsed("prefix", _prefix)
+
+
+def _endpoints(text: str) -> Any:
+    from conch.etcd.endpoints import parse_endpoints
+
+    return parse_endpoints(text)
+
+
+ENDPOINTS = Parsed("list", _endpoints)
+
+
+def _env(option: str, *, etcdctl: bool = True) -> list[str]:
+    name = option.upper().replace("-", "_")
+    return [f"CONCH_{name}", f"ETCDCTL_{name}"] if etcdctl else [f"CONCH_{name}"]
+
+
+_COMMON: tuple[Callable[[_Command], _Command], ...] = (
+    click.option(
+        "--endpoints",
+        type=ENDPOINTS,
+        default="localhost:2379",
+        show_default=True,
+        envvar=_env("endpoints"),
+        metavar="LIST",
+        help="Comma-separated members of etcd: host:port, http://host:port, https://host:port.",
+    ),
+    click.option(
+        "--dial-timeout",
+        type=POSITIVE_DURATION,
+        default="5s",
+        show_default=True,
+        envvar=_env("dial-timeout"),
+        help="The whole time to find one endpoint that answers.",
+    ),
+    click.option(
+        "--command-timeout",
+        type=POSITIVE_DURATION,
+        default="5s",
+        show_default=True,
+        envvar=_env("command-timeout"),
+        help="One request to etcd, retries on other endpoints included.",
+    ),
+    click.option("--cacert", envvar=_env("cacert"), metavar="FILE", help="CA to verify https endpoints with."),
+    click.option("--cert", envvar=_env("cert"), metavar="FILE", help="Client certificate."),
+    click.option("--key", envvar=_env("key"), metavar="FILE", help="The client certificate's key."),
+    click.option("--user", envvar=_env("user"), metavar="NAME[:PASSWORD]", help="etcd user."),
+    click.option(
+        "--password-file",
+        envvar=_env("password-file", etcdctl=False),
+        metavar="FILE",
+        help="Where the password stands; else it is taken from CONCH_PASSWORD or ETCDCTL_PASSWORD.",
+    ),
+    click.option(
+        "--prefix",
+        type=PREFIX,
+        default=DEFAULT_PREFIX,
+        show_default=True,
+        envvar=_env("prefix", etcdctl=False),
+        help="Every key lives under it; two prefixes never see each other.",
+    ),
+    click.option(
+        "--quiet",
+        is_flag=True,
+        envvar=_env("quiet", etcdctl=False),
+        help="Only warnings and errors on stderr.",
+    ),
+    click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        envvar=_env("log-format", etcdctl=False),
+        help="One line an event on stderr: logfmt or JSON.",
+    ),
+)
+
+
+def common_options(command: _Command) -> _Command:
+    """Add the common options to a command; they arrive as keyword arguments for `settings`."""
+    for option in reversed(_COMMON):
+        command = option(command)
+    return command
+
+
+def settings(values: dict[str, Any]) -> Settings:
+    """Take the common options out of a command's keyword arguments."""
+    import os
+
+    user, password = values.pop("user"), None
+    password_file = values.pop("password_file")
+    if user is not None:
+        user, separator, given = user.partition(":")
+        if not user:
+            raise BadInput("--user: no user name before the colon")
+        if separator:
+            password = given
+        elif password_file is not None:
+            password = _read_password(password_file)
+        else:
+            password = os.environ.get("CONCH_PASSWORD") or os.environ.get("ETCDCTL_PASSWORD")
+        if not password:
+            raise BadInput(f"--user {user}: no password (--password-file, CONCH_PASSWORD or ETCDCTL_PASSWORD)")
+    elif password_file is not None:
+        raise BadInput("--password-file goes with --user")
+    connection = Connection(
+        endpoints=values.pop("endpoints"),
+        dial_timeout_s=values.pop("dial_timeout"),
+        command_timeout_s=values.pop("command_timeout"),
+        cacert=values.pop("cacert"),
+        cert=values.pop("cert"),
+        key=values.pop("key"),
+        user=user,
+        password=password,
+    )
+    _check_tls(connection)
+    return Settings(
+        connection, Keys(values.pop("prefix")), quiet=values.pop("quiet"), log_format=values.pop("log_format")
+    )
+
+
+def _read_password(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--password-file: cannot read {path}: {error}") from None
+
+
+def _check_tls(connection: Connection) -> None:
+    for flag, path in (("cacert", connection.cacert), ("cert", connection.cert), ("key", connection.key)):
+        if path is None:
+            continue
+        try:
+            open(path, "rb").close()
+        except (OSError, ValueError) as error:
+            raise BadInput(f"--{flag}: cannot read {path}: {error}") from None
+    if (connection.cert is None) != (connection.key is None):
+        raise BadInput("--cert and --key go together")

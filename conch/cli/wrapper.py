@@ -1,0 +1,138 @@
+"""What the commands that run a child under a hold share: their flags, the `--`, and the start of the loop."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import click
+
+from conch.cli.options import DURATION, POSITIVE_DURATION, TTL
+from conch.config import Settings
+from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, BadInput, ConchError
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class WrapperCommand(click.Command):
+    """Takes what follows the first `--` as the child's command, unparsed, into `ctx.obj`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Cut the command line at the first `--`."""
+        child: list[str] | None = None
+        if "--" in args:
+            at = args.index("--")
+            args, child = args[:at], args[at + 1 :]
+        ctx.obj = child
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if child is None and "unexpected extra argument" in error.format_message():
+                raise click.UsageError("the command to run stands after --", ctx) from None
+            raise
+
+
+def hold_options(command: _Command) -> _Command:
+    """The flags of contract 3 that every wrapper has."""
+    for option in reversed(
+        (
+            click.option("--ttl", type=TTL, default="10s", show_default=True, help="Lease TTL, at least 2s."),
+            click.option("--wait", type=DURATION, help="Give up after this long, dialling and queueing together."),
+            click.option("-n", "--nonblock", is_flag=True, help="Take it now or exit 75."),
+            click.option(
+                "-E",
+                "--conflict-exit-code",
+                type=click.IntRange(0, 255),
+                default=75,
+                show_default=True,
+                help="Exit code when it was not acquired.",
+            ),
+            click.option("--kill-after", type=DURATION, default="5s", show_default=True, help="SIGTERM to SIGKILL."),
+            click.option(
+                "--on-acquire",
+                metavar="CMD",
+                help="/bin/sh -c hook after winning, before the child; its failure gives the hold up.",
+            ),
+            click.option("--on-lose", metavar="CMD", help="/bin/sh -c hook after each run of the child."),
+            click.option(
+                "--hook-timeout",
+                type=POSITIVE_DURATION,
+                default="30s",
+                show_default=True,
+                help="A hook that takes longer is killed.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def find_command(child: Sequence[str]) -> str:
+    """The file to run; exits 126 or 127 before etcd is touched."""
+    from conch.core.process import find_command as find
+
+    try:
+        return find(child[0], os.environ.get("PATH"))
+    except FileNotFoundError:
+        raise ConchError(f"cannot run {child[0]!r}: not found", code=EXIT_NOT_FOUND) from None
+    except PermissionError:
+        raise ConchError(f"cannot run {child[0]!r}: not executable", code=EXIT_NOT_EXECUTABLE) from None
+
+
+def run_under_hold(
+    settings: Settings,
+    child: Sequence[str],
+    *,
+    name: str,
+    what: str,
+    prefix: str,
+    slots: int,
+    values: dict[str, Any],
+) -> int:
+    """Hold, run, release; returns conch's exit code."""
+    file = find_command(child)
+    nonblock = values["nonblock"] or values["wait"] == 0
+    if values["nonblock"] and values["wait"]:
+        raise BadInput("--nonblock and --wait exclude each other")
+
+    from conch.core.loop import Loop
+    from conch.core.supervisor import Plan
+    from conch.holder import myself
+    from conch.keeper.job import Job
+    from conch.log import Log
+
+    wait_s = None if nonblock else values["wait"]
+    job = Job(
+        connection=settings.connection,
+        what=what,
+        prefix=prefix,
+        slots=slots,
+        ttl_s=values["ttl"],
+        kill_after_s=values["kill_after"],
+        value=myself(child).encode(),
+        nonblock=nonblock,
+        wait_s=wait_s,
+    )
+    plan = Plan(
+        name=name,
+        kill_after_s=values["kill_after"],
+        wait_s=wait_s,
+        on_acquire=values["on_acquire"],
+        on_lose=values["on_lose"],
+        hook_timeout_s=values["hook_timeout"],
+        restart=values.get("restart", False),
+        restart_min_s=values.get("restart_min", 1.0),
+        restart_max_s=values.get("restart_max", 30.0),
+        restart_stable_s=values.get("restart_stable", 60.0),
+        conflict_exit=values["conflict_exit_code"],
+        command_timeout_s=settings.connection.command_timeout_s,
+    )
+    log = Log(quiet=settings.quiet, form=settings.log_format)
+    return Loop(plan, child, file, partial(_keep, job), log).run()
+
+
+def _keep(job: Any, link: Any) -> None:
+    # imported in the keeper alone: with it comes all of gRPC
+    from conch.keeper.main import keep
+
+    keep(job, link)

@@ -1,0 +1,1 @@
+"""The sacred part: a child runs only under a live deadline. It knows nothing of etcd, Click or the recipes."""

@@ -1,0 +1,40 @@
+"""The one clock of deadlines, and the rule that turns a deadline into the last moments to act."""
+
+import time
+from dataclasses import dataclass
+
+
+def now() -> float:
+    """Seconds of CLOCK_BOOTTIME: never set back, runs on through suspend, the same in every process."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The deadline rule of the safety promise for one TTL as etcd granted it; all in seconds.
+
+    The tree is sent SIGTERM by `term_at`, SIGKILL by `kill_at`, and none is started after `start_by`.
+    """
+
+    ttl_s: float
+    kill_after_s: float
+
+    @property
+    def margin_s(self) -> float:
+        """What is kept for clocks that run at slightly different rates, and for the kill itself."""
+        return max(0.2, self.ttl_s / 20)
+
+    @property
+    def grace_s(self) -> float:
+        """The time that a child gets between SIGTERM and SIGKILL when its deadline comes near."""
+        return min(self.kill_after_s, self.ttl_s / 3)
+
+    def term_at(self, deadline: float) -> float:
+        """The last moment for SIGTERM."""
+        return deadline - self.margin_s - self.grace_s
+
+    start_by = term_at
+
+    def kill_at(self, deadline: float) -> float:
+        """The last moment for SIGKILL."""
+        return deadline - self.margin_s

@@ -1,0 +1,335 @@
+"""A process tree: started behind a gate, found again whatever it does, signalled without hitting others.
+
+A tree is a process group; the descendants that left it (the supervisor is their subreaper, so they are its
+recursive children); and, for a keeper, which is no ancestor, whatever carries the run's id in its environment.
+"""
+
+import errno
+import os
+import select
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from conch.core import clock, system
+from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
+
+TREE_VARIABLE = "CONCH_TREE"
+LATE = "late"
+
+
+def new_tree_id() -> str:
+    """A random id for one run."""
+    return os.urandom(8).hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What /proc says of a process; `start` (clock ticks since boot) tells it from a later one of the same pid."""
+
+    pid: int
+    state: str
+    parent: int
+    group: int
+    threads: int
+    start: int
+
+    @property
+    def dead(self) -> bool:
+        """Whether it only waits to be reaped. A leader that ended before its threads is a zombie that runs."""
+        return self.state in "ZX" and self.threads <= 1
+
+
+def stat(pid: int) -> Stat | None:
+    """Read /proc/PID/stat; None if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            data = file.read(1024)
+    except OSError:
+        return None
+    # the name in parentheses may hold anything, so what counts begins after the last one
+    rest = data[data.rindex(b")") + 2 :].split()
+    return Stat(pid, chr(rest[0][0]), int(rest[1]), int(rest[2]), int(rest[17]), int(rest[19]))
+
+
+def processes() -> dict[int, Stat]:
+    """All processes by pid. Not a snapshot: what forks meanwhile may be missing, so look twice."""
+    found = (stat(int(name)) for name in os.listdir("/proc") if name.isdecimal())
+    return {entry.pid: entry for entry in found if entry is not None}
+
+
+def descendants(root: int, among: Mapping[int, Stat], spare: Callable[[Stat], bool]) -> list[Stat]:
+    """The recursive children of `root`, parents before children, without those spared and what is below them."""
+    by_parent: dict[int, list[Stat]] = {}
+    for entry in among.values():
+        by_parent.setdefault(entry.parent, []).append(entry)
+    found: list[Stat] = []
+    ahead = [root]
+    while ahead:
+        children = [child for child in by_parent.get(ahead.pop(), []) if not spare(child)]
+        found += children
+        ahead += [child.pid for child in children]
+    return found
+
+
+def carries(pid: int, tree: str) -> bool:
+    """Whether the process was started with this run's id in its environment."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            environment = file.read()
+    except OSError:
+        return False  # gone, or of another user
+    name = f"{TREE_VARIABLE}=".encode()
+    return any(
+        tree.encode() in entry[len(name) :].split(b",") for entry in environment.split(b"\0") if entry.startswith(name)
+    )
+
+
+def members_from_outside(pid: int, tree: str) -> list[Stat]:
+    """The living processes of a run as one sees them that is not its ancestor: by group and environment."""
+    me = os.getpid()
+    return [
+        entry
+        for entry in processes().values()
+        if not entry.dead and entry.pid != me and (entry.group == pid or entry.pid == pid or carries(entry.pid, tree))
+    ]
+
+
+def signal_exactly(entry: Stat, number: int) -> None:
+    """Signal this very process, never a later one that got its pid."""
+    try:
+        pidfd = os.pidfd_open(entry.pid)
+    except OSError:
+        return  # it is gone
+    try:
+        current = stat(entry.pid)
+        if current is not None and current.start == entry.start:
+            signal.pidfd_send_signal(pidfd, number)
+    except OSError:
+        pass  # gone, or of another user: the tree is then not seen empty
+    finally:
+        os.close(pidfd)
+
+
+def kill_from_outside(pid: int, tree: str) -> list[Stat]:
+    """SIGKILL a run from a process that is not its ancestor; return what of it was seen alive."""
+    found = members_from_outside(pid, tree)
+    for entry in found:
+        signal_exactly(entry, signal.SIGKILL)
+    return found
+
+
+def wait_for_ends(entries: Iterable[Stat], timeout_s: float) -> None:
+    """Return when all these processes have ended, or after the timeout."""
+    until = clock.now() + timeout_s
+    for entry in entries:
+        try:
+            pidfd = os.pidfd_open(entry.pid)
+        except OSError:
+            continue
+        try:
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            poller.poll(max(0.0, until - clock.now()) * 1000)
+        finally:
+            os.close(pidfd)
+
+
+def find_command(name: str, path: str | None) -> str:
+    """The file that a shell would run for this name; `FileNotFoundError` or `PermissionError` if there is none."""
+    if not name:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    candidates = (
+        [name]
+        if "/" in name
+        else [os.path.join(folder or ".", name) for folder in (os.defpath if path is None else path).split(os.pathsep)]
+    )
+    denied = False
+    for candidate in candidates:
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+        denied = denied or os.path.isfile(candidate) or ("/" in name and os.path.exists(candidate))
+    if denied:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What to start: the command's file, its arguments (the name first), its environment."""
+
+    file: str
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    no_input: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dispositions:
+    """How conch itself was started, to be handed on: the signals that it must give back their default, its mask."""
+
+    reset: tuple[signal.Signals, ...]
+    mask: frozenset[int]
+
+
+class Process:
+    """A started run: the main process behind its gate, then its whole tree, seen from its ancestor.
+
+    The main process stays unreaped, its pid and group therefore nobody else's, until `reap`.
+    """
+
+    def __init__(self, pid: int, tree: str, gate: int, errors: int, spare: Callable[[Stat], bool]) -> None:
+        self.pid = pid
+        self.tree = tree
+        self._gate = gate
+        self._errors = errors
+        self._spare = spare
+
+    def open_gate(self) -> None:
+        """Let it exec. Until then nothing of the command has run."""
+        try:
+            os.write(self._gate, b"g")
+        except BrokenPipeError:
+            pass  # it is dead already
+        os.close(self._gate)
+
+    def exit_code(self) -> int | None:
+        """The main process's exit code as a shell shows it (128+n for signal n), None while it lives."""
+        result = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if result is None:
+            return None
+        if result.si_code == os.CLD_EXITED:
+            return result.si_status
+        return 128 + result.si_status
+
+    def died_of(self) -> int | None:
+        """The signal that the main process died of, if it did."""
+        result = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return None if result is None or result.si_code == os.CLD_EXITED else result.si_status
+
+    def stopped_by(self) -> int | None:
+        """The signal that stopped the main process since this was last asked, if one did."""
+        result = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG)
+        return None if result is None else result.si_status
+
+    def exec_error(self) -> str | None:
+        """Why the command was not run, once the main process has ended; None if it was."""
+        text = os.read(self._errors, 4096).decode("utf-8", "replace")
+        return text or None
+
+    def members(self) -> list[Stat]:
+        """The living processes of the tree; the main one is among them while it lives."""
+        return [entry for entry in descendants(os.getpid(), processes(), self._spare) if not entry.dead]
+
+    def signal_group(self, number: int) -> None:
+        """Signal the process group."""
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass  # all of it has ended, or nothing of it is ours
+
+    def signal_tree(self, number: int) -> None:
+        """Signal the group, and every descendant that left it."""
+        self.signal_group(number)
+        for entry in self.members():
+            if entry.group != self.pid:
+                signal_exactly(entry, number)
+
+    def reap(self) -> None:
+        """Let the main process go; its pid may be another's from now on."""
+        os.waitpid(self.pid, 0)
+        os.close(self._errors)
+
+
+def start(
+    spec: Spec,
+    *,
+    tree: str,
+    start_by: float | None,
+    dispositions: Dispositions,
+    spare: Callable[[Stat], bool],
+) -> Process:
+    """Fork a run whose main process waits behind its gate in a group of its own; `OSError` if that fails.
+
+    It dies with this process (PR_SET_PDEATHSIG), and looks last before exec whether it is still before
+    `start_by` (CLOCK_BOOTTIME).
+    """
+    supervisor = os.getpid()
+    environment = dict(spec.environment)
+    above = environment.get(TREE_VARIABLE)
+    environment[TREE_VARIABLE] = f"{above},{tree}" if above else tree
+    gate_out, gate_in = os.pipe2(os.O_CLOEXEC)
+    errors_out, errors_in = os.pipe2(os.O_CLOEXEC)
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(spec, environment, supervisor, gate_out, errors_in, start_by, dispositions)
+    except OSError:
+        for fd in (gate_in, errors_out):
+            os.close(fd)
+        raise
+    finally:
+        os.close(gate_out)
+        os.close(errors_in)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        os.setpgid(pid, pid)  # the child does the same; whoever comes first, both can rely on it
+    except OSError:
+        pass  # it is dead already
+    os.set_blocking(errors_out, False)
+    return Process(pid, tree, gate_in, errors_out, spare)
+
+
+def _become(
+    spec: Spec,
+    environment: Mapping[str, str],
+    supervisor: int,
+    gate: int,
+    errors: int,
+    start_by: float | None,
+    dispositions: Dispositions,
+) -> None:
+    """Turn the forked child into the command. Never returns, runs no code of the parent's."""
+    code = EXIT_NOT_EXECUTABLE
+    try:
+        os.setpgid(0, 0)
+        system.die_with_parent(signal.SIGKILL)
+        if os.getppid() != supervisor:
+            os._exit(code)  # it died before the kernel was asked to tell us
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        for number in dispositions.reset:
+            signal.signal(number, signal.SIG_DFL)
+        # The parent's end of the gate, and of everything else of the parent's, must not stay open here:
+        # its death is told by the end of file. Descriptors of the user's own are inheritable and stay.
+        for name in os.listdir("/proc/self/fd"):
+            fd = int(name)
+            if fd > 2 and fd not in (gate, errors):
+                try:
+                    if not os.get_inheritable(fd):
+                        os.close(fd)
+                except OSError:
+                    pass  # the listing's own descriptor
+        if os.read(gate, 1) != b"g":
+            os._exit(code)
+        if spec.no_input:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, dispositions.mask)
+        if start_by is not None and clock.now() > start_by:
+            os.write(errors, LATE.encode())
+            os._exit(code)
+        try:
+            os.execve(spec.file, spec.arguments, environment)
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+            # a script without a first line that names its interpreter, as shells and execvp run it
+            os.execve("/bin/sh", ["/bin/sh", spec.file, *spec.arguments[1:]], environment)
+    except OSError as error:
+        code = EXIT_NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else EXIT_NOT_EXECUTABLE
+        os.write(errors, f"cannot run {spec.arguments[0]}: {os.strerror(error.errno or 0)}".encode())
+    finally:
+        os._exit(code)

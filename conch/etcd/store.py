@@ -1,0 +1,182 @@
+"""What conch asks of etcd: a few calls, each with a time limit, and the errors that they raise.
+
+Timeouts are float seconds and cover the whole call, retries on other endpoints included.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from conch.errors import ConchError
+
+
+class StoreError(ConchError):
+    """etcd did not do what was asked."""
+
+
+class Unreachable(StoreError):
+    """No endpoint answered in time. A write may have been made all the same."""
+
+
+class Refused(StoreError):
+    """etcd does not accept our credentials, or they do not allow this."""
+
+
+class Rejected(StoreError):
+    """etcd answered that it will not do this; asking again changes nothing."""
+
+
+class LeaseGone(StoreError):
+    """The lease does not exist, or no longer."""
+
+
+class Compacted(StoreError):
+    """The history that a watch asked for is gone: list again and go on from there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What every answer says of the member that gave it: the store's revision, the member, its raft term."""
+
+    revision: int
+    member: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """A key as etcd has it."""
+
+    key: bytes
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Ask for a key, or for those from `key` to before `end`.
+
+    Newest first (by create-revision) or oldest first; `created_by` leaves out what was created after that revision.
+    """
+
+    key: bytes
+    end: bytes = b""
+    newest_first: bool = False
+    oldest_first: bool = False
+    limit: int = 0
+    created_by: int = 0
+    keys_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write a key under a lease (0: none)."""
+
+    key: bytes
+    value: bytes
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete a key."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedAt:
+    """Holds if the key's create-revision is this one; 0 means that there is no such key."""
+
+    key: bytes
+    revision: int
+
+
+Operation = Range | Put | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class RangeResult:
+    """The keys found; `count` is the number of all keys in the range, whatever the limit and filters say."""
+
+    head: Head
+    kvs: tuple[KeyValue, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """Which branch ran; `ranges` has the answers to its `Range` operations in their order."""
+
+    head: Head
+    succeeded: bool
+    ranges: tuple[RangeResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease's TTL in seconds as etcd has it; 0 means that the lease is gone."""
+
+    head: Head
+    ttl_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A key was written, or deleted (its value is then empty)."""
+
+    kv: KeyValue
+    deleted: bool
+
+
+class Watch(Protocol):
+    """Events in order, none missed, across the loss of endpoints; ends by `cancel` from any thread."""
+
+    def __iter__(self) -> Iterator[Sequence[Event]]:
+        """Yield the events as they come. Raises `Compacted` or `Refused`."""
+        ...
+
+    def cancel(self) -> None:
+        """End the iteration, now and from any thread."""
+        ...
+
+
+class Store(Protocol):
+    """etcd. Every call raises `Unreachable`, `Refused` or `Rejected` where it applies; all may be called from any thread."""
+
+    def grant(self, lease: int, ttl_s: int, *, timeout_s: float) -> Lease:
+        """Create a lease with an id of our own; that makes a repeated grant recognisable."""
+        ...
+
+    def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
+        """Renew a lease once. A TTL of 0 says that it is gone; etcd reports no error."""
+        ...
+
+    def revoke(self, lease: int, *, timeout_s: float) -> None:
+        """End a lease and delete its keys; one that is gone already is no error."""
+        ...
+
+    def range(self, what: Range, *, timeout_s: float) -> RangeResult:
+        """A linearizable read."""
+        ...
+
+    def txn(
+        self,
+        compare: Sequence[CreatedAt],
+        success: Sequence[Operation],
+        failure: Sequence[Operation] = (),
+        *,
+        timeout_s: float,
+    ) -> TxnResult:
+        """One transaction. It may be made twice if an answer is lost, so it must be safe to repeat."""
+        ...
+
+    def watch(self, what: Sequence[Range], start_revision: int, *, deletes_only: bool = False) -> Watch:
+        """Watch keys or ranges from a revision on."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection."""
+        ...

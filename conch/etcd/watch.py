@@ -1,0 +1,90 @@
+"""A watch that resumes: events in order and none twice, whatever endpoints come and go."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from conch.etcd.store import Compacted, Event, KeyValue, Range, Refused
+
+_PAUSE_S, _PAUSE_MOST_S = 0.05, 1.0
+
+
+class DriverWatch:
+    """`Watch` over one gRPC stream at a time; each range goes on after the last revision seen of it."""
+
+    def __init__(
+        self,
+        what: Sequence[Range],
+        start_revision: int,
+        request: Callable[[Range, int], Any],
+        open_stream: Callable[[Any], tuple[Any, Any]],
+        leave: Callable[[Any], None],
+        failures: tuple[type[Exception], ...],
+    ) -> None:
+        self._what = what
+        self._next = [start_revision] * len(what)
+        self._request = request
+        self._open_stream = open_stream
+        self._leave = leave
+        self._failures = failures
+        self._cancelled = threading.Event()
+        self._stream: Any = None
+
+    def cancel(self) -> None:
+        """See `Watch`."""
+        self._cancelled.set()
+        stream = self._stream
+        if stream is not None:
+            stream.cancel()
+
+    def __iter__(self) -> Iterator[Sequence[Event]]:
+        """See `Watch`."""
+        pause_s = _PAUSE_S
+        while not self._cancelled.is_set():
+            requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            client = None
+            try:
+                client, self._stream = self._open_stream(iter(requests.get, None))
+                for one, revision in zip(self._what, self._next, strict=True):
+                    requests.put(self._request(one, revision))
+                for events in self._events():
+                    pause_s = _PAUSE_S
+                    yield events
+            except self._failures:
+                pass  # whatever ended the stream, the answer is a new one
+            finally:
+                requests.put(None)
+            if client is not None and not self._cancelled.is_set():
+                self._leave(client)
+            self._cancelled.wait(pause_s)
+            pause_s = min(2 * pause_s, _PAUSE_MOST_S)
+
+    def _events(self) -> Iterator[Sequence[Event]]:
+        """The events of the stream that is open; ends where a new stream must go on."""
+        index: dict[int, int] = {}  # which range a watch id of this stream belongs to
+        if self._cancelled.is_set():
+            return
+        for answer in self._stream:
+            if answer.created:
+                index[answer.watch_id] = len(index)
+            if answer.compact_revision:
+                raise Compacted(f"the history before revision {answer.compact_revision} is gone")
+            if answer.canceled:
+                if "permission denied" in answer.cancel_reason:
+                    raise Refused(f"cannot watch: etcd refuses it ({answer.cancel_reason})")
+                return
+            if not answer.events:
+                continue
+            where = index[answer.watch_id]
+            events = [
+                Event(
+                    KeyValue(e.kv.key, e.kv.value, e.kv.create_revision, e.kv.mod_revision, e.kv.lease),
+                    e.type == e.DELETE,
+                )
+                for e in answer.events
+                if e.kv.mod_revision >= self._next[where]
+            ]
+            self._next[where] = max(self._next[where], answer.events[-1].kv.mod_revision + 1)
+            if events:
+                yield events

@@ -1,0 +1,63 @@
+"""What a contender says of itself in the value of its key: one line of JSON."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CMD_BYTES = 256
+
+
+class UnreadableHolder(ValueError):
+    """A value that is not a holder's JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds or waits: host, pid of the supervisor, start (RFC 3339 UTC) and the command."""
+
+    host: str
+    pid: int
+    started: str
+    cmd: str
+
+    def encode(self) -> bytes:
+        """One line of JSON."""
+        return json.dumps(
+            {"host": self.host, "pid": self.pid, "started": self.started, "cmd": self.cmd},
+            ensure_ascii=False,
+        ).encode("utf-8", "replace")
+
+    @classmethod
+    def decode(cls, value: bytes) -> "Holder":
+        """Read a value; unknown fields are ignored. Raises `UnreadableHolder` naming what is wrong."""
+        try:
+            data = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise UnreadableHolder(f"no JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise UnreadableHolder("not a JSON object")
+        host, pid = data.get("host"), data.get("pid")
+        started, cmd = data.get("started"), data.get("cmd")
+        if not (isinstance(host, str) and isinstance(started, str) and isinstance(cmd, str)):
+            raise UnreadableHolder("host, started and cmd must be strings")
+        if not isinstance(pid, int) or isinstance(pid, bool):
+            raise UnreadableHolder("pid must be a number")
+        return cls(host, pid, started, cmd)
+
+
+def host_name() -> str:
+    """The host as holders name it: `CONCH_HOST` (for tests of several hosts on one), else the host name."""
+    return os.environ.get("CONCH_HOST") or os.uname().nodename
+
+
+def rfc3339(unix: float) -> str:
+    """UTC, with seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix))
+
+
+def myself(command: Sequence[str]) -> Holder:
+    """The holder that this process is, for a command."""
+    cmd = " ".join(command).encode("utf-8", "replace")[:CMD_BYTES].decode("utf-8", "ignore")
+    return Holder(host_name(), os.getpid(), rfc3339(time.time()), cmd)

@@ -1,0 +1,1 @@
+"""What runs in the keeper, the only process that talks to etcd while something is held."""

@@ -1,0 +1,31 @@
+"""The keeper's start and end."""
+
+import os
+import threading
+from typing import Any
+
+from conch.core.link import Link
+from conch.keeper.job import Job
+
+
+def keep(job: Job, link: Link) -> None:
+    """Be the keeper until the supervisor is gone and everything was given back. Runs in the forked process."""
+    # late: the supervisor must never have loaded these
+    from conch.etcd.driver import GrpcStore
+    from conch.keeper.warden import Warden
+    from conch.keeper.worker import Worker
+
+    threading.excepthook = _crash
+    warden = Warden(link, job.kill_after_s)
+    worker = Worker(job, GrpcStore(job.connection), warden)
+    thread = threading.Thread(target=worker.run, name="worker", daemon=True)
+    thread.start()
+    warden.run(worker.deliver)
+    # The supervisor is gone, and so is all that it ran.
+    worker.released.wait(2 * job.connection.command_timeout_s)
+
+
+def _crash(args: Any) -> None:
+    """A thread died of a defect: so does the keeper, and the supervisor ends what runs under the hold."""
+    threading.__excepthook__(args)
+    os._exit(1)

@@ -1,0 +1,92 @@
+"""The queue recipe: first come, first served by create-revision; the first N hold.
+
+Each contender has one leased key below the queue's. To be promoted, at most N-1 of those ahead may remain, so of any
+N of them one must leave first: whoever watches the N keys right ahead, and looks again when one goes, misses nothing
+and is woken by nothing else. An election is this queue with N = 1. (The recipe of etcd's own lock, from N = 1 to N.)
+"""
+
+from dataclasses import dataclass
+
+from conch.etcd.store import CreatedAt, Put, Range, RangeResult, Store
+from conch.keys import contender, prefix_end
+
+
+class PlaceLost(Exception):
+    """Our key is not there, or not the one that we created."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the queue, as true at revision `seen_at`.
+
+    `rev` is our key's create-revision, the fencing token. `ahead` are the up to N keys right ahead of us;
+    it is empty when we hold.
+    """
+
+    rev: int
+    ahead: tuple[bytes, ...]
+    seen_at: int
+
+    @property
+    def held(self) -> bool:
+        """Whether we are among the first N."""
+        return not self.ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One queue with its number of slots, as one contender with one lease sees it."""
+
+    store: Store
+    prefix: str
+    slots: int
+    lease: int
+
+    @property
+    def key(self) -> str:
+        """Our own key."""
+        return contender(self.prefix, self.lease)
+
+    @property
+    def _everyone(self) -> tuple[bytes, bytes]:
+        prefix = self.prefix.encode()
+        return prefix, prefix_end(prefix)
+
+    def enter(self, value: bytes, *, timeout_s: float) -> Place:
+        """Create our key, or find that an earlier try did, and tell our place; one transaction on a first try.
+
+        Raises `LeaseGone` if the lease has expired.
+        """
+        key = self.key.encode()
+        start, end = self._everyone
+        result = self.store.txn(
+            [CreatedAt(key, 0)],
+            [
+                Put(key, value, self.lease),
+                # Ours is the newest: the answer is our own key, then those right ahead of us.
+                Range(start, end, newest_first=True, limit=self.slots + 1, keys_only=True),
+            ],
+            [Range(key, keys_only=True)],
+            timeout_s=timeout_s,
+        )
+        if result.succeeded:
+            return self._place(result.head.revision, result.ranges[0], result.head.revision)
+        if not result.ranges[0].kvs:
+            raise PlaceLost  # it was there when compared and is gone: etcd never does this
+        return self.look(result.ranges[0].kvs[0].create_revision, timeout_s=timeout_s)
+
+    def look(self, rev: int, *, timeout_s: float) -> Place:
+        """Tell our place, in one linearizable transaction that compares our own key; raises `PlaceLost`."""
+        start, end = self._everyone
+        result = self.store.txn(
+            [CreatedAt(self.key.encode(), rev)],
+            [Range(start, end, newest_first=True, limit=self.slots, created_by=rev - 1, keys_only=True)],
+            timeout_s=timeout_s,
+        )
+        if not result.succeeded:
+            raise PlaceLost
+        return self._place(rev, result.ranges[0], result.head.revision)
+
+    def _place(self, rev: int, newest: RangeResult, seen_at: int) -> Place:
+        ahead = tuple(kv.key for kv in newest.kvs if kv.create_revision < rev)[: self.slots]
+        return Place(rev, ahead if len(ahead) >= self.slots else (), seen_at)

@@ -1,0 +1,117 @@
+"""A lease kept alive, and the deadline that each confirmed renewal proves."""
+
+import threading
+from collections.abc import Callable
+
+from conch.core import clock
+from conch.etcd.store import LeaseGone, Range, Store, StoreError
+
+# One try of a renewal. A hung member is left that early, so that another can still save the lease.
+_TRY_MOST_S, _TRY_LEAST_S = 2.0, 0.5
+_PAUSE_S = 0.05
+
+Tell = Callable[..., None]
+
+
+class Session:
+    """Renews a lease every TTL/6 in a thread of its own, until stopped or lost.
+
+    A renewal counts only when etcd's answer is followed by a linearizable read from the same member, at the same
+    raft term, that shows our key with our create-revision and lease: a former leader that wakes from a freeze still
+    answers renewals, but it cannot answer that read. The deadline counts from before the renewal was sent.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        lease: int,
+        key: str,
+        ttl_s: float,
+        granted_at: float,
+        *,
+        renewed: Callable[[float], None],
+        lost: Callable[[str], None],
+        tell: Tell,
+    ) -> None:
+        """`granted_at`: CLOCK_BOOTTIME before the first attempt of the grant."""
+        self._store = store
+        self._lease = lease
+        self._key = key
+        self.ttl_s = ttl_s
+        self._rev = 0
+        self._renewed = renewed
+        self._lost = lost
+        self._tell = tell
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="session", daemon=True)
+        self.deadline = granted_at + ttl_s
+
+    def start(self, rev: int) -> None:
+        """Start to renew; `rev` is the create-revision of our key."""
+        self._rev = rev
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Renew no more. Does not wait for a renewal under way."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        interval_s = self.ttl_s / 6
+        next_at = self.deadline - self.ttl_s + interval_s
+        failing_since: float | None = None
+        doubted = False
+        pause_s = _PAUSE_S
+        while not self._stop.wait(max(0.0, next_at - clock.now())):
+            sent_at = clock.now()
+            try:
+                gone = self._renew()
+            except StoreError as error:
+                if self._stop.is_set():
+                    return
+                now = clock.now()
+                left_s = self.deadline - now
+                if failing_since is None:
+                    failing_since = sent_at
+                    self._tell("warning", "renew-failed", lease=f"{self._lease:x}", left_s=left_s, msg=str(error))
+                elif not doubted and left_s < self.ttl_s * 2 / 3:
+                    doubted = True
+                    self._tell("warning", "doubt", lease=f"{self._lease:x}", left_s=left_s, msg=str(error))
+                next_at = now + pause_s
+                pause_s = min(2 * pause_s, interval_s)
+                continue
+            if gone is not None:
+                if not self._stop.is_set():
+                    self._lost(gone)
+                return
+            if self._stop.is_set():
+                return
+            self.deadline = sent_at + self.ttl_s
+            self._renewed(self.deadline)
+            if failing_since is not None:
+                gap_s = clock.now() - failing_since
+                self._tell("warning", "renewed", lease=f"{self._lease:x}", gap_s=gap_s)
+            failing_since, doubted, pause_s = None, False, _PAUSE_S
+            next_at = sent_at + interval_s
+
+    def _renew(self) -> str | None:
+        """Renew once and confirm; return why the hold is gone, or None if it is confirmed. `StoreError`: no verdict."""
+        timeout_s = min(_TRY_MOST_S, max(_TRY_LEAST_S, self.ttl_s / 6))
+        try:
+            answer = self._store.keep_alive(self._lease, timeout_s=timeout_s)
+        except LeaseGone:
+            return "the lease is gone"
+        if answer.ttl_s <= 0:
+            # etcd reports no error for a lease that it does not have
+            return "the lease is gone"
+        read = self._store.range(Range(self._key.encode(), keys_only=True), timeout_s=timeout_s)
+        if not read.kvs or read.kvs[0].create_revision != self._rev:
+            return "our key is gone"
+        if read.kvs[0].lease != self._lease:
+            return "our key was taken from its lease"
+        if (read.head.member, read.head.term) != (answer.head.member, answer.head.term):
+            raise Unconfirmed("the members or their leader changed in between")
+        return None
+
+
+class Unconfirmed(StoreError):
+    """A renewal was answered, but nothing proves that it counts."""

@@ -1,0 +1,312 @@
+"""The keeper's dealings with etcd: get a lease, queue, hold, give back. One thread, one inbox."""
+
+import os
+import queue
+import threading
+from dataclasses import dataclass
+
+from conch.core import clock
+from conch.core.link import Acquire, Answered, Failed, Held, Message, Note, Release, Released
+from conch.durations import format_duration
+from conch.errors import EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, ConchError
+from conch.etcd.store import Compacted, LeaseGone, Range, Store, StoreError, Unreachable, Watch
+from conch.keeper.job import Job
+from conch.keeper.queue import Place, PlaceLost, Queue
+from conch.keeper.session import Session
+from conch.keeper.warden import Warden
+
+_PAUSE_S, _PAUSE_MOST_S = 0.05, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """A watched key was deleted; None: the watch cannot tell, look again."""
+
+    watch: int
+    key: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class _SessionLost:
+    session: int
+    reason: str
+
+
+class _Cancelled(Exception):
+    """The supervisor wants the lease back."""
+
+
+class _GiveUp(Exception):
+    """The acquisition failed for good."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Worker:
+    """Serves `Acquire` and `Release`, one after the other, in a thread of its own.
+
+    `released` is set while every release asked for was served.
+    """
+
+    def __init__(self, job: Job, store: Store, warden: Warden) -> None:
+        self._job = job
+        self._store = store
+        self._warden = warden
+        self._inbox: queue.SimpleQueue[Message | _Gone | _SessionLost] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._releases = 0  # asked for and not served yet
+        self._cancelled = threading.Event()
+        self.released = threading.Event()
+        self._answered = False
+        self._number = 0
+        self._give_up_at: float | None = None
+        self._lease: int | None = None
+        self._session: Session | None = None
+        self._sessions = 0
+        self._watch: Watch | None = None
+        self._watches = 0
+
+    def deliver(self, message: Message) -> None:
+        """A command from the supervisor; called from the warden's thread."""
+        if isinstance(message, Release):
+            with self._lock:
+                self._releases += 1
+                self._cancelled.set()
+                self.released.clear()
+        self._inbox.put(message)
+
+    def _release_served(self) -> None:
+        with self._lock:
+            self._releases -= 1
+            if not self._releases:
+                self._cancelled.clear()
+                self.released.set()
+
+    def run(self) -> None:
+        """Serve for ever."""
+        while True:
+            match self._inbox.get():
+                case Acquire() as wanted:
+                    self._serve(wanted)
+                case Release(lease):
+                    self._warden.send(Released(self._give_back(lease)))
+                    self._release_served()
+                case _SessionLost(session, reason) if session == self._sessions:
+                    self._warden.lost(self._number, reason)
+                case _Gone(watch, key) if watch == self._watches and self._session is not None:
+                    if key == self._queue.key.encode():
+                        self._warden.lost(self._number, "our key was deleted or our lease revoked")
+                case _:
+                    pass  # of a watch or a session that is over
+
+    # -- acquiring ----------------------------------------------------------------------------------------
+
+    def _serve(self, wanted: Acquire) -> None:
+        self._number = wanted.number
+        self._give_up_at = wanted.give_up_at
+        try:
+            if wanted.abandon is not None:
+                self._revoke(wanted.abandon)
+            while not self._try_to_hold():
+                self._give_back(None)
+                self._tell("warning", "place-lost", msg="our key or lease is gone: queueing again, at the end")
+                self._check_time()
+        except _GiveUp as failure:
+            self._give_back(None)
+            self._warden.send(Failed(failure.code, str(failure)))
+        except ConchError as error:
+            self._give_back(None)
+            self._warden.send(Failed(error.code, str(error)))
+        except _Cancelled:
+            pass  # the release that follows in the inbox gives everything back
+
+    def _try_to_hold(self) -> bool:
+        """Get a lease, queue, and return True when we hold; False if the place was lost."""
+        session = self._new_session()
+        place = self._enter(session)
+        if place is None:
+            return False
+        session.start(place.rev)
+        if not place.held:
+            if self._job.nonblock:
+                raise _GiveUp(EXIT_NOT_ACQUIRED, f"{self._job.what} is taken")
+            self._tell("info", "queued", rev=place.rev, lease=f"{self._lease:x}")
+            try:
+                place = self._wait_in_line(place)
+            except PlaceLost:
+                return False
+        lease = self._lease
+        if lease is None:
+            raise _Cancelled
+        self._warden.acquired(self._number, session.ttl_s, session.deadline)
+        self._warden.send(Held(self._number, place.rev, lease, self._queue.key, session.ttl_s, session.deadline))
+        if self._watch is None:
+            self._watch_keys(place)
+        return True
+
+    def _new_session(self) -> Session:
+        number = self._number
+        pause_s = _PAUSE_S
+        while True:
+            self._check_time()
+            lease = int.from_bytes(os.urandom(8)) >> 1 or 1
+            granted_at = clock.now()
+            limit_s = self._job.connection.command_timeout_s if self._answered else self._job.connection.dial_timeout_s
+            try:
+                granted = self._store.grant(lease, self._job.ttl_s, timeout_s=self._left_s(limit_s))
+            except Unreachable as error:
+                if not self._answered:
+                    self._check_time(error)
+                    raise
+                pause_s = self._retry(error, pause_s)
+                continue
+            self._answered = True
+            self._lease = lease
+            self._warden.send(Answered(lease))
+            self._sessions += 1
+            serial = self._sessions
+            self._session = Session(
+                self._store,
+                lease,
+                self._queue.key,
+                granted.ttl_s,
+                granted_at,
+                renewed=lambda deadline: self._warden.renewed(number, deadline),
+                lost=lambda reason, serial=serial: self._inbox.put(_SessionLost(serial, reason)),  # type: ignore[misc]
+                tell=self._tell,
+            )
+            return self._session
+
+    @property
+    def _queue(self) -> Queue:
+        return Queue(self._store, self._job.prefix, self._job.slots, self._lease or 0)
+
+    def _enter(self, session: Session) -> Place | None:
+        """Our place in the queue, or None if the lease ran out first."""
+        pause_s = _PAUSE_S
+        while clock.now() < session.deadline:
+            self._check_time()
+            try:
+                return self._queue.enter(
+                    self._job.value, timeout_s=self._left_s(self._job.connection.command_timeout_s)
+                )
+            except Unreachable as error:
+                pause_s = self._retry(error, pause_s)
+            except (LeaseGone, PlaceLost):
+                break
+        return None
+
+    def _wait_in_line(self, place: Place) -> Place:
+        """Return our place once we hold. Raises `PlaceLost`."""
+        pause_s = _PAUSE_S
+        self._watch_keys(place)
+        while not place.held:
+            match self._next_event():
+                case _Gone(watch, key) if watch == self._watches:
+                    if key == self._queue.key.encode():
+                        raise PlaceLost
+                    while True:
+                        try:
+                            now = self._queue.look(
+                                place.rev, timeout_s=self._left_s(self._job.connection.command_timeout_s)
+                            )
+                            break
+                        except Unreachable as error:
+                            pause_s = self._retry(error, pause_s)
+                    pause_s = _PAUSE_S
+                    # While one of those whom we watch remains watched and we do not hold, others are ahead now.
+                    place = now
+                    if not place.held:
+                        self._watch_keys(place)
+                case _SessionLost(session) if session == self._sessions:
+                    raise PlaceLost
+                case _:
+                    pass  # of a watch or a session that is over
+        return place
+
+    def _next_event(self) -> "Message | _Gone | _SessionLost":
+        self._check_time()
+        timeout_s = None if self._give_up_at is None else max(0.0, self._give_up_at - clock.now())
+        try:
+            event = self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            self._check_time()
+            return _Gone(0, None)  # woken a moment early: nothing happened
+        if isinstance(event, Release):
+            self._inbox.put(event)
+            raise _Cancelled
+        return event
+
+    # -- time ---------------------------------------------------------------------------------------------
+
+    def _check_time(self, error: Unreachable | None = None) -> None:
+        """Raise if the supervisor wants to stop, or `--wait` has run out."""
+        if self._cancelled.is_set():
+            raise _Cancelled
+        if self._give_up_at is not None and clock.now() >= self._give_up_at:
+            wait = format_duration(self._job.wait_s or 0.0)
+            if not self._answered:
+                raise _GiveUp(EXIT_UNAVAILABLE, str(error or f"etcd did not answer within {wait}"))
+            raise _GiveUp(EXIT_NOT_ACQUIRED, f"gave up waiting for {self._job.what} after {wait}")
+
+    def _left_s(self, limit_s: float) -> float:
+        if self._give_up_at is None:
+            return limit_s
+        return max(0.001, min(limit_s, self._give_up_at - clock.now()))
+
+    def _retry(self, error: Unreachable, pause_s: float) -> float:
+        """Wait a little before the next try; return the pause after that one."""
+        if self._job.nonblock:
+            raise error
+        self._tell("warning", "retry", msg=str(error))
+        self._cancelled.wait(self._left_s(pause_s))
+        self._check_time(error)
+        return min(2 * pause_s, _PAUSE_MOST_S)
+
+    # -- watching and giving back -------------------------------------------------------------------------
+
+    def _watch_keys(self, place: Place) -> None:
+        """Hear of the deletion of our key and of those right ahead, from `place.seen_at` on."""
+        self._end_watch()
+        self._watches += 1
+        keys = (self._queue.key.encode(), *place.ahead)
+        watch = self._store.watch([Range(key) for key in keys], place.seen_at + 1, deletes_only=True)
+        self._watch = watch
+        threading.Thread(target=self._listen, args=(watch, self._watches), name="watch", daemon=True).start()
+
+    def _listen(self, watch: Watch, number: int) -> None:
+        try:
+            for events in watch:
+                for event in events:
+                    if event.deleted:
+                        self._inbox.put(_Gone(number, event.kv.key))
+        except Compacted:
+            self._inbox.put(_Gone(number, None))
+        except StoreError as error:
+            self._tell("warning", "watch-failed", msg=str(error))
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _give_back(self, lease: int | None) -> str:
+        """Revoke what we have (or `lease`, a crashed keeper's); return why that is not certain, or nothing."""
+        if self._session is not None:
+            self._session.stop()
+            self._session = None
+        self._end_watch()
+        mine, self._lease = self._lease or lease, None
+        return "" if mine is None else self._revoke(mine)
+
+    def _revoke(self, lease: int) -> str:
+        try:
+            self._store.revoke(lease, timeout_s=self._job.connection.command_timeout_s)
+        except StoreError as error:
+            return f"{error}; it expires by itself"
+        return ""
+
+    def _tell(self, level: str, event: str, **text: str | int | float) -> None:
+        self._warden.send(Note(level, event, text))

@@ -1,0 +1,27 @@
+"""The keys of conch in etcd: a versioned public API, see the contract's section on keys."""
+
+from dataclasses import dataclass
+
+DEFAULT_PREFIX = "/conch/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Every key that conch reads or writes lies under one prefix."""
+
+    prefix: str = DEFAULT_PREFIX
+
+    def office(self, name: str) -> str:
+        """The queue of an election: one key a contender below it."""
+        return f"{self.prefix}/elect/{name}/"
+
+
+def contender(queue: str, lease: int) -> str:
+    """The key of one contender, named by its lease so that a repeated create finds its own."""
+    return f"{queue}{lease:x}"
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The first key after all that begin with the prefix, as etcd's ranges want it."""
+    trimmed = prefix.rstrip(b"\xff")
+    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b"\0"
