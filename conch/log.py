@@ -5,9 +5,7 @@ import os
 import select
 import time
 from collections import deque
-from typing import Literal
 
-Level = Literal["info", "warning", "error"]
 Field = str | int | float | bool | None
 
 _BACKLOG = 200
@@ -44,15 +42,15 @@ class Log:
     Nothing here ever blocks or raises: a supervisor that waits for a reader of its log could not end its child.
     """
 
-    def __init__(self, *, quiet: bool = False, form: Literal["text", "json"] = "text", fd: int = 2) -> None:
+    def __init__(self, *, quiet: bool = False, form: str = "text", fd: int = 2) -> None:
         self._quiet = quiet
         self._json = form == "json"
         self._fd = fd
         self._backlog: deque[bytes] = deque(maxlen=_BACKLOG)
         self._dropped = 0
 
-    def __call__(self, level: Level, event: str, **fields: Field) -> None:
-        """Log one event. `info` is left out under `--quiet`; fields that are None are left out always."""
+    def __call__(self, level: str, event: str, **fields: Field) -> None:
+        """Log one event at `info`, `warning` or `error`; `info` is left out under `--quiet`, fields of None always."""
         if self._quiet and level == "info":
             return
         now = time.time()

@@ -83,8 +83,8 @@ def _run(child: list[str], file: str, cluster: "Cluster", taken: list[signal.Sig
     except OSError as error:
         raise ConchError(f"cannot run {child[0]}: {error.strerror}", code=EXIT_NOT_EXECUTABLE) from None
     cluster.guard(running.pid)
-    for number in early:
-        running.send_signal(number)
+    for waiting in early:
+        running.send_signal(waiting)
     code = running.wait()
     return code if code >= 0 else EXIT_SIGNAL - code
 

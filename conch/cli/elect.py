@@ -55,7 +55,7 @@ _FOR_LOOKS = {"name", "as_json", "min_rev", *_LOOKS}
 @click.option("--json", "as_json", is_flag=True, help="With --who, --watch, --assert: one object a line.")
 @common_options
 @click.pass_context
-def command(context: click.Context, **values: Any) -> int:
+def command(context: click.Context, /, **values: Any) -> int:
     """Run CMD only while being the leader of the office NAME: conch elect NAME [OPTIONS] -- CMD..."""
     looks = [look for look in _LOOKS if values[look]]
     child: list[str] | None = context.obj

@@ -96,7 +96,7 @@ def run_under_hold(
         raise BadInput("--nonblock and --wait exclude each other")
 
     from conch.core.loop import Loop
-    from conch.core.supervisor import Plan
+    from conch.core.plan import Plan
     from conch.holder import myself
     from conch.keeper.job import Job
     from conch.log import Log

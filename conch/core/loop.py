@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from conch.core import clock, process, system
 from conch.core.link import Held, Link, Message, pair
+from conch.core.plan import ENDING, PASSED_ON, End, Plan
 from conch.core.process import Dispositions, Process, Spec, Stat
 from conch.core.run import Tree
-from conch.core.supervisor import ENDING, PASSED_ON, End, Plan, State, Supervisor
+from conch.core.supervisor import Supervisor
 from conch.core.terminal import Terminal
 from conch.log import Log
 
@@ -95,16 +96,14 @@ class Loop:
         """Work until the supervisor is done; return conch's exit code."""
         supervisor = self._supervisor
         supervisor.begin()
-        while supervisor.state is not State.DONE:
+        while not supervisor.done:
             self._timer.arm(supervisor.wake_at)
             self._wait()
             self._timer.clear()
             self._read_link()
-            if supervisor.state is not State.DONE:
-                supervisor.on_time()
+            supervisor.on_time()
             for number in self._signals.take():
-                if supervisor.state is not State.DONE:
-                    self._on_signal(number)
+                self._on_signal(number)
             self._log.flush()
         self._dismiss_keeper()
         return supervisor.code
@@ -121,9 +120,8 @@ class Loop:
             return
         link.flush()
         for message in link.drain():
-            if self._supervisor.state is not State.DONE:
-                self._supervisor.on_message(message)
-        if link.closed and link is self._link and self._supervisor.state is not State.DONE:
+            self._supervisor.on_message(message)
+        if link.closed and link is self._link:
             self._supervisor.on_keeper_death()
 
     def _on_signal(self, number: int) -> None:
@@ -215,7 +213,7 @@ class Loop:
             "CONCH_HOLD_KEY": hold.key,
         }
         if hook is None:
-            spec = Spec(self._file, self._command, environment)
+            spec = Spec(self._file, tuple(self._command), environment)
         else:
             spec = Spec("/bin/sh", ("/bin/sh", "-c", hook), environment, no_input=True)
         child = process.start(
@@ -300,7 +298,7 @@ class Loop:
     # -- job control --------------------------------------------------------------------------------------
 
     def _stop_with_child(self) -> None:
-        """A child of the terminal was stopped (Ctrl-Z, or it read in the background): stop too, for the shell's sake."""
+        """A child of the terminal was stopped (Ctrl-Z, or a read in the background): stop too, as its shell expects."""
         child = self._child
         if child is None or self._is_hook or not self._terminal.ours:
             return

@@ -8,7 +8,7 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from conch.core import clock, system
@@ -159,7 +159,7 @@ class Spec:
     """What to start: the command's file, its arguments (the name first), its environment."""
 
     file: str
-    arguments: Sequence[str]
+    arguments: tuple[str, ...]
     environment: Mapping[str, str]
     no_input: bool = False
 

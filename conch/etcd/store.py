@@ -144,7 +144,7 @@ class Watch(Protocol):
 
 
 class Store(Protocol):
-    """etcd. Every call raises `Unreachable`, `Refused` or `Rejected` where it applies; all may be called from any thread."""
+    """etcd. Every call may raise `Unreachable`, `Refused` or `Rejected`, and may be made from any thread."""
 
     def grant(self, lease: int, ttl_s: int, *, timeout_s: float) -> Lease:
         """Create a lease with an id of our own; that makes a repeated grant recognisable."""

@@ -4,7 +4,7 @@ import os
 import threading
 from typing import Any
 
-from conch.core.link import Link
+from conch.core.link import Link, Release
 from conch.keeper.job import Job
 
 
@@ -22,6 +22,7 @@ def keep(job: Job, link: Link) -> None:
     thread.start()
     warden.run(worker.deliver)
     # The supervisor is gone, and so is all that it ran.
+    worker.deliver(Release())
     worker.released.wait(2 * job.connection.command_timeout_s)
 
 

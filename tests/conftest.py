@@ -1,0 +1,66 @@
+"""One etcd for a run, one prefix for a test, and a look at what was left behind."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conch.dev import Cluster, Member
+from tests.support.conch import Bench
+
+_ENDPOINTS = "CONCH_TESTS_ETCD"
+_cluster: Cluster | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the run's etcd in the process that starts the workers; unit tests alone need none."""
+    global _cluster
+    only_units = bool(config.args) and all("tests/unit" in argument for argument in config.args)
+    if hasattr(config, "workerinput") or _ENDPOINTS in os.environ or only_units or config.option.collectonly:
+        return
+    _cluster = Cluster()
+    _cluster.start()
+    os.environ[_ENDPOINTS] = _cluster.endpoints
+
+
+def pytest_unconfigure() -> None:
+    """Stop it."""
+    global _cluster
+    if _cluster is not None:
+        _cluster.stop()
+        _cluster = None
+        os.environ.pop(_ENDPOINTS, None)
+
+
+@pytest.fixture
+def conch(tmp_path: Path) -> Iterator[Bench]:
+    """Conch on the run's etcd."""
+    bench = Bench(os.environ[_ENDPOINTS], secrets.token_hex(8), tmp_path)
+    yield bench
+    bench.finish()
+    bench.check_etcd()
+
+
+class OwnEtcd:
+    """A test's own member of etcd, to be stopped and frozen."""
+
+    def __init__(self, bench: Bench, cluster: Cluster) -> None:
+        self.bench = bench
+        self.cluster = cluster
+
+    @property
+    def member(self) -> Member:
+        return self.cluster.members[0]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[OwnEtcd]:
+    """Conch on an etcd of the test's own."""
+    with Cluster() as cluster:
+        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+        yield OwnEtcd(bench, cluster)
+        bench.finish()
+        if cluster.members[0].running():
+            bench.check_etcd()

@@ -1,0 +1,314 @@
+"""What happens when a process of conch dies or stops, the lease is lost, or etcd goes away.
+
+The key in etcd is the witness: while it is there nobody else can hold, so a tree that is dead while it still stands
+was dead in time.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import OwnEtcd
+from tests.support.conch import Bench, Wrapper, alive, boottime, wait_for
+
+# A child with a background grandchild, and one that left the group and the session; all their pids in a file.
+TREE = "echo $$ >> pids; sleep 1000 & echo $! >> pids; setsid sh -c 'echo $$ >> pids; exec sleep 1000' & wait"
+
+# A child that writes down its SIGTERM and goes on; with the moment of each beat on the clock of the deadlines.
+STUBBORN = r"""
+import os, signal, time
+log = os.open("beats", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def note(what): os.write(log, f"{what} {time.clock_gettime(time.CLOCK_BOOTTIME)}\n".encode())
+signal.signal(signal.SIGTERM, lambda *_: note("TERM"))
+note("start")
+while True:
+    time.sleep(0.01)
+    note("beat")
+"""
+
+
+def beats(path: Path) -> list[tuple[str, float]]:
+    """What the stubborn child wrote; its end is its last beat."""
+    found = []
+    for line in path.read_text().splitlines():
+        what, at = line.split()
+        found.append((what, float(at)))
+    return found
+
+
+def stubborn(bench: Bench, *flags: str) -> Wrapper:
+    """An elect over the child that ignores SIGTERM."""
+    import sys
+
+    wrapper = bench.start("elect", "o", *flags, "--", sys.executable, "-c", STUBBORN)
+    bench.read("beats", 2)
+    return wrapper
+
+
+def all_dead(pids: list[int]) -> bool:
+    return not any(alive(pid) for pid in pids)
+
+
+def held(bench: Bench, wrapper: Wrapper) -> bool:
+    """Whether etcd still has the wrapper's key."""
+    return any(key.endswith(f"/{wrapper.lease():x}") for key in bench.keys())
+
+
+def test_kill_of_conch_kills_the_tree_and_frees_the_office_at_once(conch: Bench) -> None:
+    """Child, grandchild and a grandchild in a session of its own; the next runs long before the TTL of 30 s."""
+    first = conch.hold("o", "--ttl", "30s", command=TREE)
+    pids = conch.pids("pids", 3)
+    second = conch.queue("o", command="true")
+    first.signal(signal.SIGKILL)
+    killed = time.monotonic()
+    wait_for(lambda: all_dead(pids), "the tree is dead", 5)
+    second.child()
+    assert time.monotonic() - killed < 5
+    assert second.wait() == 0
+
+
+def test_kill_of_conch_ends_the_tree_before_the_next_starts(conch: Bench) -> None:
+    """The child beats until it dies; the next one's start comes after the last beat."""
+    first = stubborn(conch, "--ttl", "30s")
+    second = conch.queue("o", command="cat /proc/uptime >> next; exit 0")
+    first.signal(signal.SIGKILL)
+    second.wait()
+    started = float(conch.read("next").split()[0])
+    assert beats(conch.file("beats"))[-1][1] <= started + 0.02  # /proc/uptime has hundredths
+
+
+def test_kill_of_conch_in_the_queue_leaves_the_queue_at_once(conch: Bench) -> None:
+    """The keeper gives the lease back; the TTL of 30 s is not waited for."""
+    first = conch.hold("o")
+    second = conch.queue("o", "--ttl", "30s")
+    second.signal(signal.SIGKILL)
+    wait_for(lambda: len(conch.keys()) == 1, "the waiter's key is gone", 5)
+    assert held(conch, first)
+
+
+def test_kill_of_conch_in_a_hook_kills_the_hook(conch: Bench) -> None:
+    """Hooks are under the same rules."""
+    wrapper = conch.start("elect", "o", "--ttl", "30s", "--on-acquire", TREE, "--", "true")
+    pids = conch.pids("pids", 3)
+    wrapper.signal(signal.SIGKILL)
+    wait_for(lambda: all_dead(pids), "the hook's tree is dead", 5)
+    wait_for(lambda: not conch.keys(), "the office is free", 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_keeper_that_dies_or_stops_ends_the_tree_before_the_lease_can_expire(conch: Bench, number: int) -> None:
+    """The key is still there when the last process is gone; conch exits 70 and gives the lease back."""
+    wrapper = conch.hold("o", "--ttl", "6s", "--kill-after", "1s", command="trap '' TERM; " + TREE)
+    pids = conch.pids("pids", 3)
+    watcher = conch.start("elect", "o", "--watch", "--json")
+    os.kill(wrapper.keeper(), number)
+    while not all_dead(pids):
+        assert held(conch, wrapper), "the tree outlived the key"
+    assert wrapper.wait() == 70
+    wait_for(lambda: '"vacant"' in watcher.out, "the office is free")
+    assert "lost" in [line["event"] for line in wrapper.events("lost")]
+
+
+def test_keeper_that_dies_in_the_queue_is_replaced(conch: Bench) -> None:
+    """Once; the place in the queue is lost, the wait is not."""
+    first = conch.hold("o", command="read x; exit 0", stdin=-1)
+    second = conch.queue("o", command="true")
+    os.kill(second.keeper(), signal.SIGKILL)
+    second.wait_event("queued", 2)
+    wait_for(lambda: len(conch.keys()) == 2, "the dead keeper's key is gone", 5)
+    assert first.process.stdin is not None
+    first.process.stdin.close()
+    assert second.wait() == 0
+
+
+def test_keeper_that_dies_in_the_queue_twice_ends_conch(conch: Bench) -> None:
+    """With 69; what it left in etcd expires."""
+    conch.hold("o")
+    second = conch.queue("o", "--ttl", "2s")
+    for count in (1, 2):
+        second.wait_event("queued", count)
+        os.kill(second.keeper(), signal.SIGKILL)
+        if count == 1:
+            second.wait_event("keeper-died")
+    assert second.wait() == 69
+    assert "died twice" in second.err
+
+
+def test_stopped_supervisor_neither_ends_the_child_nor_lets_another_in(conch: Bench) -> None:
+    """For two TTLs; continued, all goes on as if nothing had been."""
+    wrapper = conch.hold("o", "--ttl", "2s")
+    second = conch.queue("o", "--ttl", "2s", command="true")
+    child = wrapper.child()
+    wrapper.signal(signal.SIGSTOP)
+    until = boottime() + 4
+    while boottime() < until:
+        assert alive(child)
+        assert held(conch, wrapper)
+        time.sleep(0.05)
+    wrapper.signal(signal.SIGCONT)
+    wrapper.signal(signal.SIGUSR1)  # passed on, so the supervisor is at work again; it ends the child
+    assert wrapper.wait() == 128 + signal.SIGUSR1
+    assert not wrapper.events("lost")
+    assert second.wait() == 0
+
+
+def test_lease_revoked_while_the_supervisor_is_stopped(conch: Bench) -> None:
+    """The keeper kills the tree after kill-after; the supervisor, continued, exits 70."""
+    wrapper = conch.hold("o", "--ttl", "30s", "--kill-after", "500ms", command=TREE)
+    pids = conch.pids("pids", 3)
+    wrapper.signal(signal.SIGSTOP)
+    conch.etcd.revoke_lease(wrapper.lease())
+    wait_for(lambda: all_dead(pids), "the tree is dead", 10)
+    assert not wrapper.events("lost")
+    wrapper.signal(signal.SIGCONT)
+    assert wrapper.wait() == 70
+
+
+def test_etcd_lost_while_the_supervisor_is_stopped(own: OwnEtcd) -> None:
+    """The keeper kills the tree before the lease can expire, by the deadline that it last confirmed."""
+    wrapper = own.bench.hold("o", "--ttl", "4s", command=TREE)
+    pids = own.bench.pids("pids", 3)
+    os.kill(own.member.pid, signal.SIGSTOP)
+    stopped = boottime()
+    wrapper.signal(signal.SIGSTOP)
+    wait_for(lambda: all_dead(pids), "the tree is dead", 10)
+    assert boottime() <= stopped + 4, "the tree outlived the TTL"
+    wrapper.signal(signal.SIGCONT)
+    os.kill(own.member.pid, signal.SIGCONT)
+    assert wrapper.wait() == 70
+
+
+@pytest.mark.parametrize("how", ["revoke", "delete"])
+def test_loss_by_hand_is_noticed_at_once(conch: Bench, how: str) -> None:
+    """By the watch, not by the next keepalive (5 s off): SIGTERM at once, SIGKILL after kill-after, exit 70."""
+    wrapper = stubborn(conch, "--ttl", "30s", "--kill-after", "700ms")
+    at = boottime()
+    if how == "revoke":
+        conch.etcd.revoke_lease(wrapper.lease())
+    else:
+        conch.etcd.delete(f"{conch.prefix}/elect/o/{wrapper.lease():x}")
+    assert wrapper.wait() == 70
+    seen = beats(conch.file("beats"))
+    (term,) = [moment for what, moment in seen if what == "TERM"]
+    assert term - at < 2
+    assert 0.5 < seen[-1][1] - term < 3
+    assert wrapper.events("lost")[0]["reason"] == "our key was deleted or our lease revoked"
+
+
+def test_waiter_that_loses_its_place_queues_again_at_the_end(conch: Bench) -> None:
+    """And says so."""
+    first = conch.hold("o", command="read x; exit 0", stdin=-1)
+    second = conch.queue("o", command="echo second >> order")
+    third = conch.queue("o", command="echo third >> order")
+    lease = int(second.events("queued")[0]["lease"], 16)
+    conch.etcd.revoke_lease(lease)
+    second.wait_event("queued", 2)
+    assert second.events("place-lost")
+    assert first.process.stdin is not None
+    first.process.stdin.close()
+    assert second.wait() == third.wait() == 0
+    assert conch.read("order", 2).split() == ["third", "second"]
+
+
+def test_waiter_that_loses_its_place_still_gives_up_in_time(conch: Bench) -> None:
+    """--wait counts from the start."""
+    conch.hold("o")
+    second = conch.queue("o", "--wait", "1500ms")
+    conch.etcd.revoke_lease(int(second.events("queued")[0]["lease"], 16))
+    assert second.wait() == 75
+    assert second.events("place-lost")
+
+
+def test_short_outage_of_etcd_is_ridden_out(own: OwnEtcd) -> None:
+    """2 s under a TTL of 10 s: the child hears nothing of it."""
+    wrapper = stubborn(own.bench)
+    os.kill(own.member.pid, signal.SIGSTOP)
+    time.sleep(2)  # the length of the fault, not a wait for something
+    os.kill(own.member.pid, signal.SIGCONT)
+    # a renewal sent after the fault has come through: the budget of the old ones is used up by then
+    until = boottime() + 8
+    while boottime() < until:
+        assert wrapper.process.poll() is None
+        time.sleep(0.1)
+    assert "TERM" not in {what for what, _ in beats(own.bench.file("beats"))}
+    assert not wrapper.events("lost")
+    wrapper.signal(signal.SIGTERM)
+    wrapper.signal(signal.SIGTERM)
+    assert wrapper.wait() == 128 + signal.SIGKILL
+
+
+def test_long_outage_ends_the_child_by_the_promised_times(own: OwnEtcd) -> None:
+    """SIGTERM by deadline-margin-grace, SIGKILL by deadline-margin, exit 70; the child ignores SIGTERM."""
+    ttl, margin, grace = 5.0, 0.25, 5.0 / 3
+    wrapper = stubborn(own.bench, "--ttl", "5s")
+    os.kill(own.member.pid, signal.SIGSTOP)
+    stopped = boottime()
+    assert wrapper.wait() == 70
+    os.kill(own.member.pid, signal.SIGCONT)
+    seen = beats(own.bench.file("beats"))
+    (term,) = [moment for what, moment in seen if what == "TERM"]
+    # the last renewal was sent before the stop
+    assert term <= stopped + ttl - margin - grace
+    assert seen[-1][1] <= stopped + ttl - margin
+    assert seen[-1][1] - term > grace / 2
+    for event in ("renew-failed", "doubt", "lost", "term-sent", "kill-sent"):
+        assert wrapper.events(event), event
+
+
+def test_restart_runs_again_when_etcd_is_back(own: OwnEtcd) -> None:
+    """An outage is never the end of --restart; the new run has a new token."""
+    wrapper = own.bench.hold(
+        "o", "--ttl", "3s", "--restart", "--restart-min", "100ms", command="echo $CONCH_REV >> revs; exec sleep 1000"
+    )
+    own.bench.read("revs", 1)
+    os.kill(own.member.pid, signal.SIGSTOP)
+    wrapper.wait_event("lost")
+    wrapper.wait_event("released")
+    os.kill(own.member.pid, signal.SIGCONT)
+    one, two = own.bench.read("revs", 2).split()
+    assert int(one) < int(two)
+    wrapper.signal(signal.SIGTERM)
+    assert wrapper.wait() == 128 + signal.SIGTERM
+
+
+def test_waiter_survives_an_outage_and_is_served(own: OwnEtcd) -> None:
+    """It queues again if its lease ran out."""
+    first = own.bench.hold("o", "--ttl", "2s")
+    second = own.bench.queue("o", "--ttl", "2s", command="echo ran >> ran")
+    os.kill(own.member.pid, signal.SIGSTOP)
+    assert first.wait() == 70
+    os.kill(own.member.pid, signal.SIGCONT)
+    assert second.wait() == 0
+    assert own.bench.read("ran") == "ran\n"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--", "true"], ["--nonblock", "--", "true"], ["--restart", "--", "true"], ["--who"], ["--watch"], ["--assert"]],
+    ids=lambda flags: flags[0],
+)
+@pytest.mark.parametrize("how", ["refused", "silent"])
+def test_etcd_down_at_the_start_is_69_within_the_dial_timeout(conch: Bench, flags: list[str], how: str) -> None:
+    """In every mode, with one line that says which endpoint and why."""
+    import socket
+
+    silent = socket.create_server(("127.0.0.1", 0))
+    port = 1 if how == "refused" else silent.getsockname()[1]
+    began = time.monotonic()
+    done = conch.run("elect", "o", "--quiet", "--endpoints", f"127.0.0.1:{port}", "--dial-timeout", "1s", *flags)
+    took = time.monotonic() - began
+    silent.close()
+    assert done.returncode == 69, done.stderr
+    assert took < 5
+    assert len(done.stderr.splitlines()) == 1
+    assert f"127.0.0.1:{port}" in done.stderr
+
+
+def test_wait_that_runs_out_without_an_answer_is_69(conch: Bench) -> None:
+    """And not 75: nobody knows whether the office was free."""
+    done = conch.run("elect", "o", "--endpoints", "127.0.0.1:1", "--wait", "300ms", "--", "true")
+    assert done.returncode == 69
+    assert "127.0.0.1:1" in done.stderr

@@ -1,0 +1,265 @@
+"""Signals to conch in every state, hooks, restarts."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from tests.support.conch import CONCH, Bench, alive, wait_for
+
+ENDING = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
+NOTE = "for s in TERM INT QUIT HUP USR1 USR2 WINCH CONT; do trap \"echo $s >> got\" $s; done; echo up >> got; "
+LOOP = NOTE + "while :; do sleep 0.02; done"
+
+
+@pytest.mark.parametrize("number", [*ENDING, signal.SIGHUP])
+def test_signal_while_dialling_ends_conch(conch: Bench, number: int) -> None:
+    """At once, although no endpoint answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        wrapper = conch.start("elect", "o", "--endpoints", f"127.0.0.1:{silent.getsockname()[1]}", "--", "true")
+        wrapper.wait_event("acquiring")
+        began = time.monotonic()
+        wrapper.signal(number)
+        assert wrapper.wait() == 128 + number
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("number", [*ENDING, signal.SIGHUP])
+def test_signal_while_queued_ends_conch_and_its_place(conch: Bench, number: int) -> None:
+    """The key is gone when conch is."""
+    conch.hold("o")
+    waiter = conch.queue("o")
+    waiter.signal(number)
+    assert waiter.wait() == 128 + number
+    assert len(conch.keys()) == 1
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_ending_signal_goes_to_the_child_as_itself(conch: Bench, number: int) -> None:
+    """Conch exits with the child's code."""
+    wrapper = conch.hold("o", command=f"trap 'exit 7' {signal.Signals(number).name[3:]}; echo up; while :; do sleep 0.02; done")
+    wait_for(lambda: "up" in wrapper.out, "the child")
+    wrapper.signal(number)
+    assert wrapper.wait() == 7
+    assert conch.keys() == []
+
+
+def test_child_that_ignores_the_signal_is_killed_after_kill_after(conch: Bench) -> None:
+    """A user's signal is the exit of the child, not 70."""
+    wrapper = conch.hold("o", "--kill-after", "300ms", command=LOOP)
+    conch.read("got")
+    wrapper.signal(signal.SIGTERM)
+    assert wrapper.wait() == 128 + signal.SIGKILL
+    assert wrapper.events("kill-sent")
+    assert "TERM" in conch.read("got", 2).split()
+
+
+def test_second_signal_kills_at_once(conch: Bench) -> None:
+    """Long before kill-after."""
+    wrapper = conch.hold("o", "--kill-after", "1h", command=LOOP)
+    conch.read("got")
+    wrapper.signal(signal.SIGTERM)
+    wrapper.wait_event("term-sent")
+    wrapper.signal(signal.SIGINT)
+    assert wrapper.wait() == 128 + signal.SIGKILL
+
+
+def test_stopped_child_is_continued_to_hear_the_signal(conch: Bench) -> None:
+    """SIGCONT comes with SIGTERM."""
+    wrapper = conch.hold("o", "--kill-after", "1h")
+    os.kill(wrapper.child(), signal.SIGSTOP)
+    wrapper.signal(signal.SIGTERM)
+    assert wrapper.wait() == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT], ids=lambda n: n.name
+)
+def test_other_signals_are_passed_on_and_nothing_more(conch: Bench, number: signal.Signals) -> None:
+    """The child gets it and both go on."""
+    wrapper = conch.hold("o", command=LOOP)
+    conch.read("got")
+    wrapper.signal(number)
+    assert number.name[3:] in conch.read("got", 2).split()
+    assert wrapper.process.poll() is None
+    assert not wrapper.events("term-sent")
+    wrapper.signal(signal.SIGTERM)
+    wrapper.signal(signal.SIGTERM)
+    wrapper.wait()
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_signal_ignored_at_the_start_stays_ignored(conch: Bench, state: str) -> None:
+    """As nohup expects, for conch and for the child."""
+    if state == "queued":
+        conch.hold("o")
+    command = f"trap '' HUP; exec {CONCH} elect o -- sh -c 'echo up; sleep 1000'"
+    with conch.file("err").open("w") as err, conch.file("out").open("w") as out:
+        process = subprocess.Popen(["sh", "-c", command], env=conch.environment, stderr=err, stdout=out)
+    try:
+        wanted = "event=queued" if state == "queued" else "event=child-start"
+        wait_for(lambda: wanted in conch.file("err").read_text(), wanted)
+        if state == "running":
+            wait_for(lambda: "up" in conch.file("out").read_text(), "the child")
+            text = conch.file("err").read_text()
+            os.kill(int(text.split("pid=")[1].split()[0]), signal.SIGHUP)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_child_gets_default_dispositions(conch: Bench) -> None:
+    """Python's ignored SIGPIPE and conch's own signals are the child's no more."""
+    done = conch.run("elect", "o", "--quiet", "--", "grep", "-E", "Sig(Ign|Blk)", "/proc/self/status")
+    assert [int(line.split()[1], 16) for line in done.stdout.splitlines()] == [0, 0]
+
+
+# -- hooks ------------------------------------------------------------------------------------------------
+
+
+def test_hooks_run_around_the_child_with_its_environment(conch: Bench) -> None:
+    """on-acquire before, on-lose after, under the same token; the office is still ours in both."""
+    show = "echo {} $CONCH_NAME $CONCH_REV >> order"
+    hooks = ["--on-acquire", show.format("acquire"), "--on-lose", show.format("lose")]
+    done = conch.run("elect", "o", *hooks, "--", "sh", "-c", show.format("child"))
+    assert done.returncode == 0
+    lines = [line.split() for line in conch.read("order", 3).splitlines()]
+    assert [line[0] for line in lines] == ["acquire", "child", "lose"]
+    assert len({tuple(line[1:]) for line in lines}) == 1
+
+
+def test_failing_on_acquire_gives_the_hold_up(conch: Bench) -> None:
+    """75, or what -E says; the child never starts, on-lose neither."""
+    for flags, code in (([], 75), (["-E", "9"], 9)):
+        done = conch.run(
+            "elect", "o", *flags, "--on-acquire", "exit 3", "--on-lose", "touch lost", "--", "touch", "ran"
+        )
+        assert done.returncode == code
+        assert conch.keys() == []
+    assert not conch.file("ran").exists()
+    assert not conch.file("lost").exists()
+
+
+def test_hook_past_its_timeout_is_killed_with_its_group(conch: Bench) -> None:
+    """And counts as failed."""
+    done = conch.run(
+        "elect", "o", "--hook-timeout", "300ms", "--on-acquire", "trap '' TERM; echo $$ > pids; sleep 1000 & wait; sleep 9", "--", "true"
+    )
+    assert done.returncode == 75
+    assert "timed out" in done.stderr
+
+
+def test_failing_on_lose_changes_nothing(conch: Bench) -> None:
+    """It is logged."""
+    done = conch.run("elect", "o", "--on-lose", "exit 3", "--", "sh", "-c", "exit 4")
+    assert done.returncode == 4
+    assert "hook-failed" in done.stderr
+
+
+def test_on_lose_runs_after_a_loss_when_the_tree_is_gone(conch: Bench) -> None:
+    """The child's death comes first; the code is 70."""
+    wrapper = conch.hold(
+        "o", "--on-lose", "kill -0 $(cat child) 2>/dev/null || echo gone >> order", command="echo $$ > child; exec sleep 1000"
+    )
+    conch.read("child")
+    conch.etcd.revoke_lease(wrapper.lease())
+    assert wrapper.wait() == 70
+    assert conch.read("order") == "gone\n"
+
+
+def test_on_acquire_cut_short_by_a_loss_gives_70(conch: Bench) -> None:
+    """The hook's tree is ended like a child's."""
+    wrapper = conch.start("elect", "o", "--on-acquire", "echo $$ > hook; exec sleep 1000", "--", "touch", "ran")
+    hook = int(conch.read("hook"))
+    conch.etcd.revoke_lease(wrapper.lease())
+    assert wrapper.wait() == 70
+    assert not alive(hook)
+    assert not conch.file("ran").exists()
+
+
+@pytest.mark.parametrize("number", [*ENDING, signal.SIGHUP])
+@pytest.mark.parametrize("hook", ["--on-acquire", "--on-lose"])
+def test_signal_in_a_hook_ends_conch(conch: Bench, hook: str, number: int) -> None:
+    """128+n; the hook's tree is gone, and the key."""
+    wrapper = conch.start("elect", "o", hook, "echo $$ > hook; exec sleep 1000", "--", "true")
+    pid = int(conch.read("hook"))
+    wrapper.signal(number)
+    assert wrapper.wait() == 128 + number
+    assert not alive(pid)
+    assert conch.keys() == []
+
+
+# -- restart ----------------------------------------------------------------------------------------------
+
+FAST = ["--restart", "--restart-min", "10ms", "--restart-max", "30ms"]
+
+
+def test_restart_runs_again_after_any_end_with_a_new_token(conch: Bench) -> None:
+    """Clean or not; tokens grow; a signal ends it with the child's code."""
+    command = "echo $CONCH_REV >> revs; n=$(wc -l < revs); [ $n -lt 4 ] && exit $((n % 2)); exec sleep 1000"
+    wrapper = conch.start("elect", "o", *FAST, "--", "sh", "-c", command)
+    revs = [int(rev) for rev in conch.read("revs", 4).split()]
+    assert revs == sorted(set(revs))
+    wrapper.signal(signal.SIGTERM)
+    assert wrapper.wait() == 128 + signal.SIGTERM
+    assert conch.keys() == []
+
+
+def test_restart_queues_again_behind_those_who_wait(conch: Bench) -> None:
+    """A clean end hands over, also under --restart."""
+    first = conch.start("elect", "o", *FAST, "--", "sh", "-c", "echo first >> order; read x < gate")
+    os.mkfifo(conch.file("gate"))
+    first.child()
+    second = conch.queue("o", command="echo second >> order; sleep 0.2")
+    with conch.file("gate").open("w"):
+        pass
+    assert second.wait() == 0
+    assert conch.read("order", 3).split()[:3] == ["first", "second", "first"]
+    first.signal(signal.SIGTERM)
+    first.wait()
+
+
+@pytest.mark.parametrize("number", [*ENDING, signal.SIGHUP])
+def test_signal_while_backing_off_ends_conch(conch: Bench, number: int) -> None:
+    """At once, with 128+n; nothing is held meanwhile."""
+    wrapper = conch.start("elect", "o", "--restart", "--restart-min", "1h", "--restart-max", "2h", "--", "false")
+    wrapper.wait_event("backoff")
+    assert conch.keys() == []
+    wrapper.signal(number)
+    assert wrapper.wait() == 128 + number
+
+
+def test_restart_after_a_failed_hook_backs_off(conch: Bench) -> None:
+    """Instead of 75."""
+    hook = "echo x >> tries; [ $(wc -l < tries) -ge 3 ]"
+    wrapper = conch.start("elect", "o", *FAST, "--on-acquire", hook, "--", "sh", "-c", "echo up >> up; exec sleep 1000")
+    conch.read("up")
+    assert conch.read("tries", 3).count("x") == 3
+    wrapper.signal(signal.SIGTERM)
+    wrapper.wait()
+
+
+def test_restart_after_a_loss_runs_again(conch: Bench) -> None:
+    """A revoked lease is not its end."""
+    wrapper = conch.start("elect", "o", *FAST, "--", "sh", "-c", "echo $CONCH_REV >> revs; exec sleep 1000")
+    conch.read("revs", 1)
+    conch.etcd.revoke_lease(wrapper.lease())
+    conch.read("revs", 2)
+    wrapper.signal(signal.SIGTERM)
+    wrapper.wait()
+
+
+def test_frozen_etcd_does_not_hold_up_the_end_for_longer_than_the_command_timeout(conch: Bench) -> None:
+    """A second signal ends even that wait."""
+    wrapper = conch.hold("o", "--ttl", "2s", "--command-timeout", "10m")
+    os.kill(wrapper.keeper(), signal.SIGSTOP)
+    wrapper.signal(signal.SIGTERM)
+    wrapper.wait_event("child-exit")
+    wrapper.signal(signal.SIGTERM)
+    assert wrapper.wait() == 128 + signal.SIGTERM

@@ -1,0 +1,304 @@
+"""Runs the installed `conch` and watches it from outside: /proc, etcd, its log lines, real signals."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from conch.etcd import protobuf
+
+protobuf.install()
+
+import etcd3  # noqa: E402
+
+CONCH = str(Path(sys.executable).parent / "conch")
+MARK = "CONCH_TEST"
+
+_Result = TypeVar("_Result")
+
+
+def wait_for(look: Callable[[], _Result], what: str, timeout_s: float = 20.0) -> _Result:
+    """Return the first truthy result of `look`; fail after the deadline."""
+    until = time.monotonic() + timeout_s
+    while True:
+        result = look()
+        if result:
+            return result
+        if time.monotonic() > until:
+            raise AssertionError(f"not within {timeout_s} s: {what}")
+        time.sleep(0.01)
+
+
+def boottime() -> float:
+    """The clock that conch's deadlines are on."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return text[text.rindex(")") + 2] not in "ZX"
+
+
+def children(pid: int) -> list[int]:
+    """The living children of a process."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            try:
+                text = Path(f"/proc/{entry}/stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            rest = text[text.rindex(")") + 2 :].split()
+            if int(rest[1]) == pid and rest[0] not in "ZX":
+                found.append(int(entry))
+    return found
+
+
+def marked(mark: str) -> list[int]:
+    """The living processes that a test has started, directly or not: they have its mark in their environment."""
+    wanted = f"{MARK}={mark}".encode()
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal() and alive(int(entry)):
+            try:
+                environment = Path(f"/proc/{entry}/environ").read_bytes()
+            except OSError:
+                continue
+            if wanted in environment.split(b"\0"):
+                found.append(int(entry))
+    return found
+
+
+def log_lines(text: str) -> list[dict[str, str]]:
+    """The logfmt lines of conch's stderr; what is none is left out."""
+    found = []
+    for line in text.splitlines():
+        if line.startswith("ts="):
+            try:
+                found.append(dict(part.split("=", 1) for part in shlex.split(line)))
+            except ValueError:
+                continue
+    return found
+
+
+class Wrapper:
+    """A conch in the background, its stdout and stderr in files."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str], folder: Path, number: int, **how: Any) -> None:
+        self.out_path = folder / f"out{number}"
+        self.err_path = folder / f"err{number}"
+        how.setdefault("stdin", subprocess.DEVNULL)
+        with self.out_path.open("wb") as out, self.err_path.open("wb") as err:
+            self.process = subprocess.Popen(
+                [CONCH, *arguments], env=environment, stdout=out, stderr=err, cwd=folder, **how
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def out(self) -> str:
+        return self.out_path.read_text("utf-8", "replace")
+
+    @property
+    def err(self) -> str:
+        return self.err_path.read_text("utf-8", "replace")
+
+    def events(self, name: str) -> list[dict[str, str]]:
+        """The log lines of one event."""
+        return [line for line in log_lines(self.err) if line["event"] == name]
+
+    def wait_event(self, name: str, count: int = 1, timeout_s: float = 20.0) -> dict[str, str]:
+        """The count-th log line of an event, once it is there."""
+
+        def look() -> dict[str, str] | None:
+            found = self.events(name)
+            return found[count - 1] if len(found) >= count else None
+
+        try:
+            line = wait_for(look, f"log line {name}", timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the log is:\n{self.err}") from None
+        assert line is not None
+        return line
+
+    def child(self, count: int = 1) -> int:
+        """The pid of the count-th child that it started."""
+        return int(self.wait_event("child-start", count)["pid"])
+
+    def keeper(self) -> int:
+        """The pid of the keeper: the child of conch in a session of its own."""
+
+        def look() -> int | None:
+            for pid in children(self.pid):
+                try:
+                    if os.getsid(pid) == pid:
+                        return pid
+                except ProcessLookupError:
+                    continue
+            return None
+
+        pid = wait_for(look, "a keeper")
+        assert pid is not None
+        return pid
+
+    def lease(self) -> int:
+        """The lease that it holds."""
+        return int(self.wait_event("acquired")["lease"], 16)
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = 30.0) -> int:
+        """The exit code, 128+n for a death by signal n."""
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"conch did not end; its log is:\n{self.err}") from None
+        return code if code >= 0 else 128 - code
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+class Bench:
+    """One test's conch: a prefix and a mark of its own, and the etcd that it uses."""
+
+    def __init__(self, endpoints: str, mark: str, folder: Path) -> None:
+        self.endpoints = endpoints
+        self.mark = mark
+        self.folder = folder
+        self.prefix = f"/t/{mark}"
+        self.wrappers: list[Wrapper] = []
+        self._etcd: Any = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("CONCH_", "ETCDCTL_"))}
+        return {
+            **kept,
+            MARK: self.mark,
+            "CONCH_ENDPOINTS": self.endpoints,
+            "ETCDCTL_ENDPOINTS": self.endpoints,
+            "ETCDCTL_API": "3",
+            "CONCH_PREFIX": self.prefix,
+        }
+
+    @property
+    def etcd(self) -> Any:
+        """An etcd3 client."""
+        if self._etcd is None:
+            host, port = self.endpoints.split(",")[0].rsplit(":", 1)
+            self._etcd = etcd3.client(host=host, port=int(port), timeout=5)
+        return self._etcd
+
+    def start(self, *arguments: str, env: dict[str, str] | None = None, **how: Any) -> Wrapper:
+        """Start conch in the background."""
+        wrapper = Wrapper(
+            list(arguments), {**self.environment, **(env or {})}, self.folder, len(self.wrappers), **how
+        )
+        self.wrappers.append(wrapper)
+        return wrapper
+
+    def run(self, *arguments: str, env: dict[str, str] | None = None, **how: Any) -> "subprocess.CompletedProcess[str]":
+        """Run conch to its end."""
+        how.setdefault("timeout", 60)
+        if "input" not in how:
+            how.setdefault("stdin", subprocess.DEVNULL)
+        how.setdefault("stdout", subprocess.PIPE)
+        how.setdefault("stderr", subprocess.PIPE)
+        done = subprocess.run(
+            [CONCH, *arguments], env={**self.environment, **(env or {})}, text=True, cwd=self.folder, check=False, **how
+        )
+        assert "Traceback" not in (done.stderr or ""), done.stderr
+        return done
+
+    def hold(self, office: str, *flags: str, command: str = "exec sleep 1000", **how: Any) -> Wrapper:
+        """Start `conch elect` with a shell command and wait until its child runs."""
+        wrapper = self.start("elect", office, *flags, "--", "sh", "-c", command, **how)
+        wrapper.child()
+        return wrapper
+
+    def queue(self, office: str, *flags: str, command: str = "exec sleep 1000", **how: Any) -> Wrapper:
+        """Start `conch elect` and wait until it is queued."""
+        wrapper = self.start("elect", office, *flags, "--", "sh", "-c", command, **how)
+        wrapper.wait_event("queued")
+        return wrapper
+
+    def keys(self) -> list[str]:
+        """All keys of this test."""
+        return [meta.key.decode() for _, meta in self.etcd.get_prefix(self.prefix, keys_only=True)]
+
+    def leases(self) -> list[int]:
+        """The leases that the logs name and etcd still has."""
+        named = {
+            int(line["lease"], 16) for wrapper in self.wrappers for line in log_lines(wrapper.err) if line.get("lease")
+        }
+        return [lease for lease in named if self.etcd.get_lease_info(lease).TTL > 0]
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
+
+    def read(self, name: str, lines: int = 1, timeout_s: float = 20.0) -> str:
+        """The text of a file that a child writes, once it has that many whole lines."""
+        path = self.file(name)
+
+        def look() -> str | None:
+            try:
+                text = path.read_text()
+            except FileNotFoundError:
+                return None
+            return text if text.count("\n") >= lines else None
+
+        text = wait_for(look, f"{lines} lines in {name}", timeout_s)
+        assert text is not None
+        return text
+
+    def pids(self, name: str, count: int) -> list[int]:
+        """The pids that children have written to a file, one a line."""
+        return [int(line) for line in self.read(name, count).split()]
+
+    def finish(self, *, leftovers_s: float = 20.0) -> None:
+        """End what still runs, then check that nothing is left: no process, no key, no lease."""
+        for wrapper in self.wrappers:
+            if wrapper.process.poll() is None:
+                wrapper.process.send_signal(signal.SIGTERM)
+                wrapper.process.send_signal(signal.SIGCONT)
+        for wrapper in self.wrappers:
+            try:
+                wrapper.process.wait(20)
+            except subprocess.TimeoutExpired:
+                wrapper.kill()
+        try:
+            wait_for(lambda: not marked(self.mark), "no process left", leftovers_s)
+        except AssertionError:
+            left = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in marked(self.mark)}
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"processes left behind: {left}") from None
+        for wrapper in self.wrappers:
+            assert "Traceback" not in wrapper.err, wrapper.err
+
+    def check_etcd(self, *, leftovers_s: float = 20.0) -> None:
+        """Nothing of this test is left in etcd."""
+        wait_for(lambda: not self.keys(), f"no key left below {self.prefix}", leftovers_s)
+        wait_for(lambda: not self.leases(), "no lease left", leftovers_s)
+        self.etcd.close()
+
+    def jsons(self, text: str) -> Iterator[dict[str, Any]]:
+        """The objects of JSON lines."""
+        for line in text.splitlines():
+            yield json.loads(line)
