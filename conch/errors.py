@@ -21,6 +21,12 @@ class ConchError(Exception):
             self.code = code
 
 
+class ReaderGone(ConchError):
+    """Nobody reads our stdout any more: end as a process does that SIGPIPE killed."""
+
+    code = EXIT_SIGNAL + 13
+
+
 class BadInput(ConchError):
     """The user's input is wrong; nothing was sent to etcd."""
 

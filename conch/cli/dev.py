@@ -40,27 +40,36 @@ def command(context: click.Context, members: str, data_dir: Path | None) -> int:
         raise click.UsageError("no command after --", context)
     file = find_command(child) if child else None
 
-    def interrupt(number: int, _frame: object) -> None:
-        for other in _ENDING:
-            signal.signal(other, signal.SIG_IGN)  # once is enough: the clean-up is on its way
-        raise _Interrupted(number)
+    noted: list[int] = []
 
+    def check() -> None:
+        if noted:
+            raise _Interrupted(noted[0])
+
+    # While etcd starts, a signal is only noted: raised anywhere, it could make us forget a member just started.
     taken = [number for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN]
     for number in taken:
-        signal.signal(number, interrupt)
+        signal.signal(number, lambda n, _frame: noted.append(n))
     try:
-        with Cluster(int(members), folder=data_dir) as cluster:
-            if child is None or file is None:
-                click.echo(f"export CONCH_ENDPOINTS={cluster.endpoints} ETCDCTL_ENDPOINTS={cluster.endpoints}")
-                while True:
-                    signal.pause()
-            return _run(child, file, cluster, taken)
+        with Cluster(int(members), folder=data_dir, check=check) as cluster:
+            check()
+            if child is not None and file is not None:
+                return _run(child, file, cluster, taken, noted)
+            click.echo(f"export CONCH_ENDPOINTS={cluster.endpoints} ETCDCTL_ENDPOINTS={cluster.endpoints}")
+            signal.pthread_sigmask(signal.SIG_BLOCK, taken)
+            check()
+            noted.append(signal.sigwait(taken))
+            check()
     except _Interrupted as interrupted:
         return EXIT_SIGNAL + interrupted.number
+    return 0
 
 
-def _run(child: list[str], file: str, cluster: "Cluster", taken: list[signal.Signals]) -> int:
-    """Run the command in our own process group: the terminal's signals reach it by themselves."""
+def _run(child: list[str], file: str, cluster: "Cluster", taken: list[signal.Signals], early: list[int]) -> int:
+    """Run the command in our own process group: the terminal's signals reach it by themselves.
+
+    `early` has the signals that came before it could take them.
+    """
     environment: dict[str, Any] = {
         **os.environ,
         "CONCH_ENDPOINTS": cluster.endpoints,
@@ -68,7 +77,6 @@ def _run(child: list[str], file: str, cluster: "Cluster", taken: list[signal.Sig
         "ETCDCTL_API": "3",
     }
     running: subprocess.Popen[bytes] | None = None
-    early: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
         if running is None:

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 
+from conch.errors import ReaderGone
 from conch.etcd.store import Compacted, KeyValue, Range, Store, Unreachable
 from conch.holder import Holder, UnreadableHolder
 from conch.keys import prefix_end
@@ -47,8 +48,11 @@ def fields(kv: KeyValue, holder: Holder) -> dict[str, object]:
 
 def put_line(text: str) -> None:
     """One line on stdout, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ReaderGone("stdout was closed") from None
 
 
 def put_json(data: dict[str, object]) -> None:

@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from conch import __version__
-from conch.errors import EXIT_SIGNAL, EXIT_USAGE, ConchError
+from conch.errors import EXIT_SIGNAL, EXIT_USAGE, ConchError, ReaderGone
 from conch.log import Log, escape
 
 _COMMANDS = {"elect": "conch.cli.elect", "dev": "conch.cli.dev"}
@@ -61,6 +61,9 @@ def _run(arguments: list[str]) -> int:
         text = error.format_message().replace("\n", " ")
         _say(f"{where}: {escape(text)} (try '{where} --help')")
         return EXIT_USAGE
+    except ReaderGone as error:
+        _forget_stdout()
+        return error.code
     except ConchError as error:
         Log().plain(str(error))
         return error.code
@@ -68,10 +71,6 @@ def _run(arguments: list[str]) -> int:
         return EXIT_SIGNAL + 2
     except click.Abort:
         return EXIT_SIGNAL + 2
-    except BrokenPipeError:
-        # nobody reads any more: end as a process does that SIGPIPE killed
-        _forget_stdout()
-        return EXIT_SIGNAL + 13
     return result if isinstance(result, int) else 0
 
 

@@ -14,7 +14,8 @@ from conch.names import check_name
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class Parsed(click.ParamType):  # type: ignore[type-arg] - generic only in the newest Click
+# generic only in the newest Click
+class Parsed(click.ParamType):  # type: ignore[type-arg]
     """A Click type made of one of conch's parsers."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:

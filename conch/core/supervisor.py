@@ -76,7 +76,7 @@ class Supervisor:
         """The next moment (CLOCK_BOOTTIME) at which `on_time` has something to do."""
         moments = [self._timer, self.run.wake_at if self.run else None]
         if self._bound:
-            moments.append(self._terms.term_at(self._deadline))
+            moments.append(self._lost_from)
         return min((m for m in moments if m is not None), default=None)
 
     @property
@@ -98,6 +98,8 @@ class Supervisor:
                 self._on_held(message)
             case Renewed(number, deadline) if number == self._number:
                 self._deadline = max(self._deadline, deadline)
+                if self.state is State.READY:
+                    self._start_next()
             case Lost(number, reason) if number == self._number:
                 self._lose(reason)
             case Failed(code, text) if self.state is State.ACQUIRING:
@@ -151,7 +153,7 @@ class Supervisor:
     def on_time(self) -> None:
         """Time has passed; the deadline is judged first."""
         now = self._ports.now()
-        if self._bound and now >= self._terms.term_at(self._deadline):
+        if self._bound and now >= self._lost_from:
             self._lose("not renewed in time")
         self.on_change()
         if self._timer is not None and now >= self._timer:
@@ -195,6 +197,12 @@ class Supervisor:
             and self._lost is None
             and self.state in (State.READY, State.ON_ACQUIRE, State.RUNNING, State.ON_LOSE)
         )
+
+    @property
+    def _lost_from(self) -> float:
+        """When an unrenewed hold must be taken for lost: in time to end what runs, or to start nothing any more."""
+        ready = self.state is State.READY
+        return self._terms.kill_at(self._deadline) if ready else self._terms.term_at(self._deadline)
 
     def _about(self) -> dict[str, str | int | None]:
         return {

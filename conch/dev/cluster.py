@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -100,9 +100,12 @@ class Cluster:
         folder: Path | None = None,
         binary: str | None = None,
         arguments: Sequence[str] = (),
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check` is called while waiting, and may raise to end the start."""
         self._binary = binary or find_etcd()
         self._arguments = tuple(arguments)
+        self._check = check
         self._count = members
         self._keep = folder is not None
         self._folder = folder
@@ -205,6 +208,7 @@ class Cluster:
         for member in self.members:
             endpoint = Endpoint("127.0.0.1", member.client_port)
             while True:
+                self._check()
                 if not member.running():
                     raise EtcdFailed(f"etcd ended at its start: {member.log_tail()}")
                 store = GrpcStore(Connection((endpoint,)))

@@ -54,7 +54,7 @@ def all_dead(pids: list[int]) -> bool:
 
 def held(bench: Bench, wrapper: Wrapper) -> bool:
     """Whether etcd still has the wrapper's key."""
-    return any(key.endswith(f"/{wrapper.lease():x}") for key in bench.keys())
+    return any(key.endswith(f"/{wrapper.lease():x}") for key in bench.keys())  # noqa: SIM118 - a method
 
 
 def test_kill_of_conch_kills_the_tree_and_frees_the_office_at_once(conch: Bench) -> None:

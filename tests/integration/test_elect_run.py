@@ -91,7 +91,11 @@ def test_a_broken_interpreter_is_126_or_127_and_the_hold_is_released(conch: Benc
 
 def test_second_waits_and_starts_when_the_first_ends(conch: Bench) -> None:
     """A clean end hands over at once, and the token grows."""
-    first = conch.hold("o", command="echo $CONCH_REV >> revs; read x", stdin=subprocess.PIPE, )
+    first = conch.hold(
+        "o",
+        command="echo $CONCH_REV >> revs; read x",
+        stdin=subprocess.PIPE,
+    )
     second = conch.queue("o", command="echo $CONCH_REV >> revs")
     assert not second.events("acquired")
     assert first.process.stdin is not None
@@ -172,7 +176,14 @@ def test_leftovers_of_a_finished_command_end_before_the_hold_does(conch: Bench) 
 def test_leftover_that_ignores_sigterm_is_killed_after_kill_after(conch: Bench) -> None:
     """SIGTERM, then SIGKILL; the exit code is still the command's."""
     wrapper = conch.start(
-        "elect", "o", "--kill-after", "300ms", "--", "sh", "-c", "(trap '' TERM; echo up > up; sleep 1000) & while [ ! -s up ]; do sleep 0.01; done; exit 5"
+        "elect",
+        "o",
+        "--kill-after",
+        "300ms",
+        "--",
+        "sh",
+        "-c",
+        "(trap '' TERM; echo up > up; sleep 1000) & while [ ! -s up ]; do sleep 0.01; done; exit 5",
     )
     assert wrapper.wait() == 5
     assert wrapper.events("kill-sent")

@@ -11,7 +11,7 @@ import pytest
 from tests.support.conch import CONCH, Bench, alive, wait_for
 
 ENDING = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
-NOTE = "for s in TERM INT QUIT HUP USR1 USR2 WINCH CONT; do trap \"echo $s >> got\" $s; done; echo up >> got; "
+NOTE = 'for s in TERM INT QUIT HUP USR1 USR2 WINCH CONT; do trap "echo $s >> got" $s; done; echo up >> got; '
 LOOP = NOTE + "while :; do sleep 0.02; done"
 
 
@@ -40,7 +40,9 @@ def test_signal_while_queued_ends_conch_and_its_place(conch: Bench, number: int)
 @pytest.mark.parametrize("number", ENDING)
 def test_ending_signal_goes_to_the_child_as_itself(conch: Bench, number: int) -> None:
     """Conch exits with the child's code."""
-    wrapper = conch.hold("o", command=f"trap 'exit 7' {signal.Signals(number).name[3:]}; echo up; while :; do sleep 0.02; done")
+    wrapper = conch.hold(
+        "o", command=f"trap 'exit 7' {signal.Signals(number).name[3:]}; echo up; while :; do sleep 0.02; done"
+    )
     wait_for(lambda: "up" in wrapper.out, "the child")
     wrapper.signal(number)
     assert wrapper.wait() == 7
@@ -149,7 +151,14 @@ def test_failing_on_acquire_gives_the_hold_up(conch: Bench) -> None:
 def test_hook_past_its_timeout_is_killed_with_its_group(conch: Bench) -> None:
     """And counts as failed."""
     done = conch.run(
-        "elect", "o", "--hook-timeout", "300ms", "--on-acquire", "trap '' TERM; echo $$ > pids; sleep 1000 & wait; sleep 9", "--", "true"
+        "elect",
+        "o",
+        "--hook-timeout",
+        "300ms",
+        "--on-acquire",
+        "trap '' TERM; echo $$ > pids; sleep 1000 & wait; sleep 9",
+        "--",
+        "true",
     )
     assert done.returncode == 75
     assert "timed out" in done.stderr
@@ -165,7 +174,10 @@ def test_failing_on_lose_changes_nothing(conch: Bench) -> None:
 def test_on_lose_runs_after_a_loss_when_the_tree_is_gone(conch: Bench) -> None:
     """The child's death comes first; the code is 70."""
     wrapper = conch.hold(
-        "o", "--on-lose", "kill -0 $(cat child) 2>/dev/null || echo gone >> order", command="echo $$ > child; exec sleep 1000"
+        "o",
+        "--on-lose",
+        "kill -0 $(cat child) 2>/dev/null || echo gone >> order",
+        command="echo $$ > child; exec sleep 1000",
     )
     conch.read("child")
     conch.etcd.revoke_lease(wrapper.lease())

@@ -16,6 +16,7 @@ from conch.etcd import protobuf
 protobuf.install()
 
 import etcd3  # noqa: E402
+import psutil  # noqa: E402
 
 CONCH = str(Path(sys.executable).parent / "conch")
 MARK = "CONCH_TEST"
@@ -43,39 +44,28 @@ def boottime() -> float:
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
         return False
-    return text[text.rindex(")") + 2] not in "ZX"
 
 
 def children(pid: int) -> list[int]:
     """The living children of a process."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdecimal():
-            try:
-                text = Path(f"/proc/{entry}/stat").read_text()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            rest = text[text.rindex(")") + 2 :].split()
-            if int(rest[1]) == pid and rest[0] not in "ZX":
-                found.append(int(entry))
-    return found
+    try:
+        return [child.pid for child in psutil.Process(pid).children() if alive(child.pid)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def marked(mark: str) -> list[int]:
     """The living processes that a test has started, directly or not: they have its mark in their environment."""
-    wanted = f"{MARK}={mark}".encode()
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdecimal() and alive(int(entry)):
-            try:
-                environment = Path(f"/proc/{entry}/environ").read_bytes()
-            except OSError:
-                continue
-            if wanted in environment.split(b"\0"):
-                found.append(int(entry))
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and alive(process.pid):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
     return found
 
 
@@ -94,7 +84,9 @@ def log_lines(text: str) -> list[dict[str, str]]:
 class Wrapper:
     """A conch in the background, its stdout and stderr in files."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], folder: Path, number: int, **how: Any) -> None:
+    def __init__(
+        self, arguments: list[str], environment: dict[str, str], folder: Path, number: int, **how: Any
+    ) -> None:
         self.out_path = folder / f"out{number}"
         self.err_path = folder / f"err{number}"
         how.setdefault("stdin", subprocess.DEVNULL)
@@ -207,9 +199,7 @@ class Bench:
 
     def start(self, *arguments: str, env: dict[str, str] | None = None, **how: Any) -> Wrapper:
         """Start conch in the background."""
-        wrapper = Wrapper(
-            list(arguments), {**self.environment, **(env or {})}, self.folder, len(self.wrappers), **how
-        )
+        wrapper = Wrapper(list(arguments), {**self.environment, **(env or {})}, self.folder, len(self.wrappers), **how)
         self.wrappers.append(wrapper)
         return wrapper
 

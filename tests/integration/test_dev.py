@@ -1,0 +1,149 @@
+"""`conch dev`: a real etcd for as long as a command runs, and nothing after it."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.conch import CONCH, Bench, alive, children, marked, wait_for
+
+
+def etcds(mark: str) -> list[int]:
+    """The members that run for a test."""
+    return [pid for pid in marked(mark) if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"etcd")]
+
+
+@pytest.fixture
+def dev(conch: Bench, tmp_path: Path) -> Bench:
+    """Conch with a folder for temporary files of its own."""
+    (tmp_path / "tmp").mkdir()
+    return conch
+
+
+def temporary(dev: Bench) -> dict[str, str]:
+    return {"TMPDIR": str(dev.file("tmp"))}
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_dev_runs_the_command_with_a_real_etcd(dev: Bench, members: int) -> None:
+    """Both variables are set; every member answers; the command's code is conch's; nothing is left."""
+    script = "echo $CONCH_ENDPOINTS $ETCDCTL_ENDPOINTS; etcdctl put a b >&2 && etcdctl get a --print-value-only; exit 5"
+    done = dev.run("dev", "--members", str(members), "--", "sh", "-c", script, env=temporary(dev))
+    assert done.returncode == 5, done.stderr
+    first, second = done.stdout.splitlines()
+    ours, etcdctls = first.split()
+    assert ours == etcdctls
+    assert len(set(ours.split(","))) == members
+    assert second == "b"
+    assert etcds(dev.mark) == []
+    assert list(dev.file("tmp").iterdir()) == []
+
+
+def test_dev_runs_elect_as_in_the_readme(dev: Bench) -> None:
+    """The first thing that a new user does."""
+    done = dev.run(
+        "dev",
+        "--",
+        CONCH,
+        "elect",
+        "demo",
+        "--",
+        "sh",
+        "-c",
+        "echo leader of $CONCH_NAME at $CONCH_REV",
+        env=temporary(dev),
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("leader of demo at ")
+
+
+def test_data_lasts_with_data_dir_only(dev: Bench) -> None:
+    """A second start finds what the first wrote."""
+    data = str(dev.file("data"))
+    assert dev.run("dev", "--data-dir", data, "--", "etcdctl", "put", "a", "kept").returncode == 0
+    done = dev.run("dev", "--data-dir", data, "--", "etcdctl", "get", "a", "--print-value-only")
+    assert done.stdout == "kept\n"
+    assert etcds(dev.mark) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("command", [[], ["--", "sh", "-c", "echo up; exec sleep 1000"]], ids=["alone", "command"])
+def test_dev_stops_every_member_however_it_ends(dev: Bench, command: list[str], number: int) -> None:
+    """Also after SIGKILL; and what it was running ends too."""
+    wrapper = dev.start("dev", "--members", "3", *command, env=temporary(dev))
+    wait_for(lambda: wrapper.out.endswith("\n"), "dev is ready")
+    assert len(etcds(dev.mark)) == 3
+    if not command:
+        assert wrapper.out.startswith("export CONCH_ENDPOINTS=127.0.0.1:")
+    wrapper.signal(number)
+    assert wrapper.wait() == 128 + number
+    wait_for(lambda: not marked(dev.mark), "everything has ended")
+    wait_for(lambda: not list(dev.file("tmp").iterdir()), "the data is removed")
+
+
+def test_signal_while_dev_starts_leaves_nothing(dev: Bench) -> None:
+    """Before it is ready."""
+    wrapper = dev.start("dev", "--members", "5", "--", "true", env=temporary(dev))
+    wait_for(lambda: etcds(dev.mark), "a member")
+    wrapper.signal(signal.SIGTERM)
+    assert wrapper.wait() == 128 + signal.SIGTERM
+    wait_for(lambda: not marked(dev.mark), "everything has ended")
+    assert list(dev.file("tmp").iterdir()) == []
+
+
+def test_dev_without_etcd_says_how_to_get_one(dev: Bench, tmp_path: Path) -> None:
+    """One line, 69."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    script = "import sys, conch.cli.main as m; sys.executable = '/nowhere/python'; m.main()"
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, "dev", "--", "/bin/true"],
+        env={**dev.environment, "PATH": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 69
+    assert "apt-get install etcd-server" in done.stderr
+    assert "conch[dev]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_dev_with_a_broken_etcd_says_what_it_said(dev: Bench) -> None:
+    """The last line of its log."""
+    folder = dev.file("bin")
+    folder.mkdir()
+    (folder / "etcd").write_text("#!/bin/sh\necho no way\nexit 1\n")
+    (folder / "etcd").chmod(0o755)
+    done = dev.run("dev", "--", "/bin/true", env={**temporary(dev), "PATH": f"{folder}:{os.environ['PATH']}"})
+    assert done.returncode == 69
+    assert "no way" in done.stderr
+    assert list(dev.file("tmp").iterdir()) == []
+
+
+def test_dev_with_a_data_dir_that_cannot_be_is_told(dev: Bench) -> None:
+    """One line."""
+    dev.file("file").write_text("")
+    done = dev.run("dev", "--data-dir", str(dev.file("file") / "data"), "--", "true")
+    assert done.returncode == 69
+    assert "--data-dir" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_missing_command_is_told_before_etcd_starts(dev: Bench) -> None:
+    """127."""
+    assert dev.run("dev", "--", "/no/such/tool").returncode == 127
+
+
+def test_signals_go_on_to_the_command(dev: Bench) -> None:
+    """dev waits for it and exits with its code."""
+    wrapper = dev.start("dev", "--", "sh", "-c", "trap 'exit 9' TERM; echo up; while :; do sleep 0.02; done")
+    wait_for(lambda: "up" in wrapper.out, "the command")
+    assert any(alive(pid) for pid in children(wrapper.pid))
+    wrapper.signal(signal.SIGTERM)
+    assert wrapper.wait() == 9

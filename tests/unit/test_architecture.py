@@ -1,0 +1,77 @@
+"""Imports run one way, and the heavy ones are not where they would cost."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "conch"
+SMALL_MODULES = {"conch.errors", "conch.keys", "conch.names", "conch.durations", "conch.holder", "conch.log"}
+
+# What the modules of a package may import of conch, besides their own package.
+ALLOWED = {
+    "core": {"conch.errors", "conch.log"},
+    "etcd": {"conch.errors", "conch.config", "conch.keys"},
+    "keeper": {"conch.core", "conch.etcd", "conch.config", "conch.log", *SMALL_MODULES},
+    "dev": {"conch.etcd", "conch.config", *SMALL_MODULES},
+    "cli": {"conch"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """All modules that a file imports, at its top or later."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module or "")
+    return found
+
+
+def files() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    """cli → keeper → core and etcd → the small modules; core and etcd do not know each other."""
+    parts = path.relative_to(ROOT).parts
+    ours = {name for name in imports(path) if name.split(".")[0] == "conch"}
+    if len(parts) == 1:
+        allowed = {"conch.cli.main"} if parts[0] == "__main__.py" else SMALL_MODULES | {"conch.etcd.endpoints"}
+    else:
+        allowed = ALLOWED[parts[0]] | {f"conch.{parts[0]}"}
+    for name in ours:
+        assert any(name == a or name.startswith(f"{a}.") for a in allowed), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("module", "only"),
+    [
+        ("click", {"cli"}),
+        ("etcd3", {"etcd"}),
+        ("grpc", {"etcd"}),
+        ("google.protobuf", {"etcd"}),
+        ("termios", {"core"}),
+    ],
+)
+def test_each_outside_package_has_one_home(module: str, only: set[str]) -> None:
+    """So that it can be replaced there."""
+    for path in files():
+        if any(name == module or name.startswith(f"{module}.") for name in imports(path)):
+            assert path.relative_to(ROOT).parts[0] in only, path
+
+
+def test_supervisor_never_loads_what_talks_to_etcd() -> None:
+    """The process that ends the child knows no gRPC, no threads and no sockets to etcd."""
+    script = (
+        "import sys, conch.cli.main, conch.cli.elect, conch.cli.wrapper, conch.core.loop, conch.keeper.job;"
+        "print(*[m for m in ('grpc', 'etcd3', 'google.protobuf', 'asyncio', 'ssl', 'threading', 'psutil', 'conch.etcd.driver',"
+        " 'conch.keeper.worker') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"threading"}

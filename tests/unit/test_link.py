@@ -1,0 +1,145 @@
+"""The link between supervisor and keeper."""
+
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conch.core.link import (
+    Acquire,
+    Answered,
+    Ended,
+    Failed,
+    Held,
+    LinkError,
+    Lost,
+    Message,
+    Note,
+    Release,
+    Released,
+    Renewed,
+    Running,
+    Slot,
+    decode,
+    encode,
+    pair,
+)
+
+EVERY: list[Message] = [
+    Acquire(1, 12.5, 7),
+    Answered(2**62),
+    Held(1, 5, 2**62, "/k", 10.0, 99.5),
+    Renewed(3, 1.5),
+    Lost(1, "gone"),
+    Failed(69, "ä\n"),
+    Released(),
+    Note("info", "queued", {"rev": 5, "x": "y"}),
+    Running(5, "ab", bound=False),
+    Ended(),
+    Release(None),
+]
+
+
+@pytest.mark.parametrize("message", EVERY, ids=lambda message: message.kind)
+def test_every_message_comes_through(message: Message) -> None:
+    """As it was."""
+    assert decode(encode(message)) == message
+
+
+@given(
+    st.binary()
+    | st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)).map(
+        lambda x: json.dumps(x).encode()
+    )
+)
+def test_anything_else_is_a_link_error(data: bytes) -> None:
+    """Never another exception."""
+    try:
+        decode(data)
+    except LinkError:
+        pass
+
+
+def test_message_with_wrong_fields_is_a_link_error() -> None:
+    """Missing or unknown."""
+    for data in ({"kind": "ended", "x": 1}, {"kind": "failed", "code": 1}):
+        with pytest.raises(LinkError):
+            decode(json.dumps(data).encode())
+
+
+def test_order_is_kept_and_the_newest_deadline_comes_last() -> None:
+    """Each message once."""
+    supervisor, keeper = pair()
+    keeper.send(Answered(1))
+    keeper.send(Renewed(1, 10.0))
+    keeper.send(Held(1, 2, 1, "k", 10, 10.0))
+    keeper.send(Renewed(1, 20.0))
+    assert [m.kind for m in supervisor.drain()] == ["answered", "held", "renewed"]
+    keeper.send(Renewed(1, 30.0))
+    assert supervisor.drain() == [Renewed(1, 30.0)]
+    assert supervisor.drain() == []
+    supervisor.close()
+    keeper.close()
+
+
+def test_an_hour_of_renewals_to_a_stopped_supervisor_blocks_nothing() -> None:
+    """100,000 of them; then it finds the newest, and only that."""
+    supervisor, keeper = pair()
+    for i in range(100_000):
+        keeper.send(Renewed(1, float(i)))
+        assert not keeper.pending
+    assert supervisor.drain() == [Renewed(1, 99_999.0)]
+    supervisor.close()
+    keeper.close()
+
+
+def test_messages_to_a_stopped_reader_wait_and_lose_nothing() -> None:
+    """Sends never block; what the socket does not take is sent later, in order."""
+    supervisor, keeper = pair()
+    for i in range(2000):
+        keeper.send(Note("info", "n", {"i": i}))
+    assert keeper.pending
+    got: list[Message] = []
+    while len(got) < 2000:
+        got += supervisor.drain()
+        keeper.flush()
+    assert [m.text["i"] for m in got if isinstance(m, Note)] == list(range(2000))
+    assert not keeper.pending
+    supervisor.close()
+    keeper.close()
+
+
+def test_end_is_seen_after_all_that_was_sent_before() -> None:
+    """Also when the other side died with unread mail, and while we send to it."""
+    supervisor, keeper = pair()
+    supervisor.send(Ended())  # never read
+    keeper.send(Lost(1, "last words"))
+    keeper.close()
+    supervisor.send(Ended())
+    assert supervisor.drain() == [Lost(1, "last words")]
+    assert supervisor.closed
+    assert not supervisor.pending
+    supervisor.close()
+
+
+def test_half_written_deadline_is_not_taken() -> None:
+    """A keeper stopped in the middle of a write leaves what was there before, or nothing."""
+    slot = Slot()
+    assert slot.read() is None
+    slot.publish(Renewed(1, 5.0))
+    assert slot.read() == Renewed(1, 5.0)
+    slot._page[3] ^= 1
+    assert slot.read() is None
+
+
+def test_deadline_is_seen_by_another_process() -> None:
+    """The page is shared across fork."""
+    slot = Slot()
+    pid = os.fork()
+    if pid == 0:
+        slot.publish(Renewed(7, 1.25))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert slot.read() == Renewed(7, 1.25)
