@@ -266,7 +266,7 @@ def test_users_signal_goes_to_the_group_and_the_childs_code_is_conchs(number: in
 
 
 def test_long_kill_after_does_not_outlive_a_lost_deadline() -> None:
-    """A user's SIGTERM with kill-after of an hour, then etcd goes away: SIGKILL by deadline-margin, the code is the child's."""
+    """A user's SIGTERM with kill-after of an hour, then etcd goes away: SIGKILL by deadline-margin."""
     world = World(kill_after_s=3600).held().at(1).signalled(TERM)
     world.renewed(2 * TTL).at(2 * TTL - 0.51)
     assert ("tree", KILL) not in world.tree.signals
@@ -332,7 +332,7 @@ def test_restart_backs_off_and_acquires_again_with_a_new_number() -> None:
 def test_backoff_grows_and_a_stable_child_resets_it() -> None:
     """Seen in the log's delay, here by the moment it wakes."""
     world = World(restart=True, restart_min_s=1, restart_max_s=30, restart_stable_s=60)
-    world.jitter = lambda _low, high: high  # type: ignore[method-assign]
+    world.jitter = lambda low, high: high  # type: ignore[method-assign]
     delays = []
     number, moment = 0, 0.0
     for lived in (0, 0, 0, 0, 61, 0):

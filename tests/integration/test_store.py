@@ -1,0 +1,330 @@
+"""The driver and the keeper's parts against a real etcd."""
+
+import secrets
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from conch.config import Connection
+from conch.core import clock
+from conch.etcd.driver import GrpcStore
+from conch.etcd.endpoints import parse_endpoints
+from conch.etcd.store import (
+    CreatedAt,
+    Delete,
+    Event,
+    Head,
+    Lease,
+    LeaseGone,
+    Put,
+    Range,
+    RangeResult,
+    Rejected,
+    Unreachable,
+)
+from conch.keeper.queue import PlaceLost, Queue
+from conch.keeper.session import Session
+from conch.keys import prefix_end
+from tests.conftest import OwnEtcd
+from tests.support.conch import Bench, wait_for
+
+
+def new_lease() -> int:
+    return secrets.randbits(62) | 1
+
+
+@pytest.fixture
+def store(conch: Bench) -> Iterator[GrpcStore]:
+    """A store on the run's etcd."""
+    store = GrpcStore(Connection(parse_endpoints(conch.endpoints)))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def lease(store: GrpcStore) -> Iterator[int]:
+    """A lease of a minute."""
+    lease = new_lease()
+    store.grant(lease, 60, timeout_s=5)
+    yield lease
+    store.revoke(lease, timeout_s=5)
+
+
+def test_lease_life(store: GrpcStore) -> None:
+    """Granted, renewed, revoked; a second revoke is no error, a renewal then says TTL 0."""
+    lease = new_lease()
+    granted = store.grant(lease, 7, timeout_s=5)
+    assert granted.ttl_s == 7
+    assert store.keep_alive(lease, timeout_s=5).ttl_s == 7
+    store.revoke(lease, timeout_s=5)
+    store.revoke(lease, timeout_s=5)
+    assert store.keep_alive(lease, timeout_s=5).ttl_s == 0
+
+
+def test_grant_of_anothers_lease_is_rejected(store: GrpcStore, lease: int) -> None:
+    """Only a repeated try of our own may find its id in use."""
+    with pytest.raises(Rejected):
+        store.grant(lease, 7, timeout_s=5)
+
+
+def test_what_etcd_grants_counts(store: GrpcStore) -> None:
+    """A TTL below etcd's minimum is raised."""
+    lease = new_lease()
+    assert store.grant(lease, 1, timeout_s=5).ttl_s == 2
+    store.revoke(lease, timeout_s=5)
+
+
+def test_put_under_a_dead_lease_is_lease_gone(store: GrpcStore, conch: Bench) -> None:
+    """So that the caller gets a new one."""
+    with pytest.raises(LeaseGone):
+        store.txn([], [Put(f"{conch.prefix}/x".encode(), b"v", 12345)], timeout_s=5)
+
+
+def test_transactions_and_ranges(store: GrpcStore, conch: Bench, lease: int) -> None:
+    """Order, limit, created_by, count; odd bytes and empty values."""
+    base = f"{conch.prefix}/r/".encode()
+    keys = [base + bytes([255 - i, 0, 10]) for i in range(5)]
+    for i, key in enumerate(keys):
+        done = store.txn([CreatedAt(key, 0)], [Put(key, b"\x00\xff" * i, lease)], timeout_s=5)
+        assert done.succeeded
+    everything = Range(base, prefix_end(base), oldest_first=True)
+    found = store.range(everything, timeout_s=5)
+    assert [kv.key for kv in found.kvs] == keys
+    assert [kv.value for kv in found.kvs] == [b"\x00\xff" * i for i in range(5)]
+    assert {kv.lease for kv in found.kvs} == {lease}
+    newest = replace(everything, oldest_first=False, newest_first=True, limit=2, keys_only=True)
+    answer = store.range(newest, timeout_s=5)
+    assert [kv.key for kv in answer.kvs] == [keys[4], keys[3]]
+    assert answer.count == 5
+    earlier = replace(newest, created_by=found.kvs[1].create_revision)
+    assert [kv.key for kv in store.range(earlier, timeout_s=5).kvs] == [keys[1], keys[0]]
+    refused = store.txn([CreatedAt(keys[0], 0)], [Delete(keys[1])], [Range(keys[0])], timeout_s=5)
+    assert not refused.succeeded
+    assert refused.ranges[0].kvs[0].key == keys[0]
+    assert store.txn([], [Delete(keys[1])], timeout_s=5).succeeded
+    assert store.range(everything, timeout_s=5).count == 4
+
+
+def test_no_endpoint_is_unreachable_in_time() -> None:
+    """With the reason of each endpoint."""
+    dead = GrpcStore(Connection(parse_endpoints("127.0.0.1:1,127.0.0.1:2")))
+    began = clock.now()
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1: .*127\.0\.0\.1:2|127\.0\.0\.1:2: .*127\.0\.0\.1:1"):
+        dead.range(Range(b"x"), timeout_s=0.5)
+    assert clock.now() - began < 3
+    dead.close()
+
+
+def test_dead_endpoint_is_left_for_a_live_one(conch: Bench) -> None:
+    """Whichever comes first."""
+    for _ in range(4):
+        store = GrpcStore(Connection(parse_endpoints(f"127.0.0.1:1,{conch.endpoints}")))
+        assert store.range(Range(b"x"), timeout_s=5).count == 0
+        store.close()
+
+
+def collect(watch: Any, into: list[Event]) -> threading.Thread:
+    """Read a watch in a thread."""
+
+    def read() -> None:
+        for events in watch:
+            into.extend(events)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_watch_sees_each_event_once_across_restarts_of_etcd(own: OwnEtcd) -> None:
+    """From the revision that was asked for, in order, and ends by cancel."""
+    store = GrpcStore(Connection(parse_endpoints(own.bench.endpoints)))
+    base = f"{own.bench.prefix}/w/".encode()
+    first = store.txn([], [Put(base + b"0", b"")], timeout_s=5).head.revision
+    watch = store.watch([Range(base, prefix_end(base)), Range(b"other")], first)
+    seen: list[Event] = []
+    thread = collect(watch, seen)
+    for i in range(1, 60):
+        store.txn([], [Put(base + str(i).encode(), b"")], timeout_s=20)
+        if i % 20 == 10:
+            own.cluster.restart(own.member)
+    wait_for(lambda: len(seen) >= 60, "60 events")
+    assert [event.kv.key for event in seen] == [base + str(i).encode() for i in range(60)]
+    watch.cancel()
+    thread.join(10)
+    assert not thread.is_alive()
+    for i in range(60):
+        store.txn([], [Delete(base + str(i).encode())], timeout_s=5)
+    store.close()
+
+
+# -- the queue --------------------------------------------------------------------------------------------
+
+
+def contenders(store: GrpcStore, prefix: str, slots: int, count: int) -> list[tuple[Queue, int]]:
+    """Queue up so many, each with a lease."""
+    found = []
+    for _ in range(count):
+        lease = new_lease()
+        store.grant(lease, 60, timeout_s=5)
+        queue = Queue(store, f"{prefix}/q/", slots, lease)
+        place = queue.enter(b"v", timeout_s=5)
+        found.append((queue, place.rev))
+    return found
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_first_n_hold_and_each_watches_the_n_right_ahead(store: GrpcStore, conch: Bench, slots: int) -> None:
+    """Whichever leaves, exactly the next in line holds."""
+    line = contenders(store, conch.prefix, slots, 6)
+    revs = [rev for _, rev in line]
+    assert revs == sorted(set(revs))
+    while line:
+        for i, (queue, rev) in enumerate(line):
+            place = queue.look(rev, timeout_s=5)
+            assert place.held == (i < slots)
+            ahead = [other.key.encode() for other, _ in line[:i]]
+            assert list(place.ahead) == ([] if i < slots else ahead[-slots:][::-1])
+        leaving = line.pop(min(len(line) - 1, secrets.randbelow(slots)))[0]
+        store.revoke(leaving.lease, timeout_s=5)
+
+
+def test_entering_twice_keeps_the_first_place(store: GrpcStore, conch: Bench) -> None:
+    """A repeated create finds its own key: an answer that was lost makes no second contender."""
+    (first, rev), (second, _) = contenders(store, conch.prefix, 1, 2)
+    again = first.enter(b"v", timeout_s=5)
+    assert (again.rev, again.held) == (rev, True)
+    assert second.enter(b"v", timeout_s=5).ahead == (first.key.encode(),)
+    assert (
+        store.range(Range(f"{conch.prefix}/q/".encode(), prefix_end(f"{conch.prefix}/q/".encode())), timeout_s=5).count
+        == 2
+    )
+    for queue in (first, second):
+        store.revoke(queue.lease, timeout_s=5)
+    with pytest.raises(PlaceLost):
+        first.look(rev, timeout_s=5)
+    with pytest.raises(LeaseGone):
+        first.enter(b"v", timeout_s=5)
+
+
+# -- the session ------------------------------------------------------------------------------------------
+
+
+class Bent(GrpcStore):
+    """The real store, with answers that the test bends as a woken former leader would."""
+
+    bend_alive: Any = staticmethod(lambda answer: answer)
+    bend_read: Any = staticmethod(lambda answer: answer)
+
+    def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
+        return self.bend_alive(super().keep_alive(lease, timeout_s=timeout_s))  # type: ignore[no-any-return]
+
+    def range(self, what: Range, *, timeout_s: float) -> RangeResult:
+        return self.bend_read(super().range(what, timeout_s=timeout_s))  # type: ignore[no-any-return]
+
+
+class Watched:
+    """A session over a real key, and what it reported."""
+
+    def __init__(self, conch: Bench, ttl_s: int = 3) -> None:
+        self.store = Bent(Connection(parse_endpoints(conch.endpoints)))
+        self.lease = new_lease()
+        self.deadlines: list[float] = []
+        self.losses: list[str] = []
+        self.notes: list[str] = []
+        self.granted_at = clock.now()
+        self.store.grant(self.lease, ttl_s, timeout_s=5)
+        self.queue = Queue(self.store, f"{conch.prefix}/s/", 1, self.lease)
+        self.rev = self.queue.enter(b"v", timeout_s=5).rev
+        self.session = Session(
+            self.store, self.lease, self.queue.key, ttl_s, self.granted_at,
+            renewed=self.deadlines.append, lost=self.losses.append,
+            tell=self.note,
+        )  # fmt: skip
+
+    def note(self, level: str, event: str, **fields: object) -> None:
+        self.notes.append(event)
+
+    def end(self) -> None:
+        self.session.stop()
+        self.store.bend_alive = self.store.bend_read = lambda answer: answer
+        self.store.revoke(self.lease, timeout_s=5)
+        self.store.close()
+
+
+@pytest.fixture
+def watched(conch: Bench) -> Iterator[Watched]:
+    watched = Watched(conch)
+    yield watched
+    watched.end()
+
+
+def test_deadline_counts_from_before_the_renewal_was_sent(watched: Watched) -> None:
+    """A reply that takes long proves no more time."""
+    sent: list[float] = []
+
+    def slow(answer: Lease) -> Lease:
+        sent.append(clock.now())
+        threading.Event().wait(0.3)
+        return answer
+
+    watched.store.bend_alive = slow
+    watched.session.start(watched.rev)
+    wait_for(lambda: len(watched.deadlines) >= 2, "two renewals")
+    for at, deadline in zip(sent, watched.deadlines, strict=False):
+        assert deadline <= at + 3
+    assert watched.session.deadline > watched.granted_at + 3
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        lambda read: replace(read, head=replace(read.head, term=read.head.term + 1)),
+        lambda read: replace(read, head=replace(read.head, member=read.head.member + 1)),
+    ],
+    ids=["another term", "another member"],
+)
+def test_renewal_that_the_read_does_not_confirm_proves_nothing(watched: Watched, bend: Any) -> None:
+    """A former leader that wakes from a freeze answers renewals, but not at the term of the read."""
+    watched.store.bend_read = bend
+    watched.session.start(watched.rev)
+    wait_for(lambda: "doubt" in watched.notes, "doubt")
+    assert watched.deadlines == []
+    assert watched.losses == []
+    watched.store.bend_read = lambda answer: answer
+    wait_for(lambda: watched.deadlines, "a confirmed renewal")
+
+
+@pytest.mark.parametrize(
+    ("bend", "reason"),
+    [
+        (lambda read: replace(read, kvs=()), "our key is gone"),
+        (lambda read: replace(read, kvs=(replace(read.kvs[0], create_revision=1),)), "our key is gone"),
+        (lambda read: replace(read, kvs=(replace(read.kvs[0], lease=0),)), "our key was taken from its lease"),
+    ],
+)
+def test_read_that_does_not_show_our_key_is_a_loss(watched: Watched, bend: Any, reason: str) -> None:
+    """Deleted, created anew by another, or detached from its lease."""
+    watched.store.bend_read = bend
+    watched.session.start(watched.rev)
+    wait_for(lambda: watched.losses, "a loss")
+    assert watched.losses == [reason]
+    assert watched.deadlines == []
+
+
+def test_ttl_of_zero_is_a_loss(watched: Watched) -> None:
+    """etcd reports no error for a lease that it does not have."""
+    watched.store.bend_alive = lambda _answer: Lease(Head(1, 1, 1), 0)
+    watched.session.start(watched.rev)
+    wait_for(lambda: watched.losses == ["the lease is gone"], "a loss")
+
+
+def test_session_renews_about_every_sixth_of_the_ttl(watched: Watched) -> None:
+    """Not much more often, and never later than the deadline needs."""
+    watched.session.start(watched.rev)
+    wait_for(lambda: len(watched.deadlines) >= 6, "six renewals")
+    gaps = [b - a for a, b in zip(watched.deadlines, watched.deadlines[1:], strict=False)]
+    assert all(gap > 0.4 for gap in gaps)
+    assert sorted(gaps)[len(gaps) // 2] < 1.0

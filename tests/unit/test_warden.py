@@ -1,0 +1,124 @@
+"""The keeper's first thread: it enforces the last moment without etcd and without the supervisor's help."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from conch.core import clock
+from conch.core.link import Acquire, Ended, Lost, Message, Note, Release, Running, pair
+from conch.core.process import Stat
+from conch.keeper.warden import Warden
+from tests.support.conch import wait_for
+
+
+class Stage:
+    """A warden in a thread, the supervisor's end of the link, and a record of its kills."""
+
+    def __init__(self, kill_after_s: float = 5.0) -> None:
+        self.link, self.theirs = pair()
+        self.kills: list[tuple[float, int, str]] = []
+        self.alive: list[Stat] = []
+        self.delivered: list[Message] = []
+        self.warden = Warden(self.theirs, kill_after_s, self.kill)
+        self.thread = threading.Thread(target=self.warden.run, args=(self.delivered.append,), daemon=True)
+        self.thread.start()
+
+    def kill(self, pid: int, tree: str) -> list[Stat]:
+        self.kills.append((clock.now(), pid, tree))
+        return self.alive
+
+    def heard(self) -> list[Message]:
+        return self.link.drain()
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    stage = Stage(kill_after_s=0.3)
+    yield stage
+    stage.alive = []
+    stage.link.close()
+    stage.thread.join(5)
+    assert not stage.thread.is_alive()
+    stage.theirs.close()
+
+
+def hold(stage: Stage, left_s: float, *, ttl_s: float = 10.0, bound: bool = True) -> float:
+    """A hold with so much time left until deadline - margin, over a running tree."""
+    moment = clock.now() + left_s
+    stage.warden.acquired(1, ttl_s, moment + max(0.2, ttl_s / 20))
+    stage.link.send(Running(77, "ab", bound))
+    return moment
+
+
+def test_tree_is_killed_at_the_last_moment_and_not_before(stage: Stage) -> None:
+    """By the deadline alone: nobody tells it to. And again, while nobody says that it is empty."""
+    moment = hold(stage, 0.2)
+    wait_for(lambda: len(stage.kills) >= 3, "three kills")
+    assert moment <= stage.kills[0][0] < moment + 2
+    assert stage.kills[0][1:] == (77, "ab")
+
+
+def test_renewal_moves_the_last_moment(stage: Stage) -> None:
+    """It wakes nobody; the timer finds the newer deadline."""
+    hold(stage, 0.2)
+    later = clock.now() + 0.6
+    stage.warden.renewed(1, later + 0.5)
+    stage.warden.renewed(2, later + 100)  # of another acquisition
+    wait_for(lambda: stage.kills, "a kill")
+    assert stage.kills[0][0] >= later
+
+
+def test_loss_brings_the_last_moment_to_kill_after(stage: Stage) -> None:
+    """And tells the supervisor, once."""
+    hold(stage, 60)
+    lost_at = clock.now()
+    stage.warden.lost(1, "gone")
+    stage.warden.lost(1, "gone")
+    stage.warden.lost(2, "another")
+    wait_for(lambda: stage.kills, "a kill")
+    assert lost_at + 0.3 <= stage.kills[0][0] < lost_at + 3
+    assert [m for m in stage.heard() if isinstance(m, Lost)] == [Lost(1, "gone")]
+
+
+def test_empty_tree_and_free_hook_are_left_alone(stage: Stage) -> None:
+    """Told that the tree is empty, or that what runs holds nothing."""
+    hold(stage, 0.05)
+    stage.link.send(Ended())
+    hold(stage, 0.05, bound=False)
+    done = threading.Event()
+    threading.Timer(0.4, done.set).start()
+    done.wait()
+    assert stage.kills == []
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_dead_supervisor_means_kill_until_nothing_is_seen_alive(stage: Stage, bound: bool) -> None:
+    """Only then does the warden return, for the lease to be given back."""
+    hold(stage, 60, bound=bound)
+    stage.alive = [Stat(2**22 + 1, "S", 1, 1, 1, 1)]
+    stage.link.close()
+    wait_for(lambda: len(stage.kills) > 5, "kills")
+    assert stage.thread.is_alive()
+    stage.alive = []
+    stage.thread.join(5)
+    assert not stage.thread.is_alive()
+
+
+def test_commands_are_delivered_and_messages_sent(stage: Stage) -> None:
+    """In order, while a reader that does not read blocks nothing."""
+    stage.link.send(Acquire(1))
+    stage.link.send(Release())
+    wait_for(lambda: stage.delivered == [Acquire(1), Release()], "the commands")
+    for i in range(3000):
+        stage.warden.send(Note("info", "n", {"i": i}))
+    hold(stage, 0.1)
+    wait_for(lambda: stage.kills, "a kill, although nobody reads")
+    got: list[Message] = []
+
+    def all_there() -> bool:
+        got.extend(m for m in stage.heard() if isinstance(m, Note))
+        return len(got) == 3000
+
+    wait_for(all_there, "all notes")
+    assert [m.text["i"] for m in got if isinstance(m, Note)] == list(range(3000))
