@@ -21,8 +21,14 @@ class ConchError(Exception):
             self.code = code
 
 
-class ReaderGone(ConchError):
-    """Nobody reads our stdout any more: end as a process does that SIGPIPE killed."""
+class CannotWrite(ConchError):
+    """Our stdout takes nothing any more; as sysexits names it, an I/O error."""
+
+    code = 74
+
+
+class ReaderGone(CannotWrite):
+    """Nobody reads our stdout any more: end silently, as a process does that SIGPIPE killed."""
 
     code = EXIT_SIGNAL + 13
 

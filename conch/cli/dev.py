@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,9 @@ def command(context: click.Context, members: str, data_dir: Path | None) -> int:
     child: list[str] | None = context.obj
     if child is not None and not child:
         raise click.UsageError("no command after --", context)
-    file = find_command(child) if child else None
+    # `conch` and what the extra brings are found also when their environment is not activated
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)))
+    file = find_command(child, path) if child else None
 
     noted: list[int] = []
 
@@ -54,7 +57,7 @@ def command(context: click.Context, members: str, data_dir: Path | None) -> int:
         with Cluster(int(members), folder=data_dir, check=check) as cluster:
             check()
             if child is not None and file is not None:
-                return _run(child, file, cluster, taken, noted)
+                return _run(child, file, path, cluster, taken, noted)
             click.echo(f"export CONCH_ENDPOINTS={cluster.endpoints} ETCDCTL_ENDPOINTS={cluster.endpoints}")
             signal.pthread_sigmask(signal.SIG_BLOCK, taken)
             check()
@@ -65,13 +68,16 @@ def command(context: click.Context, members: str, data_dir: Path | None) -> int:
     return 0
 
 
-def _run(child: list[str], file: str, cluster: "Cluster", taken: list[signal.Signals], early: list[int]) -> int:
+def _run(
+    child: list[str], file: str, path: str, cluster: "Cluster", taken: list[signal.Signals], early: list[int]
+) -> int:
     """Run the command in our own process group: the terminal's signals reach it by themselves.
 
     `early` has the signals that came before it could take them.
     """
     environment: dict[str, Any] = {
         **os.environ,
+        "PATH": path,
         "CONCH_ENDPOINTS": cluster.endpoints,
         "ETCDCTL_ENDPOINTS": cluster.endpoints,
         "ETCDCTL_API": "3",

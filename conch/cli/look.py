@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 
-from conch.errors import ReaderGone
+from conch.errors import CannotWrite, ReaderGone
 from conch.etcd.store import Compacted, KeyValue, Range, Store, Unreachable
 from conch.holder import Holder, UnreadableHolder
 from conch.keys import prefix_end
@@ -53,6 +53,8 @@ def put_line(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         raise ReaderGone("stdout was closed") from None
+    except OSError as error:
+        raise CannotWrite(f"cannot write to stdout: {error.strerror}") from None
 
 
 def put_json(data: dict[str, object]) -> None:

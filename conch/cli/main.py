@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from conch import __version__
-from conch.errors import EXIT_SIGNAL, EXIT_USAGE, ConchError, ReaderGone
+from conch.errors import EXIT_SIGNAL, EXIT_USAGE, CannotWrite, ConchError, ReaderGone
 from conch.log import Log, escape
 
 _COMMANDS = {"elect": "conch.cli.elect", "dev": "conch.cli.dev"}
@@ -38,16 +38,25 @@ def conch() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    _open_standard_descriptors()
     code = _run(sys.argv[1:])
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _forget_stdout()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:
-        sys.stderr.write(f"conch: cannot write to stdout: {error.strerror}\n")
-        code = code or 1
+        _say(f"conch: cannot write to stdout: {error.strerror}")
+        code = code or CannotWrite.code
         _forget_stdout()
     sys.exit(code)
+
+
+def _open_standard_descriptors() -> None:
+    """Put /dev/null where a standard descriptor is closed: one of our sockets must not become the child's stdout."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _run(arguments: list[str]) -> int:
@@ -65,6 +74,8 @@ def _run(arguments: list[str]) -> int:
         _forget_stdout()
         return error.code
     except ConchError as error:
+        if isinstance(error, CannotWrite):
+            _forget_stdout()
         Log().plain(str(error))
         return error.code
     except KeyboardInterrupt:

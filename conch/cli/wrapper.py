@@ -67,12 +67,12 @@ def hold_options(command: _Command) -> _Command:
     return command
 
 
-def find_command(child: Sequence[str]) -> str:
-    """The file to run; exits 126 or 127 before etcd is touched."""
+def find_command(child: Sequence[str], path: str | None = None) -> str:
+    """The file to run, found on `path` or PATH; exits 126 or 127 before etcd is touched."""
     from conch.core.process import find_command as find
 
     try:
-        return find(child[0], os.environ.get("PATH"))
+        return find(child[0], os.environ.get("PATH") if path is None else path)
     except FileNotFoundError:
         raise ConchError(f"cannot run {child[0]!r}: not found", code=EXIT_NOT_FOUND) from None
     except PermissionError:

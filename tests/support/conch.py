@@ -183,6 +183,8 @@ class Bench:
         return {
             **kept,
             MARK: self.mark,
+            # etcdctl of the extra, where the system has none
+            "PATH": f"{os.environ['PATH']}:{Path(sys.executable).parent}",
             "CONCH_ENDPOINTS": self.endpoints,
             "ETCDCTL_ENDPOINTS": self.endpoints,
             "ETCDCTL_API": "3",
