@@ -15,6 +15,18 @@ class Keys:
         """The queue of an election: one key a contender below it."""
         return f"{self.prefix}/elect/{name}/"
 
+    def semaphore(self, name: str) -> str:
+        """All queues of a semaphore: one a capacity below it."""
+        return f"{self.prefix}/sema/{name}/"
+
+    def slots(self, name: str, slots: int) -> str:
+        """The queue of a semaphore with this capacity."""
+        return f"{self.semaphore(name)}{slots}/"
+
+    def host(self, name: str, slots: int, host: str) -> str:
+        """The queue within one host, for `--spread`."""
+        return f"{self.prefix}/sema-host/{name}/{slots}/{host}/"
+
 
 def contender(queue: str, lease: int) -> str:
     """The key of one contender, named by its lease so that a repeated create finds its own."""

@@ -2,14 +2,15 @@
 
 import json
 import os
-import select
+import socket
+import stat
 import time
 from collections import deque
 
 Field = str | int | float | bool | None
 
 _BACKLOG = 200
-# A pipe that polls writable takes at least this much without blocking (POSIX's PIPE_BUF on Linux).
+# What a pipe takes whole or not at all (PIPE_BUF on Linux), so that lines of several writers do not mix.
 _LINE_BYTES = 4096
 
 
@@ -46,7 +47,9 @@ class Log:
         self._quiet = quiet
         self._json = form == "json"
         self._fd = fd
-        self._backlog: deque[bytes] = deque(maxlen=_BACKLOG)
+        self._writer: _Writer | None = None
+        self._backlog: deque[bytes] = deque()
+        self._partial = b""
         self._dropped = 0
 
     def __call__(self, level: str, event: str, **fields: Field) -> None:
@@ -70,22 +73,68 @@ class Log:
     def _put(self, line: bytes) -> None:
         if len(self._backlog) == _BACKLOG:
             self._dropped += 1
+            self._backlog.popleft()
         self._backlog.append(line[: _LINE_BYTES - 1] + b"\n")
         self.flush()
 
     def flush(self) -> None:
         """Write what can be written now."""
-        poller = select.poll()
         try:
-            poller.register(self._fd, select.POLLOUT)
-            while self._backlog and any(event & select.POLLOUT for _, event in poller.poll(0)):
-                if self._dropped:
-                    note = f"conch: {self._dropped} log lines were dropped\n".encode()
-                    self._dropped = 0
-                    os.write(self._fd, note)
-                    continue
-                os.write(self._fd, self._backlog[0])
-                self._backlog.popleft()
+            while self._partial or self._backlog:
+                if not self._partial:
+                    self._partial = self._backlog.popleft()
+                    if self._dropped:
+                        self._partial = f"conch: {self._dropped} log lines were dropped\n".encode() + self._partial
+                        self._dropped = 0
+                self._partial = self._partial[self._write(self._partial) :]
+        except BlockingIOError:
+            pass  # full: the next line or loop tries again
         except OSError:
             # stderr is closed or broken: there is nobody to tell
+            self._partial = b""
             self._backlog.clear()
+
+    def _write(self, data: bytes) -> int:
+        """Write without waiting; `BlockingIOError` if nothing goes now."""
+        if self._writer is None:
+            self._writer = _Writer(self._fd)
+        return self._writer.write(data)
+
+    def close(self) -> None:
+        """Give back what was opened for writing; the descriptor itself stays."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class _Writer:
+    """Writes without ever waiting, and without changing anything for others who share the descriptor.
+
+    O_NONBLOCK belongs to the open file, which the child shares: so a terminal or pipe is opened anew.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._own: int | None = None
+        self._socket: socket.socket | None = None
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISSOCK(mode):
+            self._socket = socket.socket(fileno=os.dup(fd))
+        elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+            try:
+                self._own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            except OSError:
+                pass  # of another user, or no /proc: better to wait than to say nothing
+
+    def write(self, data: bytes) -> int:
+        """How much was written; `BlockingIOError` if nothing goes now."""
+        if self._socket is not None:
+            return self._socket.send(data, socket.MSG_DONTWAIT)
+        return os.write(self._fd if self._own is None else self._own, data)
+
+    def close(self) -> None:
+        """Give back what was opened."""
+        if self._socket is not None:
+            self._socket.close()
+        if self._own is not None:
+            os.close(self._own)

@@ -71,13 +71,14 @@ def command(context: click.Context, /, **values: Any) -> int:
         raise click.UsageError("--restart waits for ever: it excludes --wait and --nonblock", context)
     if values["restart_min"] > values["restart_max"]:
         raise click.UsageError("--restart-min is more than --restart-max", context)
+    from conch.keeper.job import Stage
+
     return run_under_hold(
         common,
         child,
         name=values["name"],
         what=f"office {values['name']}",
-        prefix=common.keys.office(values["name"]),
-        slots=1,
+        stages=(Stage(common.keys.office(values["name"]), 1),),
         values=values,
     )
 

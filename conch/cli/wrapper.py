@@ -3,13 +3,16 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from conch.cli.options import DURATION, POSITIVE_DURATION, TTL
 from conch.config import Settings
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, BadInput, ConchError
+
+if TYPE_CHECKING:
+    from conch.keeper.job import Stage
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -85,8 +88,7 @@ def run_under_hold(
     *,
     name: str,
     what: str,
-    prefix: str,
-    slots: int,
+    stages: "tuple[Stage, ...]",
     values: dict[str, Any],
 ) -> int:
     """Hold, run, release; returns conch's exit code."""
@@ -105,8 +107,7 @@ def run_under_hold(
     job = Job(
         connection=settings.connection,
         what=what,
-        prefix=prefix,
-        slots=slots,
+        stages=stages,
         ttl_s=values["ttl"],
         kill_after_s=values["kill_after"],
         value=myself(child).encode(),
@@ -117,6 +118,7 @@ def run_under_hold(
         name=name,
         kill_after_s=values["kill_after"],
         wait_s=wait_s,
+        nonblock=nonblock,
         on_acquire=values["on_acquire"],
         on_lose=values["on_lose"],
         hook_timeout_s=values["hook_timeout"],
@@ -125,6 +127,7 @@ def run_under_hold(
         restart_max_s=values.get("restart_max", 30.0),
         restart_stable_s=values.get("restart_stable", 60.0),
         conflict_exit=values["conflict_exit_code"],
+        dial_timeout_s=settings.connection.dial_timeout_s,
         command_timeout_s=settings.connection.command_timeout_s,
     )
     log = Log(quiet=settings.quiet, form=settings.log_format)

@@ -22,15 +22,12 @@ _IGNORED = frozenset({signal.SIGTTOU, signal.SIGTTIN})
 _KEEPER_LEAVES_S = 1.0
 
 
-def _note(_number: int, _frame: object) -> None:
-    """Signals are only noted: Python writes the number to the wake-up descriptor before it calls this."""
-
-
 class Signals:
     """Turns signals into bytes on a descriptor; knows what to give back to children."""
 
     def __init__(self) -> None:
         self._out, self._in = socket.socketpair()
+        self._noted: list[int] = []
         self._out.setblocking(False)
         self._in.setblocking(False)
         reset = {signal.SIGPIPE, signal.SIGXFSZ}  # Python itself ignores these
@@ -41,7 +38,7 @@ class Signals:
         for number in _NOTED:
             # what was ignored when conch started (nohup, a shell's &) stays ignored, here and in the child
             if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, _note)
+                signal.signal(number, self._note)
         signal.set_wakeup_fd(self._in.fileno(), warn_on_full_buffer=False)
         mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOTED)
         self.dispositions = Dispositions(tuple(reset), frozenset(mask))
@@ -50,12 +47,19 @@ class Signals:
         """The descriptor to poll."""
         return self._out.fileno()
 
+    def _note(self, number: int, _frame: object) -> None:
+        """All that a handler does. The descriptor wakes the loop; a flood may fill it, but loses nothing here."""
+        self._noted.append(number)
+
     def take(self) -> list[int]:
         """The signals that arrived since the last call, in order."""
         try:
-            return list(self._out.recv(4096))
+            while self._out.recv(4096):
+                pass
         except BlockingIOError:
-            return []
+            pass  # all read
+        noted, self._noted = self._noted, []
+        return noted
 
 
 class Loop:
@@ -111,7 +115,7 @@ class Loop:
     def _wait(self) -> None:
         if self._link is not None:
             events = select.POLLIN | (select.POLLOUT if self._link.pending else 0)
-            self._poller.register(self._link, events)
+            self._poller.modify(self._link, events)
         self._poller.poll()
 
     def _read_link(self) -> None:
@@ -154,11 +158,16 @@ class Loop:
             pid = os.fork()
             if pid == 0:
                 self._become_keeper(theirs)
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._keeper = pid
         self._link = ours
+        self._poller.register(ours, select.POLLIN)
 
     def _become_keeper(self, link: Link) -> None:
         code = 1
@@ -304,6 +313,9 @@ class Loop:
             return
         stopped_by = child.stopped_by()
         if stopped_by is None or (stopped_by == signal.SIGSTOP and not self._lent):
+            return
+        if stopped_by in (signal.SIGTTIN, signal.SIGTTOU) and self._terminal.in_foreground():
+            self._continue_child()  # brought to the foreground by a shell that saw no reason to continue us
             return
         self._terminal.take_back(child.pid)
         self._terminal.stop_ourselves()

@@ -50,6 +50,7 @@ class Plan:
     name: str
     kill_after_s: float = 5.0
     wait_s: float | None = None
+    nonblock: bool = False
     on_acquire: str | None = None
     on_lose: str | None = None
     hook_timeout_s: float = 30.0
@@ -57,6 +58,7 @@ class Plan:
     restart_min_s: float = 1.0
     restart_max_s: float = 30.0
     restart_stable_s: float = 60.0
+    dial_timeout_s: float = 5.0
     conflict_exit: int = EXIT_NOT_ACQUIRED
     command_timeout_s: float = 5.0
 
@@ -66,7 +68,7 @@ class Ports(Protocol):
 
     def now(self) -> float: ...
     def jitter(self, low: float, high: float) -> float: ...
-    def start_keeper(self) -> None: ...
+    def start_keeper(self) -> None: ...  # or OSError
     def drop_keeper(self) -> None: ...  # SIGKILL and reap; harmless if there is none
     def send(self, message: Message) -> None: ...
     def start_tree(self, hook: str | None, hold: Held, start_by: float | None) -> Tree: ...  # or OSError

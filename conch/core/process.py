@@ -16,6 +16,8 @@ from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
 
 TREE_VARIABLE = "CONCH_TREE"
 LATE = "late"
+# How often to look again at a tree of which only zombies were seen.
+_LOOKS = 50
 
 
 def new_tree_id() -> str:
@@ -85,13 +87,18 @@ def carries(pid: int, tree: str) -> bool:
     )
 
 
-def members_from_outside(pid: int, tree: str) -> list[Stat]:
-    """The living processes of a run as one sees them that is not its ancestor: by group and environment."""
+def members_from_outside(pid: int, tree: str, since: int) -> list[Stat]:
+    """The living processes of a run as one sees them that is not its ancestor: by group and environment.
+
+    `since` is the start of its first process: what is older needs no look into its environment.
+    """
     me = os.getpid()
     return [
         entry
         for entry in processes().values()
-        if not entry.dead and entry.pid != me and (entry.group == pid or entry.pid == pid or carries(entry.pid, tree))
+        if not entry.dead
+        and entry.pid != me
+        and (pid in (entry.group, entry.pid) or (entry.start >= since and carries(entry.pid, tree)))
     ]
 
 
@@ -111,9 +118,13 @@ def signal_exactly(entry: Stat, number: int) -> None:
         os.close(pidfd)
 
 
-def kill_from_outside(pid: int, tree: str) -> list[Stat]:
+def kill_from_outside(pid: int, tree: str, since: int) -> list[Stat]:
     """SIGKILL a run from a process that is not its ancestor; return what of it was seen alive."""
-    found = members_from_outside(pid, tree)
+    try:
+        os.killpg(pid, signal.SIGKILL)  # the most of it, at once and however many other processes there are
+    except (ProcessLookupError, PermissionError):
+        pass  # the group is gone, or was never made
+    found = members_from_outside(pid, tree, since)
     for entry in found:
         signal_exactly(entry, signal.SIGKILL)
     return found
@@ -217,9 +228,24 @@ class Process:
         text = os.read(self._errors, 4096).decode("utf-8", "replace")
         return text or None
 
-    def members(self) -> list[Stat]:
-        """The living processes of the tree; the main one is among them while it lives."""
-        return [entry for entry in descendants(os.getpid(), processes(), self._spare) if not entry.dead]
+    def empty(self) -> bool:
+        """Whether nothing of the tree lives; its main process may still wait to be reaped.
+
+        What lived when a look began is found alive, or as a zombie that only we can reap: so a look that found
+        neither proves it, however fast they fork and end.
+        """
+        for _ in range(_LOOKS):
+            found = [entry for entry in descendants(os.getpid(), processes(), self._spare) if entry.pid != self.pid]
+            if not found:
+                return self.exit_code() is not None
+            if not all(entry.dead for entry in found):
+                return False
+            for entry in found:
+                try:
+                    os.waitpid(entry.pid, os.WNOHANG)
+                except ChildProcessError:
+                    pass  # another's child
+        return False
 
     def signal_group(self, number: int) -> None:
         """Signal the process group."""
@@ -229,10 +255,19 @@ class Process:
             pass  # all of it has ended, or nothing of it is ours
 
     def signal_tree(self, number: int) -> None:
-        """Signal the group, and every descendant that left it."""
+        """Signal the group, and every descendant that left it: by its new group, where all of that is ours."""
         self.signal_group(number)
-        for entry in self.members():
-            if entry.group != self.pid:
+        everyone = processes()
+        ours = [entry for entry in descendants(os.getpid(), everyone, self._spare) if entry.group != self.pid]
+        inside = {entry.pid for entry in ours}
+        foreign = {entry.group for entry in everyone.values() if entry.pid not in inside}
+        for group in {entry.group for entry in ours} - foreign:
+            try:
+                os.killpg(group, number)  # reaches also what was forked since the look
+            except (ProcessLookupError, PermissionError):
+                pass  # it has ended, or nothing of it is ours
+        for entry in ours:
+            if entry.group in foreign and not entry.dead:
                 signal_exactly(entry, number)
 
     def reap(self) -> None:

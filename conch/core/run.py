@@ -4,7 +4,6 @@ import signal
 from enum import Enum
 from typing import Protocol
 
-from conch.core.process import Stat
 from conch.log import Log
 
 # Between one SIGKILL of a tree and the next, for what was forked meanwhile; it doubles up to the second.
@@ -18,7 +17,7 @@ class Tree(Protocol):
     tree: str
 
     def exit_code(self) -> int | None: ...
-    def members(self) -> list[Stat]: ...
+    def empty(self) -> bool: ...
     def signal_group(self, number: int) -> None: ...
     def signal_tree(self, number: int) -> None: ...
 
@@ -48,6 +47,7 @@ class Run:
         self._kill_at: float | None = None
         self._again_at: float | None = None
         self._again_s = _AGAIN_S
+        self._told_group_only = False
         self._log = log
 
     @property
@@ -77,7 +77,8 @@ class Run:
             signal=signal.Signals(number).name,
             kill_in_s=max(0.0, kill_at - now),
         )
-        send = self.tree.signal_group if cause == "signal" else self.tree.signal_tree
+        self._told_group_only = cause == "signal"
+        send = self.tree.signal_group if self._told_group_only else self.tree.signal_tree
         send(number)
         send(signal.SIGCONT)  # a stopped process takes no other signal than SIGKILL
 
@@ -111,9 +112,9 @@ class Run:
             self.kill(now, "still running")
         if self.code is None:
             return
-        # What forks while we look may be missed once; it takes two empty looks to believe it.
-        if not self.tree.members() and not self.tree.members():
+        if self.tree.empty():
             self.phase = Phase.GONE
             self._kill_at = self._again_at = None
-        elif self.phase is Phase.RUNNING:
+        elif self.phase is Phase.RUNNING or (self.phase is Phase.TERMINATING and self._told_group_only):
+            # what it left running may not have heard the signal that ended the main process
             self.terminate(now, "left running")

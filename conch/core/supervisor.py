@@ -33,6 +33,8 @@ from conch.log import Log
 
 # A signal while no endpoint ever answered leaves nothing to give back, but for a request just under way.
 _UNANSWERED_RELEASE_S = 0.5
+# The keeper keeps the times of an acquisition; this much later it is taken for hung.
+_KEEPER_SLACK_S = 2.0
 
 
 class Supervisor:
@@ -94,6 +96,8 @@ class Supervisor:
             case Answered(lease):
                 self._ever_answered = True
                 self._lease = lease
+                if self.state is State.ACQUIRING:
+                    self._timer = self._acquired_by()
             case Held() if message.number == self._number and self.state is State.ACQUIRING:
                 self._on_held(message)
             case Renewed(number, deadline) if number == self._number:
@@ -174,6 +178,8 @@ class Supervisor:
                 self._start_next()
             case State.BACKOFF:
                 self._acquire()
+            case State.ACQUIRING:
+                self._on_hung_keeper()
             case State.RELEASING:
                 self._on_release_timer(now)
             case State.ON_ACQUIRE | State.ON_LOSE if self.run is not None:
@@ -223,13 +229,38 @@ class Supervisor:
         self._number += 1
         self._hold = self._lost = None
         self._hook_passed = self._ended_by_loss = self._requeue = False
-        self._need_keeper()
+        try:
+            self._need_keeper()
+        except OSError as error:
+            self._on_failed(EXIT_UNAVAILABLE, f"cannot start the process that talks to etcd: {error}")
+            return
+        self._timer = self._acquired_by()
         self._ports.send(Acquire(self._number, self._give_up_at, abandon))
 
     def _need_keeper(self) -> None:
         if not self._keeper:
             self._ports.start_keeper()
             self._keeper = True
+
+    def _acquired_by(self) -> float | None:
+        """When a keeper that has told nothing yet must be hung."""
+        plan, now = self._plan, self._ports.now()
+        moments = [self._give_up_at]
+        if not self._ever_answered:
+            moments.append(now + plan.dial_timeout_s)
+        elif plan.nonblock:
+            moments.append(now + 2 * plan.command_timeout_s)  # the transaction, and the lease given back
+        moment = min((m for m in moments if m is not None), default=None)
+        return None if moment is None else moment + plan.command_timeout_s + _KEEPER_SLACK_S
+
+    def _on_hung_keeper(self) -> None:
+        self._log.plain("the process that talks to etcd does not answer")
+        self._keeper = False
+        self._ports.drop_keeper()
+        answered = self._ever_answered and not self._plan.nonblock
+        self.code = self._plan.conflict_exit if answered else EXIT_UNAVAILABLE
+        self._ending = True
+        self._release()
 
     def _on_held(self, held: Held) -> None:
         self._hold, self._lease, self._deadline = held, held.lease, held.deadline
@@ -382,9 +413,9 @@ class Supervisor:
                 self.code = EXIT_SIGNAL + number
                 self._finish()
             case State.RELEASING:
-                self._requeue = False
-                if first and self._plan.restart:
+                if first and (self._plan.restart or self._requeue):
                     self.code = EXIT_SIGNAL + number
+                self._requeue = False
                 if not first:
                     self._give_up_release()
             case State.RUNNING | State.ON_ACQUIRE | State.ON_LOSE if self.run is not None:
@@ -403,7 +434,11 @@ class Supervisor:
             self._ask_for_release()
 
     def _ask_for_release(self) -> None:
-        self._need_keeper()
+        try:
+            self._need_keeper()
+        except OSError as error:
+            self._on_released(f"{error}; the lease expires by itself")
+            return
         # Before the first answer there is nothing to give back, but for a request just under way.
         self._wait_briefly = self._lease is None
         wait_s = _UNANSWERED_RELEASE_S if self._wait_briefly else self._plan.command_timeout_s

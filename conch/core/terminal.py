@@ -19,7 +19,7 @@ class Terminal:
     def lend(self, group: int) -> bool:
         """Make the group the foreground group if the terminal is conch's to lend; tell whether it was."""
         try:
-            if not self.ours or os.tcgetpgrp(0) != os.getpgrp():
+            if not self.in_foreground():
                 return False
             self._saved = self._saved or termios.tcgetattr(0)
             os.tcsetpgrp(0, group)
@@ -38,6 +38,13 @@ class Terminal:
                     termios.tcsetattr(0, termios.TCSADRAIN, self._saved)
         except (OSError, termios.error):
             pass  # the terminal hung up
+
+    def in_foreground(self) -> bool:
+        """Whether conch's group is the foreground group of its terminal."""
+        try:
+            return self.ours and os.tcgetpgrp(0) == os.getpgrp()
+        except OSError:
+            return False  # the terminal hung up
 
     @staticmethod
     def stop_ourselves() -> None:

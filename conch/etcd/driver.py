@@ -202,7 +202,7 @@ class GrpcStore:
             raise Refused(f"cannot {what}: etcd refuses it ({details})")
         if code is grpc.StatusCode.NOT_FOUND and "lease not found" in details:
             raise LeaseGone(f"cannot {what}: the lease is gone")
-        if code in _TRY_ELSEWHERE:
+        if code in _TRY_ELSEWHERE or "too many requests" in details:
             return reason(error)
         raise Rejected(f"cannot {what}: etcd answered: {details or code.name}")
 

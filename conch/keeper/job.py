@@ -6,13 +6,27 @@ from conch.config import Connection
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """One queue to get through: its prefix in etcd, and how many of its contenders hold at once.
+
+    `family` is the prefix of queues that differ from this one in their number of slots only.
+    """
+
+    prefix: str
+    slots: int
+    family: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
-    """What to hold, and how: `what` names it for people, `prefix` is the queue's in etcd; durations in seconds."""
+    """What to hold, and how: `what` names it for people; durations in seconds.
+
+    The stages are queued for one after the other under one lease; the last one's place is the hold.
+    """
 
     connection: Connection
     what: str
-    prefix: str
-    slots: int
+    stages: tuple[Stage, ...]
     ttl_s: int
     kill_after_s: float
     value: bytes

@@ -5,9 +5,10 @@ N of them one must leave first: whoever watches the N keys right ahead, and look
 and is woken by nothing else. An election is this queue with N = 1. (The recipe of etcd's own lock, from N = 1 to N.)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conch.etcd.store import CreatedAt, Put, Range, RangeResult, Store
+from conch.keeper.job import Stage
 from conch.keys import contender, prefix_end
 
 
@@ -20,12 +21,13 @@ class Place:
     """A place in the queue, as true at revision `seen_at`.
 
     `rev` is our key's create-revision, the fencing token. `ahead` are the up to N keys right ahead of us;
-    it is empty when we hold.
+    it is empty when we hold. `elsewhere` are keys seen in queues of other capacities, at the entry only.
     """
 
     rev: int
     ahead: tuple[bytes, ...]
     seen_at: int
+    elsewhere: tuple[bytes, ...] = ()
 
     @property
     def held(self) -> bool:
@@ -38,18 +40,22 @@ class Queue:
     """One queue with its number of slots, as one contender with one lease sees it."""
 
     store: Store
-    prefix: str
-    slots: int
+    stage: Stage
     lease: int
+
+    @property
+    def slots(self) -> int:
+        """How many hold at once."""
+        return self.stage.slots
 
     @property
     def key(self) -> str:
         """Our own key."""
-        return contender(self.prefix, self.lease)
+        return contender(self.stage.prefix, self.lease)
 
     @property
     def _everyone(self) -> tuple[bytes, bytes]:
-        prefix = self.prefix.encode()
+        prefix = self.stage.prefix.encode()
         return prefix, prefix_end(prefix)
 
     def enter(self, value: bytes, *, timeout_s: float) -> Place:
@@ -65,12 +71,16 @@ class Queue:
                 Put(key, value, self.lease),
                 # Ours is the newest: the answer is our own key, then those right ahead of us.
                 Range(start, end, newest_first=True, limit=self.slots + 1, keys_only=True),
+                *self._elsewhere(),
             ],
             [Range(key, keys_only=True)],
             timeout_s=timeout_s,
         )
         if result.succeeded:
-            return self._place(result.head.revision, result.ranges[0], result.head.revision)
+            elsewhere = tuple(kv.key for other in result.ranges[1:] for kv in other.kvs)
+            return replace(
+                self._place(result.head.revision, result.ranges[0], result.head.revision), elsewhere=elsewhere
+            )
         if not result.ranges[0].kvs:
             raise PlaceLost  # it was there when compared and is gone: etcd never does this
         return self.look(result.ranges[0].kvs[0].create_revision, timeout_s=timeout_s)
@@ -86,6 +96,17 @@ class Queue:
         if not result.succeeded:
             raise PlaceLost
         return self._place(rev, result.ranges[0], result.head.revision)
+
+    def _elsewhere(self) -> tuple[Range, ...]:
+        """One key each of the queues of other capacities that sort before and after ours."""
+        if self.stage.family is None:
+            return ()
+        family = self.stage.family.encode()
+        start, end = self._everyone
+        return (
+            Range(family, start, limit=1, keys_only=True),
+            Range(end, prefix_end(family), limit=1, keys_only=True),
+        )
 
     def _place(self, rev: int, newest: RangeResult, seen_at: int) -> Place:
         ahead = tuple(kv.key for kv in newest.kvs if kv.create_revision < rev)[: self.slots]

@@ -25,20 +25,20 @@ class Session:
         self,
         store: Store,
         lease: int,
-        key: str,
         ttl_s: float,
         granted_at: float,
         *,
+        wanted: Callable[[], bool],
         renewed: Callable[[float], None],
         lost: Callable[[str], None],
         tell: Tell,
     ) -> None:
-        """`granted_at`: CLOCK_BOOTTIME before the first attempt of the grant."""
+        """`granted_at`: CLOCK_BOOTTIME before the first attempt of the grant; `wanted` is asked before each renewal."""
         self._store = store
-        self._lease = lease
-        self._key = key
+        self.lease = lease
         self.ttl_s = ttl_s
-        self._rev = 0
+        self._place = ("", 0)
+        self._wanted = wanted
         self._renewed = renewed
         self._lost = lost
         self._tell = tell
@@ -46,10 +46,11 @@ class Session:
         self._thread = threading.Thread(target=self._run, name="session", daemon=True)
         self.deadline = granted_at + ttl_s
 
-    def start(self, rev: int) -> None:
-        """Start to renew; `rev` is the create-revision of our key."""
-        self._rev = rev
-        self._thread.start()
+    def follow(self, key: str, rev: int) -> None:
+        """Confirm each renewal by this key of ours, with its create-revision; the first call starts to renew."""
+        self._place = (key, rev)
+        if not self._thread.ident:
+            self._thread.start()
 
     def stop(self) -> None:
         """Renew no more. Does not wait for a renewal under way."""
@@ -63,6 +64,9 @@ class Session:
         pause_s = _PAUSE_S
         while not self._stop.wait(max(0.0, next_at - clock.now())):
             sent_at = clock.now()
+            if not self._wanted():
+                next_at = sent_at + interval_s
+                continue
             try:
                 gone = self._renew()
             except StoreError as error:
@@ -72,10 +76,10 @@ class Session:
                 left_s = self.deadline - now
                 if failing_since is None:
                     failing_since = sent_at
-                    self._tell("warning", "renew-failed", lease=f"{self._lease:x}", left_s=left_s, msg=str(error))
+                    self._tell("warning", "renew-failed", lease=f"{self.lease:x}", left_s=left_s, msg=str(error))
                 elif not doubted and left_s < self.ttl_s * 2 / 3:
                     doubted = True
-                    self._tell("warning", "doubt", lease=f"{self._lease:x}", left_s=left_s, msg=str(error))
+                    self._tell("warning", "doubt", lease=f"{self.lease:x}", left_s=left_s, msg=str(error))
                 next_at = now + pause_s
                 pause_s = min(2 * pause_s, interval_s)
                 continue
@@ -89,7 +93,7 @@ class Session:
             self._renewed(self.deadline)
             if failing_since is not None:
                 gap_s = clock.now() - failing_since
-                self._tell("warning", "renewed", lease=f"{self._lease:x}", gap_s=gap_s)
+                self._tell("warning", "renewed", lease=f"{self.lease:x}", gap_s=gap_s)
             failing_since, doubted, pause_s = None, False, _PAUSE_S
             next_at = sent_at + interval_s
 
@@ -97,16 +101,17 @@ class Session:
         """Renew once and confirm; return why the hold is gone, or None if it is confirmed. `StoreError`: no verdict."""
         timeout_s = min(_TRY_MOST_S, max(_TRY_LEAST_S, self.ttl_s / 6))
         try:
-            answer = self._store.keep_alive(self._lease, timeout_s=timeout_s)
+            answer = self._store.keep_alive(self.lease, timeout_s=timeout_s)
         except LeaseGone:
             return "the lease is gone"
         if answer.ttl_s <= 0:
             # etcd reports no error for a lease that it does not have
             return "the lease is gone"
-        read = self._store.range(Range(self._key.encode(), keys_only=True), timeout_s=timeout_s)
-        if not read.kvs or read.kvs[0].create_revision != self._rev:
+        key, rev = self._place
+        read = self._store.range(Range(key.encode(), keys_only=True), timeout_s=timeout_s)
+        if not read.kvs or read.kvs[0].create_revision != rev:
             return "our key is gone"
-        if read.kvs[0].lease != self._lease:
+        if read.kvs[0].lease != self.lease:
             return "our key was taken from its lease"
         if (read.head.member, read.head.term) != (answer.head.member, answer.head.term):
             raise Unconfirmed("the members or their leader changed in between")

@@ -17,7 +17,7 @@ from conch.core.process import Stat
 
 _AGAIN_S, _AGAIN_MOST_S = 0.02, 1.0
 
-Kill = Callable[[int, str], list[Stat]]
+Kill = Callable[[int, str, int], list[Stat]]
 
 
 class Warden:
@@ -31,6 +31,8 @@ class Warden:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._outbox: deque[Message] = deque()
         self._running: Running | None = None
+        self._since = 0
+        self._seen_empty = False
         self._again_at: float | None = None
         self._again_s = _AGAIN_S
         # written by the other threads, each a single assignment
@@ -38,6 +40,7 @@ class Warden:
         self._terms = Terms(0.0, kill_after_s)
         self._deadline = 0.0
         self._lost_at: float | None = None
+        self._idle_since = clock.now()
 
     # -- called from any thread ---------------------------------------------------------------------------
 
@@ -52,12 +55,27 @@ class Warden:
         self._terms = Terms(ttl_s, self._kill_after_s)
         self._deadline = deadline
         self._lost_at = None
+        self._idle_since = clock.now()
 
     def renewed(self, number: int, deadline: float) -> None:
         """A renewal was confirmed. Wakes nobody: both sides look here when their moment comes."""
         if number == self._number:
             self._deadline = deadline
             self._link.send(Renewed(number, deadline))
+
+    def wants_renewals(self, number: int) -> bool:
+        """Whether acquisition `number` is worth renewing: it waits in the queue, or something runs or soon will.
+
+        A supervisor that is stopped just when it could start its command, or whose command had to be killed here,
+        must not keep the hold for nothing. The lease is not given back for that, it is only let expire: should the
+        supervisor wake in time, all is as it was.
+        """
+        if number != self._number:
+            return True
+        if self._running is not None:
+            return not self._seen_empty
+        terms = self._terms
+        return clock.now() < self._idle_since + terms.ttl_s - terms.margin_s - terms.grace_s
 
     def lost(self, number: int, reason: str) -> None:
         """The hold is gone for certain."""
@@ -94,9 +112,13 @@ class Warden:
 
     def _on_message(self, message: Message, deliver: Callable[[Message], None]) -> None:
         if isinstance(message, Running):
-            self._running = message
+            first = process.stat(message.pid)
+            self._since = first.start if first is not None else 0
+            self._seen_empty = False
             self._again_at, self._again_s = None, _AGAIN_S
+            self._running = message
         elif isinstance(message, Ended):
+            self._idle_since = clock.now()
             self._running = None
         elif not isinstance(message, Renewed):
             deliver(message)
@@ -116,19 +138,17 @@ class Warden:
         now = clock.now()
         if at is None or now < at or self._running is None:
             return
-        self._kill(self._running.pid, self._running.tree)
+        self._seen_empty = not self._kill(self._running.pid, self._running.tree, self._since)
         self._again_at = now + self._again_s
         self._again_s = min(2 * self._again_s, _AGAIN_MOST_S)
 
     def _end_tree(self) -> None:
         """The supervisor is dead: kill until two looks find nothing alive."""
         running = self._running
-        empty_looks = 0
+        empty_looks, again_s = 0, _AGAIN_S
         while running is not None and empty_looks < 2:
-            alive = self._kill(running.pid, running.tree)
-            if alive:
-                empty_looks = 0
-                process.wait_for_ends(alive, _AGAIN_S)
-            else:
-                empty_looks += 1
+            alive = self._kill(running.pid, running.tree, self._since)
+            empty_looks = 0 if alive else empty_looks + 1
+            process.wait_for_ends(alive, again_s)
+            again_s = min(2 * again_s, _AGAIN_MOST_S)
         self._running = None

@@ -10,7 +10,7 @@ from conch.core.link import Acquire, Answered, Failed, Held, Message, Note, Rele
 from conch.durations import format_duration
 from conch.errors import EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, ConchError
 from conch.etcd.store import Compacted, LeaseGone, Range, Store, StoreError, Unreachable, Watch
-from conch.keeper.job import Job
+from conch.keeper.job import Job, Stage
 from conch.keeper.queue import Place, PlaceLost, Queue
 from conch.keeper.session import Session
 from conch.keeper.warden import Warden
@@ -65,6 +65,7 @@ class Worker:
         self._lease: int | None = None
         self._session: Session | None = None
         self._sessions = 0
+        self._places: list[tuple[Queue, Place]] = []
         self._watch: Watch | None = None
         self._watches = 0
 
@@ -96,10 +97,24 @@ class Worker:
                 case _SessionLost(session, reason) if session == self._sessions:
                     self._warden.lost(self._number, reason)
                 case _Gone(watch, key) if watch == self._watches and self._session is not None:
-                    if key == self._queue.key.encode():
-                        self._warden.lost(self._number, "our key was deleted or our lease revoked")
+                    self._check_hold(key)
                 case _:
                     pass  # of a watch or a session that is over
+
+    def _check_hold(self, key: bytes | None) -> None:
+        """A key was deleted while we hold, or the watch has to begin anew."""
+        try:
+            if key in self._own_keys():
+                raise PlaceLost
+            if key is None:
+                self._watch_keys(self._look())
+        except PlaceLost:
+            self._warden.lost(self._number, "our key was deleted or our lease revoked")
+        except StoreError as error:
+            # the renewals go on to confirm the hold; only a loss by hand is noticed later than at once
+            self._tell("warning", "watch-failed", msg=str(error))
+        except _Cancelled:
+            pass  # the release that follows in the inbox gives everything back
 
     # -- acquiring ----------------------------------------------------------------------------------------
 
@@ -123,25 +138,29 @@ class Worker:
             pass  # the release that follows in the inbox gives everything back
 
     def _try_to_hold(self) -> bool:
-        """Get a lease, queue, and return True when we hold; False if the place was lost."""
+        """Get a lease, queue in one stage after the other, and return True when we hold; False: the place was lost."""
         session = self._new_session()
-        place = self._enter(session)
-        if place is None:
-            return False
-        session.start(place.rev)
-        if not place.held:
-            if self._job.nonblock:
-                raise _GiveUp(EXIT_NOT_ACQUIRED, f"{self._job.what} is taken")
-            self._tell("info", "queued", rev=place.rev, lease=f"{self._lease:x}")
-            try:
-                place = self._wait_in_line(place)
-            except PlaceLost:
+        self._places = []
+        for stage in self._job.stages:
+            queue = Queue(self._store, stage, session.lease)
+            place = self._enter(session, queue)
+            if place is None:
                 return False
-        lease = self._lease
-        if lease is None:
-            raise _Cancelled
+            self._places.append((queue, place))
+            session.follow(queue.key, place.rev)
+            self._warn_of_other_capacities(stage, place)
+            if not place.held:
+                if self._job.nonblock:
+                    raise _GiveUp(EXIT_NOT_ACQUIRED, f"{self._job.what} is taken")
+                self._tell("info", "queued", rev=place.rev, lease=f"{session.lease:x}")
+                try:
+                    self._wait_in_line(place)
+                except PlaceLost:
+                    return False
+        queue, place = self._places[-1]
+        self._give_up_at = None  # it was for the queueing
         self._warden.acquired(self._number, session.ttl_s, session.deadline)
-        self._warden.send(Held(self._number, place.rev, lease, self._queue.key, session.ttl_s, session.deadline))
+        self._warden.send(Held(self._number, place.rev, session.lease, queue.key, session.ttl_s, session.deadline))
         if self._watch is None:
             self._watch_keys(place)
         return True
@@ -170,61 +189,65 @@ class Worker:
             self._session = Session(
                 self._store,
                 lease,
-                self._queue.key,
                 granted.ttl_s,
                 granted_at,
+                wanted=lambda: self._warden.wants_renewals(number),
                 renewed=lambda deadline: self._warden.renewed(number, deadline),
                 lost=lambda reason, serial=serial: self._inbox.put(_SessionLost(serial, reason)),  # type: ignore[misc]
                 tell=self._tell,
             )
             return self._session
 
-    @property
-    def _queue(self) -> Queue:
-        return Queue(self._store, self._job.prefix, self._job.slots, self._lease or 0)
-
-    def _enter(self, session: Session) -> Place | None:
+    def _enter(self, session: Session, queue: Queue) -> Place | None:
         """Our place in the queue, or None if the lease ran out first."""
         pause_s = _PAUSE_S
         while clock.now() < session.deadline:
             self._check_time()
             try:
-                return self._queue.enter(
-                    self._job.value, timeout_s=self._left_s(self._job.connection.command_timeout_s)
-                )
+                return queue.enter(self._job.value, timeout_s=self._left_s(self._job.connection.command_timeout_s))
             except Unreachable as error:
                 pause_s = self._retry(error, pause_s)
             except (LeaseGone, PlaceLost):
                 break
         return None
 
-    def _wait_in_line(self, place: Place) -> Place:
-        """Return our place once we hold. Raises `PlaceLost`."""
-        pause_s = _PAUSE_S
+    def _wait_in_line(self, place: Place) -> None:
+        """Return once we hold in the last queue that was entered. Raises `PlaceLost`."""
         self._watch_keys(place)
         while not place.held:
             match self._next_event():
                 case _Gone(watch, key) if watch == self._watches:
-                    if key == self._queue.key.encode():
+                    if key in self._own_keys():
                         raise PlaceLost
-                    while True:
-                        try:
-                            now = self._queue.look(
-                                place.rev, timeout_s=self._left_s(self._job.connection.command_timeout_s)
-                            )
-                            break
-                        except Unreachable as error:
-                            pause_s = self._retry(error, pause_s)
-                    pause_s = _PAUSE_S
-                    # While one of those whom we watch remains watched and we do not hold, others are ahead now.
-                    place = now
+                    if key is None:
+                        self._end_watch()
+                    place = self._look()
                     if not place.held:
                         self._watch_keys(place)
                 case _SessionLost(session) if session == self._sessions:
                     raise PlaceLost
                 case _:
                     pass  # of a watch or a session that is over
-        return place
+
+    def _look(self) -> Place:
+        """Our place in the last queue as it is now, however long etcd takes to answer. Raises `PlaceLost`."""
+        queue, place = self._places[-1]
+        pause_s = _PAUSE_S
+        while True:
+            try:
+                now = queue.look(place.rev, timeout_s=self._left_s(self._job.connection.command_timeout_s))
+                self._places[-1] = (queue, now)
+                return now
+            except Unreachable as error:
+                pause_s = self._retry(error, pause_s)
+
+    def _own_keys(self) -> tuple[bytes, ...]:
+        return tuple(queue.key.encode() for queue, _ in self._places)
+
+    def _warn_of_other_capacities(self, stage: Stage, place: Place) -> None:
+        for key in place.elsewhere:
+            capacity = key.decode("utf-8", "replace").removeprefix(stage.family or "").split("/")[0]
+            self._tell("warning", "other-capacity", max=stage.slots, other=capacity, msg="a semaphore of its own")
 
     def _next_event(self) -> "Message | _Gone | _SessionLost":
         self._check_time()
@@ -268,10 +291,10 @@ class Worker:
     # -- watching and giving back -------------------------------------------------------------------------
 
     def _watch_keys(self, place: Place) -> None:
-        """Hear of the deletion of our key and of those right ahead, from `place.seen_at` on."""
+        """Hear of the deletion of our keys and of those right ahead, from `place.seen_at` on."""
         self._end_watch()
         self._watches += 1
-        keys = (self._queue.key.encode(), *place.ahead)
+        keys = (*self._own_keys(), *place.ahead)
         watch = self._store.watch([Range(key) for key in keys], place.seen_at + 1, deletes_only=True)
         self._watch = watch
         threading.Thread(target=self._listen, args=(watch, self._watches), name="watch", daemon=True).start()

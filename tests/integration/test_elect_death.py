@@ -312,3 +312,74 @@ def test_wait_that_runs_out_without_an_answer_is_69(conch: Bench) -> None:
     done = conch.run("elect", "o", "--endpoints", "127.0.0.1:1", "--wait", "300ms", "--", "true")
     assert done.returncode == 69
     assert "127.0.0.1:1" in done.stderr
+
+
+def test_loss_by_hand_is_noticed_at_once_also_after_a_compaction_and_a_reconnection(own: OwnEtcd) -> None:
+    """The watch on our own key has seen nothing for long: the history that it would go on from is gone."""
+    wrapper = own.bench.hold("o", "--ttl", "60s", "--kill-after", "1s")
+    etcd = own.bench.etcd
+    for i in range(10):
+        etcd.put(f"{own.bench.prefix}/other", str(i))
+    etcd.compact(etcd.get(f"{own.bench.prefix}/other")[1].mod_revision)
+    etcd.delete(f"{own.bench.prefix}/other")
+    own.cluster.restart(own.member)
+    own.cluster.wait_ready()
+
+    def watched() -> bool:
+        import urllib.request
+
+        with urllib.request.urlopen(f"http://{own.member.endpoint}/metrics", timeout=5) as answer:
+            return b"etcd_debugging_mvcc_watcher_total 1\n" in answer.read()
+
+    wait_for(watched, "the watch is there again")
+    at = boottime()
+    own.bench.etcd.delete(f"{own.bench.prefix}/elect/o/{wrapper.lease():x}")
+    wrapper.wait_event("lost")
+    assert boottime() - at < 5  # renewals are 10 s apart
+    assert wrapper.wait() == 70
+
+
+def test_office_is_not_kept_by_a_stopped_conch_that_runs_nothing(conch: Bench) -> None:
+    """Stopped in the queue, it is promoted, cannot start its command, and so is not renewed for ever."""
+    first = conch.hold("o", command="read x; exit 0", stdin=-1)
+    second = conch.queue("o", "--ttl", "2s")
+    third = conch.queue("o", command="true")
+    second.signal(signal.SIGSTOP)
+    assert first.process.stdin is not None
+    first.process.stdin.close()
+    assert third.wait() == 0
+    second.signal(signal.SIGCONT)
+    assert second.child()  # it queued again, and now it runs
+    assert second.events("lost") or second.events("place-lost")
+
+
+def test_hung_keeper_does_not_outwait_wait(conch: Bench) -> None:
+    """Conch gives it its time, then does without it."""
+    conch.hold("o")
+    second = conch.queue("o", "--wait", "1s", "--command-timeout", "1s")
+    os.kill(second.keeper(), signal.SIGSTOP)
+    assert second.wait() == 75
+    assert len(conch.keys()) == 1
+
+
+def test_keeper_that_died_while_conch_was_stopped_and_signalled(conch: Bench) -> None:
+    """All of it is found at once on waking."""
+    conch.hold("o")
+    second = conch.queue("o", "--ttl", "2s")
+    second.signal(signal.SIGSTOP)
+    os.kill(second.keeper(), signal.SIGKILL)
+    second.signal(signal.SIGTERM)
+    second.signal(signal.SIGINT)
+    second.signal(signal.SIGCONT)
+    assert second.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+def test_both_processes_killed_at_once_take_the_command_with_them(conch: Bench) -> None:
+    """The kernel does it: the first process of the tree at least."""
+    wrapper = conch.hold("o", "--ttl", "2s")
+    child = wrapper.child()
+    keeper = wrapper.keeper()
+    os.kill(keeper, signal.SIGSTOP)
+    wrapper.signal(signal.SIGKILL)
+    os.kill(keeper, signal.SIGKILL)
+    wait_for(lambda: not alive(child), "the child is dead", 5)

@@ -77,6 +77,21 @@ def test_stopped_child_is_continued_to_hear_the_signal(conch: Bench) -> None:
     assert wrapper.wait() == 128 + signal.SIGTERM
 
 
+def test_leftovers_of_an_interrupted_command_hear_a_sigterm(conch: Bench) -> None:
+    """SIGINT went to the group, where a shell's background jobs ignore it, and not at all to what left the group."""
+    trap = "trap 'echo term >> term; exit' TERM; echo up >> up; while :; do sleep 0.01; done"
+    conch.file("job").write_text(trap)
+    command = (
+        "sh job & setsid sh job & while [ $(wc -l < up) -lt 2 ]; do sleep 0.01; done; echo 3 >> up; exec sleep 1000"
+    )
+    conch.file("up").write_text("")
+    wrapper = conch.hold("o", "--kill-after", "1h", command=command)
+    conch.read("up", 3)
+    wrapper.signal(signal.SIGINT)
+    assert wrapper.wait() == 128 + signal.SIGINT
+    assert conch.read("term", 2) == "term\nterm\n"
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT], ids=lambda n: n.name
 )

@@ -25,6 +25,7 @@ from conch.etcd.store import (
     Rejected,
     Unreachable,
 )
+from conch.keeper.job import Stage
 from conch.keeper.queue import PlaceLost, Queue
 from conch.keeper.session import Session
 from conch.keys import prefix_end
@@ -169,7 +170,7 @@ def contenders(store: GrpcStore, prefix: str, slots: int, count: int) -> list[tu
     for _ in range(count):
         lease = new_lease()
         store.grant(lease, 60, timeout_s=5)
-        queue = Queue(store, f"{prefix}/q/", slots, lease)
+        queue = Queue(store, Stage(f"{prefix}/q/", slots), lease)
         place = queue.enter(b"v", timeout_s=5)
         found.append((queue, place.rev))
     return found
@@ -234,15 +235,19 @@ class Watched:
         self.deadlines: list[float] = []
         self.losses: list[str] = []
         self.notes: list[str] = []
+        self.wanted = True
         self.granted_at = clock.now()
         self.store.grant(self.lease, ttl_s, timeout_s=5)
-        self.queue = Queue(self.store, f"{conch.prefix}/s/", 1, self.lease)
+        self.queue = Queue(self.store, Stage(f"{conch.prefix}/s/", 1), self.lease)
         self.rev = self.queue.enter(b"v", timeout_s=5).rev
         self.session = Session(
-            self.store, self.lease, self.queue.key, ttl_s, self.granted_at,
-            renewed=self.deadlines.append, lost=self.losses.append,
+            self.store, self.lease, ttl_s, self.granted_at,
+            wanted=lambda: self.wanted, renewed=self.deadlines.append, lost=self.losses.append,
             tell=self.note,
         )  # fmt: skip
+
+    def start(self) -> None:
+        self.session.follow(self.queue.key, self.rev)
 
     def note(self, level: str, event: str, **fields: object) -> None:
         self.notes.append(event)
@@ -271,7 +276,7 @@ def test_deadline_counts_from_before_the_renewal_was_sent(watched: Watched) -> N
         return answer
 
     watched.store.bend_alive = slow
-    watched.session.start(watched.rev)
+    watched.start()
     wait_for(lambda: len(watched.deadlines) >= 2, "two renewals")
     for at, deadline in zip(sent, watched.deadlines, strict=False):
         assert deadline <= at + 3
@@ -289,7 +294,7 @@ def test_deadline_counts_from_before_the_renewal_was_sent(watched: Watched) -> N
 def test_renewal_that_the_read_does_not_confirm_proves_nothing(watched: Watched, bend: Any) -> None:
     """A former leader that wakes from a freeze answers renewals, but not at the term of the read."""
     watched.store.bend_read = bend
-    watched.session.start(watched.rev)
+    watched.start()
     wait_for(lambda: "doubt" in watched.notes, "doubt")
     assert watched.deadlines == []
     assert watched.losses == []
@@ -308,7 +313,7 @@ def test_renewal_that_the_read_does_not_confirm_proves_nothing(watched: Watched,
 def test_read_that_does_not_show_our_key_is_a_loss(watched: Watched, bend: Any, reason: str) -> None:
     """Deleted, created anew by another, or detached from its lease."""
     watched.store.bend_read = bend
-    watched.session.start(watched.rev)
+    watched.start()
     wait_for(lambda: watched.losses, "a loss")
     assert watched.losses == [reason]
     assert watched.deadlines == []
@@ -317,13 +322,13 @@ def test_read_that_does_not_show_our_key_is_a_loss(watched: Watched, bend: Any, 
 def test_ttl_of_zero_is_a_loss(watched: Watched) -> None:
     """etcd reports no error for a lease that it does not have."""
     watched.store.bend_alive = lambda _answer: Lease(Head(1, 1, 1), 0)
-    watched.session.start(watched.rev)
+    watched.start()
     wait_for(lambda: watched.losses == ["the lease is gone"], "a loss")
 
 
 def test_session_renews_about_every_sixth_of_the_ttl(watched: Watched) -> None:
     """Not much more often, and never later than the deadline needs."""
-    watched.session.start(watched.rev)
+    watched.start()
     wait_for(lambda: len(watched.deadlines) >= 6, "six renewals")
     gaps = [b - a for a, b in zip(watched.deadlines, watched.deadlines[1:], strict=False)]
     assert all(gap > 0.4 for gap in gaps)

@@ -98,8 +98,21 @@ def test_ctrl_z_fg_and_bg_work_and_the_hold_lasts(terminal: Terminal, conch: Ben
     terminal.type("\x04")
     wait_for(lambda: not alive(child), "the child's end")
     terminal.line("echo all=done")
-    terminal.wait("all=done\r\n")
+    terminal.wait("all=done\r\n", 2)
     assert conch.keys() == []
+
+
+def test_fg_of_a_conch_that_was_started_in_the_background(terminal: Terminal, conch: Bench) -> None:
+    """The shell sees no reason to continue it; the child gets the terminal when it reads."""
+    terminal.line(f"{ELECT} -- bash -c 'echo $$ > pid; while [ ! -e go ]; do sleep 0.01; done; read x; echo got:$x' &")
+    child = int(conch.read("pid"))
+    terminal.line("fg")
+    wait_for(lambda: terminal.foreground() not in (terminal.pid, child), "conch in the foreground")
+    conch.file("go").write_text("")
+    wait_for(lambda: terminal.foreground() == child, "the child in the foreground")
+    terminal.line("one")
+    terminal.wait("got:one")
+    assert "Stopped" not in terminal.text
 
 
 def test_child_that_is_killed_in_raw_mode_leaves_a_sane_terminal(terminal: Terminal, conch: Bench) -> None:

@@ -3,11 +3,13 @@
 import json
 import os
 import socket
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conch.core import clock
 from conch.core.clock import Terms
 from conch.core.plan import next_backoff
 from conch.durations import format_duration, parse_duration
@@ -244,7 +246,31 @@ def test_log_does_not_block_on_a_full_pipe_and_says_what_it_dropped() -> None:
     assert b"log lines were dropped" in text
     os.close(read)
     log("info", "nobody reads")  # a broken pipe is nobody's error
+    log.close()
     os.close(write)
+
+
+def test_log_does_not_block_on_a_terminal_that_nobody_reads() -> None:
+    """A terminal takes a part of a line; the rest follows when there is room, and lines stay whole."""
+    master, slave = os.openpty()
+    log = Log(fd=slave)
+    for i in range(300):
+        log("info", "event", number=i, text="x" * 300)
+    os.set_blocking(master, False)
+    text = b""
+    for _ in range(1000):
+        try:
+            text += os.read(master, 65536)
+        except BlockingIOError:
+            log.flush()
+            time.sleep(0.001)
+    lines = text.replace(b"\r\n", b"\n").splitlines()
+    assert all(line.startswith((b"ts=", b"conch: ")) for line in lines)
+    assert b"number=0 " in lines[0]
+    assert b"number=299 " in lines[-1]
+    log.close()
+    os.close(master)
+    os.close(slave)
 
 
 def test_log_bears_a_closed_descriptor() -> None:
@@ -259,8 +285,15 @@ def test_quiet_log_keeps_warnings() -> None:
     log("info", "a")
     log("warning", "b", none=None)
     log("error", "c")
+    log.close()
     right.close()
     text = left.makefile().read()
     assert [line.split()[2] for line in text.splitlines()] == ["event=b", "event=c"]
     assert "none" not in text
     left.close()
+
+
+def test_the_clock_of_deadlines_is_the_one_that_counts_suspend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLOCK_BOOTTIME and no other."""
+    monkeypatch.setattr(time, "clock_gettime", {time.CLOCK_BOOTTIME: 42.0}.__getitem__)
+    assert clock.now() == 42.0

@@ -45,9 +45,8 @@ class FakeTree:
     def exit_code(self) -> int | None:
         return self.code
 
-    def members(self) -> list[Stat]:
-        me = [] if self.code is not None else [Stat(self.pid, "S", 1, self.pid, 1, 1)]
-        return me + self.left
+    def empty(self) -> bool:
+        return self.code is not None and not self.left
 
     def signal_group(self, number: int) -> None:
         self.signals.append(("group", number))
@@ -59,7 +58,7 @@ class FakeTree:
 class World:
     """Ports, clock and log for a supervisor."""
 
-    def __init__(self, **plan: Any) -> None:
+    def __init__(self, *, fail_keeper: bool = False, **plan: Any) -> None:
         self.time = 1000.0
         self.sent: list[Message] = []
         self.trees: list[FakeTree] = []
@@ -68,6 +67,7 @@ class World:
         self.dropped = 0
         self.end = End()
         self.fail_start = False
+        self.fail_keeper = fail_keeper
         self.gates = 0
         self.events: list[str] = []
         world = self
@@ -92,6 +92,8 @@ class World:
         return low
 
     def start_keeper(self) -> None:
+        if self.fail_keeper:
+            raise OSError(11, "Resource temporarily unavailable")
         self.keepers += 1
 
     def drop_keeper(self) -> None:
@@ -433,7 +435,8 @@ def test_on_lose_after_a_loss_is_free_of_the_deadline() -> None:
 @pytest.mark.parametrize("number", [TERM, INT, HUP])
 def test_signal_in_a_hook(hook: str, number: int) -> None:
     """The hook gets it; conch ends with 128+n."""
-    world = World(**{hook: "x"}).held()
+    plan: dict[str, Any] = {hook: "x"}
+    world = World(**plan).held()
     if hook == "on_lose":
         world.ends(4)
     world.signalled(number)
@@ -567,6 +570,50 @@ def test_keeper_that_dies_while_backing_off_is_replaced_when_it_is_needed() -> N
     assert (world.state, world.keepers) == (State.ACQUIRING, 2)
 
 
+def test_keeper_that_cannot_be_started() -> None:
+    """69 at the start; later a back-off under --restart, and a release that is left to the TTL."""
+    assert World(fail_keeper=True).code == 69
+    world = backing_off()
+    world.supervisor.on_keeper_death()
+    world.fail_keeper = True
+    world.at(1.1)
+    assert world.state is State.BACKOFF
+    world.fail_keeper = False
+    assert world.at(5).state is State.ACQUIRING
+    world = World().held()
+    world.fail_keeper = True
+    world.supervisor.on_keeper_death()
+    assert world.ends(143).code == 70
+
+
+def test_hung_keeper_does_not_outwait_the_users_times() -> None:
+    """--dial-timeout, --wait and --nonblock, each with the time that the keeper itself may take and a little more."""
+    assert World(dial_timeout_s=1).at(1 + 5 + 2).code == 69
+    world = World(wait_s=3).hears(Answered(7)).at(3 + 5 + 2)
+    assert (world.dropped, world.keepers, world.sent[-1]) == (1, 2, Release(7))
+    assert world.hears(Released()).code == 75
+    assert World(nonblock=True).hears(Answered(7)).at(10 + 5 + 2).hears(Released()).code == 69
+    assert World().hears(Answered(7)).at(10_000).state is State.ACQUIRING
+
+
+def test_signal_while_a_hold_that_ran_nothing_is_given_back() -> None:
+    """Not 0: the command never ran."""
+    world = World().at(7).held().at(TTL - 0.5)
+    assert world.state is State.RELEASING
+    assert world.signalled(TERM).hears(Released()).code == 128 + TERM
+
+
+def test_what_a_signalled_command_left_running_gets_a_sigterm_of_its_own() -> None:
+    """The user's signal went to the group alone, and perhaps it was not SIGTERM."""
+    world = World().held().signalled(INT)
+    world.tree.left = [Stat(999, "S", 1, 999, 1, 1)]
+    world.tree.code = 130
+    world.supervisor.on_change()
+    assert world.tree.signals == [("group", INT), ("group", CONT), ("tree", TERM), ("tree", CONT)]
+    world.supervisor.on_change()
+    assert len(world.tree.signals) == 4
+
+
 def test_notes_of_the_keeper_are_logged() -> None:
     """With the name."""
     assert "queued" in World().hears(Note("info", "queued", {"rev": 3})).events
@@ -583,7 +630,7 @@ def test_every_wake_up_is_for_something() -> None:
     """No polling: between two moments the supervisor asks for nothing."""
     world = World().held(deadline=100)
     assert world.supervisor.wake_at == pytest.approx(1000 + 100 - 0.5 - TTL / 3)
-    waiting = World()
+    waiting = World().hears(Answered(7))
     assert waiting.supervisor.wake_at is None
 
 

@@ -24,7 +24,7 @@ class Stage:
         self.thread = threading.Thread(target=self.warden.run, args=(self.delivered.append,), daemon=True)
         self.thread.start()
 
-    def kill(self, pid: int, tree: str) -> list[Stat]:
+    def kill(self, pid: int, tree: str, since: int) -> list[Stat]:
         self.kills.append((clock.now(), pid, tree))
         return self.alive
 
@@ -103,6 +103,21 @@ def test_dead_supervisor_means_kill_until_nothing_is_seen_alive(stage: Stage, bo
     stage.alive = []
     stage.thread.join(5)
     assert not stage.thread.is_alive()
+
+
+def test_renewals_are_not_wanted_for_a_hold_under_which_nothing_runs(stage: Stage) -> None:
+    """A supervisor stopped at the wrong moment must not keep the office for nothing."""
+    wants = stage.warden.wants_renewals
+    assert wants(1)  # in the queue
+    stage.warden.acquired(1, 2.0, clock.now() + 2)  # 2 - 0.2 - 0.3 s to start something
+    assert wants(1)
+    wait_for(lambda: not wants(1), "no renewal for nothing")
+    stage.link.send(Running(77, "ab"))
+    wait_for(lambda: wants(1), "a renewal for what runs")
+    wait_for(lambda: stage.kills, "a kill: the deadline has passed")
+    wait_for(lambda: not wants(1), "no renewal for what was killed")
+    stage.link.send(Ended())
+    wait_for(lambda: wants(1), "time for the next")
 
 
 def test_commands_are_delivered_and_messages_sent(stage: Stage) -> None:

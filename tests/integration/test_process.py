@@ -1,0 +1,184 @@
+"""The supervisor's handling of processes on its own, without a keeper or etcd: each in a process of its own."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.conch import alive, wait_for
+
+HEAD = """
+import os, signal, sys, time
+from conch.core import clock, process, system
+from conch.core.process import Dispositions, Spec
+
+def start(*command, start_by=None):
+    spec = Spec("/bin/" + command[0], command, dict(os.environ))
+    return process.start(
+        spec, tree="cafe", start_by=start_by, dispositions=Dispositions((), frozenset()), spare=lambda entry: False
+    )
+
+def wait(child):
+    while child.exit_code() is None:
+        time.sleep(0.01)
+    return child.exit_code()
+
+system.become_subreaper()
+"""
+
+
+def script(text: str, folder: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", HEAD + text], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(text: str, folder: Path) -> str:
+    done = script(text, folder)
+    out, err = done.communicate(timeout=60)
+    assert (done.returncode, err) == (0, "")
+    return out
+
+
+def test_nothing_runs_before_the_gate_is_open(tmp_path: Path) -> None:
+    """The child exists, with its group, and has not become the command."""
+    text = """
+child = start("touch", "ran")
+assert os.getpgid(child.pid) == child.pid
+time.sleep(0.2)
+assert not os.path.exists("ran")
+child.open_gate()
+assert wait(child) == 0 and child.empty() and child.exec_error() is None
+child.reap()
+print(os.path.exists("ran"))
+"""
+    assert run(text, tmp_path) == "True\n"
+
+
+def test_command_looks_at_the_time_last_before_exec(tmp_path: Path) -> None:
+    """Too late is not to run at all, also when the gate was opened in good time."""
+    text = """
+child = start("touch", "ran", start_by=clock.now() + 0.2)
+os.kill(child.pid, signal.SIGSTOP)
+child.open_gate()
+time.sleep(0.4)
+os.kill(child.pid, signal.SIGCONT)
+print(wait(child), child.exec_error(), os.path.exists("ran"))
+"""
+    assert run(text, tmp_path) == "126 late False\n"
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_child_dies_with_its_parent(tmp_path: Path, opened: bool) -> None:
+    """By the kernel's word alone, before its gate is open and after."""
+    process = script(f"""
+child = start("sleep", "1000")
+if {opened}:
+    child.open_gate()
+print(child.pid, flush=True)
+time.sleep(1000)
+""", tmp_path)  # fmt: skip
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    if opened:
+        wait_for(lambda: Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep"), "exec")
+    process.kill()
+    wait_for(lambda: not alive(pid), "the child is dead", 5)
+    process.communicate()
+
+
+def test_gate_of_a_dead_parent_never_opens(tmp_path: Path) -> None:
+    """The child holds no end of the gate that could keep it waiting; seen with the parent-death signal taken out."""
+    process = script("""
+system.die_with_parent = lambda number: None
+child = start("touch", "ran")
+print(child.pid, flush=True)
+time.sleep(1000)
+""", tmp_path)  # fmt: skip
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    process.kill()
+    wait_for(lambda: not alive(pid), "the child is dead", 5)
+    process.communicate()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_tree_that_forks_faster_than_one_can_look_is_not_taken_for_empty(tmp_path: Path) -> None:
+    """A chain of processes, each of which forks the next and ends at once: found, and killed with its group."""
+    (tmp_path / "chain.py").write_text(
+        "import os, time\n"
+        "os.setsid()\n"
+        "until = time.monotonic() + 20\n"
+        "n = 0\n"
+        "while time.monotonic() < until:\n"
+        "    if os.fork():\n"
+        "        os._exit(0)\n"
+    )
+    text = f"""
+child = start("sh", "-c", "{sys.executable} chain.py > /dev/null 2>&1 & sleep 0.5; exit 3")
+child.open_gate()
+wait(child)
+for _ in range(20):
+    assert not child.empty()
+child.signal_tree(signal.SIGKILL)
+until = time.monotonic() + 10
+while not child.empty() and time.monotonic() < until:
+    child.signal_tree(signal.SIGKILL)
+assert child.empty()
+time.sleep(0.2)
+assert child.empty()
+print("gone")
+"""
+    assert run(text, tmp_path) == "gone\n"
+
+
+def test_stopped_members_and_those_of_other_groups_are_signalled(tmp_path: Path) -> None:
+    """Each once by its group."""
+    (tmp_path / "leaver").write_text("trap 'echo got >> got; exit' TERM; echo up >> up; while :; do sleep 0.01; done")
+    text = """
+child = start("sh", "-c", "setsid sh leaver & wait")
+child.open_gate()
+while not os.path.exists("up"):
+    time.sleep(0.01)
+child.signal_tree(signal.SIGTERM)
+while not child.empty():
+    time.sleep(0.01)
+print(open("got").read(), end="")
+"""
+    done = script(text, tmp_path)
+    assert done.communicate(timeout=60)[0] == "got\n"  # on stderr dash says that a job was terminated
+    assert done.returncode == 0
+
+
+def test_signals_are_not_lost_in_a_flood(tmp_path: Path) -> None:
+    """The wake-up descriptor holds only so many; the record holds all kinds."""
+    text = """
+from conch.core.loop import Signals
+signals = Signals()
+for _ in range(20000):
+    os.kill(os.getpid(), signal.SIGUSR1)
+os.kill(os.getpid(), signal.SIGTERM)
+taken = signals.take()
+assert signal.SIGTERM in taken and signal.SIGUSR1 in taken
+assert signals.take() == []
+print("all")
+"""
+    assert run(text, tmp_path) == "all\n"
+
+
+def test_a_pid_that_is_another_process_by_now_is_not_signalled(tmp_path: Path) -> None:
+    """The start time tells them apart."""
+    text = """
+import dataclasses
+child = start("sleep", "1000")
+child.open_gate()
+entry = process.stat(child.pid)
+process.signal_exactly(dataclasses.replace(entry, start=entry.start + 1), signal.SIGKILL)
+time.sleep(0.1)
+assert child.exit_code() is None
+process.signal_exactly(entry, signal.SIGKILL)
+print(wait(child))
+"""
+    assert run(text, tmp_path) == f"{128 + signal.SIGKILL}\n"
