@@ -34,10 +34,24 @@ def pytest_unconfigure() -> None:
         os.environ.pop(_ENDPOINTS, None)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test marked with kinds of holds runs once for each."""
+    marker = metafunc.definition.get_closest_marker("kinds")
+    if marker is not None:
+        metafunc.fixturenames.append("kind")
+        metafunc.parametrize("kind", marker.args, indirect=True)
+
+
 @pytest.fixture
-def conch(tmp_path: Path) -> Iterator[Bench]:
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which command holds in this test."""
+    return str(getattr(request, "param", "elect"))
+
+
+@pytest.fixture
+def conch(tmp_path: Path, kind: str) -> Iterator[Bench]:
     """Conch on the run's etcd."""
-    bench = Bench(os.environ[_ENDPOINTS], secrets.token_hex(8), tmp_path)
+    bench = Bench(os.environ[_ENDPOINTS], secrets.token_hex(8), tmp_path, kind)
     yield bench
     bench.finish()
     bench.check_etcd()
@@ -56,10 +70,10 @@ class OwnEtcd:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[OwnEtcd]:
+def own(tmp_path: Path, kind: str) -> Iterator[OwnEtcd]:
     """Conch on an etcd of the test's own."""
     with Cluster() as cluster:
-        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path, kind)
         yield OwnEtcd(bench, cluster)
         bench.finish()
         if cluster.members[0].running():

@@ -1,11 +1,12 @@
 """`conch elect`: run a command only while being the leader of an office, or look at who is."""
 
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from conch.cli.options import NAME, POSITIVE_DURATION, common_options, settings
-from conch.cli.wrapper import WrapperCommand, hold_options, run_under_hold
+from conch.cli.wrapper import EXIT_CODES, WrapperCommand, hold_options, refuse_with_look, run_under_hold
 from conch.config import Settings
 from conch.errors import EXIT_NO, EXIT_UNAVAILABLE, ConchError
 
@@ -17,10 +18,7 @@ _FOR_LOOKS = {"name", "as_json", "min_rev", *_LOOKS}
     "elect",
     cls=WrapperCommand,
     context_settings={"help_option_names": ["-h", "--help"]},
-    options_metavar="[OPTIONS]",
-    epilog="Hooks read /dev/null. Their environment and the child's: CONCH_NAME, CONCH_REV (the fencing token), "
-    "CONCH_LEASE, CONCH_HOLD_KEY. Exit codes: the child's; 64 usage, 69 etcd did not answer, 70 the hold was lost, "
-    "75 not acquired, 126/127 the command cannot be run, 128+n ended by signal n.",
+    epilog=EXIT_CODES,
 )
 @click.argument("name", type=NAME)
 @hold_options
@@ -61,7 +59,7 @@ def command(context: click.Context, /, **values: Any) -> int:
     child: list[str] | None = context.obj
     common = settings(values)
     if looks:
-        _check_look(context, looks, child, values)
+        _check_look(context, looks, values)
         return _look(common, values["name"], looks[0], as_json=values["as_json"], min_rev=values["min_rev"])
     if not child:
         raise click.UsageError("no command: put it after --, or use --who, --watch or --assert", context)
@@ -83,17 +81,12 @@ def command(context: click.Context, /, **values: Any) -> int:
     )
 
 
-def _check_look(context: click.Context, looks: list[str], child: list[str] | None, values: dict[str, Any]) -> None:
+def _check_look(context: click.Context, looks: list[str], values: dict[str, Any]) -> None:
     if len(looks) > 1:
         raise click.UsageError("--who, --watch and --assert exclude each other", context)
-    if child is not None:
-        raise click.UsageError(f"--{looks[0].rstrip('_')} takes no command", context)
     if values["min_rev"] is not None and looks != ["assert_"]:
         raise click.UsageError("--min-rev goes with --assert", context)
-    for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
-        if given and parameter.name in values and parameter.name not in _FOR_LOOKS:
-            raise click.UsageError(f"{parameter.opts[0]} does not go with --{looks[0].rstrip('_')}", context)
+    refuse_with_look(context, f"--{looks[0].rstrip('_')}", values, _FOR_LOOKS)
 
 
 def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: int | None) -> int:
@@ -116,7 +109,7 @@ def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: i
                     shown = {"office": office, **fields(kv, holder)}
                     put_json(shown) if as_json else put_line(f"{office} {line(kv, holder)}")
             return 0
-        found = store.range(everyone(queue), timeout_s=min(dial_s, command_s)).kvs
+        found = store.range(replace(everyone(queue), limit=1), timeout_s=min(dial_s, command_s)).kvs
     finally:
         store.close()
     kv = found[0] if found else None

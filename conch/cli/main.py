@@ -11,7 +11,7 @@ from conch import __version__
 from conch.errors import EXIT_SIGNAL, EXIT_USAGE, CannotWrite, ConchError, ReaderGone
 from conch.log import Log, escape
 
-_COMMANDS = {"elect": "conch.cli.elect", "dev": "conch.cli.dev"}
+_COMMANDS = {"elect": "conch.cli.elect", "sema": "conch.cli.sema", "dev": "conch.cli.dev"}
 
 
 class _Commands(click.Group):

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
+EXIT_CODES = (
+    "Hooks read /dev/null. Their environment and the command's: CONCH_NAME, CONCH_REV (the fencing token), "
+    "CONCH_LEASE, CONCH_HOLD_KEY. Exit codes: the command's; 64 usage, 69 etcd did not answer, 70 the hold was lost, "
+    "75 not acquired, 126/127 the command cannot be run, 128+n ended by signal n."
+)
+
+
 class WrapperCommand(click.Command):
     """Takes what follows the first `--` as the child's command, unparsed, into `ctx.obj`."""
 
@@ -68,6 +75,16 @@ def hold_options(command: _Command) -> _Command:
     ):
         command = option(command)
     return command
+
+
+def refuse_with_look(context: click.Context, look: str, values: dict[str, Any], allowed: set[str]) -> None:
+    """A look takes neither a command nor a flag of `values` that is not allowed with it."""
+    if context.obj is not None:
+        raise click.UsageError(f"{look} takes no command", context)
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
+        if given and parameter.name in values and parameter.name not in allowed:
+            raise click.UsageError(f"{parameter.opts[0]} does not go with {look}", context)
 
 
 def find_command(child: Sequence[str], path: str | None = None) -> str:

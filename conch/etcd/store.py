@@ -138,6 +138,10 @@ class Watch(Protocol):
         """Yield the events as they come. Raises `Compacted` or `Refused`."""
         ...
 
+    def add(self, what: Range, start_revision: int) -> None:
+        """Watch this too, from a revision on; from any thread."""
+        ...
+
     def cancel(self) -> None:
         """End the iteration, now and from any thread."""
         ...

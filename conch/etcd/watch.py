@@ -22,8 +22,10 @@ class DriverWatch:
         leave: Callable[[Any], None],
         failures: tuple[type[Exception], ...],
     ) -> None:
-        self._what = what
+        self._what = list(what)
         self._next = [start_revision] * len(what)
+        self._lock = threading.Lock()
+        self._requests: queue.SimpleQueue[Any] | None = None
         self._request = request
         self._open_stream = open_stream
         self._leave = leave
@@ -38,6 +40,14 @@ class DriverWatch:
         if stream is not None:
             stream.cancel()
 
+    def add(self, what: Range, start_revision: int) -> None:
+        """See `Watch`."""
+        with self._lock:
+            self._what.append(what)
+            self._next.append(start_revision)
+            if self._requests is not None:
+                self._requests.put(self._request(what, start_revision))
+
     def __iter__(self) -> Iterator[Sequence[Event]]:
         """See `Watch`."""
         pause_s = _PAUSE_S
@@ -46,14 +56,18 @@ class DriverWatch:
             client = None
             try:
                 client, self._stream = self._open_stream(iter(requests.get, None))
-                for one, revision in zip(self._what, self._next, strict=True):
-                    requests.put(self._request(one, revision))
+                with self._lock:
+                    for one, revision in zip(self._what, self._next, strict=True):
+                        requests.put(self._request(one, revision))
+                    self._requests = requests
                 for events in self._events():
                     pause_s = _PAUSE_S
                     yield events
             except self._failures:
                 pass  # whatever ended the stream, the answer is a new one
             finally:
+                with self._lock:
+                    self._requests = None
                 requests.put(None)
             if client is not None and not self._cancelled.is_set():
                 self._leave(client)

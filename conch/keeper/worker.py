@@ -16,6 +16,7 @@ from conch.keeper.session import Session
 from conch.keeper.warden import Warden
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 2.0
+_LEAST_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Worker:
         self._places: list[tuple[Queue, Place]] = []
         self._watch: Watch | None = None
         self._watches = 0
+        self._watched: set[bytes] = set()
 
     def deliver(self, message: Message) -> None:
         """A command from the supervisor; called from the warden's thread."""
@@ -107,6 +109,7 @@ class Worker:
             if key in self._own_keys():
                 raise PlaceLost
             if key is None:
+                self._end_watch()
                 self._watch_keys(self._look())
         except PlaceLost:
             self._warden.lost(self._number, "our key was deleted or our lease revoked")
@@ -121,6 +124,9 @@ class Worker:
     def _serve(self, wanted: Acquire) -> None:
         self._number = wanted.number
         self._give_up_at = wanted.give_up_at
+        if self._give_up_at is not None and not self._answered:
+            # the time that we took to get here must not leave etcd none
+            self._give_up_at = max(self._give_up_at, clock.now() + _LEAST_S)
         try:
             if wanted.abandon is not None:
                 self._revoke(wanted.abandon)
@@ -292,9 +298,14 @@ class Worker:
 
     def _watch_keys(self, place: Place) -> None:
         """Hear of the deletion of our keys and of those right ahead, from `place.seen_at` on."""
-        self._end_watch()
-        self._watches += 1
         keys = (*self._own_keys(), *place.ahead)
+        if self._watch is not None:
+            for key in set(keys) - self._watched:
+                self._watch.add(Range(key), place.seen_at + 1)
+            self._watched |= set(keys)
+            return
+        self._watches += 1
+        self._watched = set(keys)
         watch = self._store.watch([Range(key) for key in keys], place.seen_at + 1, deletes_only=True)
         self._watch = watch
         threading.Thread(target=self._listen, args=(watch, self._watches), name="watch", daemon=True).start()

@@ -72,6 +72,20 @@ BAD: list[tuple[list[str], str]] = [
     (["elect", "o", "--who", "--ttl", "5s"], "--ttl does not go with --who"),
     (["elect", "o", "--watch", "--restart"], "--restart does not go with --watch"),
     (["elect", "o", "--json", *RUN], "--json"),
+    (["sema", "s", *RUN], "--max is missing"),
+    (["sema", "s", "--max", "0", *RUN], "--max"),
+    (["sema", "s", "--max", "-1", *RUN], "--max"),
+    (["sema", "s", "--max", "1001", *RUN], "--max"),
+    (["sema", "s", "--max", "x", *RUN], "--max"),
+    (["sema", "s", "--max", "2.0", *RUN], "--max"),
+    (["sema", "s", "--max", "", *RUN], "--max"),
+    (["sema", "s", "--max", "2"], "no command"),
+    (["sema", "s", "--max", "2", "--restart", *RUN], "--restart"),
+    (["sema", "a b", "--max", "2", *RUN], "bad name"),
+    (["sema", "s", "--max", "2", "--json", *RUN], "--json"),
+    (["sema", "s", "--who", "--spread"], "--spread does not go with --who"),
+    (["sema", "s", "--who", *RUN], "takes no command"),
+    (["sema", "s", "--max", "2", "--ttl", "1", *RUN], "--ttl"),
     (["dev", "--members", "2", *RUN], "--members"),
     (["dev", "--"], "no command"),
     (["dev", "true"], "stands after --"),
@@ -167,7 +181,7 @@ def test_version_and_help(conch: Bench, start: list[str]) -> None:
 
     assert show("--version") == f"conch {package.__version__}\n"
     overview = show("--help")
-    assert {"elect", "dev"} <= set(overview.split())
+    assert {"elect", "sema", "dev"} <= set(overview.split())
     text = show("elect", "--help")
     for flag in [
         "--endpoints",
@@ -200,6 +214,22 @@ def test_version_and_help(conch: Bench, start: list[str]) -> None:
         "--assert",
         "--min-rev",
         "--json",
+    ]:
+        assert flag in text, flag
+    text = show("sema", "--help")
+    for flag in [
+        "--max",
+        "--spread",
+        "--who",
+        "--json",
+        "--ttl",
+        "--wait",
+        "-n",
+        "-E",
+        "--kill-after",
+        "--on-acquire",
+        "--on-lose",
+        "--hook-timeout",
     ]:
         assert flag in text, flag
     assert "--data-dir" in show("dev", "--help")
@@ -237,3 +267,10 @@ def test_stdout_that_is_full_is_told(conch: Bench) -> None:
         done = conch.run("elect", "o", "--who", stdout=full)
     assert done.returncode not in (0, 1)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_spread_needs_a_host_name_that_may_stand_in_a_key(conch: Bench) -> None:
+    """64, and how to help it."""
+    done = conch.run("sema", "s", "--max", "2", "--spread", "--", "true", env={"CONCH_HOST": "a/b"})
+    assert done.returncode == 64
+    assert "set CONCH_HOST" in done.stderr

@@ -169,7 +169,8 @@ class Wrapper:
 class Bench:
     """One test's conch: a prefix and a mark of its own, and the etcd that it uses."""
 
-    def __init__(self, endpoints: str, mark: str, folder: Path) -> None:
+    def __init__(self, endpoints: str, mark: str, folder: Path, kind: str = "elect") -> None:
+        self.kind = kind
         self.endpoints = endpoints
         self.mark = mark
         self.folder = folder
@@ -218,15 +219,25 @@ class Bench:
         assert "Traceback" not in (done.stderr or ""), done.stderr
         return done
 
+    def holding(self, name: str) -> tuple[str, ...]:
+        """The command line of this test's kind of hold, up to its flags."""
+        return {"elect": ("elect", name), "sema": ("sema", name, "--max", "1")}[self.kind]
+
+    def key(self, name: str, lease: int) -> str:
+        """The key of a hold."""
+        return {"elect": f"{self.prefix}/elect/{name}/{lease:x}", "sema": f"{self.prefix}/sema/{name}/1/{lease:x}"}[
+            self.kind
+        ]
+
     def hold(self, office: str, *flags: str, command: str = "exec sleep 1000", **how: Any) -> Wrapper:
-        """Start `conch elect` with a shell command and wait until its child runs."""
-        wrapper = self.start("elect", office, *flags, "--", "sh", "-c", command, **how)
+        """Start a hold with a shell command and wait until its child runs."""
+        wrapper = self.start(*self.holding(office), *flags, "--", "sh", "-c", command, **how)
         wrapper.child()
         return wrapper
 
     def queue(self, office: str, *flags: str, command: str = "exec sleep 1000", **how: Any) -> Wrapper:
-        """Start `conch elect` and wait until it is queued."""
-        wrapper = self.start("elect", office, *flags, "--", "sh", "-c", command, **how)
+        """Start a hold and wait until it is queued."""
+        wrapper = self.start(*self.holding(office), *flags, "--", "sh", "-c", command, **how)
         wrapper.wait_event("queued")
         return wrapper
 

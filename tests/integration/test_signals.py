@@ -1,4 +1,4 @@
-"""Signals to conch in every state, hooks, restarts."""
+"""Signals to conch in every state, and hooks."""
 
 import os
 import signal
@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.conch import CONCH, Bench, alive, wait_for
 
+pytestmark = pytest.mark.kinds("elect", "sema")
+
 ENDING = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
 NOTE = 'for s in TERM INT QUIT HUP USR1 USR2 WINCH CONT; do trap "echo $s >> got" $s; done; echo up >> got; '
 LOOP = NOTE + "while :; do sleep 0.02; done"
@@ -19,7 +21,7 @@ LOOP = NOTE + "while :; do sleep 0.02; done"
 def test_signal_while_dialling_ends_conch(conch: Bench, number: int) -> None:
     """At once, although no endpoint answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        wrapper = conch.start("elect", "o", "--endpoints", f"127.0.0.1:{silent.getsockname()[1]}", "--", "true")
+        wrapper = conch.start(*conch.holding("o"), "--endpoints", f"127.0.0.1:{silent.getsockname()[1]}", "--", "true")
         wrapper.wait_event("acquiring")
         began = time.monotonic()
         wrapper.signal(number)
@@ -113,7 +115,7 @@ def test_signal_ignored_at_the_start_stays_ignored(conch: Bench, state: str) -> 
     """As nohup expects, for conch and for the child."""
     if state == "queued":
         conch.hold("o")
-    command = f"trap '' HUP; exec {CONCH} elect o -- sh -c 'echo up; sleep 1000'"
+    command = f"trap '' HUP; exec {CONCH} {' '.join(conch.holding('o'))} -- sh -c 'echo up; sleep 1000'"
     with conch.file("err").open("w") as err, conch.file("out").open("w") as out:
         process = subprocess.Popen(["sh", "-c", command], env=conch.environment, stderr=err, stdout=out)
     try:
@@ -133,7 +135,7 @@ def test_signal_ignored_at_the_start_stays_ignored(conch: Bench, state: str) -> 
 
 def test_child_gets_default_dispositions(conch: Bench) -> None:
     """Python's ignored SIGPIPE and conch's own signals are the child's no more."""
-    done = conch.run("elect", "o", "--quiet", "--", "grep", "-E", "Sig(Ign|Blk)", "/proc/self/status")
+    done = conch.run(*conch.holding("o"), "--quiet", "--", "grep", "-E", "Sig(Ign|Blk)", "/proc/self/status")
     assert [int(line.split()[1], 16) for line in done.stdout.splitlines()] == [0, 0]
 
 
@@ -144,7 +146,7 @@ def test_hooks_run_around_the_child_with_its_environment(conch: Bench) -> None:
     """on-acquire before, on-lose after, under the same token; the office is still ours in both."""
     show = "echo {} $CONCH_NAME $CONCH_REV >> order"
     hooks = ["--on-acquire", show.format("acquire"), "--on-lose", show.format("lose")]
-    done = conch.run("elect", "o", *hooks, "--", "sh", "-c", show.format("child"))
+    done = conch.run(*conch.holding("o"), *hooks, "--", "sh", "-c", show.format("child"))
     assert done.returncode == 0
     lines = [line.split() for line in conch.read("order", 3).splitlines()]
     assert [line[0] for line in lines] == ["acquire", "child", "lose"]
@@ -155,7 +157,7 @@ def test_failing_on_acquire_gives_the_hold_up(conch: Bench) -> None:
     """75, or what -E says; the child never starts, on-lose neither."""
     for flags, code in (([], 75), (["-E", "9"], 9)):
         done = conch.run(
-            "elect", "o", *flags, "--on-acquire", "exit 3", "--on-lose", "touch lost", "--", "touch", "ran"
+            *conch.holding("o"), *flags, "--on-acquire", "exit 3", "--on-lose", "touch lost", "--", "touch", "ran"
         )
         assert done.returncode == code
         assert conch.keys() == []
@@ -166,8 +168,7 @@ def test_failing_on_acquire_gives_the_hold_up(conch: Bench) -> None:
 def test_hook_past_its_timeout_is_killed_with_its_group(conch: Bench) -> None:
     """And counts as failed."""
     done = conch.run(
-        "elect",
-        "o",
+        *conch.holding("o"),
         "--hook-timeout",
         "300ms",
         "--on-acquire",
@@ -181,7 +182,7 @@ def test_hook_past_its_timeout_is_killed_with_its_group(conch: Bench) -> None:
 
 def test_failing_on_lose_changes_nothing(conch: Bench) -> None:
     """It is logged."""
-    done = conch.run("elect", "o", "--on-lose", "exit 3", "--", "sh", "-c", "exit 4")
+    done = conch.run(*conch.holding("o"), "--on-lose", "exit 3", "--", "sh", "-c", "exit 4")
     assert done.returncode == 4
     assert "hook-failed" in done.stderr
 
@@ -202,7 +203,7 @@ def test_on_lose_runs_after_a_loss_when_the_tree_is_gone(conch: Bench) -> None:
 
 def test_on_acquire_cut_short_by_a_loss_gives_70(conch: Bench) -> None:
     """The hook's tree is ended like a child's."""
-    wrapper = conch.start("elect", "o", "--on-acquire", "echo $$ > hook; exec sleep 1000", "--", "touch", "ran")
+    wrapper = conch.start(*conch.holding("o"), "--on-acquire", "echo $$ > hook; exec sleep 1000", "--", "touch", "ran")
     hook = int(conch.read("hook"))
     conch.etcd.revoke_lease(wrapper.lease())
     assert wrapper.wait() == 70
@@ -214,72 +215,12 @@ def test_on_acquire_cut_short_by_a_loss_gives_70(conch: Bench) -> None:
 @pytest.mark.parametrize("hook", ["--on-acquire", "--on-lose"])
 def test_signal_in_a_hook_ends_conch(conch: Bench, hook: str, number: int) -> None:
     """128+n; the hook's tree is gone, and the key."""
-    wrapper = conch.start("elect", "o", hook, "echo $$ > hook; exec sleep 1000", "--", "true")
+    wrapper = conch.start(*conch.holding("o"), hook, "echo $$ > hook; exec sleep 1000", "--", "true")
     pid = int(conch.read("hook"))
     wrapper.signal(number)
     assert wrapper.wait() == 128 + number
     assert not alive(pid)
     assert conch.keys() == []
-
-
-# -- restart ----------------------------------------------------------------------------------------------
-
-FAST = ["--restart", "--restart-min", "10ms", "--restart-max", "30ms"]
-
-
-def test_restart_runs_again_after_any_end_with_a_new_token(conch: Bench) -> None:
-    """Clean or not; tokens grow; a signal ends it with the child's code."""
-    command = "echo $CONCH_REV >> revs; n=$(wc -l < revs); [ $n -lt 4 ] && exit $((n % 2)); exec sleep 1000"
-    wrapper = conch.start("elect", "o", *FAST, "--", "sh", "-c", command)
-    revs = [int(rev) for rev in conch.read("revs", 4).split()]
-    assert revs == sorted(set(revs))
-    wrapper.signal(signal.SIGTERM)
-    assert wrapper.wait() == 128 + signal.SIGTERM
-    assert conch.keys() == []
-
-
-def test_restart_queues_again_behind_those_who_wait(conch: Bench) -> None:
-    """A clean end hands over, also under --restart."""
-    first = conch.start("elect", "o", *FAST, "--", "sh", "-c", "echo first >> order; read x < gate")
-    os.mkfifo(conch.file("gate"))
-    first.child()
-    second = conch.queue("o", command="echo second >> order; sleep 0.2")
-    with conch.file("gate").open("w"):
-        pass
-    assert second.wait() == 0
-    assert conch.read("order", 3).split()[:3] == ["first", "second", "first"]
-    first.signal(signal.SIGTERM)
-    first.wait()
-
-
-@pytest.mark.parametrize("number", [*ENDING, signal.SIGHUP])
-def test_signal_while_backing_off_ends_conch(conch: Bench, number: int) -> None:
-    """At once, with 128+n; nothing is held meanwhile."""
-    wrapper = conch.start("elect", "o", "--restart", "--restart-min", "1h", "--restart-max", "2h", "--", "false")
-    wrapper.wait_event("backoff")
-    assert conch.keys() == []
-    wrapper.signal(number)
-    assert wrapper.wait() == 128 + number
-
-
-def test_restart_after_a_failed_hook_backs_off(conch: Bench) -> None:
-    """Instead of 75."""
-    hook = "echo x >> tries; [ $(wc -l < tries) -ge 3 ]"
-    wrapper = conch.start("elect", "o", *FAST, "--on-acquire", hook, "--", "sh", "-c", "echo up >> up; exec sleep 1000")
-    conch.read("up")
-    assert conch.read("tries", 3).count("x") == 3
-    wrapper.signal(signal.SIGTERM)
-    wrapper.wait()
-
-
-def test_restart_after_a_loss_runs_again(conch: Bench) -> None:
-    """A revoked lease is not its end."""
-    wrapper = conch.start("elect", "o", *FAST, "--", "sh", "-c", "echo $CONCH_REV >> revs; exec sleep 1000")
-    conch.read("revs", 1)
-    conch.etcd.revoke_lease(wrapper.lease())
-    conch.read("revs", 2)
-    wrapper.signal(signal.SIGTERM)
-    wrapper.wait()
 
 
 def test_frozen_etcd_does_not_hold_up_the_end_for_longer_than_the_command_timeout(conch: Bench) -> None:

@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import OwnEtcd
 from tests.support.conch import Bench, Wrapper, alive, boottime, wait_for
 
+pytestmark = pytest.mark.kinds("elect", "sema")
+
 # A child with a background grandchild, and one that left the group and the session; all their pids in a file.
 TREE = "echo $$ >> pids; sleep 1000 & echo $! >> pids; setsid sh -c 'echo $$ >> pids; exec sleep 1000' & wait"
 
@@ -43,7 +45,7 @@ def stubborn(bench: Bench, *flags: str) -> Wrapper:
     """An elect over the child that ignores SIGTERM."""
     import sys
 
-    wrapper = bench.start("elect", "o", *flags, "--", sys.executable, "-c", STUBBORN)
+    wrapper = bench.start(*bench.holding("o"), *flags, "--", sys.executable, "-c", STUBBORN)
     bench.read("beats", 2)
     return wrapper
 
@@ -91,7 +93,7 @@ def test_kill_of_conch_in_the_queue_leaves_the_queue_at_once(conch: Bench) -> No
 
 def test_kill_of_conch_in_a_hook_kills_the_hook(conch: Bench) -> None:
     """Hooks are under the same rules."""
-    wrapper = conch.start("elect", "o", "--ttl", "30s", "--on-acquire", TREE, "--", "true")
+    wrapper = conch.start(*conch.holding("o"), "--ttl", "30s", "--on-acquire", TREE, "--", "true")
     pids = conch.pids("pids", 3)
     wrapper.signal(signal.SIGKILL)
     wait_for(lambda: all_dead(pids), "the hook's tree is dead", 5)
@@ -103,12 +105,11 @@ def test_keeper_that_dies_or_stops_ends_the_tree_before_the_lease_can_expire(con
     """The key is still there when the last process is gone; conch exits 70 and gives the lease back."""
     wrapper = conch.hold("o", "--ttl", "6s", "--kill-after", "1s", command="trap '' TERM; " + TREE)
     pids = conch.pids("pids", 3)
-    watcher = conch.start("elect", "o", "--watch", "--json")
     os.kill(wrapper.keeper(), number)
     while not all_dead(pids):
         assert held(conch, wrapper), "the tree outlived the key"
     assert wrapper.wait() == 70
-    wait_for(lambda: '"vacant"' in watcher.out, "the office is free")
+    wait_for(lambda: not conch.keys(), "the hold is given back")
     assert "lost" in [line["event"] for line in wrapper.events("lost")]
 
 
@@ -189,7 +190,7 @@ def test_loss_by_hand_is_noticed_at_once(conch: Bench, how: str) -> None:
     if how == "revoke":
         conch.etcd.revoke_lease(wrapper.lease())
     else:
-        conch.etcd.delete(f"{conch.prefix}/elect/o/{wrapper.lease():x}")
+        conch.etcd.delete(conch.key("o", wrapper.lease()))
     assert wrapper.wait() == 70
     seen = beats(conch.file("beats"))
     (term,) = [moment for what, moment in seen if what == "TERM"]
@@ -258,22 +259,6 @@ def test_long_outage_ends_the_child_by_the_promised_times(own: OwnEtcd) -> None:
         assert wrapper.events(event), event
 
 
-def test_restart_runs_again_when_etcd_is_back(own: OwnEtcd) -> None:
-    """An outage is never the end of --restart; the new run has a new token."""
-    wrapper = own.bench.hold(
-        "o", "--ttl", "3s", "--restart", "--restart-min", "100ms", command="echo $CONCH_REV >> revs; exec sleep 1000"
-    )
-    own.bench.read("revs", 1)
-    os.kill(own.member.pid, signal.SIGSTOP)
-    wrapper.wait_event("lost")
-    wrapper.wait_event("released")
-    os.kill(own.member.pid, signal.SIGCONT)
-    one, two = own.bench.read("revs", 2).split()
-    assert int(one) < int(two)
-    wrapper.signal(signal.SIGTERM)
-    assert wrapper.wait() == 128 + signal.SIGTERM
-
-
 def test_waiter_survives_an_outage_and_is_served(own: OwnEtcd) -> None:
     """It queues again if its lease ran out."""
     first = own.bench.hold("o", "--ttl", "2s")
@@ -287,7 +272,7 @@ def test_waiter_survives_an_outage_and_is_served(own: OwnEtcd) -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    [["--", "true"], ["--nonblock", "--", "true"], ["--restart", "--", "true"], ["--who"], ["--watch"], ["--assert"]],
+    [["--", "true"], ["--nonblock", "--", "true"], ["--who"]],
     ids=lambda flags: flags[0],
 )
 @pytest.mark.parametrize("how", ["refused", "silent"])
@@ -298,7 +283,7 @@ def test_etcd_down_at_the_start_is_69_within_the_dial_timeout(conch: Bench, flag
     silent = socket.create_server(("127.0.0.1", 0))
     port = 1 if how == "refused" else silent.getsockname()[1]
     began = time.monotonic()
-    done = conch.run("elect", "o", "--quiet", "--endpoints", f"127.0.0.1:{port}", "--dial-timeout", "1s", *flags)
+    done = conch.run(*conch.holding("o"), "--quiet", "--endpoints", f"127.0.0.1:{port}", "--dial-timeout", "1s", *flags)
     took = time.monotonic() - began
     silent.close()
     assert done.returncode == 69, done.stderr
@@ -309,7 +294,7 @@ def test_etcd_down_at_the_start_is_69_within_the_dial_timeout(conch: Bench, flag
 
 def test_wait_that_runs_out_without_an_answer_is_69(conch: Bench) -> None:
     """And not 75: nobody knows whether the office was free."""
-    done = conch.run("elect", "o", "--endpoints", "127.0.0.1:1", "--wait", "300ms", "--", "true")
+    done = conch.run(*conch.holding("o"), "--endpoints", "127.0.0.1:1", "--wait", "300ms", "--", "true")
     assert done.returncode == 69
     assert "127.0.0.1:1" in done.stderr
 
@@ -333,7 +318,7 @@ def test_loss_by_hand_is_noticed_at_once_also_after_a_compaction_and_a_reconnect
 
     wait_for(watched, "the watch is there again")
     at = boottime()
-    own.bench.etcd.delete(f"{own.bench.prefix}/elect/o/{wrapper.lease():x}")
+    own.bench.etcd.delete(own.bench.key("o", wrapper.lease()))
     wrapper.wait_event("lost")
     assert boottime() - at < 5  # renewals are 10 s apart
     assert wrapper.wait() == 70

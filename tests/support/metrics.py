@@ -1,0 +1,22 @@
+"""What etcd itself counts."""
+
+import re
+import urllib.request
+
+
+def requests(endpoint: str) -> dict[str, int]:
+    """The requests that a member has handled since its start, by method; for streams, the messages that it received."""
+    with urllib.request.urlopen(f"http://{endpoint}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    found: dict[str, int] = {}
+    for kind, method, count in re.findall(
+        r'grpc_server_(started|msg_received)_total{.*?grpc_method="(\w+)".*?} ([0-9.e+]+)', text
+    ):
+        if (kind == "msg_received") == (method in ("Watch", "LeaseKeepAlive")):
+            found[method] = found.get(method, 0) + int(float(count))
+    return found
+
+
+def difference(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    """What came in between."""
+    return {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
