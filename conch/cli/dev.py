@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -36,6 +36,7 @@ def command(context: click.Context, members: str, data_dir: Path | None) -> int:
     """Run CMD with a real etcd on free loopback ports: conch dev [OPTIONS] -- CMD..."""
     from conch.dev import Cluster
 
+    environment = dict(os.environ)  # before anything of ours leaves a mark in it
     child: list[str] | None = context.obj
     if child is not None and not child:
         raise click.UsageError("no command after --", context)
@@ -57,7 +58,8 @@ def command(context: click.Context, members: str, data_dir: Path | None) -> int:
         with Cluster(int(members), folder=data_dir, check=check) as cluster:
             check()
             if child is not None and file is not None:
-                return _run(child, file, path, cluster, taken, noted)
+                environment.update(PATH=path)
+                return _run(child, file, environment, cluster, taken, noted)
             click.echo(f"export CONCH_ENDPOINTS={cluster.endpoints} ETCDCTL_ENDPOINTS={cluster.endpoints}")
             signal.pthread_sigmask(signal.SIG_BLOCK, taken)
             check()
@@ -69,19 +71,18 @@ def command(context: click.Context, members: str, data_dir: Path | None) -> int:
 
 
 def _run(
-    child: list[str], file: str, path: str, cluster: "Cluster", taken: list[signal.Signals], early: list[int]
+    child: list[str],
+    file: str,
+    environment: dict[str, str],
+    cluster: "Cluster",
+    taken: list[signal.Signals],
+    early: list[int],
 ) -> int:
     """Run the command in our own process group: the terminal's signals reach it by themselves.
 
     `early` has the signals that came before it could take them.
     """
-    environment: dict[str, Any] = {
-        **os.environ,
-        "PATH": path,
-        "CONCH_ENDPOINTS": cluster.endpoints,
-        "ETCDCTL_ENDPOINTS": cluster.endpoints,
-        "ETCDCTL_API": "3",
-    }
+    environment.update(CONCH_ENDPOINTS=cluster.endpoints, ETCDCTL_ENDPOINTS=cluster.endpoints, ETCDCTL_API="3")
     running: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, _frame: object) -> None:

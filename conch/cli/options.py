@@ -1,5 +1,7 @@
 """The options that all commands share, and the types that turn bad input into one line and exit 64."""
 
+import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -9,6 +11,7 @@ from conch.config import Connection, Settings
 from conch.durations import parse_duration
 from conch.errors import BadInput
 from conch.keys import DEFAULT_PREFIX, Keys
+from conch.log import Log
 from conch.names import check_name
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -150,9 +153,7 @@ def common_options(command: _Command) -> _Command:
 
 def settings(values: dict[str, Any]) -> Settings:
     """Take the common options out of a command's keyword arguments."""
-    import os
-
-    user, password = values.pop("user"), None
+    user, password, visible = values.pop("user"), None, False
     password_file = values.pop("password_file")
     if user is not None:
         user, separator, given = user.partition(":")
@@ -160,6 +161,8 @@ def settings(values: dict[str, Any]) -> Settings:
             raise BadInput("--user: no user name before the colon")
         if separator:
             password = given
+            source = click.get_current_context().get_parameter_source("user")
+            visible = source is click.core.ParameterSource.COMMANDLINE
         elif password_file is not None:
             password = _read_password(password_file)
         else:
@@ -179,9 +182,13 @@ def settings(values: dict[str, Any]) -> Settings:
         password=password,
     )
     _check_tls(connection)
-    return Settings(
+    found = Settings(
         connection, Keys(values.pop("prefix")), quiet=values.pop("quiet"), log_format=values.pop("log_format")
     )
+    if password is not None:
+        log = Log(quiet=found.quiet, form=found.log_format)
+        _warn_of_passwords(connection, log, on_command_line=visible)
+    return found
 
 
 def _read_password(path: str) -> str:
@@ -202,3 +209,33 @@ def _check_tls(connection: Connection) -> None:
             raise BadInput(f"--{flag}: cannot read {path}: {error}") from None
     if (connection.cert is None) != (connection.key is None):
         raise BadInput("--cert and --key go together")
+    if connection.endpoints[0].tls and (connection.cacert or connection.cert):
+        _check_certificates(connection)
+
+
+def _check_certificates(connection: Connection) -> None:
+    import ssl  # late: only https pays for it
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if connection.cacert is not None:
+            context.load_verify_locations(connection.cacert)
+    except (ssl.SSLError, OSError) as error:
+        raise BadInput(f"--cacert: no certificate in {connection.cacert} ({error.strerror or error})") from None
+    try:
+        if connection.cert is not None:
+            context.load_cert_chain(connection.cert, connection.key, password=lambda: "")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise BadInput(f"--cert, --key: {connection.cert} and {connection.key} do not fit: {error}") from None
+
+
+def _warn_of_passwords(connection: Connection, log: Log, *, on_command_line: bool) -> None:
+    if on_command_line:
+        log("warning", "password-visible", msg="a password on the command line is visible to other users")
+    for endpoint in connection.endpoints:
+        if not endpoint.tls and not _is_loopback(endpoint.host):
+            log("warning", "password-in-clear", endpoint=str(endpoint), msg="the password goes over plaintext")
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host == "::1" or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None

@@ -37,6 +37,14 @@ class Answered(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Queued(Message):
+    """We wait in line, with this create-revision."""
+
+    kind: ClassVar[str] = "queued"
+    rev: int
+
+
+@dataclass(frozen=True, slots=True)
 class Held(Message):
     """The hold is ours. `deadline` is in seconds of CLOCK_BOOTTIME, `ttl_s` is what etcd granted."""
 
@@ -133,7 +141,7 @@ class Release(Message):
 
 
 _KINDS: dict[str, type[Message]] = {
-    c.kind: c for c in (Answered, Held, Renewed, Lost, Failed, Released, Note, Acquire, Running, Ended, Release)
+    c.kind: c for c in (Answered, Queued, Held, Renewed, Lost, Failed, Released, Note, Acquire, Running, Ended, Release)
 }
 
 

@@ -15,6 +15,7 @@ from conch.core.link import (
     Lost,
     Message,
     Note,
+    Queued,
     Release,
     Released,
     Renewed,
@@ -57,6 +58,7 @@ class Supervisor:
         self._keeper = False
         self._keeper_replaced = False
         self._ever_answered = False
+        self._started = False  # it was in line once: from now on nothing but a signal ends a restart
         # this acquisition
         self._number = 0
         self._lease: int | None = None
@@ -98,6 +100,9 @@ class Supervisor:
                 self._lease = lease
                 if self.state is State.ACQUIRING:
                     self._timer = self._acquired_by()
+            case Queued(rev):
+                self._started = True
+                self._log("info", "queued", **{**self._about(), "rev": rev})
             case Held() if message.number == self._number and self.state is State.ACQUIRING:
                 self._on_held(message)
             case Renewed(number, deadline) if number == self._number:
@@ -263,6 +268,7 @@ class Supervisor:
         self._release()
 
     def _on_held(self, held: Held) -> None:
+        self._started = True
         self._hold, self._lease, self._deadline = held, held.lease, held.deadline
         terms = self._terms
         self._log(
@@ -278,7 +284,7 @@ class Supervisor:
         self._start_next()
 
     def _on_failed(self, code: int, text: str) -> None:
-        if self._ending or not self._ever_answered:
+        if self._ending or not self._started:
             self._log.plain(text)
             self.code = self._plan.conflict_exit if code == EXIT_NOT_ACQUIRED else code
             self._finish()

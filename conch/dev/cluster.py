@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -49,6 +50,18 @@ def _free_ports(count: int) -> list[int]:
     for s in sockets:
         s.close()
     return ports
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Certificate files for clients' connections; with `client_ca` clients must have certificates of it."""
+
+    cacert: str
+    cert: str
+    key: str
+    client_ca: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
 
 
 class Member:
@@ -100,9 +113,11 @@ class Cluster:
         folder: Path | None = None,
         binary: str | None = None,
         arguments: Sequence[str] = (),
+        tls: Tls | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """`check` is called while waiting, and may raise to end the start."""
+        self._tls = tls
         self._binary = binary or find_etcd()
         self._arguments = tuple(arguments)
         self._check = check
@@ -116,7 +131,8 @@ class Cluster:
     @property
     def endpoints(self) -> str:
         """All members for `CONCH_ENDPOINTS`."""
-        return ",".join(member.endpoint for member in self.members)
+        scheme = "https://" if self._tls else ""
+        return ",".join(scheme + member.endpoint for member in self.members)
 
     def __enter__(self) -> "Cluster":
         """Start."""
@@ -172,7 +188,12 @@ class Cluster:
             member.folder.mkdir(exist_ok=True)
 
     def _spawn(self, member: Member, *, new: bool) -> None:
-        client, peer = f"http://127.0.0.1:{member.client_port}", f"http://127.0.0.1:{member.peer_port}"
+        tls = self._tls
+        client = f"{'https' if tls else 'http'}://127.0.0.1:{member.client_port}"
+        peer = f"http://127.0.0.1:{member.peer_port}"
+        security = [] if tls is None else ["--cert-file", tls.cert, "--key-file", tls.key]
+        if tls is not None and tls.client_ca is not None:
+            security += ["--client-cert-auth", "--trusted-ca-file", tls.client_ca]
         cluster = ",".join(f"{m.name}=http://127.0.0.1:{m.peer_port}" for m in self.members)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
         with (member.folder / "log").open("wb" if new else "ab") as log:
@@ -184,6 +205,7 @@ class Cluster:
                     *("--listen-client-urls", client, "--advertise-client-urls", client),
                     *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
                     *("--initial-cluster", cluster, "--initial-cluster-token", self._token),
+                    *security,
                     *self._arguments,
                 ],
                 stdin=subprocess.DEVNULL,
@@ -206,12 +228,18 @@ class Cluster:
 
         until = time.monotonic() + _READY_S
         for member in self.members:
-            endpoint = Endpoint("127.0.0.1", member.client_port)
+            tls = self._tls
+            connection = Connection(
+                (Endpoint("127.0.0.1", member.client_port, tls is not None),),
+                cacert=tls.cacert if tls else None,
+                cert=tls.client_cert if tls else None,
+                key=tls.client_key if tls else None,
+            )
             while True:
                 self._check()
                 if not member.running():
                     raise EtcdFailed(f"etcd ended at its start: {member.log_tail()}")
-                store = GrpcStore(Connection((endpoint,)))
+                store = GrpcStore(connection)
                 try:
                     store.range(Range(b"conch-ready"), timeout_s=1.0)
                     break

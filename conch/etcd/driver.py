@@ -1,6 +1,8 @@
 """The driver on the `etcd3` package: its client for one endpoint, our own fail-over between them."""
 
+import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +30,8 @@ from conch.etcd.store import (
 from conch.etcd.watch import DriverWatch
 
 protobuf.install()
+# gRPC writes to stderr by itself; what it has to say is in the errors
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import etcd3  # noqa: E402 - after its protobuf modules can be loaded
 import grpc  # noqa: E402
@@ -53,6 +57,11 @@ _TRY_ELSEWHERE = frozenset(
 # ValueError is gRPC's word for a channel that another thread has closed.
 _FAILURES = (grpc.RpcError, etcd3.Etcd3Exception, ValueError)
 
+_NEEDS_LEADER = ("hasleader", "true")
+
+# Answers of other codes that do not last.
+_PASSING = ("too many requests", "revision of auth store is old")
+
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),  # else a new channel gets the hung connection of the old one
@@ -63,6 +72,33 @@ _OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", -1),
 )
+
+
+_MEANINGS = {
+    "hostname verification": "its certificate is for another host name",
+    "alert_bad_certificate": "it does not accept our certificate, or wants one (--cert, --key)",
+    "alert_certificate_required": "it wants a client certificate (--cert, --key)",
+    "alert_unknown_ca": "it does not accept our certificate",
+    "wrong_version_number": "it does not speak TLS",
+    "handshake read failed": "it closed the connection in the TLS handshake (does it speak TLS?)",
+    "socket closed": "it closed the connection (does it want https?)",
+    "connection refused": "connection refused",
+    "name resolution": "name resolution failed",
+    "dns resolution": "name resolution failed",
+    "deadline exceeded": "no answer in time",
+    "no leader": "it has no leader",
+}
+
+
+def system_certificates() -> str:
+    """The system's certificate authorities in one file, for https endpoints without `--cacert`."""
+    import ssl
+
+    known = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+    for path in (ssl.get_default_verify_paths().cafile, *known):
+        if path is not None and os.access(path, os.R_OK):
+            return path
+    raise Refused("https endpoints need --cacert: this system has no certificate authorities in one file")
 
 
 def grpc_error(error: BaseException) -> grpc.RpcError | None:
@@ -78,9 +114,12 @@ def grpc_error(error: BaseException) -> grpc.RpcError | None:
 def reason(error: grpc.RpcError) -> str:
     """A few words on why a call failed."""
     details = str(error.details() or "")
-    for known in ("connection refused", "name resolution", "deadline exceeded", "no leader"):
-        if known in details.lower():
-            return known
+    invalid = re.search(r"CERTIFICATE_VERIFY_FAILED(?:: ([a-zA-Z ]+))?", details)
+    if invalid:
+        return f"its certificate is not valid: {invalid[1] or 'verification failed'}"
+    for sign, meaning in _MEANINGS.items():
+        if sign in details.lower():
+            return meaning
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer in time"
     return details.splitlines()[0][:200] if details else str(error.code().name).lower()
@@ -102,9 +141,9 @@ class GrpcStore:
         client = etcd3.client(
             host=f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host,
             port=endpoint.port,
-            ca_cert=c.cacert,
-            cert_key=c.key,
-            cert_cert=c.cert,
+            ca_cert=(c.cacert or system_certificates()) if endpoint.tls else None,
+            cert_key=c.key if endpoint.tls else None,
+            cert_cert=c.cert if endpoint.tls else None,
             timeout=timeout_s,
             user=c.user,
             password=c.password,
@@ -166,7 +205,8 @@ class GrpcStore:
                         {
                             "timeout": min(try_s, left_s),
                             "credentials": client.call_credentials,
-                            "metadata": client.metadata,
+                            # a member without a leader then says so, instead of leaving us to wait
+                            "metadata": (*(client.metadata or ()), _NEEDS_LEADER),
                         },
                     )
                 except _FAILURES as raised:
@@ -202,7 +242,8 @@ class GrpcStore:
             raise Refused(f"cannot {what}: etcd refuses it ({details})")
         if code is grpc.StatusCode.NOT_FOUND and "lease not found" in details:
             raise LeaseGone(f"cannot {what}: the lease is gone")
-        if code in _TRY_ELSEWHERE or "too many requests" in details:
+        # the second comes after a change of users or roles, when our token is older than it: log in anew
+        if code in _TRY_ELSEWHERE or any(sign in details for sign in _PASSING):
             return reason(error)
         raise Rejected(f"cannot {what}: etcd answered: {details or code.name}")
 
@@ -305,8 +346,7 @@ class GrpcStore:
         def open_stream(requests: Any) -> tuple[Any, Any]:
             client = self.connected(_TRY_S)
             stub = etcdrpc.WatchStub(client.channel)
-            # with this, a member that lost its leader ends the stream instead of going silent
-            metadata = (*(client.metadata or ()), ("hasleader", "true"))
+            metadata = (*(client.metadata or ()), _NEEDS_LEADER)
             return client, stub.Watch(requests, credentials=client.call_credentials, metadata=metadata)
 
         return DriverWatch(what, start_revision, request, open_stream, self.leave, _FAILURES)

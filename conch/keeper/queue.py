@@ -86,16 +86,17 @@ class Queue:
         return self.look(result.ranges[0].kvs[0].create_revision, timeout_s=timeout_s)
 
     def look(self, rev: int, *, timeout_s: float) -> Place:
-        """Tell our place, in one linearizable transaction that compares our own key; raises `PlaceLost`."""
+        """Tell our place by one linearizable read, of our own key and those right ahead at one revision.
+
+        Raises `PlaceLost` if our own is not there, or not the one that we created. (A read and not a transaction that
+        compares, which says the same: a full etcd refuses transactions, but it must not keep a free slot from us.)
+        """
         start, end = self._everyone
-        result = self.store.txn(
-            [CreatedAt(self.key.encode(), rev)],
-            [Range(start, end, newest_first=True, limit=self.slots, created_by=rev - 1, keys_only=True)],
-            timeout_s=timeout_s,
-        )
-        if not result.succeeded:
+        newest = Range(start, end, newest_first=True, limit=self.slots + 1, created_by=rev, keys_only=True)
+        result = self.store.range(newest, timeout_s=timeout_s)
+        if not result.kvs or (result.kvs[0].key, result.kvs[0].create_revision) != (self.key.encode(), rev):
             raise PlaceLost
-        return self._place(rev, result.ranges[0], result.head.revision)
+        return self._place(rev, result, result.head.revision)
 
     def _elsewhere(self) -> tuple[Range, ...]:
         """One key each of the queues of other capacities that sort before and after ours."""

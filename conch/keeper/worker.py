@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 
 from conch.core import clock
-from conch.core.link import Acquire, Answered, Failed, Held, Message, Note, Release, Released
+from conch.core.link import Acquire, Answered, Failed, Held, Message, Note, Queued, Release, Released
 from conch.durations import format_duration
 from conch.errors import EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, ConchError
 from conch.etcd.store import Compacted, LeaseGone, Range, Store, StoreError, Unreachable, Watch
@@ -158,7 +158,7 @@ class Worker:
             if not place.held:
                 if self._job.nonblock:
                     raise _GiveUp(EXIT_NOT_ACQUIRED, f"{self._job.what} is taken")
-                self._tell("info", "queued", rev=place.rev, lease=f"{session.lease:x}")
+                self._warden.send(Queued(place.rev))
                 try:
                     self._wait_in_line(place)
                 except PlaceLost:

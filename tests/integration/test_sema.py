@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from conch.config import Connection
-from conch.core.link import Acquire, Held, Message, Note, Release, pair
+from conch.core.link import Acquire, Held, Message, Queued, Release, pair
 from conch.etcd.driver import GrpcStore
 from conch.etcd.endpoints import parse_endpoints
 from conch.keeper.job import Job, Stage
@@ -348,7 +348,7 @@ class Waiters:
         threading.Thread(target=worker.run, daemon=True).start()
         worker.deliver(Acquire(1))
         wait_for(
-            lambda: any(isinstance(m, Held) or (isinstance(m, Note) and m.event == "queued") for m in heard),
+            lambda: any(isinstance(m, Held | Queued) for m in heard),
             "a place",
             60,
         )

@@ -17,6 +17,7 @@ from conch.core.link import (
     Lost,
     Message,
     Note,
+    Queued,
     Release,
     Released,
     Renewed,
@@ -30,6 +31,7 @@ from conch.core.link import (
 EVERY: list[Message] = [
     Acquire(1, 12.5, 7),
     Answered(2**62),
+    Queued(5),
     Held(1, 5, 2**62, "/k", 10.0, 99.5),
     Renewed(3, 1.5),
     Lost(1, "gone"),

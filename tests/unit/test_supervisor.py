@@ -15,6 +15,7 @@ from conch.core.link import (
     Lost,
     Message,
     Note,
+    Queued,
     Release,
     Released,
     Renewed,
@@ -519,7 +520,8 @@ def test_fork_that_fails() -> None:
 def test_failure_before_anything_was_answered_ends_even_a_restart() -> None:
     """69, with the keeper's words; later ones back off."""
     assert World(restart=True).hears(Failed(69, "no etcd")).code == 69
-    world = World(restart=True).hears(Answered(7), Failed(69, "away"))
+    assert World(restart=True).hears(Answered(7), Failed(69, "refused")).code == 69
+    world = World(restart=True).hears(Answered(7), Queued(5), Failed(69, "refused"))
     assert world.state is State.BACKOFF
 
 
@@ -616,7 +618,7 @@ def test_what_a_signalled_command_left_running_gets_a_sigterm_of_its_own() -> No
 
 def test_notes_of_the_keeper_are_logged() -> None:
     """With the name."""
-    assert "queued" in World().hears(Note("info", "queued", {"rev": 3})).events
+    assert "retry" in World().hears(Note("warning", "retry", {"rev": 3})).events
 
 
 def test_illegal_transition_names_both_states() -> None:

@@ -1,0 +1,59 @@
+"""Clusters of three, and proxies before a member."""
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from conch.dev import Cluster, Member
+from tests.support.conch import Bench, wait_for
+from tests.support.etcdctl import leader
+from tests.support.proxy import Proxy
+
+
+class Three:
+    """A three-member cluster and a conch on all of its endpoints."""
+
+    def __init__(self, cluster: Cluster, bench: Bench) -> None:
+        self.cluster = cluster
+        self.bench = bench
+
+    def leader(self) -> Member:
+        """The member that leads now."""
+        member = wait_for(lambda: leader(self.cluster), "a leader")
+        assert member is not None
+        return member
+
+    def leader_last(self) -> list[Member]:
+        """All members, the leader at the end."""
+        first = self.leader()
+        return [member for member in self.cluster.members if member is not first] + [first]
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Three]:
+    """Three members; checked at the end like every test, when enough of them are left."""
+    with Cluster(3) as cluster:
+        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+        yield Three(cluster, bench)
+        bench.finish()
+        for member in cluster.members:
+            if not member.running():
+                cluster.restart(member)
+        cluster.wait_ready()
+        bench.check_etcd()
+
+
+@pytest.fixture
+def proxied(conch: Bench) -> Iterator[Callable[[], Proxy]]:
+    """Makes proxies before the run's etcd."""
+    proxies: list[Proxy] = []
+
+    def make() -> Proxy:
+        proxies.append(Proxy(conch.endpoints))
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()

@@ -1,0 +1,141 @@
+"""Which endpoint is asked, and how many connections that takes."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from conch.config import Connection
+from conch.etcd.driver import GrpcStore
+from conch.etcd.endpoints import parse_endpoints
+from conch.etcd.store import Put, Range, Unreachable
+from tests.support.conch import Bench, wait_for
+from tests.support.proxy import Proxy
+
+MakeProxy = Callable[[], Proxy]
+
+
+@pytest.fixture
+def store_on(conch: Bench) -> Iterator[Callable[..., GrpcStore]]:
+    """Makes stores on proxies."""
+    stores = []
+
+    def make(*proxies: Proxy) -> GrpcStore:
+        stores.append(GrpcStore(Connection(parse_endpoints(",".join(proxy.endpoint for proxy in proxies)))))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+def test_all_requests_of_a_store_share_one_connection(proxied: MakeProxy, store_on: Callable[..., GrpcStore]) -> None:
+    """And those of a whole wrapper, watch included."""
+    proxy = proxied()
+    store = store_on(proxy)
+    for _ in range(50):
+        store.range(Range(b"x"), timeout_s=5)
+    assert proxy.connections == 1
+
+
+def test_a_holding_wrapper_has_one_connection(conch: Bench, proxied: MakeProxy) -> None:
+    """Lease, transaction, renewals, watch and revocation."""
+    proxy = proxied()
+    wrapper = conch.hold("o", "--endpoints", proxy.endpoint, "--ttl", "2s")
+    wait_for(lambda: proxy.calls.count("LeaseKeepAlive") >= 5, "renewals")
+    assert proxy.connections == 1
+    assert "Watch" in proxy.calls
+    wrapper.signal(15)
+    wrapper.wait()
+    assert proxy.connections == 1
+
+
+def test_a_fleet_spreads_over_the_endpoints(proxied: MakeProxy, store_on: Callable[..., GrpcStore]) -> None:
+    """The list is tried in random order."""
+    proxies = [proxied(), proxied()]
+    for _ in range(24):
+        store_on(*proxies).range(Range(b"x"), timeout_s=5)
+    assert all(proxy.connections > 2 for proxy in proxies)
+
+
+def test_a_failed_request_goes_to_another_endpoint_at_once_and_stays_there(
+    proxied: MakeProxy, store_on: Callable[..., GrpcStore]
+) -> None:
+    """The failed one is not asked again while another works."""
+    proxies = [proxied(), proxied()]
+    store = store_on(*proxies)
+    store.range(Range(b"x"), timeout_s=5)
+    used, other = sorted(proxies, key=lambda proxy: -proxy.connections)
+    used.close()
+    for _ in range(20):
+        began = time.monotonic()
+        store.range(Range(b"x"), timeout_s=5)
+        assert time.monotonic() - began < 1
+    assert (used.connections, other.connections) == (1, 1)
+
+
+def test_each_endpoint_is_asked_once_a_round_and_never_the_same_twice_running(
+    proxied: MakeProxy, store_on: Callable[..., GrpcStore]
+) -> None:
+    """Until the caller's time is up; with pauses in between, not in a busy loop."""
+    proxies = [proxied() for _ in range(3)]
+    for proxy in proxies:
+        proxy.lose_requests.set()
+        proxy.lose_replies.set()
+        proxy.close()
+    store = store_on(*proxies)
+    order: list[str] = []
+    opened = store._open
+
+    def note(endpoint: object, timeout_s: float) -> object:
+        order.append(str(endpoint))
+        return opened(endpoint, timeout_s)  # type: ignore[arg-type]
+
+    store._open = note  # type: ignore[method-assign]
+    with pytest.raises(Unreachable):
+        store.range(Range(b"x"), timeout_s=2)
+    assert 6 <= len(order) < 60
+    for at in range(0, len(order) - 2, 3):
+        assert len(set(order[at : at + 3])) == 3
+    assert all(a != b for a, b in itertools.pairwise(order))
+
+
+@pytest.mark.parametrize("direction", ["lose_requests", "lose_replies"])
+def test_a_silent_member_is_left_within_two_seconds(
+    proxied: MakeProxy, store_on: Callable[..., GrpcStore], direction: str
+) -> None:
+    """Whichever direction it is that vanishes."""
+    proxies = [proxied(), proxied()]
+    store = store_on(*proxies)
+    store.range(Range(b"x"), timeout_s=5)
+    used = max(proxies, key=lambda proxy: proxy.connections)
+    getattr(used, direction).set()
+    began = time.monotonic()
+    store.range(Range(b"x"), timeout_s=5)
+    assert time.monotonic() - began < 3
+
+
+def test_a_connection_that_went_away_in_idleness_is_made_anew(
+    conch: Bench, proxied: MakeProxy, store_on: Callable[..., GrpcStore]
+) -> None:
+    """Cut by a firewall, say; the next request finds its way."""
+    proxy = proxied()
+    store = store_on(proxy)
+    store.txn([], [Put(f"{conch.prefix}/k".encode(), b"v")], timeout_s=5)
+    proxy.cut()
+    assert store.range(Range(f"{conch.prefix}/k".encode()), timeout_s=5).count == 1
+    assert proxy.connections == 2
+    conch.etcd.delete(f"{conch.prefix}/k")
+
+
+def test_lease_of_ten_seconds_survives_a_member_that_goes_silent(conch: Bench, proxied: MakeProxy) -> None:
+    """The connection stays open and nothing comes: the renewals go on over another."""
+    proxies = [proxied(), proxied()]
+    wrapper = conch.hold("o", "--endpoints", ",".join(proxy.endpoint for proxy in proxies))
+    used = max(proxies, key=lambda proxy: proxy.connections)
+    used.blackhole()
+    other = min(proxies, key=lambda proxy: proxy.connections)
+    wait_for(lambda: other.calls.count("LeaseKeepAlive") >= 5, "renewals over the other", 30)
+    assert not wrapper.events("lost")
+    assert wrapper.process.poll() is None

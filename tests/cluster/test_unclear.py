@@ -1,0 +1,109 @@
+"""Calls whose reply is lost, late or reset: was it made? Whatever the answer, the invariants hold."""
+
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.conch import Bench, alive, boottime, wait_for
+from tests.support.proxy import Proxy
+
+MakeProxy = Callable[[], Proxy]
+HOW = ["reset", "hang", "delay"]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("method", ["LeaseGrant", "Txn"])
+def test_an_acquisition_whose_reply_is_lost_acquires_once(
+    conch: Bench, proxied: MakeProxy, method: str, how: str
+) -> None:
+    """The command runs once, with the token of the one key that is there."""
+    proxy = proxied()
+    fault = proxy.fault(method, how, delay_s=1.0)
+    wrapper = conch.hold("o", "--endpoints", proxy.endpoint, command="echo $CONCH_REV >> revs; exec sleep 1000")
+    assert fault.hit.is_set()
+    ((_, meta),) = conch.etcd.get_prefix(conch.prefix)
+    assert conch.read("revs").split() == [str(meta.create_revision)]
+    assert meta.lease_id == wrapper.lease()
+    waiter = conch.queue("o", command="true")
+    wrapper.signal(signal.SIGTERM)
+    assert waiter.wait() == 0
+    assert len(wrapper.events("child-start")) == 1
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_waiter_whose_look_is_lost_is_promoted_all_the_same(conch: Bench, proxied: MakeProxy, how: str) -> None:
+    """Once, and in its turn."""
+    proxy = proxied()
+    first = conch.hold("o")
+    waiter = conch.queue("o", "--endpoints", proxy.endpoint, command="echo ran >> ran; exec sleep 1000")
+    last = conch.queue("o")
+    fault = proxy.fault("Range", how, delay_s=1.0)
+    first.signal(signal.SIGTERM)
+    waiter.child()
+    assert fault.hit.is_set()
+    assert not last.events("acquired")
+    assert len(conch.keys()) == 2
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_release_whose_reply_is_lost_releases_nobody_elses(conch: Bench, proxied: MakeProxy, how: str) -> None:
+    """The next in line has started by the time that it is asked for again."""
+    proxy = proxied()
+    first = conch.hold("o", "--endpoints", proxy.endpoint)
+    second = conch.queue("o")
+    third = conch.queue("o")
+    fault = proxy.fault("LeaseRevoke", how, delay_s=1.0)
+    first.signal(signal.SIGTERM)
+    child = second.child()
+    assert first.wait() == 128 + signal.SIGTERM
+    assert fault.hit.is_set()
+    until = boottime() + 1.5
+    while boottime() < until:
+        assert alive(child)
+        assert not third.events("acquired")
+    assert len(conch.keys()) == 2
+
+
+@pytest.mark.parametrize("how", ["reset", "hang"])
+def test_renewals_whose_replies_are_lost_are_repeated(conch: Bench, proxied: MakeProxy, how: str) -> None:
+    """And prove nothing: the deadline counts from the one that was answered."""
+    proxy = proxied()
+    wrapper = conch.hold("o", "--endpoints", proxy.endpoint)
+    faults = [proxy.fault(method, how) for method in ("LeaseKeepAlive", "Range")]
+    wait_for(lambda: all(fault.hit.is_set() for fault in faults), "both faults", 30)
+    seen = proxy.calls.count("LeaseKeepAlive")
+    wait_for(lambda: proxy.calls.count("LeaseKeepAlive") >= seen + 2, "more renewals", 30)
+    assert wrapper.process.poll() is None
+    assert not wrapper.events("lost")
+
+
+@pytest.mark.parametrize("direction", ["lose_requests", "lose_replies"])
+def test_a_network_that_swallows_one_direction_ends_the_tree_in_time(
+    conch: Bench, proxied: MakeProxy, direction: str
+) -> None:
+    """Renewals that arrive and whose replies do not are no proof: the tree is dead before the TTL is over."""
+    proxy = proxied()
+    wrapper = conch.hold(
+        "o", "--ttl", "4s", "--endpoints", proxy.endpoint, command="trap '' TERM; while :; do sleep 0.02; done"
+    )
+    child = wrapper.child()
+    getattr(proxy, direction).set()
+    lost_at = boottime()
+    wait_for(lambda: not alive(child), "the child is dead")
+    assert boottime() <= lost_at + 4
+    assert wrapper.wait() == 70
+    proxy.heal()
+
+
+def test_a_failed_acquisition_leaves_no_key_beyond_a_ttl(conch: Bench, proxied: MakeProxy) -> None:
+    """The transaction was made and etcd is then gone for us: the key goes with the lease."""
+    proxy = proxied()
+    fault = proxy.fault("Txn", "hang")
+    flags = ["--ttl", "2s", "--command-timeout", "1s", "--dial-timeout", "1s"]
+    wrapper = conch.start("elect", "o", "-n", *flags, "--endpoints", proxy.endpoint, "--", "touch", "ran")
+    assert fault.hit.wait(20)
+    proxy.blackhole()
+    assert wrapper.wait() == 69
+    assert not conch.file("ran").exists()
+    wait_for(lambda: not conch.keys(), "the key is gone with its lease", 10)

@@ -1,0 +1,196 @@
+"""etcd with users: passwords, roles, tokens that expire."""
+
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conch.dev import Cluster
+from tests.support.conch import Bench, Wrapper, alive, marked, wait_for
+from tests.support.etcdctl import etcdctl
+
+PASSWORD = "s3cret-of-conch"
+PREFIX = "/conch/v1/"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Users as docs/operations.md sets them up."""
+    with Cluster() as cluster:
+        ctl = ["--endpoints", cluster.endpoints]
+        etcdctl(*ctl, "user", "add", "root:rootpw")
+        etcdctl(*ctl, "user", "grant-role", "root", "root")
+        etcdctl(*ctl, "role", "add", "conch")
+        etcdctl(*ctl, "role", "grant-permission", "conch", "--prefix=true", "readwrite", PREFIX)
+        etcdctl(*ctl, "user", "add", f"conch:{PASSWORD}")
+        etcdctl(*ctl, "user", "grant-role", "conch", "conch")
+        etcdctl(*ctl, "user", "add", "nobody:nobodypw")
+        etcdctl(*ctl, "auth", "enable")
+        yield cluster
+
+
+class Users:
+    """A bench whose conch is the user of the docs."""
+
+    def __init__(self, bench: Bench, cluster: Cluster) -> None:
+        self.bench = bench
+        self.cluster = cluster
+
+    def root(self, *arguments: str) -> str:
+        return etcdctl("--endpoints", self.cluster.endpoints, "--user", "root:rootpw", *arguments)
+
+    def hold(self, *flags: str, **how: Any) -> Wrapper:
+        return self.bench.hold("o", *flags, env=LOGIN, **how)
+
+
+LOGIN = {"CONCH_USER": "conch", "CONCH_PASSWORD": PASSWORD, "CONCH_PREFIX": "/conch/v1"}
+
+
+@pytest.fixture
+def users(cluster: Cluster, tmp_path: Path) -> Iterator[Users]:
+    bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+    found = Users(bench, cluster)
+    yield found
+    bench.finish()
+    wait_for(lambda: not found.root("get", "--prefix", PREFIX, "--keys-only").split(), "no key left")
+    for wrapper in bench.wrappers:
+        assert PASSWORD not in wrapper.err
+        assert PASSWORD not in wrapper.out
+
+
+@pytest.mark.parametrize("source", ["flag", "file", "environment", "etcdctl"])
+def test_user_and_password_come_from_anywhere(users: Users, source: str) -> None:
+    """The file wins over the variable; a flag's password is warned about."""
+    path = users.bench.file("password")
+    path.write_text(PASSWORD + "\n")
+    prefix = {"CONCH_PREFIX": "/conch/v1"}
+    flags, env = {
+        "flag": (["--user", f"conch:{PASSWORD}"], prefix),
+        "file": (["--user", "conch", "--password-file", str(path)], {**prefix, "CONCH_PASSWORD": "wrong"}),
+        "environment": ([], LOGIN),
+        "etcdctl": ([], {**prefix, "ETCDCTL_USER": "conch", "ETCDCTL_PASSWORD": PASSWORD}),
+    }[source]
+    done = users.bench.run("elect", "o", "--quiet", *flags, "--", "true", env=env)
+    assert done.returncode == 0, done.stderr
+    assert ("password-visible" in done.stderr) == (source == "flag")
+    assert PASSWORD not in done.stderr
+
+
+@pytest.mark.parametrize("look", [["--who"], ["--", "true"], ["-n", "--", "true"], ["--restart", "--", "true"]])
+@pytest.mark.parametrize(
+    ("login", "message"),
+    [
+        ({"CONCH_USER": "conch", "CONCH_PASSWORD": "wrong-one"}, "refuses the user or password"),
+        ({"CONCH_USER": "noone", "CONCH_PASSWORD": "wrong-one"}, "refuses the user or password"),
+        ({"CONCH_USER": "nobody", "CONCH_PASSWORD": "nobodypw"}, "permission denied"),
+        ({}, "user name is empty"),
+    ],
+)
+def test_wrong_credentials_are_69_at_once(users: Users, look: list[str], login: dict[str, str], message: str) -> None:
+    """A clear line, long before the dial timeout, and no password in it."""
+    began = time.monotonic()
+    done = users.bench.run(
+        "elect", "o", "--quiet", "--dial-timeout", "60s", *look, env={**login, "CONCH_PREFIX": "/conch/v1"}
+    )
+    assert done.returncode == 69, done.stderr
+    assert message in done.stderr
+    assert "wrong-one" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert time.monotonic() - began < 20
+
+
+def test_the_documented_role_suffices_for_everything(users: Users) -> None:
+    """Hold, queue, hand over, look, watch; under that prefix and no other."""
+    watch = users.bench.start("elect", "o", "--watch", env=LOGIN)
+    wait_for(lambda: watch.out == "o -\n", "the watch")
+    for kind in ("elect", "sema"):
+        users.bench.kind = kind
+        first = users.hold("--ttl", "2s")
+        second = users.bench.queue("o", command="true", env=LOGIN)
+        first.signal(15)
+        assert second.wait() == 0
+    assert users.bench.run("sema", "o", "--max", "2", "--spread", "--", "true", env=LOGIN).returncode == 0
+    wait_for(lambda: watch.out.count("\n") >= 3, "the changes")
+    done = users.bench.run("elect", "o", "--", "true", env={**LOGIN, "CONCH_PREFIX": "/elsewhere"})
+    assert done.returncode == 69
+    assert "permission denied" in done.stderr
+
+
+def test_password_is_in_no_command_line_and_no_value(users: Users) -> None:
+    """Neither of conch's processes nor of etcd's keys."""
+    users.hold()
+    for pid in marked(users.bench.mark):
+        assert PASSWORD.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert PASSWORD not in users.root("get", "--prefix", PREFIX)
+
+
+def test_roles_that_change_meanwhile_end_nobody(users: Users) -> None:
+    """Each change makes all tokens too old: conch logs in anew, for renewals, looks and watches."""
+    holder = users.hold("--ttl", "3s")
+    waiter = users.bench.queue("o", command="true", env=LOGIN)
+    watch = users.bench.start("elect", "o", "--watch", env=LOGIN)
+    wait_for(lambda: watch.out.count("\n") == 1, "the watch")
+    for i in range(3):
+        users.root("role", "add", f"other{secrets.token_hex(4)}")
+        time.sleep(1.2)  # several renewals
+        assert not holder.events("lost"), (i, holder.err)
+    assert alive(holder.child())
+    holder.signal(15)
+    assert waiter.wait() == 0
+    wait_for(lambda: watch.out.endswith("o -\n") and watch.out.count("\n") >= 3, "the changes")
+
+
+@pytest.mark.timeout(180)
+def test_tokens_that_expire_end_nobody_and_silence_no_watch(tmp_path: Path) -> None:
+    """With etcd's --auth-token-ttl at its least; the member is restarted too, which forgets all tokens."""
+    from tests.support.etcdbin import newest_etcd
+
+    with Cluster(binary=newest_etcd(), arguments=["--auth-token-ttl", "1"]) as cluster:
+        ctl = ["--endpoints", cluster.endpoints]
+        etcdctl(*ctl, "user", "add", "root:rootpw")
+        etcdctl(*ctl, "user", "grant-role", "root", "root")
+        etcdctl(*ctl, "auth", "enable")
+        login = {"CONCH_USER": "root", "CONCH_PASSWORD": "rootpw"}
+        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+        holder = bench.hold("o", "--ttl", "20s", env=login)  # renewals further apart than tokens live
+        waiter = bench.queue("o", "--ttl", "20s", command="exec sleep 1000", env=login)
+        watch = bench.start("elect", "o", "--watch", env=login)
+        wait_for(lambda: watch.out.count("\n") == 1, "the watch")
+        time.sleep(9)  # the tokens have long expired
+        assert not holder.events("lost"), holder.err
+        etcdctl(*ctl, "--user", "root:rootpw", "del", bench.key("o", holder.lease()))
+        holder.wait_event("lost", timeout_s=5)  # the watch on our own key has not gone silent
+        waiter.child()
+        wait_for(lambda: f"pid={waiter.pid} " in watch.out, "the change")
+        cluster.restart(cluster.members[0])
+        time.sleep(5)
+        assert not waiter.events("lost"), waiter.err
+        waiter.signal(15)
+        waiter.wait()
+        wait_for(lambda: watch.out.endswith("o -\n"), "vacant")
+        bench.finish()
+
+
+def test_password_over_plaintext_to_another_host_is_warned_about(conch: Bench) -> None:
+    """Not for loopback, not for https."""
+    flags = ["--dial-timeout", "300ms", "--quiet"]
+    env = {"CONCH_USER": "u", "CONCH_PASSWORD": "p-p-p"}
+    for endpoint, warned in (
+        ("192.0.2.1:1", True),
+        ("127.0.0.1:1", False),
+        ("localhost:1", False),
+        ("https://192.0.2.1:1", False),
+    ):
+        done = conch.run("elect", "o", "--who", *flags, "--endpoints", endpoint, env=env)
+        assert done.returncode == 69
+        assert ("password-in-clear" in done.stderr) == warned
+        assert "p-p-p" not in done.stderr
+
+
+def test_child_gets_conchs_environment_whole(conch: Bench) -> None:
+    """Also the password: a wrapper's command is the user's own."""
+    done = conch.run("elect", "o", "--quiet", "--", "sh", "-c", "echo $CONCH_PASSWORD", env={"CONCH_PASSWORD": "mine"})
+    assert done.stdout == "mine\n"

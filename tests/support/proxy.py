@@ -1,0 +1,185 @@
+"""A TCP proxy before a member of etcd that breaks things at a chosen moment, down to the reply of a chosen call."""
+
+import contextlib
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+
+import hpack
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_HEADERS, _CONTINUATION = 1, 9
+_END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
+
+
+@dataclass
+class Fault:
+    """What to do to the reply of the next call of a method: `reset`, `hang` or `delay` (by `delay_s`)."""
+
+    method: str
+    how: str
+    delay_s: float = 0.0
+    skip: int = 0
+    hit: threading.Event = field(default_factory=threading.Event)
+
+
+class Proxy:
+    """Listens on loopback. `calls` are the methods seen, `connections` counts those that were accepted."""
+
+    def __init__(self, target: str) -> None:
+        host, port = target.rsplit(":", 1)
+        self._target = (host, int(port))
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"127.0.0.1:{self._server.getsockname()[1]}"
+        self.connections = 0
+        self.calls: list[str] = []
+        self._faults: list[Fault] = []
+        self._lock = threading.Lock()
+        self._open: list[socket.socket] = []
+        self._closed = False
+        # set: bytes of that direction vanish; the connections stay
+        self.lose_requests = threading.Event()
+        self.lose_replies = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def fault(self, method: str, how: str, *, delay_s: float = 0.0, skip: int = 0) -> Fault:
+        """Arm a fault for the reply of the next call of this method (after `skip` more)."""
+        fault = Fault(method, how, delay_s, skip)
+        with self._lock:
+            self._faults.append(fault)
+        return fault
+
+    def blackhole(self) -> None:
+        """Both directions go silent."""
+        self.lose_requests.set()
+        self.lose_replies.set()
+
+    def heal(self) -> None:
+        """Let new bytes through again."""
+        self.lose_requests.clear()
+        self.lose_replies.clear()
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        with self._lock:
+            sockets, self._open = self._open, []
+        for one in sockets:
+            with contextlib.suppress(OSError):
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                one.shutdown(socket.SHUT_RDWR)
+                one.close()
+
+    def close(self) -> None:
+        """End."""
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            self.connections += 1
+            try:
+                server = socket.create_connection(self._target)
+            except OSError:
+                client.close()
+                continue
+            with self._lock:
+                self._open += [client, server]
+            _Pair(self, client, server)
+
+    def take_fault(self, method: str) -> Fault | None:
+        """The fault that this call runs into, if any."""
+        with self._lock:
+            self.calls.append(method)
+            for fault in self._faults:
+                if fault.method == method:
+                    if fault.skip:
+                        fault.skip -= 1
+                        return None
+                    self._faults.remove(fault)
+                    return fault
+        return None
+
+
+class _Pair:
+    """One connection: reads HTTP/2 frames in both directions and passes them on, or not."""
+
+    def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._server = server
+        self._decoder = hpack.Decoder()
+        self._streams: dict[int, Fault] = {}
+        self._silent = False
+        threading.Thread(target=self._requests, daemon=True).start()
+        threading.Thread(target=self._replies, daemon=True).start()
+
+    def _requests(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            self._server.sendall(_exactly(self._client, len(_PREFACE)))
+            while True:
+                frame = _frame(self._client)
+                kind, flags, stream = frame[3], frame[4], int.from_bytes(frame[5:9]) & 0x7FFFFFFF
+                if kind == _HEADERS:
+                    self._note(flags, stream, frame[9:])
+                if not self._proxy.lose_requests.is_set():
+                    self._server.sendall(frame)
+        self._end()
+
+    def _note(self, flags: int, stream: int, payload: bytes) -> None:
+        assert flags & _END_HEADERS, "gRPC's headers fit one frame"
+        if flags & _PADDED:
+            payload = payload[1 : -payload[0] or None]
+        if flags & _PRIORITY:
+            payload = payload[5:]
+        headers = {str(name): str(value) for name, value in self._decoder.decode(payload)}
+        fault = self._proxy.take_fault(headers.get(":path", "").rsplit("/", 1)[-1])
+        if fault is not None:
+            self._streams[stream] = fault
+
+    def _replies(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                frame = _frame(self._server)
+                stream = int.from_bytes(frame[5:9]) & 0x7FFFFFFF
+                fault = self._streams.get(stream)
+                if fault is not None:
+                    fault.hit.set()
+                    if fault.how == "reset":
+                        break
+                    if fault.how == "hang":
+                        self._silent = True
+                    elif fault.how == "delay":
+                        del self._streams[stream]
+                        time.sleep(fault.delay_s)
+                if not self._silent and not self._proxy.lose_replies.is_set():
+                    self._client.sendall(frame)
+        self._end()
+
+    def _end(self) -> None:
+        for one in (self._client, self._server):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+def _exactly(end: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = end.recv(count - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data
+
+
+def _frame(end: socket.socket) -> bytes:
+    head = _exactly(end, 9)
+    return head + _exactly(end, int.from_bytes(head[:3]))
