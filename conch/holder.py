@@ -6,6 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from conch.errors import BadInput
+from conch.names import check_name
+
 CMD_BYTES = 256
 
 
@@ -49,7 +52,13 @@ class Holder:
 
 def host_name() -> str:
     """The host as holders name it: `CONCH_HOST` (for tests of several hosts on one), else the host name."""
-    return os.environ.get("CONCH_HOST") or os.uname().nodename
+    given = os.environ.get("CONCH_HOST")
+    if not given:
+        return os.uname().nodename
+    try:
+        return check_name(given)
+    except BadInput as error:
+        raise BadInput(f"CONCH_HOST: {error}") from None
 
 
 def rfc3339(unix: float) -> str:

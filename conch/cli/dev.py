@@ -61,9 +61,13 @@ def command(context: click.Context, members: str, data_dir: Path | None) -> int:
                 environment.update(PATH=path)
                 return _run(child, file, environment, cluster, taken, noted)
             click.echo(f"export CONCH_ENDPOINTS={cluster.endpoints} ETCDCTL_ENDPOINTS={cluster.endpoints}")
-            signal.pthread_sigmask(signal.SIG_BLOCK, taken)
-            check()
-            noted.append(signal.sigwait(taken))
+            awaited = {*taken, signal.SIGCHLD}
+            signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+            while not noted:
+                cluster.check_running()
+                arrived = signal.sigwait(awaited)
+                if arrived != signal.SIGCHLD:
+                    noted.append(arrived)
             check()
     except _Interrupted as interrupted:
         return EXIT_SIGNAL + interrupted.number
@@ -101,6 +105,7 @@ def _run(
     for waiting in early:
         running.send_signal(waiting)
     code = running.wait()
+    cluster.check_running()
     return code if code >= 0 else EXIT_SIGNAL - code
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from conch.cli.options import NAME, POSITIVE_DURATION, common_options, settings
+from conch.cli.options import NAME, POSITIVE_DURATION, common_options, settings, whole
 from conch.cli.wrapper import EXIT_CODES, WrapperCommand, hold_options, refuse_with_look, run_under_hold
 from conch.config import Settings
 from conch.errors import EXIT_NO, EXIT_UNAVAILABLE, ConchError
@@ -47,9 +47,7 @@ _FOR_LOOKS = {"name", "as_json", "min_rev", *_LOOKS}
 @click.option("--who", is_flag=True, help="Show the leader; exit 1 if the office is vacant.")
 @click.option("--watch", is_flag=True, help="Show the leader at each change, the present one first.")
 @click.option("--assert", "assert_", is_flag=True, help="Exit 0 if this host leads, 1 if not, 69 if unknown.")
-@click.option(
-    "--min-rev", type=click.IntRange(min=0), metavar="N", help="With --assert: and its fencing token is >= N."
-)
+@click.option("--min-rev", type=whole(0, 2**63 - 1), metavar="N", help="With --assert: and its fencing token is >= N.")
 @click.option("--json", "as_json", is_flag=True, help="With --who, --watch, --assert: one object a line.")
 @common_options
 @click.pass_context

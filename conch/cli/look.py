@@ -48,6 +48,8 @@ def fields(kv: KeyValue, holder: Holder) -> dict[str, object]:
 
 def put_line(text: str) -> None:
     """One line on stdout, at once."""
+    if sys.stdout is None:
+        raise CannotWrite("cannot write to stdout: it is closed")
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
@@ -97,7 +99,7 @@ def _after_each_revision(
         return min(waiting.values(), key=lambda kv: kv.create_revision, default=None)
 
     yield first()
-    watch = store.watch([everyone(queue)], revision + 1)
+    watch = store.watch([(everyone(queue), revision + 1)])
     try:
         for events in watch:
             for at, event in enumerate(events):

@@ -64,6 +64,9 @@ def _run(arguments: list[str]) -> int:
         result = conch.main(arguments, prog_name="conch", standalone_mode=False)
     except click.exceptions.Exit as done:
         return done.exit_code
+    except click.exceptions.NoArgsIsHelpError:
+        _say("conch: no command given (try 'conch --help')")
+        return EXIT_USAGE
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "conch"
@@ -78,6 +81,11 @@ def _run(arguments: list[str]) -> int:
             _forget_stdout()
         Log().plain(str(error))
         return error.code
+    except OSError as error:
+        # Click's own output (help, version) goes to a stdout that takes nothing
+        _say(f"conch: cannot write to stdout: {error.strerror}")
+        _forget_stdout()
+        return CannotWrite.code
     except KeyboardInterrupt:
         return EXIT_SIGNAL + 2
     except click.Abort:

@@ -39,6 +39,17 @@ DURATION = Parsed("duration", parse_duration)
 NAME = Parsed("name", check_name)
 
 
+def whole(low: int, high: int) -> Parsed:
+    """A whole number between the two, both included."""
+
+    def parse(text: str) -> int:
+        if re.fullmatch(r"[0-9]{1,19}", text) and low <= int(text) <= high:
+            return int(text)
+        raise BadInput(f"{text!r} is not a whole number from {low} to {high}")
+
+    return Parsed("number", parse)
+
+
 def _positive(text: str) -> float:
     seconds = parse_duration(text)
     if seconds <= 0:
@@ -62,7 +73,7 @@ TTL = Parsed("duration", _ttl)
 def _prefix(text: str) -> str:
     trimmed = text.rstrip("/")
     if not trimmed.startswith("/") or not trimmed.isprintable() or not trimmed.isascii() or " " in trimmed:
-        raise BadInput(f"{text!r} is not a prefix: it begins with / and has no blanks or control characters")
+        raise BadInput(f"{text!r} is not a prefix: write /name, without blanks or control characters")
     return trimmed
 
 
@@ -196,7 +207,11 @@ def _read_password(path: str) -> str:
         with open(path, encoding="utf-8") as file:
             return file.readline().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--password-file: cannot read {path}: {error}") from None
+        raise BadInput(f"--password-file: cannot read {path}: {_why(error)}") from None
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _check_tls(connection: Connection) -> None:
@@ -206,7 +221,7 @@ def _check_tls(connection: Connection) -> None:
         try:
             open(path, "rb").close()
         except (OSError, ValueError) as error:
-            raise BadInput(f"--{flag}: cannot read {path}: {error}") from None
+            raise BadInput(f"--{flag}: cannot read {path}: {_why(error)}") from None
     if (connection.cert is None) != (connection.key is None):
         raise BadInput("--cert and --key go together")
     if connection.endpoints[0].tls and (connection.cacert or connection.cert):

@@ -1,15 +1,17 @@
 """`conch sema`: run a command only while holding one of N slots, or look at who holds and waits."""
 
+import re
 from typing import Any
 
 import click
 
-from conch.cli.options import NAME, common_options, settings
+from conch.cli.options import NAME, common_options, settings, whole
 from conch.cli.wrapper import EXIT_CODES, WrapperCommand, hold_options, refuse_with_look, run_under_hold
 from conch.config import Settings
 from conch.errors import EXIT_NO, BadInput
 from conch.names import check_name
 
+_CAPACITY = re.compile(r"[1-9][0-9]{0,3}")
 _FOR_LOOKS = {"name", "max_", "as_json", "who"}
 
 
@@ -20,7 +22,7 @@ _FOR_LOOKS = {"name", "max_", "as_json", "who"}
     epilog=EXIT_CODES,
 )
 @click.argument("name", type=NAME)
-@click.option("--max", "max_", type=click.IntRange(1, 1000), metavar="N", help="How many hold at once, 1 to 1000.")
+@click.option("--max", "max_", type=whole(1, 1000), metavar="N", help="How many hold at once, 1 to 1000.")
 @hold_options
 @click.option("--spread", is_flag=True, help="At most one slot a host (CONCH_HOST, else the host name).")
 @click.option("--who", is_flag=True, help="Show who holds and who waits, in queue order; exit 1 if there is nobody.")
@@ -78,7 +80,7 @@ def _look(common: Settings, name: str, slots: int | None, *, as_json: bool) -> i
     ranks: dict[int, int] = {}
     for kv in found:
         capacity = kv.key.decode("utf-8", "replace").removeprefix(family).split("/")[0]
-        if not (capacity.isascii() and capacity.isdecimal()):
+        if not _CAPACITY.fullmatch(capacity):
             log("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg="no capacity in the key")
             continue
         limit = int(capacity)

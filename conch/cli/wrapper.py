@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from conch.cli.options import DURATION, POSITIVE_DURATION, TTL
+from conch.cli.options import DURATION, POSITIVE_DURATION, TTL, whole
 from conch.config import Settings
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, BadInput, ConchError
 
@@ -19,8 +19,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 EXIT_CODES = (
     "Hooks read /dev/null. Their environment and the command's: CONCH_NAME, CONCH_REV (the fencing token), "
-    "CONCH_LEASE, CONCH_HOLD_KEY. Exit codes: the command's; 64 usage, 69 etcd did not answer, 70 the hold was lost, "
-    "75 not acquired, 126/127 the command cannot be run, 128+n ended by signal n."
+    "CONCH_LEASE, CONCH_HOLD_KEY, CONCH_TREE. Exit codes: the command's; 1 vacant or not held, 64 usage, 69 etcd did "
+    "not answer, 70 the hold was lost, 74 stdout cannot be written, 75 not acquired or the on-acquire hook failed, "
+    "126/127 the command cannot be run, 128+n ended by signal n."
 )
 
 
@@ -34,10 +35,15 @@ class WrapperCommand(click.Command):
             at = args.index("--")
             args, child = args[:at], args[at + 1 :]
         ctx.obj = child
+        # what stands there without an option before it: the arguments, and a command whose -- was forgotten
+        bare = sum(not word.startswith("-") for word in args) > sum(isinstance(p, click.Argument) for p in self.params)
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            if child is None and "unexpected extra argument" in error.format_message():
+            of_a_command = "unexpected extra argument" in error.format_message() or (
+                isinstance(error, click.NoSuchOption) and not error.option_name.startswith("--")
+            )
+            if child is None and bare and of_a_command:
                 raise click.UsageError("the command to run stands after --", ctx) from None
             raise
 
@@ -52,7 +58,7 @@ def hold_options(command: _Command) -> _Command:
             click.option(
                 "-E",
                 "--conflict-exit-code",
-                type=click.IntRange(0, 255),
+                type=whole(0, 255),
                 default=75,
                 show_default=True,
                 help="Exit code when it was not acquired.",
@@ -84,7 +90,7 @@ def refuse_with_look(context: click.Context, look: str, values: dict[str, Any], 
     for parameter in context.command.params:
         given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
         if given and parameter.name in values and parameter.name not in allowed:
-            raise click.UsageError(f"{parameter.opts[0]} does not go with {look}", context)
+            raise click.UsageError(f"{parameter.opts[-1]} does not go with {look}", context)
 
 
 def find_command(child: Sequence[str], path: str | None = None) -> str:

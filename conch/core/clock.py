@@ -35,6 +35,10 @@ class Terms:
 
     start_by = term_at
 
+    def ready_by(self, deadline: float) -> float:
+        """When it is too late to decide for a start: its first renewal must have time to come through."""
+        return self.term_at(deadline) - self.ttl_s / 6
+
     def kill_at(self, deadline: float) -> float:
         """The last moment for SIGKILL."""
         return deadline - self.margin_s

@@ -4,7 +4,7 @@ import signal
 from enum import Enum
 from typing import Protocol
 
-from conch.log import Log
+from conch.log import Field, Log
 
 # Between one SIGKILL of a tree and the next, for what was forked meanwhile; it doubles up to the second.
 _AGAIN_S, _AGAIN_MOST_S = 0.05, 1.0
@@ -38,9 +38,11 @@ class Run:
     All moments are seconds of CLOCK_BOOTTIME.
     """
 
-    def __init__(self, tree: Tree, what: str, kill_after_s: float, log: Log) -> None:
+    def __init__(self, tree: Tree, kill_after_s: float, log: Log, hook: str | None, **about: Field) -> None:
+        """`hook` names it if it is one; `about` goes into its log lines."""
         self.tree = tree
-        self.what = what
+        self._hook = hook
+        self._about = {**about, "hook": hook}
         self.phase = Phase.RUNNING
         self.code: int | None = None
         self._kill_after_s = kill_after_s
@@ -72,7 +74,7 @@ class Run:
         self._log(
             "info" if cause == "signal" else "warning",
             "term-sent",
-            what=self.what,
+            **self._about,
             cause=cause,
             signal=signal.Signals(number).name,
             kill_in_s=max(0.0, kill_at - now),
@@ -88,7 +90,7 @@ class Run:
             return
         if self.phase is not Phase.KILLING:
             self.phase = Phase.KILLING
-            self._log("warning", "kill-sent", what=self.what, cause=cause)
+            self._log("warning", "kill-sent", **self._about, cause=cause)
         self._kill_at = None
         self._again_at = now + self._again_s
         self._again_s = min(2 * self._again_s, _AGAIN_MOST_S)
@@ -105,7 +107,7 @@ class Run:
         if self.code is None:
             self.code = self.tree.exit_code()
             if self.code is not None:
-                self._log("info", "child-exit" if self.what == "child" else f"{self.what}-exit", code=self.code)
+                self._log("info", "hook-exit" if self._hook else "child-exit", **self._about, code=self.code)
         if (self._kill_at is not None and now >= self._kill_at) or (
             self._again_at is not None and now >= self._again_at
         ):

@@ -30,12 +30,15 @@ from conch.errors import (
     EXIT_SIGNAL,
     EXIT_UNAVAILABLE,
 )
-from conch.log import Log
+from conch.log import Field, Log
 
 # A signal while no endpoint ever answered leaves nothing to give back, but for a request just under way.
 _UNANSWERED_RELEASE_S = 0.5
+# A lease that went unrenewed past its deadline is most likely gone, and etcd most likely away.
+_EXPIRED_RELEASE_S = 1.0
 # The keeper keeps the times of an acquisition; this much later it is taken for hung.
 _KEEPER_SLACK_S = 2.0
+_DIED_TWICE = "the process that talks to etcd died twice"
 
 
 class Supervisor:
@@ -132,8 +135,13 @@ class Supervisor:
         if self.state is State.ACQUIRING and again:
             self._keeper_replaced = True
             self._ask_for_hold(abandon=self._lease)
+        elif self.state is State.ACQUIRING and self._lease is not None:
+            self._log.plain(_DIED_TWICE)
+            self.code = EXIT_UNAVAILABLE
+            self._keeper_replaced = False
+            self._release()
         elif self.state is State.ACQUIRING:
-            self._on_failed(EXIT_UNAVAILABLE, "the process that talks to etcd died twice")
+            self._on_failed(EXIT_UNAVAILABLE, _DIED_TWICE)
         elif self.state is State.RELEASING and again and self._lease is not None:
             self._keeper_replaced = True
             self._ask_for_release()
@@ -215,7 +223,7 @@ class Supervisor:
         ready = self.state is State.READY
         return self._terms.kill_at(self._deadline) if ready else self._terms.term_at(self._deadline)
 
-    def _about(self) -> dict[str, str | int | None]:
+    def _about(self) -> dict[str, Field]:
         return {
             "name": self._plan.name,
             "rev": self._hold.rev if self._hold else None,
@@ -304,7 +312,7 @@ class Supervisor:
     def _start_next(self) -> None:
         """In READY: start the hook or the child, once there is time enough left for it."""
         now = self._ports.now()
-        if now >= self._terms.start_by(self._deadline):
+        if now >= self._terms.ready_by(self._deadline):
             # Conch was stopped for long, or the last renewal is old by now: a newer one may be on its way.
             self._timer = now + self._terms.ttl_s / 12
         elif self._plan.on_acquire is not None and not self._hook_passed:
@@ -325,14 +333,15 @@ class Supervisor:
         except OSError as error:
             self._on_run_over(EXIT_NOT_EXECUTABLE, End(error=f"cannot start the {what}: {error}"))
             return
-        self.run = Run(tree, what, self._plan.kill_after_s, self._log)
+        which = None if hook is None else state.value
+        self.run = Run(tree, self._plan.kill_after_s, self._log, which, **self._about())
         self._hook_late = False
         if hook is not None:
             self._timer = self._ports.now() + self._plan.hook_timeout_s
         if self._keeper:
             # it knows the tree before anything of it can run
             self._ports.send(Running(tree.pid, tree.tree, bound))
-        self._log("info", "child-start" if hook is None else "hook-start", **self._about(), pid=tree.pid)
+        self._log("info", "child-start" if hook is None else "hook-start", **self._about(), hook=which, pid=tree.pid)
         self._ports.open_gate(tree)
 
     def _on_run_gone(self, run: Run) -> None:
@@ -366,6 +375,8 @@ class Supervisor:
         elif code != 0 or self._hook_late:
             reason = "timed out" if self._hook_late else "failed"
             self._log("warning", "hook-failed", **self._about(), hook="on-acquire", code=code, reason=reason)
+            if self._ending:
+                self._log.plain(f"the on-acquire hook {reason}: {self._plan.name} was given up")
             self.code = self._plan.conflict_exit
             self._release()
         else:
@@ -447,7 +458,11 @@ class Supervisor:
             return
         # Before the first answer there is nothing to give back, but for a request just under way.
         self._wait_briefly = self._lease is None
-        wait_s = _UNANSWERED_RELEASE_S if self._wait_briefly else self._plan.command_timeout_s
+        wait_s = self._plan.command_timeout_s
+        if self._wait_briefly:
+            wait_s = _UNANSWERED_RELEASE_S
+        elif self._hold is not None and self._lost is not None and self._deadline <= self._ports.now():
+            wait_s = min(wait_s, _EXPIRED_RELEASE_S)
         self._timer = self._ports.now() + wait_s
         self._ports.send(Release(self._lease))
 
@@ -461,7 +476,7 @@ class Supervisor:
     def _give_up_release(self) -> None:
         self._keeper = False
         self._ports.drop_keeper()
-        self._on_released("etcd did not confirm; the lease expires by itself" if self._lease else "")
+        self._on_released("not confirmed in time; the lease expires by itself" if self._lease else "")
 
     def _on_released(self, reason: str) -> None:
         if self._lease is not None:

@@ -1,5 +1,7 @@
 """Starts and stops members of etcd on loopback, each by its own pid."""
 
+import fcntl
+import json
 import os
 import secrets
 import shutil
@@ -13,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from conch.config import Connection
 from conch.errors import ConchError
@@ -126,6 +129,8 @@ class Cluster:
         self._folder = folder
         self._guardian: subprocess.Popen[bytes] | None = None
         self._token = secrets.token_hex(4)
+        self._locked: TextIO | None = None
+        self._ports: list[int] | None = None
         self.members: list[Member] = []
 
     @property
@@ -155,10 +160,12 @@ class Cluster:
                     self._spawn(member, new=True)
                 try:
                     self.wait_ready()
+                    self._remember_ports()
                     return
                 except EtcdFailed as error:
                     # another process took one of the ports first
-                    if "address already in use" not in str(error) or attempt == _PORT_TRIES - 1:
+                    taken = "address already in use" in str(error)
+                    if not taken or self._ports is not None or attempt == _PORT_TRIES - 1:
                         raise
                     self._stop_members()
         except BaseException:
@@ -169,23 +176,43 @@ class Cluster:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="conch-etcd-"))
         else:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise EtcdFailed(f"cannot use --data-dir {self._folder}: {error.strerror}") from None
+            self._use_folder(self._folder)
         command = [sys.executable, "-m", "conch.dev.guardian"]
         if not self._keep:
             command.append(str(self._folder))
         self._guardian = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
+    def _use_folder(self, folder: Path) -> None:
+        """Take a folder that lasts: for us alone, and with the ports that its members know each other by."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._locked = (folder / "lock").open("w")
+            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            known = folder / "ports.json"
+            self._ports = json.loads(known.read_text()) if known.exists() else None
+        except BlockingIOError:
+            raise EtcdFailed(f"--data-dir {folder} is in use by another conch dev") from None
+        except (OSError, ValueError) as error:
+            raise EtcdFailed(f"cannot use --data-dir {folder}: {error}") from None
+        if self._ports is not None and len(self._ports) != 2 * self._count:
+            held = len(self._ports) // 2
+            raise EtcdFailed(
+                f"--data-dir {folder} holds a cluster of {held}, not of {self._count}: use --members {held}"
+            )
+
     def _choose_ports(self) -> None:
         assert self._folder is not None  # noqa: S101 - for the type checker
-        ports = _free_ports(2 * self._count)
+        ports = self._ports or _free_ports(2 * self._count)
         self.members = [
             Member(f"m{i}", self._folder / f"m{i}", ports[2 * i], ports[2 * i + 1]) for i in range(self._count)
         ]
         for member in self.members:
             member.folder.mkdir(exist_ok=True)
+
+    def _remember_ports(self) -> None:
+        if self._keep and self._folder is not None:
+            ports = [port for member in self.members for port in (member.client_port, member.peer_port)]
+            (self._folder / "ports.json").write_text(json.dumps(ports))
 
     def _spawn(self, member: Member, *, new: bool) -> None:
         tls = self._tls
@@ -250,6 +277,12 @@ class Cluster:
                 finally:
                     store.close()
 
+    def check_running(self) -> None:
+        """Raise `EtcdFailed` if a member has ended by itself."""
+        for member in self.members:
+            if not member.running():
+                raise EtcdFailed(f"etcd (member {member.name}) ended while it was needed: {member.log_tail()}")
+
     def restart(self, member: Member) -> None:
         """Start a member again that was stopped or killed, with its data and ports."""
         self.kill(member)
@@ -288,3 +321,6 @@ class Cluster:
         if guardian is not None and guardian.stdin is not None:
             guardian.stdin.close()
             guardian.wait()
+        if self._locked is not None:
+            self._locked.close()
+            self._locked = None

@@ -332,7 +332,7 @@ class GrpcStore:
 
         return self._call("make a transaction", timeout_s, call)
 
-    def watch(self, what: Sequence[Range], start_revision: int, *, deletes_only: bool = False) -> DriverWatch:
+    def watch(self, what: Sequence[tuple[Range, int]], *, deletes_only: bool = False) -> DriverWatch:
         """See `Store`."""
         filters = [etcdrpc.WatchCreateRequest.NOPUT] if deletes_only else []
 
@@ -349,7 +349,7 @@ class GrpcStore:
             metadata = (*(client.metadata or ()), _NEEDS_LEADER)
             return client, stub.Watch(requests, credentials=client.call_credentials, metadata=metadata)
 
-        return DriverWatch(what, start_revision, request, open_stream, self.leave, _FAILURES)
+        return DriverWatch(what, request, open_stream, self.leave, _FAILURES)
 
 
 def _head(header: Any) -> Head:

@@ -177,8 +177,8 @@ class Store(Protocol):
         """One transaction. It may be made twice if an answer is lost, so it must be safe to repeat."""
         ...
 
-    def watch(self, what: Sequence[Range], start_revision: int, *, deletes_only: bool = False) -> Watch:
-        """Watch keys or ranges from a revision on."""
+    def watch(self, what: Sequence[tuple[Range, int]], *, deletes_only: bool = False) -> Watch:
+        """Watch keys or ranges, each from a revision on."""
         ...
 
     def close(self) -> None:

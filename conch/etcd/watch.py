@@ -15,15 +15,14 @@ class DriverWatch:
 
     def __init__(
         self,
-        what: Sequence[Range],
-        start_revision: int,
+        what: Sequence[tuple[Range, int]],
         request: Callable[[Range, int], Any],
         open_stream: Callable[[Any], tuple[Any, Any]],
         leave: Callable[[Any], None],
         failures: tuple[type[Exception], ...],
     ) -> None:
-        self._what = list(what)
-        self._next = [start_revision] * len(what)
+        self._what = [one for one, _ in what]
+        self._next = [revision for _, revision in what]
         self._lock = threading.Lock()
         self._requests: queue.SimpleQueue[Any] | None = None
         self._request = request
@@ -32,6 +31,7 @@ class DriverWatch:
         self._failures = failures
         self._cancelled = threading.Event()
         self._stream: Any = None
+        self._pause_s = _PAUSE_S
 
     def cancel(self) -> None:
         """See `Watch`."""
@@ -50,7 +50,6 @@ class DriverWatch:
 
     def __iter__(self) -> Iterator[Sequence[Event]]:
         """See `Watch`."""
-        pause_s = _PAUSE_S
         while not self._cancelled.is_set():
             requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
             client = None
@@ -60,9 +59,7 @@ class DriverWatch:
                     for one, revision in zip(self._what, self._next, strict=True):
                         requests.put(self._request(one, revision))
                     self._requests = requests
-                for events in self._events():
-                    pause_s = _PAUSE_S
-                    yield events
+                yield from self._events()
             except self._failures:
                 pass  # whatever ended the stream, the answer is a new one
             finally:
@@ -71,8 +68,8 @@ class DriverWatch:
                 requests.put(None)
             if client is not None and not self._cancelled.is_set():
                 self._leave(client)
-            self._cancelled.wait(pause_s)
-            pause_s = min(2 * pause_s, _PAUSE_MOST_S)
+            self._cancelled.wait(self._pause_s)
+            self._pause_s = min(2 * self._pause_s, _PAUSE_MOST_S)
 
     def _events(self) -> Iterator[Sequence[Event]]:
         """The events of the stream that is open; ends where a new stream must go on."""
@@ -88,6 +85,7 @@ class DriverWatch:
                 if "permission denied" in answer.cancel_reason:
                     raise Refused(f"cannot watch: etcd refuses it ({answer.cancel_reason})")
                 return
+            self._pause_s = _PAUSE_S  # this stream works
             if not answer.events:
                 continue
             where = index[answer.watch_id]

@@ -85,6 +85,12 @@ class Queue:
             raise PlaceLost  # it was there when compared and is gone: etcd never does this
         return self.look(result.ranges[0].kvs[0].create_revision, timeout_s=timeout_s)
 
+    def full(self, *, timeout_s: float) -> bool:
+        """Whether nobody who came now would hold."""
+        start, end = self._everyone
+        found = self.store.range(Range(start, end, limit=self.slots, keys_only=True), timeout_s=timeout_s)
+        return len(found.kvs) >= self.slots
+
     def look(self, rev: int, *, timeout_s: float) -> Place:
         """Tell our place by one linearizable read, of our own key and those right ahead at one revision.
 

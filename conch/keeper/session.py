@@ -38,11 +38,13 @@ class Session:
         self.lease = lease
         self.ttl_s = ttl_s
         self._place = ("", 0)
+        self._next_at = 0.0
         self._wanted = wanted
         self._renewed = renewed
         self._lost = lost
         self._tell = tell
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="session", daemon=True)
         self.deadline = granted_at + ttl_s
 
@@ -55,17 +57,26 @@ class Session:
     def stop(self) -> None:
         """Renew no more. Does not wait for a renewal under way."""
         self._stop.set()
+        self._wake.set()
+
+    def hurry(self) -> None:
+        """Renew now, whatever was planned."""
+        self._next_at = 0.0
+        self._wake.set()
 
     def _run(self) -> None:
         interval_s = self.ttl_s / 6
-        next_at = self.deadline - self.ttl_s + interval_s
+        self._next_at = self.deadline - self.ttl_s + interval_s
         failing_since: float | None = None
         doubted = False
         pause_s = _PAUSE_S
-        while not self._stop.wait(max(0.0, next_at - clock.now())):
+        while not self._stop.is_set():
+            if self._wake.wait(max(0.0, self._next_at - clock.now())):
+                self._wake.clear()
+                continue
             sent_at = clock.now()
             if not self._wanted():
-                next_at = sent_at + interval_s
+                self._next_at = sent_at + interval_s
                 continue
             try:
                 gone = self._renew()
@@ -80,7 +91,7 @@ class Session:
                 elif not doubted and left_s < self.ttl_s * 2 / 3:
                     doubted = True
                     self._tell("warning", "doubt", lease=f"{self.lease:x}", left_s=left_s, msg=str(error))
-                next_at = now + pause_s
+                self._next_at = now + pause_s
                 pause_s = min(2 * pause_s, interval_s)
                 continue
             if gone is not None:
@@ -95,7 +106,7 @@ class Session:
                 gap_s = clock.now() - failing_since
                 self._tell("warning", "renewed", lease=f"{self.lease:x}", gap_s=gap_s)
             failing_since, doubted, pause_s = None, False, _PAUSE_S
-            next_at = sent_at + interval_s
+            self._next_at = sent_at + interval_s
 
     def _renew(self) -> str | None:
         """Renew once and confirm; return why the hold is gone, or None if it is confirmed. `StoreError`: no verdict."""

@@ -41,6 +41,7 @@ class Warden:
         self._deadline = 0.0
         self._lost_at: float | None = None
         self._idle_since = clock.now()
+        self.hurry: Callable[[], None] = lambda: None
 
     # -- called from any thread ---------------------------------------------------------------------------
 
@@ -73,7 +74,7 @@ class Warden:
         if number != self._number:
             return True
         if self._running is not None:
-            return not self._seen_empty
+            return self._running.bound and not self._seen_empty
         terms = self._terms
         return clock.now() < self._idle_since + terms.ttl_s - terms.margin_s - terms.grace_s
 
@@ -116,7 +117,10 @@ class Warden:
             self._since = first.start if first is not None else 0
             self._seen_empty = False
             self._again_at, self._again_s = None, _AGAIN_S
+            wanted = self.wants_renewals(self._number)
             self._running = message
+            if message.bound and not wanted:
+                self.hurry()  # nothing was renewed for a while
         elif isinstance(message, Ended):
             self._idle_since = clock.now()
             self._running = None

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 
 from conch.core import clock
+from conch.core.clock import Terms
 from conch.core.link import Acquire, Answered, Failed, Held, Message, Note, Queued, Release, Released
 from conch.durations import format_duration
 from conch.errors import EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, ConchError
@@ -17,6 +18,7 @@ from conch.keeper.warden import Warden
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 2.0
 _LEAST_S = 0.2
+_REFUSED_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,11 @@ class _Gone:
 
     watch: int
     key: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Renewed:
+    session: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class Worker:
         self._job = job
         self._store = store
         self._warden = warden
-        self._inbox: queue.SimpleQueue[Message | _Gone | _SessionLost] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message | _Gone | _SessionLost | _Renewed] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._releases = 0  # asked for and not served yet
         self._cancelled = threading.Event()
@@ -70,6 +77,7 @@ class Worker:
         self._watch: Watch | None = None
         self._watches = 0
         self._watched: set[bytes] = set()
+        self._short_of_time = False
 
     def deliver(self, message: Message) -> None:
         """A command from the supervisor; called from the warden's thread."""
@@ -112,10 +120,11 @@ class Worker:
                 self._end_watch()
                 self._watch_keys(self._look())
         except PlaceLost:
-            self._warden.lost(self._number, "our key was deleted or our lease revoked")
+            self._warden.lost(self._number, "our key is gone: deleted, or its lease revoked or run out")
         except StoreError as error:
             # the renewals go on to confirm the hold; only a loss by hand is noticed later than at once
             self._tell("warning", "watch-failed", msg=str(error))
+            self._look_again_later(self._watches)
         except _Cancelled:
             pass  # the release that follows in the inbox gives everything back
 
@@ -131,8 +140,10 @@ class Worker:
             if wanted.abandon is not None:
                 self._revoke(wanted.abandon)
             while not self._try_to_hold():
+                had_place = bool(self._places)
                 self._give_back(None)
-                self._tell("warning", "place-lost", msg="our key or lease is gone: queueing again, at the end")
+                if had_place:
+                    self._tell("warning", "place-lost", msg="our key or lease is gone: queueing again, at the end")
                 self._check_time()
         except _GiveUp as failure:
             self._give_back(None)
@@ -145,6 +156,8 @@ class Worker:
 
     def _try_to_hold(self) -> bool:
         """Get a lease, queue in one stage after the other, and return True when we hold; False: the place was lost."""
+        if self._job.nonblock:
+            self._check_free()
         session = self._new_session()
         self._places = []
         for stage in self._job.stages:
@@ -163,13 +176,25 @@ class Worker:
                     self._wait_in_line(place)
                 except PlaceLost:
                     return False
+        try:
+            self._wait_for_time(session)
+        except PlaceLost:
+            return False
         queue, place = self._places[-1]
         self._give_up_at = None  # it was for the queueing
         self._warden.acquired(self._number, session.ttl_s, session.deadline)
         self._warden.send(Held(self._number, place.rev, session.lease, queue.key, session.ttl_s, session.deadline))
-        if self._watch is None:
-            self._watch_keys(place)
+        self._watch_keys(place)
         return True
+
+    def _check_free(self) -> None:
+        """Under `--nonblock` nothing is written where nothing is free: another's look must not find us in its way."""
+        connection = self._job.connection
+        for stage in self._job.stages:
+            limit_s = connection.command_timeout_s if self._answered else connection.dial_timeout_s
+            if Queue(self._store, stage, 0).full(timeout_s=limit_s):
+                raise _GiveUp(EXIT_NOT_ACQUIRED, f"{self._job.what} is taken")
+            self._answered = True
 
     def _new_session(self) -> Session:
         number = self._number
@@ -198,10 +223,11 @@ class Worker:
                 granted.ttl_s,
                 granted_at,
                 wanted=lambda: self._warden.wants_renewals(number),
-                renewed=lambda deadline: self._warden.renewed(number, deadline),
+                renewed=lambda deadline, serial=serial: self._renewed(number, serial, deadline),  # type: ignore[misc]
                 lost=lambda reason, serial=serial: self._inbox.put(_SessionLost(serial, reason)),  # type: ignore[misc]
                 tell=self._tell,
             )
+            self._warden.hurry = self._session.hurry
             return self._session
 
     def _enter(self, session: Session, queue: Queue) -> Place | None:
@@ -235,6 +261,32 @@ class Worker:
                 case _:
                     pass  # of a watch or a session that is over
 
+    def _wait_for_time(self, session: Session) -> None:
+        """Return once there is time enough to start something: the last renewal may be old. Raises `PlaceLost`."""
+        terms = Terms(session.ttl_s, self._job.kill_after_s)
+        self._short_of_time = True
+        try:
+            while clock.now() >= terms.ready_by(session.deadline):
+                session.hurry()
+                match self._next_event():
+                    case _SessionLost(serial) if serial == self._sessions:
+                        raise PlaceLost
+                    case _Gone(watch, key) if watch == self._watches:
+                        if key in self._own_keys():
+                            raise PlaceLost
+                        if key is None:
+                            self._end_watch()
+                            self._look()
+                    case _:
+                        pass  # renewed, or of a watch or a session that is over
+        finally:
+            self._short_of_time = False
+
+    def _renewed(self, number: int, session: int, deadline: float) -> None:
+        self._warden.renewed(number, deadline)
+        if self._short_of_time:
+            self._inbox.put(_Renewed(session))
+
     def _look(self) -> Place:
         """Our place in the last queue as it is now, however long etcd takes to answer. Raises `PlaceLost`."""
         queue, place = self._places[-1]
@@ -255,7 +307,7 @@ class Worker:
             capacity = key.decode("utf-8", "replace").removeprefix(stage.family or "").split("/")[0]
             self._tell("warning", "other-capacity", max=stage.slots, other=capacity, msg="a semaphore of its own")
 
-    def _next_event(self) -> "Message | _Gone | _SessionLost":
+    def _next_event(self) -> "Message | _Gone | _SessionLost | _Renewed":
         self._check_time()
         timeout_s = None if self._give_up_at is None else max(0.0, self._give_up_at - clock.now())
         try:
@@ -298,15 +350,16 @@ class Worker:
 
     def _watch_keys(self, place: Place) -> None:
         """Hear of the deletion of our keys and of those right ahead, from `place.seen_at` on."""
-        keys = (*self._own_keys(), *place.ahead)
+        wanted = dict.fromkeys(place.ahead, place.seen_at)
+        wanted.update((queue.key.encode(), own.seen_at) for queue, own in self._places)
         if self._watch is not None:
-            for key in set(keys) - self._watched:
-                self._watch.add(Range(key), place.seen_at + 1)
-            self._watched |= set(keys)
+            for key in wanted.keys() - self._watched:
+                self._watch.add(Range(key), wanted[key] + 1)
+            self._watched |= wanted.keys()
             return
         self._watches += 1
-        self._watched = set(keys)
-        watch = self._store.watch([Range(key) for key in keys], place.seen_at + 1, deletes_only=True)
+        self._watched = set(wanted)
+        watch = self._store.watch([(Range(key), seen_at + 1) for key, seen_at in wanted.items()], deletes_only=True)
         self._watch = watch
         threading.Thread(target=self._listen, args=(watch, self._watches), name="watch", daemon=True).start()
 
@@ -320,6 +373,13 @@ class Worker:
             self._inbox.put(_Gone(number, None))
         except StoreError as error:
             self._tell("warning", "watch-failed", msg=str(error))
+            self._look_again_later(number)
+
+    def _look_again_later(self, number: int) -> None:
+        """Look, and watch anew, in a while: for now etcd refuses it."""
+        timer = threading.Timer(_REFUSED_S, lambda: self._inbox.put(_Gone(number, None)))
+        timer.daemon = True
+        timer.start()
 
     def _end_watch(self) -> None:
         if self._watch is not None:

@@ -145,7 +145,11 @@ def test_woken_former_leader_extends_no_deadline_and_what_it_revokes_is_a_revoca
     if not losses:
         assert {rev for _, rev in lines} == {lines[0][1]}
     for loss in losses:
-        assert loss["reason"] in ("our key was deleted or our lease revoked", "our key is gone", "the lease is gone")
+        assert loss["reason"] in (
+            "our key is gone: deleted, or its lease revoked or run out",
+            "our key is gone",
+            "the lease is gone",
+        )
     assert wrapper.process.poll() is None
     assert second.process.poll() is None
 

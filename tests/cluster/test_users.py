@@ -143,6 +143,35 @@ def test_roles_that_change_meanwhile_end_nobody(users: Users) -> None:
     wait_for(lambda: watch.out.endswith("o -\n") and watch.out.count("\n") >= 3, "the changes")
 
 
+@pytest.mark.timeout(120)
+def test_permission_that_is_taken_and_given_back_leaves_no_watch_dead(tmp_path: Path) -> None:
+    """A waiter whose watch was refused for a while is served afterwards."""
+    with Cluster() as cluster:
+        ctl = ["--endpoints", cluster.endpoints]
+        for words in ("user add root:rootpw", "user grant-role root root", "role add r", "user add u:userpw"):
+            etcdctl(*ctl, *words.split())
+        grant = ["role", "grant-permission", "r", "--prefix=true", "readwrite", PREFIX]
+        etcdctl(*ctl, *grant)
+        etcdctl(*ctl, "user", "grant-role", "u", "r")
+        etcdctl(*ctl, "auth", "enable")
+        root = [*ctl, "--user", "root:rootpw"]
+        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+        prefix = {"CONCH_PREFIX": "/conch/v1"}
+        holder = bench.hold("o", "--ttl", "60s", env={**prefix, "CONCH_USER": "root", "CONCH_PASSWORD": "rootpw"})
+        waiter = bench.queue(
+            "o", "--ttl", "60s", command="true", env={**prefix, "CONCH_USER": "u", "CONCH_PASSWORD": "userpw"}
+        )
+        etcdctl(*root, "role", "revoke-permission", "r", "--prefix=true", PREFIX)
+        cluster.restart(cluster.members[0])
+        waiter.wait_event("watch-failed")
+        etcdctl(*root, *grant)
+        holder.signal(15)
+        assert waiter.wait() in (0, 69)
+        if waiter.wait() == 69:
+            assert "permission denied" in waiter.err
+        bench.finish()
+
+
 @pytest.mark.timeout(180)
 def test_tokens_that_expire_end_nobody_and_silence_no_watch(tmp_path: Path) -> None:
     """With etcd's --auth-token-ttl at its least; the member is restarted too, which forgets all tokens."""

@@ -14,7 +14,7 @@ from tests.support.conch import Bench
 RUN = ["--", "true"]
 
 BAD: list[tuple[list[str], str]] = [
-    ([], "Missing command|Usage|missing"),
+    ([], "no command given"),
     (["nosuch"], "nosuch"),
     (["--nosuch"], "--nosuch"),
     (["elect"], "NAME"),
@@ -22,6 +22,7 @@ BAD: list[tuple[list[str], str]] = [
     (["elect", "o", "--"], "no command"),
     (["elect", "o", "true"], "stands after --"),
     (["elect", "o", "p", *RUN], "p"),
+    (["elect", "o", "sh", "-c", "true"], "stands after --"),
     (["elect", "", *RUN], "bad name"),
     (["elect", "a/b", *RUN], "bad name 'a/b'"),
     (["elect", "..", *RUN], "bad name"),
@@ -235,6 +236,20 @@ def test_version_and_help(conch: Bench, start: list[str]) -> None:
     assert "--data-dir" in show("dev", "--help")
 
 
+@pytest.mark.parametrize("how", [">&-", "> /dev/full"])
+@pytest.mark.parametrize("look", ["elect o --who", "elect o --watch", "elect o --assert --json"])
+def test_look_that_cannot_be_written_is_74(conch: Bench, look: str, how: str) -> None:
+    """And not 1, which would say that the office is vacant."""
+    from tests.support.conch import CONCH
+
+    conch.hold("o")
+    done = subprocess.run(
+        ["sh", "-c", f"{CONCH} {look} {how}"], env=conch.environment, check=False, timeout=30, stderr=subprocess.PIPE
+    )
+    assert done.returncode == 74
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_descriptors_do_no_harm(conch: Bench, closed: str) -> None:
     """The child runs and its code comes through."""
@@ -260,6 +275,15 @@ def test_odd_bytes_in_arguments_and_environment_reach_the_child(conch: Bench) ->
     assert done.stdout == b"a\xff\xfe\x80"
 
 
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_that_cannot_be_written_is_74(conch: Bench, flag: str) -> None:
+    """One line."""
+    with open("/dev/full", "w") as full:
+        done = conch.run(flag, stdout=full)
+    assert done.returncode == 74
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_stdout_that_is_full_is_told(conch: Bench) -> None:
     """One line and a code that is not 0."""
     conch.hold("o")
@@ -269,8 +293,10 @@ def test_stdout_that_is_full_is_told(conch: Bench) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_spread_needs_a_host_name_that_may_stand_in_a_key(conch: Bench) -> None:
-    """64, and how to help it."""
-    done = conch.run("sema", "s", "--max", "2", "--spread", "--", "true", env={"CONCH_HOST": "a/b"})
+@pytest.mark.parametrize("command", ["elect o -- true", "sema s --max 2 --spread -- true", "elect o --assert"])
+@pytest.mark.parametrize("host", ["a/b", "a b", "a\n"])
+def test_host_name_that_is_given_must_be_a_name(conch: Bench, command: str, host: str) -> None:
+    """It stands in keys and in lines that scripts read."""
+    done = conch.run(*command.split(), env={"CONCH_HOST": host})
     assert done.returncode == 64
-    assert "set CONCH_HOST" in done.stderr
+    assert "CONCH_HOST" in done.stderr

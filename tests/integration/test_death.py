@@ -196,7 +196,7 @@ def test_loss_by_hand_is_noticed_at_once(conch: Bench, how: str) -> None:
     (term,) = [moment for what, moment in seen if what == "TERM"]
     assert term - at < 2
     assert 0.5 < seen[-1][1] - term < 3
-    assert wrapper.events("lost")[0]["reason"] == "our key was deleted or our lease revoked"
+    assert wrapper.events("lost")[0]["reason"] == "our key is gone: deleted, or its lease revoked or run out"
 
 
 def test_waiter_that_loses_its_place_queues_again_at_the_end(conch: Bench) -> None:
@@ -368,3 +368,51 @@ def test_both_processes_killed_at_once_take_the_command_with_them(conch: Bench) 
     wrapper.signal(signal.SIGKILL)
     os.kill(keeper, signal.SIGKILL)
     wait_for(lambda: not alive(child), "the child is dead", 5)
+
+
+def test_hold_that_was_lost_is_not_renewed_for_the_sake_of_a_hook(own: OwnEtcd) -> None:
+    """on-lose after a loss holds nothing: the next in line does not wait for it."""
+    first = own.bench.hold("o", "--ttl", "4s", "--on-lose", "sleep 1000")
+    second = own.bench.queue("o", "--ttl", "60s")
+    os.kill(own.member.pid, signal.SIGSTOP)
+    first.wait_event("lost")
+    first.wait_event("hook-start")
+    os.kill(own.member.pid, signal.SIGCONT)
+    second.child()
+    assert first.process.poll() is None
+
+
+def test_turn_is_not_thrown_away_because_the_last_renewal_is_old(own: OwnEtcd) -> None:
+    """etcd was away, its leases outlived that, and the line moves before the waiters have renewed."""
+    first = own.bench.hold("o", "--ttl", "30s", "--command-timeout", "60s")
+    second = own.bench.queue("o", "--ttl", "5s", "--command-timeout", "1s", command="echo second >> order")
+    third = own.bench.queue("o", "--ttl", "5s", "--command-timeout", "1s", command="echo third >> order")
+    own.cluster.kill(own.member)
+    first.signal(signal.SIGTERM)
+    second.wait_event("doubt")
+    time.sleep(3)  # until its deadline has passed; a member that starts gives every lease a whole TTL anew
+    own.cluster.restart(own.member)
+    assert second.wait() == third.wait() == 0
+    assert own.bench.read("order", 2).split() == ["second", "third"]
+    assert not second.events("place-lost")
+    assert not second.events("lost")
+    first.wait()
+
+
+def test_child_is_not_started_only_to_be_ended(conch: Bench) -> None:
+    """Stopped in the queue and promoted; continued when the renewals have paused: it runs properly or queues again."""
+    for delay_s in (1.2, 1.6, 1.9):
+        first = conch.hold("o", "--ttl", "2s")
+        second = conch.queue("o", "--ttl", "2s")
+        second.signal(signal.SIGSTOP)
+        first.signal(signal.SIGTERM)
+        first.wait()
+        time.sleep(delay_s)  # a moment within the lease's time, not a wait for something
+        second.signal(signal.SIGCONT)
+        second.child()
+        until = boottime() + 2.5
+        while boottime() < until:
+            assert second.process.poll() is None, second.err
+            time.sleep(0.05)
+        second.signal(signal.SIGTERM)
+        second.wait()

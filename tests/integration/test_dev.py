@@ -68,6 +68,42 @@ def test_data_lasts_with_data_dir_only(dev: Bench) -> None:
     assert etcds(dev.mark) == []
 
 
+def test_data_of_several_members_lasts_too(dev: Bench) -> None:
+    """They know each other by their ports, which last as well; another number of members is refused."""
+    data = str(dev.file("data"))
+    assert dev.run("dev", "--members", "3", "--data-dir", data, "--", "etcdctl", "put", "a", "kept").returncode == 0
+    done = dev.run("dev", "--members", "3", "--data-dir", data, "--", "etcdctl", "get", "a", "--print-value-only")
+    assert done.stdout == "kept\n", done.stderr
+    done = dev.run("dev", "--data-dir", data, "--", "true")
+    assert done.returncode == 69
+    assert "holds a cluster of 3, not of 1" in done.stderr
+
+
+def test_data_dir_in_use_is_told(dev: Bench) -> None:
+    """At once."""
+    data = str(dev.file("data"))
+    first = dev.start("dev", "--data-dir", data)
+    wait_for(lambda: first.out, "ready")
+    done = dev.run("dev", "--data-dir", data, "--", "true")
+    assert done.returncode == 69
+    assert "in use by another" in done.stderr
+    first.signal(signal.SIGTERM)
+    first.wait()
+
+
+@pytest.mark.parametrize("command", [[], ["--", "sh", "-c", "echo up; read x"]], ids=["alone", "command"])
+def test_death_of_a_member_is_told(dev: Bench, command: list[str]) -> None:
+    """At once when there is nothing else to wait for, else when the command has ended."""
+    wrapper = dev.start("dev", *command, env=temporary(dev), stdin=-1)
+    wait_for(lambda: wrapper.out.endswith("\n"), "ready")
+    (etcd,) = etcds(dev.mark)
+    os.kill(etcd, signal.SIGKILL)
+    assert wrapper.process.stdin is not None
+    wrapper.process.stdin.close()
+    assert wrapper.wait() == 69
+    assert "ended while it was needed" in wrapper.err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.parametrize("command", [[], ["--", "sh", "-c", "echo up; exec sleep 1000"]], ids=["alone", "command"])
 def test_dev_stops_every_member_however_it_ends(dev: Bench, command: list[str], number: int) -> None:

@@ -144,7 +144,7 @@ def test_watch_sees_each_event_once_across_restarts_of_etcd(own: OwnEtcd) -> Non
     store = GrpcStore(Connection(parse_endpoints(own.bench.endpoints)))
     base = f"{own.bench.prefix}/w/".encode()
     first = store.txn([], [Put(base + b"0", b"")], timeout_s=5).head.revision
-    watch = store.watch([Range(base, prefix_end(base)), Range(b"other")], first)
+    watch = store.watch([(Range(base, prefix_end(base)), first), (Range(b"other"), first)])
     seen: list[Event] = []
     thread = collect(watch, seen)
     for i in range(1, 60):

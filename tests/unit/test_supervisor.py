@@ -478,7 +478,7 @@ def test_child_that_ended_before_the_loss_was_told_keeps_its_code() -> None:
 
 def test_no_child_starts_when_too_little_time_is_left() -> None:
     """It waits for a newer deadline; without one the hold is given back and queued for again."""
-    world = World().at(7).held()
+    world = World().at(TTL - 0.5 - TTL / 3 - TTL / 6).held()
     assert world.state is State.READY
     world.renewed(17)
     assert world.state is State.RUNNING
@@ -537,6 +537,11 @@ def test_keeper_that_dies_while_queued_is_replaced_once() -> None:
     world.supervisor.on_keeper_death()
     assert world.sent[-1] == Acquire(2, None, 7)
     assert world.keepers == 2
+    world.supervisor.on_keeper_death()
+    assert world.sent[-1] == Release(7)
+    assert world.hears(Released()).code == 69
+    world = World()
+    world.supervisor.on_keeper_death()
     world.supervisor.on_keeper_death()
     assert world.code == 69
 
@@ -639,7 +644,7 @@ def test_every_wake_up_is_for_something() -> None:
 def test_run_advances_only_while_there_is_something_to_do() -> None:
     """What is gone stays gone."""
     tree = FakeTree(5)
-    run = Run(tree, "child", 1.0, Log(fd=9999))
+    run = Run(tree, 1.0, Log(fd=9999), None)
     tree.code = 0
     run.advance(1.0)
     assert run.phase is Phase.GONE
