@@ -98,6 +98,7 @@ def test_death_of_a_member_is_told(dev: Bench, command: list[str]) -> None:
     wait_for(lambda: wrapper.out.endswith("\n"), "ready")
     (etcd,) = etcds(dev.mark)
     os.kill(etcd, signal.SIGKILL)
+    wait_for(lambda: not alive(etcd), "the member's end")
     assert wrapper.process.stdin is not None
     wrapper.process.stdin.close()
     assert wrapper.wait() == 69
