@@ -10,6 +10,7 @@ import pytest
 from conch.dev import Member
 from tests.cluster.conftest import Three
 from tests.support.conch import Wrapper, alive, boottime, wait_for
+from tests.support.proxy import Proxy
 
 NOTE = "trap 'echo TERM >> got' TERM; echo up >> up; while :; do sleep 0.05; done"
 
@@ -203,3 +204,25 @@ def test_quorum_loss_ends_the_tree_in_time_and_all_goes_on_when_it_is_back(
     restarted.signal(signal.SIGTERM)
     restarted.signal(signal.SIGTERM)
     restarted.wait()
+
+
+def test_watch_on_a_member_without_a_leader_does_not_wait_there_for_ever(three: Three) -> None:
+    """The member answers and would say nothing; the watch asks again, elsewhere too, and shows what comes."""
+    proxies = [Proxy(member.endpoint) for member in three.cluster.members]
+    try:
+        endpoints = ",".join(proxy.endpoint for proxy in proxies)
+        watch = three.bench.start("elect", "o", "--watch", "--endpoints", endpoints)
+        wait_for(lambda: watch.out == "o -\n", "the watch")
+        wait_for(lambda: any("Watch" in proxy.calls for proxy in proxies), "the watch's stream")
+        (at,) = (i for i, proxy in enumerate(proxies) if "Watch" in proxy.calls)
+        others = [member for i, member in enumerate(three.cluster.members) if i != at]
+        for member in others:
+            os.kill(member.pid, signal.SIGSTOP)
+        wait_for(lambda: sum(proxy.calls.count("Watch") for proxy in proxies) > 1, "another stream", 30)
+        for member in others:
+            os.kill(member.pid, signal.SIGCONT)
+        holder = three.bench.hold("o")
+        wait_for(lambda: f"pid={holder.pid} " in watch.out, "the change", 30)
+    finally:
+        for proxy in proxies:
+            proxy.close()

@@ -5,6 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
+from conch.config import Connection
+from conch.etcd.driver import GrpcStore
+from conch.etcd.endpoints import parse_endpoints
+from conch.etcd.store import CreatedAt, Delete, Put, Range
 from tests.support.conch import Bench, alive, boottime, wait_for
 from tests.support.proxy import Proxy
 
@@ -107,3 +111,20 @@ def test_a_failed_acquisition_leaves_no_key_beyond_a_ttl(conch: Bench, proxied: 
     assert wrapper.wait() == 69
     assert not conch.file("ran").exists()
     wait_for(lambda: not conch.keys(), "the key is gone with its lease", 10)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_write_or_deletion_whose_reply_is_lost_is_repeated_safely(conch: Bench, proxied: MakeProxy, how: str) -> None:
+    """A create finds that it was made and says so; a deletion has nothing more to delete."""
+    proxy = proxied()
+    store = GrpcStore(Connection(parse_endpoints(proxy.endpoint)))
+    key = f"{conch.prefix}/k".encode()
+    for operation in (Put(key, b"v"), Delete(key)):
+        fault = proxy.fault("Txn", how, delay_s=1.0)
+        before = [CreatedAt(key, 0)] if isinstance(operation, Put) else []
+        result = store.txn(before, [operation], [Range(key)], timeout_s=10)
+        assert fault.hit.is_set()
+        assert result.succeeded or result.ranges[0].kvs[0].value == b"v"
+        there = store.range(Range(key), timeout_s=5).kvs
+        assert [kv.value for kv in there] == ([b"v"] if isinstance(operation, Put) else [])
+    store.close()
