@@ -6,13 +6,14 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
-from conch.core import clock, process, system
+from conch.core import clock, process, system, tree
 from conch.core.link import Held, Link, Message, pair
 from conch.core.plan import ENDING, PASSED_ON, End, Plan
-from conch.core.process import Dispositions, Process, Spec, Stat
+from conch.core.process import Dispositions, Process, Spec
 from conch.core.run import Tree
 from conch.core.supervisor import Supervisor
 from conch.core.terminal import Terminal
+from conch.core.tree import Stat
 from conch.log import Log
 
 _NOTED = frozenset({*ENDING, *PASSED_ON, signal.SIGCHLD})
@@ -262,8 +263,8 @@ class Loop:
 
     def _find_strangers(self) -> dict[int, Stat]:
         """What was below conch before it started anything (`job & exec conch …`): not ours to end."""
-        everyone = process.processes()
-        below = process.descendants(self._me, everyone, lambda _entry: False)
+        everyone = tree.processes()
+        below = tree.descendants(self._me, everyone, lambda _entry: False)
         return {entry.pid: entry for entry in below}
 
     def _spared(self, entry: Stat) -> bool:
@@ -277,7 +278,7 @@ class Loop:
             return True
         # An orphan of theirs that came to us: in one of their groups, and without the mark of our run.
         groups = {stranger.group for stranger in self._strangers.values()}
-        marked = self._child is not None and process.carries(entry.pid, self._child.tree)
+        marked = self._child is not None and tree.carries(entry.pid, self._child.tree)
         return entry.group in groups and not marked
 
     def _reap_orphans(self) -> None:
@@ -299,9 +300,9 @@ class Loop:
             self._link.close()
             self._link = None
         if self._keeper is not None:
-            entry = process.stat(self._keeper)
+            entry = tree.stat(self._keeper)
             if entry is not None:
-                process.wait_for_ends([entry], _KEEPER_LEAVES_S)
+                tree.wait_for_ends([entry], _KEEPER_LEAVES_S)
             self.drop_keeper()
 
     # -- job control --------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import select
 from collections import deque
 from collections.abc import Callable
 
-from conch.core import clock, process, system
+from conch.core import clock, system, tree
 from conch.core.clock import Terms
 from conch.core.link import Ended, Link, Lost, Message, Renewed, Running
-from conch.core.process import Stat
+from conch.core.tree import Stat
 
 _AGAIN_S, _AGAIN_MOST_S = 0.02, 1.0
 
@@ -23,7 +23,7 @@ Kill = Callable[[int, str, int], list[Stat]]
 class Warden:
     """State in one thread; the others speak to it through a queue and an eventfd."""
 
-    def __init__(self, link: Link, kill_after_s: float, kill: Kill = process.kill_from_outside) -> None:
+    def __init__(self, link: Link, kill_after_s: float, kill: Kill = tree.kill_from_outside) -> None:
         self._link = link
         self._kill = kill
         self._kill_after_s = kill_after_s
@@ -113,7 +113,10 @@ class Warden:
 
     def _on_message(self, message: Message, deliver: Callable[[Message], None]) -> None:
         if isinstance(message, Running):
-            first = process.stat(message.pid)
+            try:
+                first = tree.stat(message.pid)
+            except OSError:
+                first = None
             self._since = first.start if first is not None else 0
             self._seen_empty = False
             self._again_at, self._again_s = None, _AGAIN_S
@@ -142,17 +145,24 @@ class Warden:
         now = clock.now()
         if at is None or now < at or self._running is None:
             return
-        self._seen_empty = not self._kill(self._running.pid, self._running.tree, self._since)
+        self._seen_empty = not self._kill_tree(self._running)
         self._again_at = now + self._again_s
         self._again_s = min(2 * self._again_s, _AGAIN_MOST_S)
+
+    def _kill_tree(self, running: Running) -> list[Stat]:
+        try:
+            return self._kill(running.pid, running.tree, self._since)
+        except OSError:
+            # we cannot look now: what we cannot see is not dead
+            return [Stat(running.pid, "?", 0, running.pid, 1, self._since)]
 
     def _end_tree(self) -> None:
         """The supervisor is dead: kill until two looks find nothing alive."""
         running = self._running
         empty_looks, again_s = 0, _AGAIN_S
         while running is not None and empty_looks < 2:
-            alive = self._kill(running.pid, running.tree, self._since)
+            alive = self._kill_tree(running)
             empty_looks = 0 if alive else empty_looks + 1
-            process.wait_for_ends(alive, again_s)
+            tree.wait_for_ends(alive, again_s)
             again_s = min(2 * again_s, _AGAIN_MOST_S)
         self._running = None

@@ -128,3 +128,26 @@ def test_a_write_or_deletion_whose_reply_is_lost_is_repeated_safely(conch: Bench
         there = store.range(Range(key), timeout_s=5).kvs
         assert [kv.value for kv in there] == ([b"v"] if isinstance(operation, Put) else [])
     store.close()
+
+
+def test_turn_is_not_thrown_away_because_no_renewal_was_answered(conch: Bench, proxied: MakeProxy) -> None:
+    """Renewals are made, their replies lost: promoted, it waits for one that proves time enough, and then starts."""
+    proxy = proxied()
+    first = conch.hold("o")
+    waiter = conch.queue("o", "--ttl", "3s", "--endpoints", proxy.endpoint)
+    last = conch.queue("o")
+    proxy.fault("LeaseKeepAlive", "drop", times=1000)
+    waiter.wait_event("doubt")
+    until = boottime() + 3
+    while boottime() < until:
+        assert len(conch.keys()) == 3
+    first.signal(signal.SIGTERM)
+    wait_for(lambda: len(conch.keys()) == 2, "the first is gone")
+    until = boottime() + 1
+    while boottime() < until:
+        assert not waiter.events("child-start")
+        assert not last.events("acquired")
+    proxy.heal()
+    waiter.child()
+    assert not waiter.events("lost")
+    assert not waiter.events("place-lost")

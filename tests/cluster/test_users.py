@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
 
 from conch.dev import Cluster
 from tests.support.conch import Bench, Wrapper, alive, marked, wait_for
@@ -127,20 +130,35 @@ def test_password_is_in_no_command_line_and_no_value(users: Users) -> None:
     assert PASSWORD not in users.root("get", "--prefix", PREFIX)
 
 
-def test_roles_that_change_meanwhile_end_nobody(users: Users) -> None:
-    """Each change makes all tokens too old: conch logs in anew, for renewals, looks and watches."""
-    holder = users.hold("--ttl", "3s")
-    waiter = users.bench.queue("o", command="true", env=LOGIN)
-    watch = users.bench.start("elect", "o", "--watch", env=LOGIN)
-    wait_for(lambda: watch.out.count("\n") == 1, "the watch")
-    for i in range(3):
-        users.root("role", "add", f"other{secrets.token_hex(4)}")
-        time.sleep(1.2)  # several renewals
-        assert not holder.events("lost"), (i, holder.err)
-    assert alive(holder.child())
-    holder.signal(15)
-    assert waiter.wait() == 0
-    wait_for(lambda: watch.out.endswith("o -\n") and watch.out.count("\n") >= 3, "the changes")
+@pytest.mark.timeout(120)
+def test_roles_that_change_meanwhile_end_nobody(tmp_path: Path) -> None:
+    """With JWT each change makes all tokens too old: conch logs in anew, for renewals, looks and watches."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    private, public = tmp_path / "jwt.key", tmp_path / "jwt.pub"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    token = f"jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=10m"
+    with Cluster(arguments=["--auth-token", token]) as cluster:
+        ctl = ["--endpoints", cluster.endpoints]
+        etcdctl(*ctl, "user", "add", "root:rootpw")
+        etcdctl(*ctl, "user", "grant-role", "root", "root")
+        etcdctl(*ctl, "auth", "enable")
+        login = {"CONCH_USER": "root", "CONCH_PASSWORD": "rootpw"}
+        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+        holder = bench.hold("o", "--ttl", "3s", env=login)
+        waiter = bench.queue("o", command="true", env=login)
+        watch = bench.start("elect", "o", "--watch", env=login)
+        wait_for(lambda: watch.out.count("\n") == 1, "the watch")
+        for i in range(3):
+            etcdctl(*ctl, "--user", "root:rootpw", "role", "add", f"other{i}")
+            until = time.monotonic() + 2.5  # longer than the lease lives unrenewed
+            while time.monotonic() < until:
+                assert not holder.events("lost"), holder.err
+        assert alive(holder.child())
+        holder.signal(15)
+        assert waiter.wait() == 0
+        wait_for(lambda: watch.out.endswith("o -\n") and watch.out.count("\n") >= 3, "the changes")
+        bench.finish()
 
 
 @pytest.mark.timeout(120)

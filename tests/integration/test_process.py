@@ -11,7 +11,7 @@ from tests.support.conch import alive, wait_for
 
 HEAD = """
 import os, signal, sys, time
-from conch.core import clock, process, system
+from conch.core import clock, process, system, tree
 from conch.core.process import Dispositions, Spec
 
 def start(*command, start_by=None):
@@ -174,11 +174,33 @@ def test_a_pid_that_is_another_process_by_now_is_not_signalled(tmp_path: Path) -
 import dataclasses
 child = start("sleep", "1000")
 child.open_gate()
-entry = process.stat(child.pid)
-process.signal_exactly(dataclasses.replace(entry, start=entry.start + 1), signal.SIGKILL)
+entry = tree.stat(child.pid)
+tree.signal_exactly(dataclasses.replace(entry, start=entry.start + 1), signal.SIGKILL)
 time.sleep(0.1)
 assert child.exit_code() is None
-process.signal_exactly(entry, signal.SIGKILL)
+tree.signal_exactly(entry, signal.SIGKILL)
 print(wait(child))
 """
     assert run(text, tmp_path) == f"{128 + signal.SIGKILL}\n"
+
+
+def test_what_cannot_be_looked_at_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """No descriptor is left to read /proc with: the tree is not empty then, and its group is killed all the same."""
+    text = """
+import resource
+child = start("sh", "-c", "sleep 1000 & exec sleep 1000")
+child.open_gate()
+while len(tree.descendants(os.getpid(), tree.processes(), lambda entry: False)) < 2:
+    time.sleep(0.01)
+os.kill(child.pid, signal.SIGKILL)
+wait(child)
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+print(child.empty())
+child.signal_tree(signal.SIGKILL)
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+while not child.empty():
+    time.sleep(0.01)
+print("gone")
+"""
+    assert run(text, tmp_path) == "False\ngone\n"

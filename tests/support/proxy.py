@@ -15,12 +15,16 @@ _END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
 
 @dataclass
 class Fault:
-    """What to do to the reply of the next call of a method: `reset`, `hang` or `delay` (by `delay_s`)."""
+    """What to do to the reply of the next calls of a method: `drop`, `reset`, `hang` or `delay` (by `delay_s`).
+
+    `drop` loses that reply alone, `hang` all that comes after it on the connection too.
+    """
 
     method: str
     how: str
     delay_s: float = 0.0
     skip: int = 0
+    times: int = 1
     hit: threading.Event = field(default_factory=threading.Event)
 
 
@@ -43,9 +47,9 @@ class Proxy:
         self.lose_replies = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def fault(self, method: str, how: str, *, delay_s: float = 0.0, skip: int = 0) -> Fault:
-        """Arm a fault for the reply of the next call of this method (after `skip` more)."""
-        fault = Fault(method, how, delay_s, skip)
+    def fault(self, method: str, how: str, *, delay_s: float = 0.0, skip: int = 0, times: int = 1) -> Fault:
+        """Arm a fault for the replies of the next `times` calls of this method (after `skip` more)."""
+        fault = Fault(method, how, delay_s, skip, times)
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -56,7 +60,9 @@ class Proxy:
         self.lose_replies.set()
 
     def heal(self) -> None:
-        """Let new bytes through again."""
+        """Let new bytes through again, and forget the faults that are armed."""
+        with self._lock:
+            self._faults.clear()
         self.lose_requests.clear()
         self.lose_replies.clear()
 
@@ -103,7 +109,9 @@ class Proxy:
                     if fault.skip:
                         fault.skip -= 1
                         return None
-                    self._faults.remove(fault)
+                    fault.times -= 1
+                    if fault.times <= 0:
+                        self._faults.remove(fault)
                     return fault
         return None
 
@@ -154,6 +162,8 @@ class _Pair:
                     fault.hit.set()
                     if fault.how == "reset":
                         break
+                    if fault.how == "drop":
+                        continue
                     if fault.how == "hang":
                         self._silent = True
                     elif fault.how == "delay":

@@ -22,9 +22,9 @@ from conch.core.link import (
     Running,
 )
 from conch.core.plan import End, IllegalTransition, Plan, State
-from conch.core.process import Stat
 from conch.core.run import Phase, Run
 from conch.core.supervisor import Supervisor
+from conch.core.tree import Stat
 from conch.log import Log
 
 TERM, INT, HUP, KILL, CONT, USR1 = (

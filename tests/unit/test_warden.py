@@ -7,7 +7,7 @@ import pytest
 
 from conch.core import clock
 from conch.core.link import Acquire, Ended, Lost, Message, Note, Release, Running, pair
-from conch.core.process import Stat
+from conch.core.tree import Stat
 from conch.keeper.warden import Warden
 from tests.support.conch import wait_for
 
