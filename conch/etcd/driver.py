@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,13 +12,10 @@ from conch.etcd import protobuf
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.store import (
     CreatedAt,
-    Delete,
     Head,
-    KeyValue,
     Lease,
     LeaseGone,
     Operation,
-    Put,
     Range,
     RangeResult,
     Refused,
@@ -36,6 +32,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import etcd3  # noqa: E402 - after its protobuf modules can be loaded
 import grpc  # noqa: E402
 from etcd3 import etcdrpc  # noqa: E402
+
+from conch.etcd.messages import head_of, operation, range_request, range_result  # noqa: E402
+from conch.etcd.reasons import reason  # noqa: E402
 
 _Answer = TypeVar("_Answer")
 
@@ -74,22 +73,6 @@ _OPTIONS = (
 )
 
 
-_MEANINGS = {
-    "hostname verification": "its certificate is for another host name",
-    "alert_bad_certificate": "it does not accept our certificate, or wants one (--cert, --key)",
-    "alert_certificate_required": "it wants a client certificate (--cert, --key)",
-    "alert_unknown_ca": "it does not accept our certificate",
-    "wrong_version_number": "it does not speak TLS",
-    "handshake read failed": "it closed the connection in the TLS handshake (does it speak TLS?)",
-    "socket closed": "it closed the connection (does it want https?)",
-    "connection refused": "connection refused",
-    "name resolution": "name resolution failed",
-    "dns resolution": "name resolution failed",
-    "deadline exceeded": "no answer in time",
-    "no leader": "it has no leader",
-}
-
-
 def system_certificates() -> str:
     """The system's certificate authorities in one file, for https endpoints without `--cacert`."""
     import ssl
@@ -109,20 +92,6 @@ def grpc_error(error: BaseException) -> grpc.RpcError | None:
             return seen
         seen = seen.__context__
     return None
-
-
-def reason(error: grpc.RpcError) -> str:
-    """A few words on why a call failed."""
-    details = str(error.details() or "")
-    invalid = re.search(r"CERTIFICATE_VERIFY_FAILED(?:: ([a-zA-Z ]+))?", details)
-    if invalid:
-        return f"its certificate is not valid: {invalid[1] or 'verification failed'}"
-    for sign, meaning in _MEANINGS.items():
-        if sign in details.lower():
-            return meaning
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return "no answer in time"
-    return details.splitlines()[0][:200] if details else str(error.code().name).lower()
 
 
 class GrpcStore:
@@ -255,7 +224,7 @@ class GrpcStore:
 
         def call(client: Any, how: dict[str, Any]) -> Lease:
             answer = client.leasestub.LeaseGrant(request, **how)
-            return Lease(_head(answer.header), answer.TTL)
+            return Lease(head_of(answer.header), answer.TTL)
 
         def verdict(error: grpc.RpcError, again: bool) -> Lease | None:
             if again and error.code() is grpc.StatusCode.FAILED_PRECONDITION:
@@ -271,7 +240,7 @@ class GrpcStore:
         def call(client: Any, how: dict[str, Any]) -> Lease:
             stream = client.leasestub.LeaseKeepAlive(iter((request,)), **how)
             for answer in stream:
-                return Lease(_head(answer.header), answer.TTL)
+                return Lease(head_of(answer.header), answer.TTL)
             raise ValueError("the stream ended without an answer")
 
         return self._call(f"renew lease {lease:x}", timeout_s, call)
@@ -290,11 +259,11 @@ class GrpcStore:
 
     def range(self, what: Range, *, timeout_s: float) -> RangeResult:
         """See `Store`."""
-        request = _range_request(what)
+        request = range_request(what)
         return self._call(
             f"read {what.key.decode('utf-8', 'replace')}",
             timeout_s,
-            lambda client, how: _range_result(client.kvstub.Range(request, **how)),
+            lambda client, how: range_result(client.kvstub.Range(request, **how)),
         )
 
     def txn(
@@ -316,15 +285,15 @@ class GrpcStore:
                 )
                 for one in compare
             ],
-            success=[_operation(one) for one in success],
-            failure=[_operation(one) for one in failure],
+            success=[operation(one) for one in success],
+            failure=[operation(one) for one in failure],
         )
 
         def call(client: Any, how: dict[str, Any]) -> TxnResult:
             answer = client.kvstub.Txn(request, **how)
-            head = _head(answer.header)
+            head = head_of(answer.header)
             ranges = tuple(
-                _range_result(one.response_range, head)
+                range_result(one.response_range, head)
                 for one in answer.responses
                 if one.WhichOneof("response") == "response_range"
             )
@@ -350,40 +319,3 @@ class GrpcStore:
             return client, stub.Watch(requests, credentials=client.call_credentials, metadata=metadata)
 
         return DriverWatch(what, request, open_stream, self.leave, _FAILURES)
-
-
-def _head(header: Any) -> Head:
-    return Head(header.revision, header.member_id, header.raft_term)
-
-
-def key_value(kv: Any) -> KeyValue:
-    """A key out of etcd's own message."""
-    return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.lease)
-
-
-def _range_request(what: Range) -> Any:
-    sorted_by_age = what.newest_first or what.oldest_first
-    order = etcdrpc.RangeRequest
-    return etcdrpc.RangeRequest(
-        key=what.key,
-        range_end=what.end,
-        limit=what.limit,
-        sort_order=order.DESCEND if what.newest_first else order.ASCEND if what.oldest_first else order.NONE,
-        sort_target=order.CREATE if sorted_by_age else order.KEY,
-        max_create_revision=what.created_by,
-        keys_only=what.keys_only,
-    )
-
-
-def _range_result(answer: Any, head: Head | None = None) -> RangeResult:
-    return RangeResult(head or _head(answer.header), tuple(key_value(kv) for kv in answer.kvs), answer.count)
-
-
-def _operation(one: Operation) -> Any:
-    match one:
-        case Range():
-            return etcdrpc.RequestOp(request_range=_range_request(one))
-        case Put(key, value, lease):
-            return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=key, value=value, lease=lease))
-        case Delete(key):
-            return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key))

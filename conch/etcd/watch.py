@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from conch.etcd.store import Compacted, Event, KeyValue, Range, Refused
+from conch.etcd.messages import key_value
+from conch.etcd.store import Compacted, Event, Range, Refused
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 1.0
 
@@ -90,10 +91,7 @@ class DriverWatch:
                 continue
             where = index[answer.watch_id]
             events = [
-                Event(
-                    KeyValue(e.kv.key, e.kv.value, e.kv.create_revision, e.kv.mod_revision, e.kv.lease),
-                    e.type == e.DELETE,
-                )
+                Event(key_value(e.kv), e.type == e.DELETE)
                 for e in answer.events
                 if e.kv.mod_revision >= self._next[where]
             ]

@@ -10,23 +10,15 @@ from conch.core.clock import Terms
 from conch.core.link import Acquire, Answered, Failed, Held, Message, Note, Queued, Release, Released
 from conch.durations import format_duration
 from conch.errors import EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, ConchError
-from conch.etcd.store import Compacted, LeaseGone, Range, Store, StoreError, Unreachable, Watch
+from conch.etcd.store import LeaseGone, Store, StoreError, Unreachable
 from conch.keeper.job import Job, Stage
+from conch.keeper.lookout import Gone, Lookout
 from conch.keeper.queue import Place, PlaceLost, Queue
 from conch.keeper.session import Session
 from conch.keeper.warden import Warden
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 2.0
 _LEAST_S = 0.2
-_REFUSED_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Gone:
-    """A watched key was deleted; None: the watch cannot tell, look again."""
-
-    watch: int
-    key: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +54,7 @@ class Worker:
         self._job = job
         self._store = store
         self._warden = warden
-        self._inbox: queue.SimpleQueue[Message | _Gone | _SessionLost | _Renewed] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message | Gone | _SessionLost | _Renewed] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._releases = 0  # asked for and not served yet
         self._cancelled = threading.Event()
@@ -74,9 +66,7 @@ class Worker:
         self._session: Session | None = None
         self._sessions = 0
         self._places: list[tuple[Queue, Place]] = []
-        self._watch: Watch | None = None
-        self._watches = 0
-        self._watched: set[bytes] = set()
+        self._lookout = Lookout(store, self._inbox.put, self._tell)
         self._short_of_time = False
 
     def deliver(self, message: Message) -> None:
@@ -106,7 +96,7 @@ class Worker:
                     self._release_served()
                 case _SessionLost(session, reason) if session == self._sessions:
                     self._warden.lost(self._number, reason)
-                case _Gone(watch, key) if watch == self._watches and self._session is not None:
+                case Gone(watch, key) if watch == self._lookout.number and self._session is not None:
                     self._check_hold(key)
                 case _:
                     pass  # of a watch or a session that is over
@@ -117,14 +107,14 @@ class Worker:
             if key in self._own_keys():
                 raise PlaceLost
             if key is None:
-                self._end_watch()
+                self._lookout.end()
                 self._watch_keys(self._look())
         except PlaceLost:
             self._warden.lost(self._number, "our key is gone: deleted, or its lease revoked or run out")
         except StoreError as error:
             # the renewals go on to confirm the hold; only a loss by hand is noticed later than at once
             self._tell("warning", "watch-failed", msg=str(error))
-            self._look_again_later(self._watches)
+            self._lookout.again_later()
         except _Cancelled:
             pass  # the release that follows in the inbox gives everything back
 
@@ -248,11 +238,11 @@ class Worker:
         self._watch_keys(place)
         while not place.held:
             match self._next_event():
-                case _Gone(watch, key) if watch == self._watches:
+                case Gone(watch, key) if watch == self._lookout.number:
                     if key in self._own_keys():
                         raise PlaceLost
                     if key is None:
-                        self._end_watch()
+                        self._lookout.end()
                     place = self._look()
                     if not place.held:
                         self._watch_keys(place)
@@ -271,11 +261,11 @@ class Worker:
                 match self._next_event():
                     case _SessionLost(serial) if serial == self._sessions:
                         raise PlaceLost
-                    case _Gone(watch, key) if watch == self._watches:
+                    case Gone(watch, key) if watch == self._lookout.number:
                         if key in self._own_keys():
                             raise PlaceLost
                         if key is None:
-                            self._end_watch()
+                            self._lookout.end()
                             self._look()
                     case _:
                         pass  # renewed, or of a watch or a session that is over
@@ -307,14 +297,14 @@ class Worker:
             capacity = key.decode("utf-8", "replace").removeprefix(stage.family or "").split("/")[0]
             self._tell("warning", "other-capacity", max=stage.slots, other=capacity, msg="a semaphore of its own")
 
-    def _next_event(self) -> "Message | _Gone | _SessionLost | _Renewed":
+    def _next_event(self) -> "Message | Gone | _SessionLost | _Renewed":
         self._check_time()
         timeout_s = None if self._give_up_at is None else max(0.0, self._give_up_at - clock.now())
         try:
             event = self._inbox.get(timeout=timeout_s)
         except queue.Empty:
             self._check_time()
-            return _Gone(0, None)  # woken a moment early: nothing happened
+            return Gone(0, None)  # woken a moment early: nothing happened
         if isinstance(event, Release):
             self._inbox.put(event)
             raise _Cancelled
@@ -349,49 +339,17 @@ class Worker:
     # -- watching and giving back -------------------------------------------------------------------------
 
     def _watch_keys(self, place: Place) -> None:
-        """Hear of the deletion of our keys and of those right ahead, from `place.seen_at` on."""
+        """Hear of the deletion of our keys and of those right ahead, from where each was seen last."""
         wanted = dict.fromkeys(place.ahead, place.seen_at)
         wanted.update((queue.key.encode(), own.seen_at) for queue, own in self._places)
-        if self._watch is not None:
-            for key in wanted.keys() - self._watched:
-                self._watch.add(Range(key), wanted[key] + 1)
-            self._watched |= wanted.keys()
-            return
-        self._watches += 1
-        self._watched = set(wanted)
-        watch = self._store.watch([(Range(key), seen_at + 1) for key, seen_at in wanted.items()], deletes_only=True)
-        self._watch = watch
-        threading.Thread(target=self._listen, args=(watch, self._watches), name="watch", daemon=True).start()
-
-    def _listen(self, watch: Watch, number: int) -> None:
-        try:
-            for events in watch:
-                for event in events:
-                    if event.deleted:
-                        self._inbox.put(_Gone(number, event.kv.key))
-        except Compacted:
-            self._inbox.put(_Gone(number, None))
-        except StoreError as error:
-            self._tell("warning", "watch-failed", msg=str(error))
-            self._look_again_later(number)
-
-    def _look_again_later(self, number: int) -> None:
-        """Look, and watch anew, in a while: for now etcd refuses it."""
-        timer = threading.Timer(_REFUSED_S, lambda: self._inbox.put(_Gone(number, None)))
-        timer.daemon = True
-        timer.start()
-
-    def _end_watch(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        self._lookout.watch(wanted)
 
     def _give_back(self, lease: int | None) -> str:
         """Revoke what we have (or `lease`, a crashed keeper's); return why that is not certain, or nothing."""
         if self._session is not None:
             self._session.stop()
             self._session = None
-        self._end_watch()
+        self._lookout.end()
         mine, self._lease = self._lease or lease, None
         return "" if mine is None else self._revoke(mine)
 

@@ -1,0 +1,34 @@
+"""Why a call failed, in a few words for people."""
+
+import re
+
+import grpc
+
+_MEANINGS = {
+    "hostname verification": "its certificate is for another host name",
+    "alert_bad_certificate": "it does not accept our certificate, or wants one (--cert, --key)",
+    "alert_certificate_required": "it wants a client certificate (--cert, --key)",
+    "alert_unknown_ca": "it does not accept our certificate",
+    "wrong_version_number": "it does not speak TLS",
+    "handshake read failed": "it closed the connection in the TLS handshake (does it speak TLS?)",
+    "socket closed": "it closed the connection (does it want https?)",
+    "connection refused": "connection refused",
+    "name resolution": "name resolution failed",
+    "dns resolution": "name resolution failed",
+    "deadline exceeded": "no answer in time",
+    "no leader": "it has no leader",
+}
+
+
+def reason(error: grpc.RpcError) -> str:
+    """A few words on why a call failed."""
+    details = str(error.details() or "")
+    invalid = re.search(r"CERTIFICATE_VERIFY_FAILED(?:: ([a-zA-Z ]+))?", details)
+    if invalid:
+        return f"its certificate is not valid: {invalid[1] or 'verification failed'}"
+    for sign, meaning in _MEANINGS.items():
+        if sign in details.lower():
+            return meaning
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "no answer in time"
+    return details.splitlines()[0][:200] if details else str(error.code().name).lower()
