@@ -289,7 +289,7 @@ class Cluster:
         self._spawn(member, new=False)
 
     def kill(self, member: Member, number: int = signal.SIGKILL) -> None:
-        """End one member for now."""
+        """End one member; `restart` brings it back."""
         if member.process is not None:
             member.process.send_signal(number)
             if number != signal.SIGKILL:

@@ -58,7 +58,7 @@ class Lookout:
             self._watched = set()
 
     def again_later(self, number: int | None = None) -> None:
-        """Ask for a look and a new watch in a while: for now etcd refuses it."""
+        """Ask for a look and a new watch in a while, because etcd refuses it at present."""
         gone = Gone(self.number if number is None else number, None)
         timer = threading.Timer(_REFUSED_S, self._put, (gone,))
         timer.daemon = True

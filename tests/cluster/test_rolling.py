@@ -9,7 +9,7 @@ import pytest
 
 from conch.dev import Member
 from tests.cluster.conftest import Three
-from tests.support.conch import Wrapper, alive, boottime, wait_for
+from tests.support.conch import Wrapper, alive, boottime, throughout, wait_for
 from tests.support.proxy import Proxy
 
 NOTE = "trap 'echo TERM >> got' TERM; echo up >> up; while :; do sleep 0.05; done"
@@ -78,10 +78,7 @@ class Fleet:
 
 def for_a_while(fleet: Fleet, seconds: float) -> None:
     """Check all the time that passes between two faults."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        fleet.check()
-        time.sleep(0.1)
+    throughout(seconds, fleet.check)
 
 
 @pytest.mark.timeout(240)
@@ -140,7 +137,8 @@ def test_woken_former_leader_extends_no_deadline_and_what_it_revokes_is_a_revoca
         assert not wrapper.events("lost"), wrapper.err
         time.sleep(0.1)
     os.kill(frozen.pid, signal.SIGCONT)
-    time.sleep(6)  # what a woken leader does, it does within a TTL
+    # what a woken leader does, it does within a TTL
+    throughout(6, lambda: check_running(wrapper, second))
     lines = [line.split() for line in three.bench.file("log").read_text().splitlines()]
     losses = wrapper.events("lost") + second.events("lost")
     if not losses:
@@ -151,8 +149,11 @@ def test_woken_former_leader_extends_no_deadline_and_what_it_revokes_is_a_revoca
             "our key is gone",
             "the lease is gone",
         )
-    assert wrapper.process.poll() is None
-    assert second.process.poll() is None
+
+
+def check_running(*wrappers: Wrapper) -> None:
+    for wrapper in wrappers:
+        assert wrapper.process.poll() is None
 
 
 def freeze(three: Three, member: Member) -> Callable[[], None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import OwnEtcd
-from tests.support.conch import Bench, Wrapper, alive, boottime, wait_for
+from tests.support.conch import Bench, Wrapper, alive, boottime, throughout, wait_for
 
 pytestmark = pytest.mark.kinds("elect", "sema")
 
@@ -48,6 +48,11 @@ def stubborn(bench: Bench, *flags: str) -> Wrapper:
     wrapper = bench.start(*bench.holding("o"), *flags, "--", sys.executable, "-c", STUBBORN)
     bench.read("beats", 2)
     return wrapper
+
+
+def check_running(*wrappers: Wrapper) -> None:
+    for wrapper in wrappers:
+        assert wrapper.process.poll() is None, wrapper.err
 
 
 def all_dead(pids: list[int]) -> bool:
@@ -227,13 +232,10 @@ def test_short_outage_of_etcd_is_ridden_out(own: OwnEtcd) -> None:
     """2 s under a TTL of 10 s: the child hears nothing of it."""
     wrapper = stubborn(own.bench)
     os.kill(own.member.pid, signal.SIGSTOP)
-    time.sleep(2)  # the length of the fault, not a wait for something
+    throughout(2, lambda: check_running(wrapper))  # the length of the fault
     os.kill(own.member.pid, signal.SIGCONT)
     # a renewal sent after the fault has come through: the budget of the old ones is used up by then
-    until = boottime() + 8
-    while boottime() < until:
-        assert wrapper.process.poll() is None
-        time.sleep(0.1)
+    throughout(8, lambda: check_running(wrapper))
     assert "TERM" not in {what for what, _ in beats(own.bench.file("beats"))}
     assert not wrapper.events("lost")
     wrapper.signal(signal.SIGTERM)
@@ -390,7 +392,8 @@ def test_turn_is_not_thrown_away_because_the_last_renewal_is_old(own: OwnEtcd) -
     own.cluster.kill(own.member)
     first.signal(signal.SIGTERM)
     second.wait_event("doubt")
-    time.sleep(3)  # until its deadline has passed; a member that starts gives every lease a whole TTL anew
+    # until its deadline has passed; a member that starts gives every lease a whole TTL anew
+    throughout(3, lambda: check_running(second, third))
     own.cluster.restart(own.member)
     assert second.wait() == third.wait() == 0
     assert own.bench.read("order", 2).split() == ["second", "third"]
@@ -410,9 +413,6 @@ def test_child_is_not_started_only_to_be_ended(conch: Bench) -> None:
         time.sleep(delay_s)  # a moment within the lease's time, not a wait for something
         second.signal(signal.SIGCONT)
         second.child()
-        until = boottime() + 2.5
-        while boottime() < until:
-            assert second.process.poll() is None, second.err
-            time.sleep(0.05)
+        throughout(2.5, lambda: check_running(second))  # noqa: B023 - called at once
         second.signal(signal.SIGTERM)
         second.wait()

@@ -36,6 +36,14 @@ def wait_for(look: Callable[[], _Result], what: str, timeout_s: float = 20.0) ->
         time.sleep(0.01)
 
 
+def throughout(seconds: float, check: Callable[[], object]) -> None:
+    """Call `check`, which asserts, all through a length of time that belongs to the fault itself."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        check()
+        time.sleep(0.02)
+
+
 def boottime() -> float:
     """The clock that conch's deadlines are on."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
