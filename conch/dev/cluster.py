@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TextIO
 
 from conch.config import Connection
+from conch.core import tree
 from conch.errors import ConchError
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.store import Range, StoreError
@@ -90,8 +91,11 @@ class Member:
         return self.process.pid
 
     def running(self) -> bool:
-        """Whether the process lives."""
-        return self.process is not None and self.process.poll() is None
+        """Whether the process lives; one whose threads are still ending does not."""
+        if self.process is None or self.process.poll() is not None:
+            return False
+        found = tree.stat(self.process.pid)
+        return found is not None and found.state not in "ZX"
 
     def log_tail(self) -> str:
         """The last line that it logged."""

@@ -224,7 +224,7 @@ def test_tls_files_are_of_no_account_for_http_endpoints(conch: Bench, options: d
 def test_plain_server_behind_an_https_endpoint_is_told(conch: Bench, options: dict[str, str], tmp_path: Path) -> None:
     """The wrong scheme is a common mistake."""
     bench = Bench(f"https://{conch.endpoints}", secrets.token_hex(8), tmp_path)
-    line = refused(bench, options)
+    line = refused(bench, options, "--dial-timeout", "10s")
     assert "it does not speak TLS" in line or "does it speak TLS?" in line
 
 

@@ -15,7 +15,7 @@ ALLOWED = {
     "core": {"conch.errors", "conch.log"},
     "etcd": {"conch.errors", "conch.config", "conch.keys"},
     "keeper": {"conch.core", "conch.etcd", "conch.config", "conch.log", *SMALL_MODULES},
-    "dev": {"conch.etcd", "conch.config", *SMALL_MODULES},
+    "dev": {"conch.core", "conch.etcd", "conch.config", *SMALL_MODULES},
     "cli": {"conch"},
 }
 
