@@ -11,6 +11,7 @@ import click
 
 from conch.cli.wrapper import WrapperCommand, find_command
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_SIGNAL, ConchError
+from conch.log import Log
 
 if TYPE_CHECKING:
     from conch.dev import Cluster
@@ -105,7 +106,10 @@ def _run(
     for waiting in early:
         running.send_signal(waiting)
     code = running.wait()
-    cluster.check_running()
+    try:
+        cluster.check_running()
+    except ConchError as error:
+        Log().plain(str(error))
     return code if code >= 0 else EXIT_SIGNAL - code
 
 

@@ -1,14 +1,20 @@
 """`conch`: finds the subcommand, and is the one place where errors become an exit code."""
 
 import os
+import signal
 import sys
+
+# Python would turn Ctrl-C into a traceback, from the first import on; what wants to hear of it says so itself.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from importlib import import_module
 from typing import NoReturn
 
 import click
 
 from conch import __version__
-from conch.errors import EXIT_SIGNAL, EXIT_USAGE, CannotWrite, ConchError, ReaderGone
+from conch.errors import EXIT_UNAVAILABLE, EXIT_USAGE, CannotWrite, ConchError, ReaderGone
 from conch.log import Log, escape
 
 _COMMANDS = {"elect": "conch.cli.elect", "sema": "conch.cli.sema", "dev": "conch.cli.dev"}
@@ -39,6 +45,9 @@ def conch() -> None:
 def main() -> NoReturn:
     """Run the command line and exit."""
     _open_standard_descriptors()
+    if sys.stdout is not None:
+        # a holder's words may be in letters that this terminal does not have
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = _run(sys.argv[1:])
     try:
         if sys.stdout is not None:
@@ -82,14 +91,13 @@ def _run(arguments: list[str]) -> int:
         Log().plain(str(error))
         return error.code
     except OSError as error:
+        if error.filename is not None:
+            _say(f"conch: {escape(f'{error.filename}: {error.strerror}')}")
+            return EXIT_UNAVAILABLE
         # Click's own output (help, version) goes to a stdout that takes nothing
         _say(f"conch: cannot write to stdout: {error.strerror}")
         _forget_stdout()
         return CannotWrite.code
-    except KeyboardInterrupt:
-        return EXIT_SIGNAL + 2
-    except click.Abort:
-        return EXIT_SIGNAL + 2
     return result if isinstance(result, int) else 0
 
 

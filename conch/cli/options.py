@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
@@ -167,13 +168,15 @@ def settings(values: dict[str, Any]) -> Settings:
     user, password, visible = values.pop("user"), None, False
     password_file = values.pop("password_file")
     if user is not None:
+        context = click.get_current_context()
         user, separator, given = user.partition(":")
         if not user:
             raise BadInput("--user: no user name before the colon")
-        if separator:
+        by_flag = click.core.ParameterSource.COMMANDLINE
+        user_by_flag = context.get_parameter_source("user") is by_flag
+        if separator and (user_by_flag or context.get_parameter_source("password_file") is not by_flag):
             password = given
-            source = click.get_current_context().get_parameter_source("user")
-            visible = source is click.core.ParameterSource.COMMANDLINE
+            visible = user_by_flag
         elif password_file is not None:
             password = _read_password(password_file)
         else:
@@ -182,8 +185,15 @@ def settings(values: dict[str, Any]) -> Settings:
             raise BadInput(f"--user {user}: no password (--password-file, CONCH_PASSWORD or ETCDCTL_PASSWORD)")
     elif password_file is not None:
         raise BadInput("--password-file goes with --user")
+    endpoints = values.pop("endpoints")
+    if any(values[name] for name in ("cacert", "cert", "key")):
+        # as etcdctl has it: whoever gives certificates means TLS, unless the endpoint says http://
+        endpoints = tuple(replace(one, tls=True) if one.bare else one for one in endpoints)
+    for text in (user, password):
+        if text is not None and not _encodable(text):
+            raise BadInput("--user: user and password must be UTF-8 text")
     connection = Connection(
-        endpoints=values.pop("endpoints"),
+        endpoints=endpoints,
         dial_timeout_s=values.pop("dial_timeout"),
         command_timeout_s=values.pop("command_timeout"),
         cacert=values.pop("cacert"),
@@ -200,6 +210,14 @@ def settings(values: dict[str, Any]) -> Settings:
         log = Log(quiet=found.quiet, form=found.log_format)
         _warn_of_passwords(connection, log, on_command_line=visible)
     return found
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_password(path: str) -> str:

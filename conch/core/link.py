@@ -147,10 +147,15 @@ _KINDS: dict[str, type[Message]] = {
 
 def encode(message: Message) -> bytes:
     """The message as it goes over the link."""
-    data = {
-        name: value[:_TEXT_CHARACTERS] if isinstance(value, str) else value for name, value in asdict(message).items()
+    return json.dumps({"kind": message.kind, **_cut(asdict(message))}).encode()
+
+
+def _cut(data: dict[str, Any]) -> dict[str, Any]:
+    """Messages are small: long texts are cut, also those of a note."""
+    return {
+        name: value[:_TEXT_CHARACTERS] if isinstance(value, str) else _cut(value) if isinstance(value, dict) else value
+        for name, value in data.items()
     }
-    return json.dumps({"kind": message.kind, **data}).encode()
 
 
 def decode(data: bytes) -> Message:

@@ -33,6 +33,7 @@ import etcd3  # noqa: E402 - after its protobuf modules can be loaded
 import grpc  # noqa: E402
 from etcd3 import etcdrpc  # noqa: E402
 
+from conch.etcd.login import Login  # noqa: E402
 from conch.etcd.messages import head_of, operation, range_request, range_result  # noqa: E402
 from conch.etcd.reasons import reason  # noqa: E402
 
@@ -40,7 +41,10 @@ _Answer = TypeVar("_Answer")
 
 # One try on one endpoint; it doubles from round to round, for an etcd that is slow rather than gone.
 _TRY_S = 2.0
-_PAUSE_S, _PAUSE_MOST_S = 0.05, 1.0
+# What an endpoint gets at least, when many are to be asked in little time.
+_SHARE_LEAST_S = 0.3
+# Short to the end: sleeping through the end of a fault may cost a hold, and there is one requester a lease.
+_PAUSE_S, _PAUSE_MOST_S = 0.05, 0.25
 
 _TRY_ELSEWHERE = frozenset(
     {
@@ -54,12 +58,13 @@ _TRY_ELSEWHERE = frozenset(
 )
 
 # ValueError is gRPC's word for a channel that another thread has closed.
-_FAILURES = (grpc.RpcError, etcd3.Etcd3Exception, ValueError)
+# OSError is a certificate file that is not there just now.
+_FAILURES = (grpc.RpcError, etcd3.Etcd3Exception, ValueError, OSError)
 
 _NEEDS_LEADER = ("hasleader", "true")
 
 # Answers of other codes that do not last.
-_PASSING = ("too many requests", "revision of auth store is old")
+_PASSING = ("too many requests",)
 
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
@@ -102,35 +107,32 @@ class GrpcStore:
         self._endpoints = random.sample(connection.endpoints, len(connection.endpoints))
         self._lock = threading.Lock()
         self._client: Any = None
+        self._login = Login(connection)
 
     # -- connections --------------------------------------------------------------------------------------
 
-    def _open(self, endpoint: Endpoint, timeout_s: float) -> Any:
+    def _open(self, endpoint: Endpoint) -> Any:
         c = self._connection
+        # named as DNS's, else gRPC takes a host called "unix" or "ipv4" for a scheme
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         client = etcd3.client(
-            host=f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host,
+            host=f"dns:///{host}",
             port=endpoint.port,
             ca_cert=(c.cacert or system_certificates()) if endpoint.tls else None,
             cert_key=c.key if endpoint.tls else None,
             cert_cert=c.cert if endpoint.tls else None,
-            timeout=timeout_s,
-            user=c.user,
-            password=c.password,
             grpc_options=_OPTIONS,
         )
-        if not endpoint.tls:
-            # current gRPC refuses call credentials on a plaintext channel; the token is in the metadata too
-            client.call_credentials = None
         client.conch_endpoint = endpoint
         return client
 
-    def connected(self, timeout_s: float) -> Any:
+    def connected(self) -> Any:
         """The open client, or a new one to the next endpoint of the list."""
         with self._lock:
             if self._client is None:
                 # rotated first: one that cannot be opened is not the next to be tried
                 self._endpoints.append(self._endpoints.pop(0))
-                self._client = self._open(self._endpoints[-1], timeout_s)
+                self._client = self._open(self._endpoints[-1])
             return self._client
 
     def leave(self, client: Any) -> None:
@@ -162,22 +164,21 @@ class GrpcStore:
         try_s, pause_s, tries = _TRY_S, _PAUSE_S, 0
         failures: dict[str, str] = {}
         while True:
-            for _ in self._endpoints:
+            members = len(self._endpoints)
+            for at in range(members):
                 left_s = until - time.monotonic()
                 if left_s <= 0:
                     break
+                # those that are still to be asked in this round get their share of the time
+                limit_s = min(left_s, try_s, max(_SHARE_LEAST_S, left_s / (members - at)))
+                ends_at = time.monotonic() + limit_s
                 client = None
                 try:
-                    client = self.connected(min(try_s, left_s))
-                    return call(
-                        client,
-                        {
-                            "timeout": min(try_s, left_s),
-                            "credentials": client.call_credentials,
-                            # a member without a leader then says so, instead of leaving us to wait
-                            "metadata": (*(client.metadata or ()), _NEEDS_LEADER),
-                        },
-                    )
+                    client = self.connected()
+                    who = self._login.metadata(client, limit_s)
+                    timeout_s_left = max(0.001, ends_at - time.monotonic())
+                    # a member without a leader says so at once, asked this way, instead of leaving us to wait
+                    return call(client, {"timeout": timeout_s_left, "metadata": (*who, _NEEDS_LEADER)})
                 except _FAILURES as raised:
                     error = grpc_error(raised)
                     if error is not None and client is not None:
@@ -185,8 +186,8 @@ class GrpcStore:
                         if answer is not None:
                             return answer
                     tries += 1
-                    endpoint = client.conch_endpoint if client is not None else self._endpoints[-1]
-                    failures[str(endpoint)] = self._judge(what, error, raised)
+                    endpoint = str(client.conch_endpoint if client is not None else self._endpoints[-1])
+                    failures[endpoint] = self._judge(what, error, raised, endpoint)
                     if client is not None:
                         self.leave(client)
             left_s = until - time.monotonic()
@@ -196,11 +197,15 @@ class GrpcStore:
             time.sleep(min(left_s, random.uniform(pause_s / 2, pause_s)))
             pause_s, try_s = min(2 * pause_s, _PAUSE_MOST_S), 2 * try_s
 
-    def _judge(self, what: str, error: grpc.RpcError | None, raised: Exception) -> str:
+    def _judge(self, what: str, error: grpc.RpcError | None, raised: Exception, endpoint: str) -> str:
         """Why another endpoint is worth a try; raises what is an answer."""
         if error is None:
+            if isinstance(raised, OSError) and raised.filename:
+                return f"cannot read {raised.filename}: {raised.strerror}"
             # a client that another thread closed under us ("Cannot invoke RPC on closed channel!")
             return str(raised).splitlines()[0] if str(raised) else type(raised).__name__
+        if self._login.heed(error, endpoint):
+            return reason(error)
         code = error.code()
         details = str(error.details() or "").splitlines()[0] if error.details() else ""
         if code is grpc.StatusCode.INVALID_ARGUMENT and "authentication failed" in details:
@@ -211,7 +216,6 @@ class GrpcStore:
             raise Refused(f"cannot {what}: etcd refuses it ({details})")
         if code is grpc.StatusCode.NOT_FOUND and "lease not found" in details:
             raise LeaseGone(f"cannot {what}: the lease is gone")
-        # the second comes after a change of users or roles, when our token is older than it: log in anew
         if code in _TRY_ELSEWHERE or any(sign in details for sign in _PASSING):
             return reason(error)
         raise Rejected(f"cannot {what}: etcd answered: {details or code.name}")
@@ -313,9 +317,15 @@ class GrpcStore:
             )
 
         def open_stream(requests: Any) -> tuple[Any, Any]:
-            client = self.connected(_TRY_S)
+            client = self.connected()
+            try:
+                who = self._login.metadata(client, _TRY_S)
+            except _FAILURES as raised:
+                endpoint = str(client.conch_endpoint)
+                why = self._judge("log in", grpc_error(raised), raised, endpoint)
+                self.leave(client)
+                raise ValueError(f"{endpoint}: {why}") from None
             stub = etcdrpc.WatchStub(client.channel)
-            metadata = (*(client.metadata or ()), _NEEDS_LEADER)
-            return client, stub.Watch(requests, credentials=client.call_credentials, metadata=metadata)
+            return client, stub.Watch(requests, metadata=(*who, _NEEDS_LEADER))
 
-        return DriverWatch(what, request, open_stream, self.leave, _FAILURES)
+        return DriverWatch(what, request, open_stream, self.leave, self._login.forget, _FAILURES)

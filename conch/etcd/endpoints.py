@@ -1,7 +1,7 @@
 """Endpoints as people write them: `host`, `host:2379`, `http://host:2379`, `https://host`, `[::1]:2379`."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from conch.errors import BadInput
 
@@ -12,11 +12,12 @@ _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One member of etcd; `host` has no brackets."""
+    """One member of etcd; `host` has no brackets. `bare`: it was written without a scheme."""
 
     host: str
     port: int
     tls: bool = False
+    bare: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -51,10 +52,10 @@ def parse_endpoint(text: str) -> Endpoint:
         if not _HOST.fullmatch(host):
             raise bad("no host name" if not host else "not a host name")
     if not has_port:
-        return Endpoint(host, DEFAULT_PORT, scheme.lower() == "https")
+        return Endpoint(host, DEFAULT_PORT, scheme.lower() == "https", not separator)
     if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise bad("the port must be a number from 1 to 65535")
-    return Endpoint(host, int(port), scheme.lower() == "https")
+    return Endpoint(host, int(port), scheme.lower() == "https", not separator)
 
 
 def parse_endpoints(text: str) -> tuple[Endpoint, ...]:

@@ -20,6 +20,7 @@ class DriverWatch:
         request: Callable[[Range, int], Any],
         open_stream: Callable[[Any], tuple[Any, Any]],
         leave: Callable[[Any], None],
+        cancelled: Callable[[], None],
         failures: tuple[type[Exception], ...],
     ) -> None:
         self._what = [one for one, _ in what]
@@ -29,10 +30,12 @@ class DriverWatch:
         self._request = request
         self._open_stream = open_stream
         self._leave = leave
+        self._on_cancelled = cancelled
         self._failures = failures
         self._cancelled = threading.Event()
         self._stream: Any = None
         self._pause_s = _PAUSE_S
+        self._refusals = 0
 
     def cancel(self) -> None:
         """See `Watch`."""
@@ -83,10 +86,13 @@ class DriverWatch:
             if answer.compact_revision:
                 raise Compacted(f"the history before revision {answer.compact_revision} is gone")
             if answer.canceled:
-                if "permission denied" in answer.cancel_reason:
+                self._on_cancelled()  # a token that expired shows itself in this way, too
+                self._refusals += 1
+                # once may be the token, and a new login mends it
+                if "permission denied" in answer.cancel_reason and self._refusals > 1:
                     raise Refused(f"cannot watch: etcd refuses it ({answer.cancel_reason})")
                 return
-            self._pause_s = _PAUSE_S  # this stream works
+            self._pause_s, self._refusals = _PAUSE_S, 0  # this stream works
             if not answer.events:
                 continue
             where = index[answer.watch_id]

@@ -8,7 +8,8 @@ from conch.etcd.store import LeaseGone, Range, Store, StoreError
 
 # One try of a renewal. A hung member is left that early, so that another can still save the lease.
 _TRY_MOST_S, _TRY_LEAST_S = 2.0, 0.5
-_PAUSE_S = 0.05
+# Short to the end: sleeping through the end of a fault may cost the hold.
+_PAUSE_S, _PAUSE_MOST_S = 0.05, 0.2
 
 Tell = Callable[..., None]
 
@@ -70,16 +71,17 @@ class Session:
         failing_since: float | None = None
         doubted = False
         pause_s = _PAUSE_S
+        try_s = first_try_s = min(_TRY_MOST_S, max(_TRY_LEAST_S, interval_s))
         while not self._stop.is_set():
             if self._wake.wait(max(0.0, self._next_at - clock.now())):
                 self._wake.clear()
                 continue
             sent_at = clock.now()
+            self._next_at = sent_at + interval_s
             if not self._wanted():
-                self._next_at = sent_at + interval_s
                 continue
             try:
-                gone = self._renew()
+                gone = self._renew(try_s)
             except StoreError as error:
                 if self._stop.is_set():
                     return
@@ -92,7 +94,9 @@ class Session:
                     doubted = True
                     self._tell("warning", "doubt", lease=f"{self.lease:x}", left_s=left_s, msg=str(error))
                 self._next_at = now + pause_s
-                pause_s = min(2 * pause_s, interval_s)
+                pause_s = min(2 * pause_s, _PAUSE_MOST_S)
+                # an etcd that is slow rather than gone gets more time, up to half of what is left
+                try_s = max(first_try_s, min(2 * try_s, left_s / 2))
                 continue
             if gone is not None:
                 if not self._stop.is_set():
@@ -105,12 +109,11 @@ class Session:
             if failing_since is not None:
                 gap_s = clock.now() - failing_since
                 self._tell("warning", "renewed", lease=f"{self.lease:x}", gap_s=gap_s)
-            failing_since, doubted, pause_s = None, False, _PAUSE_S
+            failing_since, doubted, pause_s, try_s = None, False, _PAUSE_S, first_try_s
             self._next_at = sent_at + interval_s
 
-    def _renew(self) -> str | None:
+    def _renew(self, timeout_s: float) -> str | None:
         """Renew once and confirm; return why the hold is gone, or None if it is confirmed. `StoreError`: no verdict."""
-        timeout_s = min(_TRY_MOST_S, max(_TRY_LEAST_S, self.ttl_s / 6))
         try:
             answer = self._store.keep_alive(self.lease, timeout_s=timeout_s)
         except LeaseGone:

@@ -73,8 +73,9 @@ class Warden:
         """
         if number != self._number:
             return True
-        if self._running is not None:
-            return self._running.bound and not self._seen_empty
+        running = self._running
+        if running is not None:
+            return running.bound and not self._seen_empty
         terms = self._terms
         return clock.now() < self._idle_since + terms.ttl_s - terms.margin_s - terms.grace_s
 

@@ -278,16 +278,22 @@ class Worker:
             self._inbox.put(_Renewed(session))
 
     def _look(self) -> Place:
-        """Our place in the last queue as it is now, however long etcd takes to answer. Raises `PlaceLost`."""
-        queue, place = self._places[-1]
+        """Our place in the last queue as it is now, however long etcd takes to answer. Raises `PlaceLost`.
+
+        Our places in the queues before it are looked at too: a watch of them goes on from there.
+        """
         pause_s = _PAUSE_S
-        while True:
+        at = 0
+        while at < len(self._places):
+            queue, place = self._places[at]
             try:
                 now = queue.look(place.rev, timeout_s=self._left_s(self._job.connection.command_timeout_s))
-                self._places[-1] = (queue, now)
-                return now
             except Unreachable as error:
                 pause_s = self._retry(error, pause_s)
+                continue
+            self._places[at] = (queue, now)
+            at += 1
+        return self._places[-1][1]
 
     def _own_keys(self) -> tuple[bytes, ...]:
         return tuple(queue.key.encode() for queue, _ in self._places)

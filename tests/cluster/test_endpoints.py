@@ -8,7 +8,7 @@ import pytest
 
 from conch.config import Connection
 from conch.etcd.driver import GrpcStore
-from conch.etcd.endpoints import parse_endpoints
+from conch.etcd.endpoints import Endpoint, parse_endpoints
 from conch.etcd.store import Put, Range, Unreachable
 from tests.support.conch import Bench, wait_for
 from tests.support.proxy import Proxy
@@ -88,9 +88,9 @@ def test_each_endpoint_is_asked_once_a_round_and_never_the_same_twice_running(
     order: list[str] = []
     opened = store._open
 
-    def note(endpoint: object, timeout_s: float) -> object:
+    def note(endpoint: Endpoint) -> object:
         order.append(str(endpoint))
-        return opened(endpoint, timeout_s)  # type: ignore[arg-type]
+        return opened(endpoint)
 
     store._open = note  # type: ignore[method-assign]
     with pytest.raises(Unreachable):

@@ -218,7 +218,33 @@ def test_nothing_goes_to_an_https_endpoint_in_the_clear(
 
 def test_tls_files_are_of_no_account_for_http_endpoints(conch: Bench, options: dict[str, str]) -> None:
     """One environment may serve both."""
-    assert conch.run("elect", "o", "--", "true", env=options).returncode == 0
+    plain = {"CONCH_ENDPOINTS": f"http://{conch.endpoints}"}
+    assert conch.run("elect", "o", "--", "true", env={**options, **plain}).returncode == 0
+
+
+def test_certificates_make_tls_of_endpoints_without_a_scheme(secure: Bench, options: dict[str, str]) -> None:
+    """As with etcdctl; else they would be passed over without a word."""
+    bare = {"CONCH_ENDPOINTS": secure.endpoints.replace("https://", "")}
+    assert secure.run("elect", "o", "--", "true", env={**options, **bare}).returncode == 0
+
+
+def test_certificate_file_that_is_away_for_a_while_ends_nobody(
+    certificates: Certificates, options: dict[str, str], tmp_path: Path
+) -> None:
+    """Rotated, say, just when the member is restarted."""
+    server = certificates.write("again", certificates.authority.issue_cert("127.0.0.1"))
+    cacert = tmp_path / "ca.pem"
+    cacert.write_bytes(certificates.authority.cert_pem.bytes())
+    with Cluster(tls=Tls(certificates.cacert, *server)) as cluster:
+        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+        wrapper = bench.hold("o", env={"CONCH_CACERT": str(cacert)})
+        cacert.rename(tmp_path / "away")
+        cluster.restart(cluster.members[0])
+        wrapper.wait_event("renew-failed")
+        (tmp_path / "away").rename(cacert)
+        wrapper.wait_event("renewed")
+        assert not wrapper.events("lost")
+        bench.finish()
 
 
 def test_plain_server_behind_an_https_endpoint_is_told(conch: Bench, options: dict[str, str], tmp_path: Path) -> None:

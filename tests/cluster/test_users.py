@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
 
 from conch.dev import Cluster
+from tests.conftest import OwnEtcd
 from tests.support.conch import Bench, Wrapper, alive, marked, throughout, wait_for
 from tests.support.etcdctl import etcdctl
 
@@ -130,8 +131,9 @@ def test_password_is_in_no_command_line_and_no_value(users: Users) -> None:
     assert PASSWORD not in users.root("get", "--prefix", PREFIX)
 
 
-def check_held(wrapper: Wrapper) -> None:
-    assert not wrapper.events("lost"), wrapper.err
+def check_held(*wrappers: Wrapper) -> None:
+    for wrapper in wrappers:
+        assert not wrapper.events("lost"), wrapper.err
 
 
 @pytest.mark.timeout(120)
@@ -241,3 +243,42 @@ def test_child_gets_conchs_environment_whole(conch: Bench) -> None:
     """Also the password: a wrapper's command is the user's own."""
     done = conch.run("elect", "o", "--quiet", "--", "sh", "-c", "echo $CONCH_PASSWORD", env={"CONCH_PASSWORD": "mine"})
     assert done.stdout == "mine\n"
+
+
+def test_user_where_nobody_asks_for_one_does_no_harm(own: OwnEtcd) -> None:
+    """As with etcdctl; also when authentication is switched on and off under a holder."""
+    login = {"CONCH_USER": "root", "CONCH_PASSWORD": "rootpw"}
+    ctl = ["--endpoints", own.member.endpoint]
+    holder = own.bench.hold("o", "--ttl", "4s", env=login)
+    etcdctl(*ctl, "user", "add", "root:rootpw")
+    etcdctl(*ctl, "user", "grant-role", "root", "root")
+    etcdctl(*ctl, "auth", "enable")
+    throughout(3, lambda: check_held(holder))
+    etcdctl(*ctl, "--user", "root:rootpw", "auth", "disable")
+    throughout(3, lambda: check_held(holder))
+    own.cluster.restart(own.member)
+    throughout(3, lambda: check_held(holder))
+
+
+@pytest.mark.timeout(180)
+def test_restart_of_a_member_is_no_storm_of_logins(tmp_path: Path) -> None:
+    """A login is slow by design; every holder makes one, and none loses its hold over it."""
+    with Cluster(arguments=["--bcrypt-cost", "12"]) as cluster:
+        ctl = ["--endpoints", cluster.endpoints]
+        etcdctl(*ctl, "user", "add", "root:rootpw")
+        etcdctl(*ctl, "user", "grant-role", "root", "root")
+        etcdctl(*ctl, "auth", "enable")
+        login = {"CONCH_USER": "root", "CONCH_PASSWORD": "rootpw"}
+        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+        holders = [bench.hold(f"o{i}", env=login) for i in range(6)]
+        cluster.restart(cluster.members[0])
+        throughout(14, lambda: check_held(*holders))  # longer than any child lives unrenewed
+        bench.finish()
+
+
+def test_password_that_is_no_text_is_64(conch: Bench) -> None:
+    """And no part of it is shown."""
+    done = conch.run("elect", "o", "--who", env={"CONCH_USER": "u", "CONCH_PASSWORD": "abc\udcff"})
+    assert done.returncode == 64
+    assert "abc" not in done.stderr
+    assert "udcff" not in done.stderr

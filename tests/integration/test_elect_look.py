@@ -119,6 +119,15 @@ def test_host_with_control_characters_does_not_reach_the_terminal(conch: Bench) 
     conch.etcd.delete(f"{conch.prefix}/elect/o/1")
 
 
+def test_host_in_letters_that_the_terminal_does_not_have(conch: Bench) -> None:
+    """Escaped, not a traceback."""
+    conch.etcd.put(f"{conch.prefix}/elect/o/1", '{"host": "h\\u00e9", "pid": 1, "started": "s", "cmd": "c"}')
+    done = conch.run("elect", "o", "--who", env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    assert done.stdout.startswith("o h\\xe9 pid=1 ")
+    conch.etcd.delete(f"{conch.prefix}/elect/o/1")
+
+
 def test_reader_that_leaves_ends_the_watch_quietly(conch: Bench) -> None:
     """As SIGPIPE would."""
     read, write = os.pipe()
