@@ -83,7 +83,7 @@ def first_in_line(
             continue
         waiting = {kv.key: kv for kv in listed.kvs}
         timeout_s = command_timeout_s
-        for now in _after_each_revision(store, queue, waiting, listed.head.revision):
+        for now in _after_each_revision(store, queue, waiting, listed.head.revision, log):
             mark = None if now is None else (now.key, now.create_revision, now.value)
             if not started or mark != shown:
                 started, shown = True, mark
@@ -91,7 +91,7 @@ def first_in_line(
 
 
 def _after_each_revision(
-    store: Store, queue: str, waiting: dict[bytes, KeyValue], revision: int
+    store: Store, queue: str, waiting: dict[bytes, KeyValue], revision: int, log: Log
 ) -> Iterator[KeyValue | None]:
     """The first contender after each revision; ends when the history is gone and a new list is wanted."""
 
@@ -99,7 +99,7 @@ def _after_each_revision(
         return min(waiting.values(), key=lambda kv: kv.create_revision, default=None)
 
     yield first()
-    watch = store.watch([(everyone(queue), revision + 1)])
+    watch = store.watch([(everyone(queue), revision + 1)], tell=lambda event: log("warning", event, queue=queue))
     try:
         for events in watch:
             for at, event in enumerate(events):

@@ -305,7 +305,13 @@ class GrpcStore:
 
         return self._call("make a transaction", timeout_s, call)
 
-    def watch(self, what: Sequence[tuple[Range, int]], *, deletes_only: bool = False) -> DriverWatch:
+    def watch(
+        self,
+        what: Sequence[tuple[Range, int]],
+        *,
+        deletes_only: bool = False,
+        tell: Callable[[str], None] = lambda _event: None,
+    ) -> DriverWatch:
         """See `Store`."""
         filters = [etcdrpc.WatchCreateRequest.NOPUT] if deletes_only else []
 
@@ -328,4 +334,4 @@ class GrpcStore:
             stub = etcdrpc.WatchStub(client.channel)
             return client, stub.Watch(requests, metadata=(*who, _NEEDS_LEADER))
 
-        return DriverWatch(what, request, open_stream, self.leave, self._login.forget, _FAILURES)
+        return DriverWatch(what, request, open_stream, self.leave, self._login.forget, _FAILURES, tell)

@@ -3,7 +3,7 @@
 Timeouts are float seconds and cover the whole call, retries on other endpoints included.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -177,8 +177,14 @@ class Store(Protocol):
         """One transaction. It may be made twice if an answer is lost, so it must be safe to repeat."""
         ...
 
-    def watch(self, what: Sequence[tuple[Range, int]], *, deletes_only: bool = False) -> Watch:
-        """Watch keys or ranges, each from a revision on."""
+    def watch(
+        self,
+        what: Sequence[tuple[Range, int]],
+        *,
+        deletes_only: bool = False,
+        tell: Callable[[str], None] = lambda _event: None,
+    ) -> Watch:
+        """Watch keys or ranges, each from a revision on; `tell` hears `watch-interrupted` and `watch-resumed`."""
         ...
 
     def close(self) -> None:

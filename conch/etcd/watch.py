@@ -9,6 +9,8 @@ from conch.etcd.messages import key_value
 from conch.etcd.store import Compacted, Event, Range, Refused
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 1.0
+# After so many streams in vain it is worth a word: the restart of a member takes fewer.
+_BROKEN = 5
 
 
 class DriverWatch:
@@ -22,6 +24,7 @@ class DriverWatch:
         leave: Callable[[Any], None],
         cancelled: Callable[[], None],
         failures: tuple[type[Exception], ...],
+        tell: Callable[[str], None],
     ) -> None:
         self._what = [one for one, _ in what]
         self._next = [revision for _, revision in what]
@@ -32,6 +35,8 @@ class DriverWatch:
         self._leave = leave
         self._on_cancelled = cancelled
         self._failures = failures
+        self._tell = tell
+        self._broken = 0  # streams in a row that brought nothing
         self._cancelled = threading.Event()
         self._stream: Any = None
         self._pause_s = _PAUSE_S
@@ -72,6 +77,9 @@ class DriverWatch:
                 requests.put(None)
             if client is not None and not self._cancelled.is_set():
                 self._leave(client)
+            self._broken += 1
+            if self._broken == _BROKEN and not self._cancelled.is_set():
+                self._tell("watch-interrupted")
             self._cancelled.wait(self._pause_s)
             self._pause_s = min(2 * self._pause_s, _PAUSE_MOST_S)
 
@@ -93,6 +101,9 @@ class DriverWatch:
                     raise Refused(f"cannot watch: etcd refuses it ({answer.cancel_reason})")
                 return
             self._pause_s, self._refusals = _PAUSE_S, 0  # this stream works
+            if self._broken >= _BROKEN:
+                self._tell("watch-resumed")
+            self._broken = 0
             if not answer.events:
                 continue
             where = index[answer.watch_id]

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests.conftest import OwnEtcd
 from tests.support.conch import CONCH, Bench, wait_for
 
 HOST = os.uname().nodename
@@ -69,6 +70,19 @@ def test_watch_leaves_out_no_change_of_a_fast_sequence(conch: Bench) -> None:
     assert pids == [None] + [pid for i in range(50) for pid in (i, None)]
     watcher.signal(signal.SIGTERM)
     assert watcher.wait() == 128 + signal.SIGTERM
+
+
+def test_watch_says_that_etcd_is_away_and_is_back(own: OwnEtcd) -> None:
+    """What it shows meanwhile may be old."""
+    watcher = own.bench.start("elect", "o", "--watch")
+    wait_for(lambda: watcher.out == "o -\n", "the first line")
+    own.cluster.kill(own.member)
+    watcher.wait_event("watch-interrupted")
+    own.cluster.restart(own.member)
+    watcher.wait_event("watch-resumed")
+    holder = own.bench.hold("o")
+    wait_for(lambda: f"pid={holder.pid} " in watcher.out, "the change")
+    assert len(watcher.events("watch-interrupted")) == 1
 
 
 def test_assert_tells_whether_this_host_leads(conch: Bench) -> None:
