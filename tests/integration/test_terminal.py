@@ -27,7 +27,9 @@ def test_shell_under_conch_has_job_control(terminal: Terminal) -> None:
     terminal.wait("$ ", 2)
     terminal.line("echo in $CONCH_NAME; sleep 1000")
     terminal.wait("in o\r\n")
+    wait_for(lambda: program(terminal.foreground()) == "sleep", "the job in the foreground")
     terminal.type("\x03")
+    terminal.wait("$ ", 3)
     terminal.line("echo after=$?; exit 7")
     terminal.wait("after=130")
     terminal.wait("code=7")
@@ -129,8 +131,18 @@ def test_pipeline_keeps_the_terminal_with_the_shell(terminal: Terminal) -> None:
     terminal.line(f"{ELECT} -- sh -c 'echo up; exec sleep 1000' | cat")
     terminal.wait("up\r\n")
     terminal.type("\x03")
+    terminal.wait("$ ", 2)
     terminal.line("echo code=${PIPESTATUS[0]}")
     terminal.wait("code=130")
+
+
+def program(pid: int) -> str:
+    """What a process runs."""
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def state(pid: int) -> str:
