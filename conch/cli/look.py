@@ -2,13 +2,14 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 
 from conch.errors import CannotWrite, ReaderGone
 from conch.etcd.store import Compacted, KeyValue, Range, Store, Unreachable
 from conch.holder import Holder, UnreadableHolder
 from conch.keys import prefix_end
-from conch.log import Log
+from conch.log import Log, escape
 
 _RETRY_S = 1.0
 
@@ -29,8 +30,6 @@ def holder_of(kv: KeyValue, log: Log) -> Holder | None:
 
 def line(kv: KeyValue, holder: Holder) -> str:
     """What people see of a contender, after its name."""
-    from conch.log import escape
-
     return f"{escape(holder.host)} pid={holder.pid} since={escape(holder.started)} rev={kv.create_revision}"
 
 
@@ -68,8 +67,6 @@ def first_in_line(
     store: Store, queue: str, *, dial_timeout_s: float, command_timeout_s: float, log: Log
 ) -> Iterator[KeyValue | None]:
     """Yield the first contender (None: vacant) now and after each change of it; no change is left out."""
-    import time
-
     timeout_s, started = dial_timeout_s, False
     shown: tuple[bytes, int, bytes] | None = None
     while True:

@@ -139,9 +139,9 @@ class Process:
         self.signal_group(number)
         try:
             everyone = processes()
+            ours = [entry for entry in descendants(os.getpid(), everyone, self._spare) if entry.group != self.pid]
         except OSError:
             return  # we cannot look now; a kill is repeated
-        ours = [entry for entry in descendants(os.getpid(), everyone, self._spare) if entry.group != self.pid]
         inside = {entry.pid for entry in ours}
         foreign = {entry.group for entry in everyone.values() if entry.pid not in inside}
         for group in {entry.group for entry in ours} - foreign:

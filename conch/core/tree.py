@@ -4,6 +4,7 @@ A tree is a process group; the descendants that left it (the supervisor is their
 recursive children); and, for a keeper, which is no ancestor, whatever carries the run's id in its environment.
 """
 
+import errno
 import os
 import select
 import signal
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from conch.core import clock
 
 TREE_VARIABLE = "CONCH_TREE"
+# These say nothing of the process that was looked at.
+_CANNOT_LOOK = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,9 @@ def stat(pid: int) -> Stat | None:
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
             data = file.read(1024)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    except OSError as error:
+        if error.errno in _CANNOT_LOOK:
+            raise
         return None
     # the name in parentheses may hold anything, so what counts begins after the last one
     rest = data[data.rindex(b")") + 2 :].split()
@@ -68,11 +73,13 @@ def descendants(root: int, among: Mapping[int, Stat], spare: Callable[[Stat], bo
 
 
 def carries(pid: int, tree: str) -> bool:
-    """Whether the process was started with this run's id in its environment."""
+    """Whether the process was started with this run's id in its environment; `OSError` if we cannot look."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             environment = file.read()
-    except OSError:
+    except OSError as error:
+        if error.errno in _CANNOT_LOOK:
+            raise
         return False  # gone, or of another user
     name = f"{TREE_VARIABLE}=".encode()
     return any(

@@ -36,6 +36,13 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
+def enable_authentication(ctl: list[str]) -> None:
+    """With root as its only user, if there are no others yet."""
+    etcdctl(*ctl, "user", "add", "root:rootpw")
+    etcdctl(*ctl, "user", "grant-role", "root", "root")
+    etcdctl(*ctl, "auth", "enable")
+
+
 class Users:
     """A bench whose conch is the user of the docs."""
 
@@ -146,9 +153,7 @@ def test_roles_that_change_meanwhile_end_nobody(tmp_path: Path) -> None:
     token = f"jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=10m"
     with Cluster(arguments=["--auth-token", token]) as cluster:
         ctl = ["--endpoints", cluster.endpoints]
-        etcdctl(*ctl, "user", "add", "root:rootpw")
-        etcdctl(*ctl, "user", "grant-role", "root", "root")
-        etcdctl(*ctl, "auth", "enable")
+        enable_authentication(ctl)
         login = {"CONCH_USER": "root", "CONCH_PASSWORD": "rootpw"}
         bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
         holder = bench.hold("o", "--ttl", "3s", env=login)
@@ -201,9 +206,7 @@ def test_tokens_that_expire_end_nobody_and_silence_no_watch(tmp_path: Path) -> N
 
     with Cluster(binary=newest_etcd(), arguments=["--auth-token-ttl", "1"]) as cluster:
         ctl = ["--endpoints", cluster.endpoints]
-        etcdctl(*ctl, "user", "add", "root:rootpw")
-        etcdctl(*ctl, "user", "grant-role", "root", "root")
-        etcdctl(*ctl, "auth", "enable")
+        enable_authentication(ctl)
         login = {"CONCH_USER": "root", "CONCH_PASSWORD": "rootpw"}
         bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
         holder = bench.hold("o", "--ttl", "20s", env=login)  # renewals further apart than tokens live
@@ -250,9 +253,7 @@ def test_user_where_nobody_asks_for_one_does_no_harm(own: OwnEtcd) -> None:
     login = {"CONCH_USER": "root", "CONCH_PASSWORD": "rootpw"}
     ctl = ["--endpoints", own.member.endpoint]
     holder = own.bench.hold("o", "--ttl", "4s", env=login)
-    etcdctl(*ctl, "user", "add", "root:rootpw")
-    etcdctl(*ctl, "user", "grant-role", "root", "root")
-    etcdctl(*ctl, "auth", "enable")
+    enable_authentication(ctl)
     throughout(3, lambda: check_held(holder))
     etcdctl(*ctl, "--user", "root:rootpw", "auth", "disable")
     throughout(3, lambda: check_held(holder))
@@ -265,9 +266,7 @@ def test_restart_of_a_member_is_no_storm_of_logins(tmp_path: Path) -> None:
     """A login is slow by design; every holder makes one, and none loses its hold over it."""
     with Cluster(arguments=["--bcrypt-cost", "12"]) as cluster:
         ctl = ["--endpoints", cluster.endpoints]
-        etcdctl(*ctl, "user", "add", "root:rootpw")
-        etcdctl(*ctl, "user", "grant-role", "root", "root")
-        etcdctl(*ctl, "auth", "enable")
+        enable_authentication(ctl)
         login = {"CONCH_USER": "root", "CONCH_PASSWORD": "rootpw"}
         bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
         holders = [bench.hold(f"o{i}", env=login) for i in range(6)]
