@@ -38,19 +38,12 @@ def _logfmt_value(value: Field) -> str:
 
 
 class Log:
-    """Writes events to a file descriptor that may be full or closed: lines wait, the oldest are dropped.
-
-    Nothing here ever blocks or raises: a supervisor that waits for a reader of its log could not end its child.
-    """
+    """Writes events to a file descriptor, see `Lines`."""
 
     def __init__(self, *, quiet: bool = False, form: str = "text", fd: int = 2) -> None:
         self._quiet = quiet
         self._json = form == "json"
-        self._fd = fd
-        self._writer: _Writer | None = None
-        self._backlog: deque[bytes] = deque()
-        self._partial = b""
-        self._dropped = 0
+        self.lines = Lines(fd)
 
     def __call__(self, level: str, event: str, **fields: Field) -> None:
         """Log one event at `info`, `warning` or `error`; `info` is left out under `--quiet`, fields of None always."""
@@ -61,18 +54,55 @@ class Log:
         line: dict[str, Field] = {"ts": stamp, "level": level, "event": event}
         line.update((key, value) for key, value in fields.items() if value is not None)
         text = json.dumps(line) if self._json else logfmt(line)
-        self._put(text.encode("utf-8", "backslashreplace"))
+        self.lines.put(text.encode("utf-8", "backslashreplace"))
 
     def plain(self, message: str) -> None:
         """One line for people: why conch gave up."""
         if self._json:
             self("error", "error", msg=message)
         else:
-            self._put(f"conch: {escape(message)}".encode("utf-8", "backslashreplace"))
+            self.lines.put(f"conch: {escape(message)}".encode("utf-8", "backslashreplace"))
 
-    def _put(self, line: bytes) -> None:
-        if len(self._backlog) == _BACKLOG:
+    def flush(self) -> None:
+        """Write what can be written now."""
+        self.lines.flush()
+
+    def close(self) -> None:
+        """Give back what was opened for writing; the descriptor itself stays."""
+        self.lines.close()
+
+
+class Lines:
+    """Whole lines for a file descriptor that may be full or closed: they wait, and too many are dropped.
+
+    Nothing here ever blocks or raises: a supervisor that waits for a reader could not end its child.
+    """
+
+    def __init__(self, fd: int, backlog: int = _BACKLOG) -> None:
+        self.fd = fd
+        self._most = backlog
+        self._writer: _Writer | None = None
+        self._backlog: deque[bytes] = deque()
+        self._partial = b""
+        self._dropped = 0
+
+    def fileno(self) -> int:
+        """The descriptor to poll for writing while `pending`."""
+        if self._writer is None:
+            self._writer = _Writer(self.fd)
+        return self._writer.fileno()
+
+    @property
+    def pending(self) -> bool:
+        """Whether lines wait."""
+        return bool(self._partial or self._backlog)
+
+    def put(self, line: bytes, *, cheap: bool = False) -> None:
+        """Write a line, cut at 4 KiB. Where too many wait the oldest goes, or this one if it is cheap."""
+        if len(self._backlog) >= self._most:
             self._dropped += 1
+            if cheap:
+                return
             self._backlog.popleft()
         self._backlog.append(line[: _LINE_BYTES - 1] + b"\n")
         self.flush()
@@ -84,7 +114,7 @@ class Log:
                 if not self._partial:
                     self._partial = self._backlog.popleft()
                     if self._dropped:
-                        self._partial = f"conch: {self._dropped} log lines were dropped\n".encode() + self._partial
+                        self._partial = f"conch: {self._dropped} lines were dropped\n".encode() + self._partial
                         self._dropped = 0
                 self._partial = self._partial[self._write(self._partial) :]
         except BlockingIOError:
@@ -97,7 +127,7 @@ class Log:
     def _write(self, data: bytes) -> int:
         """Write without waiting; `BlockingIOError` if nothing goes now."""
         if self._writer is None:
-            self._writer = _Writer(self._fd)
+            self._writer = _Writer(self.fd)
         return self._writer.write(data)
 
     def close(self) -> None:
@@ -125,6 +155,12 @@ class _Writer:
                 self._own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
             except OSError:
                 pass  # of another user, or no /proc: better to wait than to say nothing
+
+    def fileno(self) -> int:
+        """What is written to."""
+        if self._socket is not None:
+            return self._socket.fileno()
+        return self._fd if self._own is None else self._own
 
     def write(self, data: bytes) -> int:
         """How much was written; `BlockingIOError` if nothing goes now."""

@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
-_MESSAGE_BYTES = 65536
+_MESSAGE_BYTES = 262144
 _TEXT_CHARACTERS = 2000
 
 
@@ -26,6 +26,7 @@ class Message:
     """What goes over the link; each kind is a subclass with plain fields."""
 
     kind: ClassVar[str] = ""
+    whole: ClassVar[bool] = False  # its texts are never cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +117,23 @@ class Acquire(Message):
 class Running(Message):
     """A process group `pid` is about to exec; all it starts carries `tree` in its environment.
 
-    `bound`: it must not outlive the hold (a hook after a loss is not, but it dies with the supervisor too).
+    It must not outlive any of the `holds`, by their numbers (a hook after a loss has none), nor the supervisor.
     """
 
     kind: ClassVar[str] = "running"
     pid: int
     tree: str
-    bound: bool = True
+    holds: list[int]
+    kill_after_s: float
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended(Message):
-    """The tree was seen empty."""
+    """The tree of a run was seen empty."""
 
     kind: ClassVar[str] = "ended"
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +144,99 @@ class Release(Message):
     lease: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Begin(Message):
+    """To the keeper of many runs, first of all: these runs live, these have ended and are reported next."""
+
+    kind: ClassVar[str] = "begin"
+    live: list[str]
+    ended: list[str]
+    first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Begun(Message):
+    """It has dealt with what was before, and etcd has answered: from now on only a signal is its end."""
+
+    kind: ClassVar[str] = "begun"
+
+
+@dataclass(frozen=True, slots=True)
+class Start(Message):
+    """Run this under these holds, of which `Held` told; its first attempt not after `start_by`.
+
+    An attempt lasts at most `limit_s`; one that fails or takes longer is followed by up to `retries` more.
+    """
+
+    kind: ClassVar[str] = "start"
+    whole: ClassVar[bool] = True
+    run: str
+    label: str
+    command: list[str]
+    environment: dict[str, str]
+    directory: str | None
+    holds: list[int]
+    start_by: float
+    limit_s: float
+    kill_after_s: float
+    retries: int
+    retry_delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kill(Message):
+    """End this run; `reason` goes into what is reported of it."""
+
+    kind: ClassVar[str] = "kill"
+    run: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Message):
+    """A run is over and its tree empty: `ended` by itself, `timeout`, `killed`, or `unstarted`.
+
+    `started` is wall-clock time (seconds since the epoch) of the last attempt, 0 if there was none.
+    """
+
+    kind: ClassVar[str] = "finished"
+    run: str
+    outcome: str
+    code: int | None
+    attempt: int
+    started: float
+    duration_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded(Message):
+    """The keeper has the end of this run safe."""
+
+    kind: ClassVar[str] = "recorded"
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain(Message):
+    """Start nothing more."""
+
+    kind: ClassVar[str] = "drain"
+
+
 _KINDS: dict[str, type[Message]] = {
-    c.kind: c for c in (Answered, Queued, Held, Renewed, Lost, Failed, Released, Note, Acquire, Running, Ended, Release)
+    c.kind: c
+    for c in (
+        *(Answered, Queued, Held, Renewed, Lost, Failed, Released, Note, Acquire, Running, Ended, Release),
+        *(Begin, Begun, Start, Kill, Finished, Recorded, Drain),
+    )
 }
 
 
 def encode(message: Message) -> bytes:
     """The message as it goes over the link."""
-    return json.dumps({"kind": message.kind, **_cut(asdict(message))}).encode()
+    values = asdict(message)
+    return json.dumps({"kind": message.kind, **(values if message.whole else _cut(values))}).encode()
 
 
 def _cut(data: dict[str, Any]) -> dict[str, Any]:
@@ -170,26 +259,31 @@ def decode(data: bytes) -> Message:
     return kind(**values)
 
 
-class Slot:
-    """One deadline in shared memory, written by the keeper and read by the supervisor; the newest wins.
+class Board:
+    """The newest deadline of each hold in shared memory, written by the keeper and read by the supervisor.
 
     A checksum tells a reader that it saw half a write: it then keeps what it had, which is older and so safe.
+    Hold `number` has place `number % places`; the numbers of holds at one time must not share one.
     """
 
     _FORM = struct.Struct("=qd")
     _SUM = struct.Struct("=I")
+    _BYTES = _FORM.size + _SUM.size
 
-    def __init__(self) -> None:
-        self._page = mmap.mmap(-1, mmap.PAGESIZE)
+    def __init__(self, places: int = 1) -> None:
+        self.places = places
+        self._page = mmap.mmap(-1, places * self._BYTES)
 
     def publish(self, renewed: Renewed) -> None:
         """Make this the deadline that the reader finds."""
         record = self._FORM.pack(renewed.number, renewed.deadline)
-        self._page[: self._FORM.size + self._SUM.size] = record + self._SUM.pack(zlib.crc32(record))
+        at = renewed.number % self.places * self._BYTES
+        self._page[at : at + self._BYTES] = record + self._SUM.pack(zlib.crc32(record))
 
-    def read(self) -> Renewed | None:
-        """The newest deadline, or None if there is none or it is just being written."""
-        data = bytes(self._page[: self._FORM.size + self._SUM.size])
+    def read(self, place: int = 0) -> Renewed | None:
+        """The newest deadline of a place, or None if there is none or it is just being written."""
+        at = place * self._BYTES
+        data = bytes(self._page[at : at + self._BYTES])
         record, checksum = data[: self._FORM.size], data[self._FORM.size :]
         if self._SUM.unpack(checksum)[0] != zlib.crc32(record):
             return None
@@ -200,12 +294,13 @@ class Slot:
 class Link:
     """One end of the link. Never blocks; what the socket does not take now waits in memory."""
 
-    def __init__(self, end: socket.socket, slot: Slot) -> None:
+    def __init__(self, end: socket.socket, board: Board) -> None:
         end.setblocking(False)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE_BYTES)
         self._socket = end
-        self._slot = slot
+        self._board = board
         self._outbox: deque[bytes] = deque()
-        self._seen: Renewed | None = None
+        self._followed: dict[int, Renewed | None] = {0: None} if board.places == 1 else {}
         self.closed = False
 
     def fileno(self) -> int:
@@ -220,7 +315,7 @@ class Link:
     def send(self, message: Message) -> None:
         """Send in order, now or when the other side has read; a renewal only replaces the one before."""
         if isinstance(message, Renewed):
-            self._slot.publish(message)
+            self._board.publish(message)
             return
         self._outbox.append(encode(message))
         self.flush()
@@ -238,7 +333,7 @@ class Link:
             self._outbox.clear()
 
     def drain(self) -> list[Message]:
-        """All that has arrived, the newest deadline last; sets `closed` when the other side is gone."""
+        """All that has arrived, the newest deadlines last; sets `closed` when the other side is gone."""
         messages: list[Message] = []
         while not self.closed:
             try:
@@ -252,11 +347,18 @@ class Link:
                 messages.append(decode(data))
             else:
                 self.closed = True
-        newest = self._slot.read()
-        if newest is not None and newest != self._seen:
-            self._seen = newest
-            messages.append(newest)
+        for place, seen in self._followed.items():
+            newest = self._board.read(place)
+            if newest is not None and newest != seen:
+                self._followed[place] = newest
+                messages.append(newest)
         return messages
+
+    def follow(self, numbers: set[int]) -> None:
+        """From now on `drain` tells of the deadlines of these holds alone; with one place it always does."""
+        if self._board.places > 1:
+            places = {number % self._board.places for number in numbers}
+            self._followed = {place: self._followed.get(place) for place in places}
 
     def close(self) -> None:
         """Let the other side see the end."""
@@ -264,8 +366,8 @@ class Link:
         self._socket.close()
 
 
-def pair() -> tuple[Link, Link]:
-    """A link's two ends: supervisor's and keeper's."""
-    slot = Slot()
+def pair(holds: int = 1) -> tuple[Link, Link]:
+    """A link's two ends, supervisor's and keeper's, with room for the deadlines of so many holds at a time."""
+    board = Board(holds)
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return Link(left, slot), Link(right, slot)
+    return Link(left, board), Link(right, board)

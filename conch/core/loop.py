@@ -1,66 +1,19 @@
 """The supervisor's one event loop: descriptors, signals, processes and the terminal, for the decisions to use."""
 
 import os
-import select
 import signal
-import socket
 from collections.abc import Callable, Mapping, Sequence
 
-from conch.core import clock, process, system, tree
-from conch.core.link import Held, Link, Message, pair
-from conch.core.plan import ENDING, PASSED_ON, End, Plan
-from conch.core.process import Dispositions, Process, Spec
+from conch.core import clock, process, tree
+from conch.core.link import Held, Link, Message
+from conch.core.parent import Parent
+from conch.core.plan import End, Plan
+from conch.core.process import Process, Spec
 from conch.core.run import Tree
 from conch.core.supervisor import Supervisor
 from conch.core.terminal import Terminal
 from conch.core.tree import Stat
 from conch.log import Log
-
-_NOTED = frozenset({*ENDING, *PASSED_ON, signal.SIGCHLD})
-# A conch in the background must be able to take the terminal back and to write to it.
-_IGNORED = frozenset({signal.SIGTTOU, signal.SIGTTIN})
-# How long a keeper may take to leave by itself at the end, before it is killed.
-_KEEPER_LEAVES_S = 1.0
-
-
-class Signals:
-    """Turns signals into bytes on a descriptor; knows what to give back to children."""
-
-    def __init__(self) -> None:
-        self._out, self._in = socket.socketpair()
-        self._noted: list[int] = []
-        self._out.setblocking(False)
-        self._in.setblocking(False)
-        reset = {signal.SIGPIPE, signal.SIGXFSZ}  # Python itself ignores these
-        for number in _IGNORED:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                reset.add(number)
-            signal.signal(number, signal.SIG_IGN)
-        for number in _NOTED:
-            # what was ignored when conch started (nohup, a shell's &) stays ignored, here and in the child
-            if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._note)
-        signal.set_wakeup_fd(self._in.fileno(), warn_on_full_buffer=False)
-        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOTED)
-        self.dispositions = Dispositions(tuple(reset), frozenset(mask))
-
-    def fileno(self) -> int:
-        """The descriptor to poll."""
-        return self._out.fileno()
-
-    def _note(self, number: int, _frame: object) -> None:
-        """All that a handler does. The descriptor wakes the loop; a flood may fill it, but loses nothing here."""
-        self._noted.append(number)
-
-    def take(self) -> list[int]:
-        """The signals that arrived since the last call, in order."""
-        try:
-            while self._out.recv(4096):
-                pass
-        except BlockingIOError:
-            pass  # all read
-        noted, self._noted = self._noted, []
-        return noted
 
 
 class Loop:
@@ -77,24 +30,16 @@ class Loop:
         self._name = plan.name
         self._command = command
         self._file = file
-        self._keeper_main = keeper_main
         self._log = log
         self._me = os.getpid()
         # Python answers with a lazily changing environment; children get what conch was started with.
         self._environment: Mapping[str, str] = dict(os.environ)
-        self._signals = Signals()
+        self._parent = Parent(keeper_main, log)
         self._terminal = Terminal()
-        self._timer = system.Timer()
-        self._poller = select.poll()
-        self._poller.register(self._signals, select.POLLIN)
-        self._poller.register(self._timer.fileno(), select.POLLIN)
-        self._link: Link | None = None
-        self._keeper: int | None = None
         self._child: Process | None = None
         self._is_hook = False
         self._lent = False
         self._strangers = self._find_strangers()
-        system.become_subreaper()
         self._supervisor = Supervisor(plan, self, log)
 
     def run(self) -> int:
@@ -102,32 +47,17 @@ class Loop:
         supervisor = self._supervisor
         supervisor.begin()
         while not supervisor.done:
-            self._timer.arm(supervisor.wake_at)
-            self._wait()
-            self._timer.clear()
+            self._parent.wait(supervisor.wake_at)
             self._read_link()
             supervisor.on_time()
-            for number in self._signals.take():
+            for number in self._parent.signals.take():
                 self._on_signal(number)
             self._log.flush()
-        self._dismiss_keeper()
+        self._parent.dismiss_keeper()
         return supervisor.code
 
-    def _wait(self) -> None:
-        if self._link is not None:
-            events = select.POLLIN | (select.POLLOUT if self._link.pending else 0)
-            self._poller.modify(self._link, events)
-        self._poller.poll()
-
     def _read_link(self) -> None:
-        link = self._link
-        if link is None:
-            return
-        link.flush()
-        for message in link.drain():
-            self._supervisor.on_message(message)
-        if link.closed and link is self._link:
-            self._supervisor.on_keeper_death()
+        self._parent.receive(self._supervisor.on_message, self._supervisor.on_keeper_death)
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
@@ -152,66 +82,16 @@ class Loop:
         return random.uniform(low, high)
 
     def start_keeper(self) -> None:
-        """Fork the keeper: a session of its own, deaf to signals, with none of our descriptors but link and stderr."""
-        ours, theirs = pair()
-        before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
-        try:
-            pid = os.fork()
-            if pid == 0:
-                self._become_keeper(theirs)
-        except OSError:
-            ours.close()
-            theirs.close()
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-        self._keeper = pid
-        self._link = ours
-        self._poller.register(ours, select.POLLIN)
-
-    def _become_keeper(self, link: Link) -> None:
-        code = 1
-        try:
-            os.setsid()
-            signal.set_wakeup_fd(-1)
-            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
-                signal.signal(number, signal.SIG_IGN)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, 0)
-            os.dup2(null, 1)
-            for name in os.listdir("/proc/self/fd"):
-                if int(name) > 2 and int(name) != link.fileno():
-                    try:
-                        os.close(int(name))
-                    except OSError:
-                        pass  # the listing's own descriptor
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            self._keeper_main(link)
-            code = 0
-        except Exception:
-            import traceback  # the top of a process: a defect is shown, and the supervisor fails closed
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+        """Fork the keeper."""
+        self._parent.start_keeper()
 
     def drop_keeper(self) -> None:
         """SIGKILL the keeper and reap it."""
-        if self._keeper is not None:
-            os.kill(self._keeper, signal.SIGKILL)
-            os.waitpid(self._keeper, 0)
-            self._keeper = None
-        if self._link is not None:
-            self._poller.unregister(self._link)
-            self._link.close()
-            self._link = None
+        self._parent.drop_keeper()
 
     def send(self, message: Message) -> None:
         """Send to the keeper."""
-        if self._link is not None:
-            self._link.send(message)
+        self._parent.send(message)
 
     def start_tree(self, hook: str | None, hold: Held, start_by: float | None) -> Tree:
         """Fork the hook or the child behind its gate; lend it the terminal if it is the child."""
@@ -230,7 +110,7 @@ class Loop:
             spec,
             tree=process.new_tree_id(),
             start_by=start_by,
-            dispositions=self._signals.dispositions,
+            dispositions=self._parent.signals.dispositions,
             spare=self._spared,
         )
         self._child = child
@@ -269,7 +149,7 @@ class Loop:
 
     def _spared(self, entry: Stat) -> bool:
         """Whether this child of conch is not part of what runs under the hold."""
-        if entry.pid == self._keeper:
+        if entry.pid == self._parent.keeper:
             return True
         if not self._strangers:
             return False
@@ -283,27 +163,7 @@ class Loop:
 
     def _reap_orphans(self) -> None:
         """Reap what was orphaned below us and ended; the child and the keeper have their own moments."""
-        kept = (self._keeper, self._child.pid if self._child else None)
-        try:
-            while True:
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                if ended is None or ended.si_pid in kept:
-                    return  # behind one of these others may wait; as zombies they do no harm
-                os.waitpid(ended.si_pid, os.WNOHANG)
-        except ChildProcessError:
-            pass  # no children at all
-
-    def _dismiss_keeper(self) -> None:
-        """The keeper ends when the link closes; it is not left behind in any case."""
-        if self._link is not None:
-            self._poller.unregister(self._link)
-            self._link.close()
-            self._link = None
-        if self._keeper is not None:
-            entry = tree.stat(self._keeper)
-            if entry is not None:
-                tree.wait_for_ends([entry], _KEEPER_LEAVES_S)
-            self.drop_keeper()
+        process.reap_orphans({self._parent.keeper, self._child.pid if self._child else None})
 
     # -- job control --------------------------------------------------------------------------------------
 
@@ -321,7 +181,7 @@ class Loop:
         self._terminal.take_back(child.pid)
         self._terminal.stop_ourselves()
         # Continued; or never stopped, because nobody could continue us (an orphaned process group).
-        arrived = self._signals.take()
+        arrived = self._parent.signals.take()
         self._read_link()
         self._supervisor.on_time()
         if signal.SIGCONT not in arrived and self._child is child:

@@ -3,7 +3,7 @@
 import errno
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from conch.core import clock, system
@@ -40,13 +40,28 @@ def find_command(name: str, path: str | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class User:
+    """Whose rights a run gets, instead of ours."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
-    """What to start: the command's file, its arguments (the name first), its environment."""
+    """What to start: the command's file, its arguments (the name first), its environment.
+
+    `outputs` are the descriptors that become its stdout and stderr; by default it has ours.
+    """
 
     file: str
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     no_input: bool = False
+    directory: str | None = None
+    outputs: tuple[int, int] | None = None
+    user: User | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +117,10 @@ class Process:
         text = os.read(self._errors, 4096).decode("utf-8", "replace")
         return text or None
 
+    def below(self, among: Mapping[int, Stat]) -> list[Stat]:
+        """What of the tree is among these processes, besides the main one."""
+        return [entry for entry in descendants(os.getpid(), among, self._spare) if entry.pid != self.pid]
+
     def empty(self) -> bool:
         """Whether nothing of the tree lives; its main process may still wait to be reaped.
 
@@ -115,7 +134,7 @@ class Process:
 
     def _look_for_emptiness(self) -> bool:
         for _ in range(_LOOKS):
-            found = [entry for entry in descendants(os.getpid(), processes(), self._spare) if entry.pid != self.pid]
+            found = self.below(processes())
             if not found:
                 return self.exit_code() is not None
             if not all(entry.dead for entry in found):
@@ -157,6 +176,18 @@ class Process:
         """Let the main process go; its pid may be another's from now on."""
         os.waitpid(self.pid, 0)
         os.close(self._errors)
+
+
+def reap_orphans(kept: Collection[int | None]) -> None:
+    """Reap what was orphaned below us and has ended; those kept have their own moments."""
+    try:
+        while True:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None or ended.si_pid in kept:
+                return  # behind one of these others may wait; as zombies they do no harm
+            os.waitpid(ended.si_pid, os.WNOHANG)
+    except ChildProcessError:
+        pass  # no children at all
 
 
 def start(
@@ -220,6 +251,9 @@ def _become(
         system.die_with_parent(signal.SIGKILL)
         if os.getppid() != supervisor:
             os._exit(code)  # it died before the kernel was asked to tell us
+        if spec.outputs is not None:
+            os.dup2(spec.outputs[0], 1)
+            os.dup2(spec.outputs[1], 2)
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             if callable(signal.getsignal(number)):
@@ -236,6 +270,8 @@ def _become(
                         os.close(fd)
                 except OSError:
                     pass  # the listing's own descriptor
+        if spec.user is not None:
+            _change_user(spec.user, supervisor)
         if os.read(gate, 1) != b"g":
             os._exit(code)
         if spec.no_input:
@@ -244,6 +280,8 @@ def _become(
         if start_by is not None and clock.now() > start_by:
             os.write(errors, LATE.encode())
             os._exit(code)
+        if spec.directory is not None:
+            _change_directory(spec.directory, errors)
         try:
             os.execve(spec.file, spec.arguments, environment)
         except OSError as error:
@@ -256,3 +294,21 @@ def _become(
         os.write(errors, f"cannot run {spec.arguments[0]}: {os.strerror(error.errno or 0)}".encode())
     finally:
         os._exit(code)
+
+
+def _change_user(user: User, supervisor: int) -> None:
+    """Give up our rights for the user's; the kernel forgets the parent-death signal with that."""
+    os.setgid(user.gid)
+    os.initgroups(user.name, user.gid)
+    os.setuid(user.uid)
+    system.die_with_parent(signal.SIGKILL)
+    if os.getppid() != supervisor:
+        os._exit(EXIT_NOT_EXECUTABLE)
+
+
+def _change_directory(path: str, errors: int) -> None:
+    try:
+        os.chdir(path)
+    except OSError as error:
+        os.write(errors, f"cannot change to {path}: {os.strerror(error.errno or 0)}".encode())
+        os._exit(EXIT_NOT_EXECUTABLE)

@@ -114,7 +114,8 @@ class Supervisor(Keeping):
             self._timer = self._ports.now() + self._plan.hook_timeout_s
         if self._keeper:
             # it knows the tree before anything of it can run
-            self._ports.send(Running(tree.pid, tree.tree, bound))
+            holds = [self._number] if bound else []
+            self._ports.send(Running(tree.pid, tree.tree, holds, self._plan.kill_after_s))
         self._log("info", "child-start" if hook is None else "hook-start", **self._about(), hook=which, pid=tree.pid)
         self._ports.open_gate(tree)
 

@@ -11,9 +11,10 @@ from conch.config import Connection
 from conch.etcd import protobuf
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.store import (
-    CreatedAt,
+    Compare,
     Head,
     Lease,
+    LeaseExists,
     LeaseGone,
     Operation,
     Range,
@@ -34,7 +35,7 @@ import grpc  # noqa: E402
 from etcd3 import etcdrpc  # noqa: E402
 
 from conch.etcd.login import Login  # noqa: E402
-from conch.etcd.messages import head_of, operation, range_request, range_result  # noqa: E402
+from conch.etcd.messages import compare_request, head_of, operation, range_request, range_result  # noqa: E402
 from conch.etcd.reasons import reason  # noqa: E402
 
 _Answer = TypeVar("_Answer")
@@ -233,6 +234,10 @@ class GrpcStore:
         def verdict(error: grpc.RpcError, again: bool) -> Lease | None:
             if again and error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                 return Lease(Head(0, 0, 0), ttl_s)  # an earlier try was made, its answer lost
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION and "lease already exists" in (
+                error.details() or ""
+            ):
+                raise LeaseExists(f"cannot get lease {lease:x}: it exists already")
             return None
 
         return self._call("get a lease", timeout_s, call, verdict)
@@ -272,7 +277,7 @@ class GrpcStore:
 
     def txn(
         self,
-        compare: Sequence[CreatedAt],
+        compare: Sequence[Compare],
         success: Sequence[Operation],
         failure: Sequence[Operation] = (),
         *,
@@ -280,15 +285,7 @@ class GrpcStore:
     ) -> TxnResult:
         """See `Store`."""
         request = etcdrpc.TxnRequest(
-            compare=[
-                etcdrpc.Compare(
-                    result=etcdrpc.Compare.EQUAL,
-                    target=etcdrpc.Compare.CREATE,
-                    key=one.key,
-                    create_revision=one.revision,
-                )
-                for one in compare
-            ],
+            compare=[compare_request(one) for one in compare],
             success=[operation(one) for one in success],
             failure=[operation(one) for one in failure],
         )

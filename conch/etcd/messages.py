@@ -3,7 +3,19 @@
 from typing import Any
 
 from conch.etcd import protobuf
-from conch.etcd.store import Delete, Head, KeyValue, Operation, Put, Range, RangeResult
+from conch.etcd.store import (
+    Below,
+    Compare,
+    CreatedAt,
+    Delete,
+    Head,
+    KeyValue,
+    ModifiedAt,
+    Operation,
+    Put,
+    Range,
+    RangeResult,
+)
 
 protobuf.install()
 
@@ -26,7 +38,11 @@ def range_request(what: Range) -> Any:
         key=what.key,
         range_end=what.end,
         limit=what.limit,
-        sort_order=order.DESCEND if what.newest_first else order.ASCEND if what.oldest_first else order.NONE,
+        sort_order=order.DESCEND
+        if what.newest_first or what.last_first
+        else order.ASCEND
+        if what.oldest_first
+        else order.NONE,
         sort_target=order.CREATE if sorted_by_age else order.KEY,
         max_create_revision=what.created_by,
         keys_only=what.keys_only,
@@ -35,6 +51,17 @@ def range_request(what: Range) -> Any:
 
 def range_result(answer: Any, head: Head | None = None) -> RangeResult:
     return RangeResult(head or head_of(answer.header), tuple(key_value(kv) for kv in answer.kvs), answer.count)
+
+
+def compare_request(one: Compare) -> Any:
+    kind = etcdrpc.Compare
+    match one:
+        case CreatedAt(key, revision):
+            return kind(result=kind.EQUAL, target=kind.CREATE, key=key, create_revision=revision)
+        case ModifiedAt(key, revision):
+            return kind(result=kind.EQUAL, target=kind.MOD, key=key, mod_revision=revision)
+        case Below(key, value):
+            return kind(result=kind.LESS, target=kind.VALUE, key=key, value=value)
 
 
 def operation(one: Operation) -> Any:

@@ -26,6 +26,10 @@ class Rejected(StoreError):
     """etcd answered that it will not do this; asking again changes nothing."""
 
 
+class LeaseExists(Rejected):
+    """A lease of this id is there already, and no earlier try of ours made it."""
+
+
 class LeaseGone(StoreError):
     """The lease does not exist, or no longer."""
 
@@ -58,13 +62,15 @@ class KeyValue:
 class Range:
     """Ask for a key, or for those from `key` to before `end`.
 
-    Newest first (by create-revision) or oldest first; `created_by` leaves out what was created after that revision.
+    Newest first (by create-revision), oldest first, or last key first; `created_by` leaves out what was created after
+    that revision.
     """
 
     key: bytes
     end: bytes = b""
     newest_first: bool = False
     oldest_first: bool = False
+    last_first: bool = False
     limit: int = 0
     created_by: int = 0
     keys_only: bool = False
@@ -94,7 +100,24 @@ class CreatedAt:
     revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class ModifiedAt:
+    """Holds if the key's mod-revision is this one."""
+
+    key: bytes
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """Holds if the key exists and its value sorts before this one."""
+
+    key: bytes
+    value: bytes
+
+
 Operation = Range | Put | Delete
+Compare = CreatedAt | ModifiedAt | Below
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +191,7 @@ class Store(Protocol):
 
     def txn(
         self,
-        compare: Sequence[CreatedAt],
+        compare: Sequence[Compare],
         success: Sequence[Operation],
         failure: Sequence[Operation] = (),
         *,

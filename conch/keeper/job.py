@@ -21,7 +21,7 @@ class Stage:
 class Job:
     """What to hold, and how: `what` names it for people; durations in seconds.
 
-    The stages are queued for one after the other under one lease; the last one's place is the hold.
+    The stages are queued for one after the other under one lease; the last one's place is the hold, for this run.
     """
 
     connection: Connection
@@ -32,3 +32,4 @@ class Job:
     value: bytes
     nonblock: bool = False
     wait_s: float | None = None
+    run: str = ""

@@ -16,7 +16,7 @@ def keep(job: Job, link: Link) -> None:
     from conch.keeper.worker import Worker
 
     threading.excepthook = _crash
-    warden = Warden(link, job.kill_after_s)
+    warden = Warden(link)
     worker = Worker(job, GrpcStore(job.connection), warden)
     thread = threading.Thread(target=worker.run, name="worker", daemon=True)
     thread.start()

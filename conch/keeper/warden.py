@@ -9,39 +9,53 @@ import os
 import select
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from conch.core import clock, system, tree
 from conch.core.clock import Terms
-from conch.core.link import Ended, Link, Lost, Message, Renewed, Running
+from conch.core.link import Ended, Kill, Link, Lost, Message, Renewed, Running
 from conch.core.tree import Stat
 
 _AGAIN_S, _AGAIN_MOST_S = 0.02, 1.0
 
-Kill = Callable[[int, str, int], list[Stat]]
+KillTree = Callable[[int, str, int], list[Stat]]
+
+
+@dataclass(slots=True)
+class _Hold:
+    """A hold as etcd last confirmed it, for one run or ("") for any; other threads write single fields of it."""
+
+    terms: Terms
+    run: str
+    deadline: float
+    hurry: Callable[[], None]
+    idle_since: float
+    lost_at: float | None = None
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A run that the supervisor told of."""
+
+    running: Running
+    since: int
+    seen_empty: bool = False
+    lost_at: float | None = None
+    again_at: float | None = None
+    again_s: float = _AGAIN_S
 
 
 class Warden:
     """State in one thread; the others speak to it through a queue and an eventfd."""
 
-    def __init__(self, link: Link, kill_after_s: float, kill: Kill = tree.kill_from_outside) -> None:
+    def __init__(self, link: Link, kill: KillTree = tree.kill_from_outside) -> None:
         self._link = link
         self._kill = kill
-        self._kill_after_s = kill_after_s
         self._timer = system.Timer()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._outbox: deque[Message] = deque()
-        self._running: Running | None = None
-        self._since = 0
-        self._seen_empty = False
-        self._again_at: float | None = None
-        self._again_s = _AGAIN_S
-        # written by the other threads, each a single assignment
-        self._number = 0
-        self._terms = Terms(0.0, kill_after_s)
-        self._deadline = 0.0
-        self._lost_at: float | None = None
-        self._idle_since = clock.now()
-        self.hurry: Callable[[], None] = lambda: None
+        self._runs: dict[str, _Watched] = {}
+        self._holds: dict[int, _Hold] = {}
 
     # -- called from any thread ---------------------------------------------------------------------------
 
@@ -50,40 +64,51 @@ class Warden:
         self._outbox.append(message)
         os.eventfd_write(self._wake, 1)
 
-    def acquired(self, number: int, ttl_s: float, deadline: float) -> None:
-        """From now on acquisition `number` with this TTL and deadline is the one to enforce."""
-        self._number = number
-        self._terms = Terms(ttl_s, self._kill_after_s)
-        self._deadline = deadline
-        self._lost_at = None
-        self._idle_since = clock.now()
+    def acquired(
+        self, number: int, terms: Terms, deadline: float, *, run: str = "", hurry: Callable[[], None] = lambda: None
+    ) -> None:
+        """From now on hold `number` with this deadline is to be enforced; `hurry` asks for a renewal now."""
+        self._holds[number] = _Hold(terms, run, deadline, hurry, clock.now())
+
+    def forget(self, number: int) -> None:
+        """The hold is given back: nothing runs under it any more, and what was told to would be killed at once."""
+        self._holds.pop(number, None)
 
     def renewed(self, number: int, deadline: float) -> None:
         """A renewal was confirmed. Wakes nobody: both sides look here when their moment comes."""
-        if number == self._number:
-            self._deadline = deadline
+        hold = self._holds.get(number)
+        if hold is not None:
+            hold.deadline = deadline
             self._link.send(Renewed(number, deadline))
 
     def wants_renewals(self, number: int) -> bool:
-        """Whether acquisition `number` is worth renewing: it waits in the queue, or something runs or soon will.
+        """Whether hold `number` is worth renewing: it waits in the queue, or something runs or soon will.
 
         A supervisor that is stopped just when it could start its command, or whose command had to be killed here,
         must not keep the hold for nothing. The lease is not given back for that, it is only let expire: should the
         supervisor wake in time, all is as it was.
         """
-        if number != self._number:
+        hold = self._holds.get(number)
+        if hold is None:
             return True
-        running = self._running
-        if running is not None:
-            return running.bound and not self._seen_empty
-        terms = self._terms
-        return clock.now() < self._idle_since + terms.ttl_s - terms.margin_s - terms.grace_s
+        run = self._runs.get(hold.run)
+        if run is not None:
+            return number in run.running.holds and not run.seen_empty  # a hook after a loss has none
+        return clock.now() < hold.idle_since + hold.terms.ttl_s - hold.terms.margin_s - hold.terms.grace_s
 
     def lost(self, number: int, reason: str) -> None:
         """The hold is gone for certain."""
-        if number == self._number and self._lost_at is None:
-            self._lost_at = clock.now()
+        hold = self._holds.get(number)
+        if hold is not None and hold.lost_at is None:
+            hold.lost_at = clock.now()
             self.send(Lost(number, reason))
+
+    def end(self, run: str, reason: str) -> None:
+        """Have a run ended, and see to it: what it alone held is gone."""
+        watched = self._runs.get(run)
+        if watched is not None and watched.lost_at is None:
+            watched.lost_at = clock.now()
+        self.send(Kill(run, reason))
 
     # -- the thread ---------------------------------------------------------------------------------------
 
@@ -104,7 +129,7 @@ class Warden:
             for message in self._link.drain():
                 self._on_message(message, deliver)
             self._enforce()
-        self._end_tree()
+        self._end_trees()
 
     def _take_wakes(self) -> None:
         try:
@@ -118,52 +143,62 @@ class Warden:
                 first = tree.stat(message.pid)
             except OSError:
                 first = None
-            self._since = first.start if first is not None else 0
-            self._seen_empty = False
-            self._again_at, self._again_s = None, _AGAIN_S
-            wanted = self.wants_renewals(self._number)
-            self._running = message
-            if message.bound and not wanted:
-                self.hurry()  # nothing was renewed for a while
+            unwanted = [hold for n, hold in self._bound_to(message) if not self.wants_renewals(n)]
+            self._runs[message.run] = _Watched(message, first.start if first is not None else 0)
+            for hold in unwanted:
+                hold.hurry()  # nothing was renewed for a while
         elif isinstance(message, Ended):
-            self._idle_since = clock.now()
-            self._running = None
-        elif not isinstance(message, Renewed):
+            ended = self._runs.pop(message.run, None)
+            for _, hold in self._bound_to(ended.running) if ended is not None else ():
+                hold.idle_since = clock.now()
+        if not isinstance(message, Renewed):
             deliver(message)
 
-    def _last_moment(self) -> float:
-        at = self._terms.kill_at(self._deadline)
-        return at if self._lost_at is None else min(at, self._lost_at + self._kill_after_s)
+    def _bound_to(self, running: Running) -> list[tuple[int, _Hold]]:
+        return [(number, hold) for number in running.holds if (hold := self._holds.get(number)) is not None]
+
+    def _last_moment(self, run: _Watched) -> float | None:
+        """When nothing of a run may live any more; None: it holds nothing."""
+        kill_after_s = run.running.kill_after_s
+        moments = [] if run.lost_at is None else [run.lost_at + kill_after_s]
+        for number in run.running.holds:
+            hold = self._holds.get(number)
+            if hold is None:
+                return 0.0  # of a hold that was given back: a defect, and this the safe side
+            moments.append(hold.terms.kill_at(hold.deadline))
+            if hold.lost_at is not None:
+                moments.append(hold.lost_at + kill_after_s)
+        return min(moments, default=None)
 
     def _next_moment(self) -> float | None:
-        if self._running is None or not self._running.bound:
-            return None
-        return self._last_moment() if self._again_at is None else self._again_at
+        moments = (run.again_at or self._last_moment(run) for run in self._runs.values())
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def _enforce(self) -> None:
-        """Kill a tree that outlived its last moment, again and again: the supervisor may be stopped for hours."""
-        at = self._next_moment()
+        """Kill trees that outlived their last moment, again and again: the supervisor may be stopped for hours."""
         now = clock.now()
-        if at is None or now < at or self._running is None:
-            return
-        self._seen_empty = not self._kill_tree(self._running)
-        self._again_at = now + self._again_s
-        self._again_s = min(2 * self._again_s, _AGAIN_MOST_S)
+        for run in self._runs.values():
+            at = run.again_at or self._last_moment(run)
+            if at is None or now < at:
+                continue
+            run.seen_empty = not self._kill_tree(run)
+            run.again_at = now + run.again_s
+            run.again_s = min(2 * run.again_s, _AGAIN_MOST_S)
 
-    def _kill_tree(self, running: Running) -> list[Stat]:
+    def _kill_tree(self, run: _Watched) -> list[Stat]:
+        pid = run.running.pid
         try:
-            return self._kill(running.pid, running.tree, self._since)
+            return self._kill(pid, run.running.tree, run.since)
         except OSError:
             # we cannot look now: what we cannot see is not dead
-            return [Stat(running.pid, "?", 0, running.pid, 1, self._since)]
+            return [Stat(pid, "?", 0, pid, 1, run.since)]
 
-    def _end_tree(self) -> None:
+    def _end_trees(self) -> None:
         """The supervisor is dead: kill until two looks find nothing alive."""
-        running = self._running
         empty_looks, again_s = 0, _AGAIN_S
-        while running is not None and empty_looks < 2:
-            alive = self._kill_tree(running)
+        while self._runs and empty_looks < 2:
+            alive = [entry for run in self._runs.values() for entry in self._kill_tree(run)]
             empty_looks = 0 if alive else empty_looks + 1
             tree.wait_for_ends(alive, again_s)
             again_s = min(2 * again_s, _AGAIN_MOST_S)
-        self._running = None
+        self._runs.clear()

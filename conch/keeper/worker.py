@@ -172,7 +172,8 @@ class Worker:
             return False
         queue, place = self._places[-1]
         self._give_up_at = None  # it was for the queueing
-        self._warden.acquired(self._number, session.ttl_s, session.deadline)
+        terms = Terms(session.ttl_s, self._job.kill_after_s)
+        self._warden.acquired(self._number, terms, session.deadline, run=self._job.run, hurry=session.hurry)
         self._warden.send(Held(self._number, place.rev, session.lease, queue.key, session.ttl_s, session.deadline))
         self._watch_keys(place)
         return True
@@ -217,7 +218,6 @@ class Worker:
                 lost=lambda reason, serial=serial: self._inbox.put(_SessionLost(serial, reason)),  # type: ignore[misc]
                 tell=self._tell,
             )
-            self._warden.hurry = self._session.hurry
             return self._session
 
     def _enter(self, session: Session, queue: Queue) -> Place | None:
@@ -355,6 +355,7 @@ class Worker:
         if self._session is not None:
             self._session.stop()
             self._session = None
+        self._warden.forget(self._number)
         self._lookout.end()
         mine, self._lease = self._lease or lease, None
         return "" if mine is None else self._revoke(mine)

@@ -155,7 +155,7 @@ print(open("got").read(), end="")
 def test_signals_are_not_lost_in_a_flood(tmp_path: Path) -> None:
     """The wake-up descriptor holds only so many; the record holds all kinds."""
     text = """
-from conch.core.loop import Signals
+from conch.core.parent import Signals
 signals = Signals()
 for _ in range(20000):
     os.kill(os.getpid(), signal.SIGUSR1)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from conch.core.link import (
     Acquire,
     Answered,
+    Board,
     Ended,
     Failed,
     Held,
@@ -22,7 +23,6 @@ from conch.core.link import (
     Released,
     Renewed,
     Running,
-    Slot,
     decode,
     encode,
     pair,
@@ -38,7 +38,7 @@ EVERY: list[Message] = [
     Failed(69, "ä\n"),
     Released(),
     Note("info", "queued", {"rev": 5, "x": "y"}),
-    Running(5, "ab", bound=False),
+    Running(5, "ab", [1, 2], 5.0, "x"),
     Ended(),
     Release(None),
 ]
@@ -128,20 +128,20 @@ def test_end_is_seen_after_all_that_was_sent_before() -> None:
 
 def test_half_written_deadline_is_not_taken() -> None:
     """A keeper stopped in the middle of a write leaves what was there before, or nothing."""
-    slot = Slot()
-    assert slot.read() is None
-    slot.publish(Renewed(1, 5.0))
-    assert slot.read() == Renewed(1, 5.0)
-    slot._page[3] ^= 1
-    assert slot.read() is None
+    board = Board()
+    assert board.read() is None
+    board.publish(Renewed(1, 5.0))
+    assert board.read() == Renewed(1, 5.0)
+    board._page[3] ^= 1
+    assert board.read() is None
 
 
 def test_deadline_is_seen_by_another_process() -> None:
     """The page is shared across fork."""
-    slot = Slot()
+    board = Board()
     pid = os.fork()
     if pid == 0:
-        slot.publish(Renewed(7, 1.25))
+        board.publish(Renewed(7, 1.25))
         os._exit(0)
     os.waitpid(pid, 0)
-    assert slot.read() == Renewed(7, 1.25)
+    assert board.read() == Renewed(7, 1.25)

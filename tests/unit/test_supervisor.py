@@ -394,7 +394,7 @@ def test_hooks_around_the_child() -> None:
     """Each is known to the keeper; on-lose after a clean end is bound to the hold."""
     world = World(on_acquire="a", on_lose="l").held().ends(0).ends(3).ends(1).hears(Released())
     assert [hook for hook, _ in world.started] == ["a", None, "l"]
-    assert [m.bound for m in world.sent if isinstance(m, Running)] == [True, True, True]
+    assert [m.holds for m in world.sent if isinstance(m, Running)] == [[1], [1], [1]]
     assert world.code == 3
 
 
@@ -426,7 +426,7 @@ def test_on_lose_after_a_loss_is_free_of_the_deadline() -> None:
     """It holds nothing any more; only its own time-out ends it."""
     world = World(on_lose="l", hook_timeout_s=100).held().hears(Lost(1, "x")).ends(0)
     assert world.started[-1] == ("l", None)
-    assert not [m for m in world.sent if isinstance(m, Running)][-1].bound
+    assert not [m for m in world.sent if isinstance(m, Running)][-1].holds
     world.at(50)
     assert world.tree.signals == []
     assert world.ends(0).hears(Released()).code == 70

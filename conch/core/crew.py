@@ -1,0 +1,285 @@
+"""The supervisor of many runs on the real system: descriptors, signals, processes, their output."""
+
+import os
+import random
+import select
+import signal
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from conch.core import clock, process, tree
+from conch.core.link import Link, Message, Start
+from conch.core.output import Relay
+from conch.core.parent import Parent
+from conch.core.plan import End
+from conch.core.pool import Pool
+from conch.core.process import Process, Spec, User
+from conch.core.run import Tree
+from conch.core.tree import Stat
+from conch.log import Lines, Log
+
+# How many holds there can be at a time: one for the host, and one a run with a semaphore.
+HOLDS = 4096
+# Looks at all processes are shared: with many runs about to end, one look each would be too dear.
+_LOOK_PAUSE_S = 0.01
+# Should nothing wake us while something left running ends.
+_LOOK_AGAIN_S = 1.0
+_OUTPUT_LINES = 2000
+_LAST_WORDS_S = 1.0
+
+
+@dataclass(slots=True)
+class _Run:
+    process: Process
+    relays: tuple[Relay, Relay]
+
+
+class Crew:
+    """Runs a `Pool` on the real system; it is its `PoolPorts`."""
+
+    def __init__(
+        self,
+        keeper_main: Callable[[Link], None],
+        environment: Mapping[str, str],
+        log: Log,
+        *,
+        drain_s: float,
+        release_s: float,
+        user: User | None,
+        kept_open: Collection[int],
+    ) -> None:
+        """Runs get this environment and, if given, this user's rights; `kept_open` are the keeper's descriptors."""
+        self._environment = environment
+        self._log = log
+        self._user = user
+        self._parent = Parent(keeper_main, log, holds=HOLDS, kept_open=kept_open)
+        self._out = Lines(1, _OUTPUT_LINES)
+        self._runs: dict[str, _Run] = {}
+        self._trees: dict[int, str] = {}  # by the pid of the main process
+        self._relays: dict[int, Relay] = {}
+        self._ended: set[str] = set()
+        self._look_at: float | None = None
+        self._looked_at = 0.0
+        self._seen: Mapping[int, Stat] | None = None
+        self._strangers = frozenset(
+            (entry.pid, entry.start) for entry in tree.descendants(os.getpid(), tree.processes(), lambda _: False)
+        )
+        self._pool = Pool(self, log, drain_s=drain_s, release_s=release_s)
+
+    def run(self) -> int:
+        """Work until the pool is done; return conchd's exit code."""
+        pool = self._pool
+        pool.begin()
+        while not pool.done:
+            self._parent.follow(pool.holds)
+            moments = [m for m in (pool.wake_at, self._look_at) if m is not None]
+            ready = self._parent.wait(min(moments, default=None))
+            self._parent.receive(pool.on_message, pool.on_keeper_death)
+            pool.on_time()
+            for number in self._parent.signals.take():
+                if number == signal.SIGCHLD:
+                    self._note_ends()
+                else:
+                    pool.on_signal(number)
+            self._look()
+            self._pass_output_on(ready)
+        self._parent.dismiss_keeper()
+        self._last_words()
+        return pool.code
+
+    # -- the ends of runs ---------------------------------------------------------------------------------
+
+    def _note_ends(self) -> None:
+        process.reap_orphans({self._parent.keeper, *self._trees})
+        for run, what in self._runs.items():
+            if run not in self._ended and what.process.exit_code() is not None:
+                self._ended.add(run)
+        if self._ended:
+            self._look_at = self._looked_at + _LOOK_PAUSE_S
+
+    def _look(self) -> None:
+        """Have those judged whose main process has ended; one look at all processes serves them all."""
+        now = clock.now()
+        if self._look_at is None or now < self._look_at:
+            return
+        try:
+            self._seen = tree.processes()
+            judged = {run for run in self._ended if not self._reap_zombies(self._runs[run].process, self._seen)}
+        except OSError:
+            judged = set()  # we cannot look now
+        self._pool.on_change(judged)
+        self._seen = None
+        self._looked_at = clock.now()
+        unjudged = self._ended - judged
+        self._ended &= self._runs.keys()
+        pause_s = _LOOK_PAUSE_S if unjudged else _LOOK_AGAIN_S
+        self._look_at = self._looked_at + pause_s if self._ended else None
+
+    @staticmethod
+    def _reap_zombies(child: Process, seen: Mapping[int, Stat]) -> bool:
+        """Whether all that was seen of a tree had ended and waited for us; only a further look shows that none is left."""
+        found = child.below(seen)
+        if not found or not all(entry.dead for entry in found):
+            return False
+        for entry in found:
+            try:
+                os.waitpid(entry.pid, os.WNOHANG)
+            except ChildProcessError:
+                pass  # another's child
+        return True
+
+    # -- output -------------------------------------------------------------------------------------------
+
+    def _pass_output_on(self, ready: list[tuple[int, int]]) -> None:
+        for fd, _ in ready:
+            relay = self._relays.get(fd)
+            if relay is not None:
+                relay.read()
+                if relay.closed:
+                    self._parent.poller.unregister(fd)
+                    del self._relays[fd]
+        for lines in (self._out, self._log.lines):
+            lines.flush()
+            self._parent.want_write(lines)
+
+    def _last_words(self) -> None:
+        until = clock.now() + _LAST_WORDS_S
+        for lines in (self._out, self._log.lines):
+            lines.flush()
+            while lines.pending and clock.now() < until:
+                poller = select.poll()
+                poller.register(lines.fileno(), select.POLLOUT)
+                poller.poll(100)
+                lines.flush()
+
+    # -- PoolPorts ----------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Seconds of CLOCK_BOOTTIME."""
+        return clock.now()
+
+    def wall(self) -> float:
+        """Seconds since the epoch, for people."""
+        return time.time()
+
+    def jitter(self, low: float, high: float) -> float:
+        """A random number between the two."""
+        return random.uniform(low, high)
+
+    def start_keeper(self) -> None:
+        """Fork the keeper."""
+        self._parent.start_keeper()
+
+    def drop_keeper(self) -> None:
+        """SIGKILL the keeper and reap it."""
+        self._parent.drop_keeper()
+
+    def send(self, message: Message) -> None:
+        """Send to the keeper."""
+        self._parent.send(message)
+
+    def start_tree(self, order: Start, attempt: int, start_by: float | None) -> Tree:
+        """Fork the run behind its gate, its output piped to us."""
+        environment = {**self._environment, **order.environment, "CONCH_ATTEMPT": str(attempt)}
+        file = process.find_command(order.command[0], environment.get("PATH"))
+        relays = self._open_relays(order.label)
+        try:
+            child = process.start(
+                Spec(
+                    file,
+                    tuple(order.command),
+                    environment,
+                    no_input=True,
+                    directory=order.directory,
+                    outputs=(relays[0].write_end, relays[1].write_end),
+                    user=self._user,
+                ),
+                tree=order.run,
+                start_by=start_by,
+                dispositions=self._parent.signals.dispositions,
+                spare=lambda entry: self._spared(entry, order.run),
+            )
+        except OSError:
+            for relay in relays:
+                relay.started()
+                relay.finish()
+            raise
+        for relay in relays:
+            relay.started()
+            self._relays[relay.fileno()] = relay
+            self._parent.poller.register(relay, select.POLLIN)
+        self._runs[order.run] = _Run(child, relays)
+        self._trees[child.pid] = order.run
+        return _Watched(child, self)
+
+    def _open_relays(self, label: str) -> tuple[Relay, Relay]:
+        out = Relay(label, self._out)
+        try:
+            return out, Relay(label, self._log.lines)
+        except OSError:
+            out.started()
+            out.finish()
+            raise
+
+    def open_gate(self, tree: Tree) -> None:
+        """Let the main process exec."""
+        self._runs[tree.tree].process.open_gate()
+
+    def reap(self, tree: Tree) -> End:
+        """Pass on its last output and let the main process go."""
+        run = self._runs.pop(tree.tree)
+        del self._trees[run.process.pid]
+        error = run.process.exec_error()
+        for relay in run.relays:
+            if self._relays.pop(relay.fileno(), None) is not None:
+                self._parent.poller.unregister(relay)
+            relay.finish()
+        run.process.reap()
+        late = error == process.LATE
+        return End(None if late else error, late)
+
+    def _spared(self, entry: Stat, run: str) -> bool:
+        """Whether this process is not part of the run: only our own children can be another's."""
+        if entry.parent != os.getpid():
+            return False
+        owner = self._trees.get(entry.pid)
+        if owner is not None:
+            return owner != run
+        if entry.pid == self._parent.keeper or (entry.pid, entry.start) in self._strangers:
+            return True
+        # an orphan that came to us: by its group if that is a run's, else by the mark in its environment
+        owner = self._trees.get(entry.group)
+        return owner != run if owner is not None else not tree.carries(entry.pid, run)
+
+    def empty(self, child: Process) -> bool:
+        """Whether nothing of a tree lives, as far as this turn's look shows; before it, it is taken to live."""
+        if self._seen is None:
+            return False
+        try:
+            found = child.below(self._seen)
+        except OSError:
+            return False  # we cannot look now
+        return not found and child.exit_code() is not None
+
+
+class _Watched:
+    """A process whose emptiness is seen by the looks that all share."""
+
+    def __init__(self, child: Process, crew: Crew) -> None:
+        self._child = child
+        self._crew = crew
+        self.pid = child.pid
+        self.tree = child.tree
+
+    def exit_code(self) -> int | None:
+        return self._child.exit_code()
+
+    def empty(self) -> bool:
+        return self._crew.empty(self._child)
+
+    def signal_group(self, number: int) -> None:
+        self._child.signal_group(number)
+
+    def signal_tree(self, number: int) -> None:
+        self._child.signal_tree(number)
