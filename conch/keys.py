@@ -27,6 +27,18 @@ class Keys:
         """The queue within one host, for `--spread`."""
         return f"{self.prefix}/sema-host/{name}/{slots}/{host}/"
 
+    def cron(self, kind: str, *path: str | int) -> str:
+        """A key of cron: `job`, `fire`, `result`, `run`, `now` or `floor`; without a path all of that kind."""
+        return "/".join((self.prefix, "cron", kind, *map(str, path))) + ("" if path else "/")
+
+    def ticks(self, kind: str, name: str) -> str:
+        """All ticks of a job of one kind (`fire`, `result` or `now`)."""
+        return f"{self.prefix}/cron/{kind}/{name}/"
+
+    def node(self, host: str = "") -> str:
+        """A live conchd, or all of them."""
+        return f"{self.prefix}/node/{host}"
+
 
 def contender(queue: str, lease: int) -> str:
     """The key of one contender, named by its lease so that a repeated create finds its own."""

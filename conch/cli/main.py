@@ -17,7 +17,13 @@ from conch import __version__
 from conch.errors import EXIT_UNAVAILABLE, EXIT_USAGE, CannotWrite, ConchError, ReaderGone
 from conch.log import Log, escape
 
-_COMMANDS = {"elect": "conch.cli.elect", "sema": "conch.cli.sema", "dev": "conch.cli.dev"}
+_COMMANDS = {
+    "elect": "conch.cli.elect",
+    "sema": "conch.cli.sema",
+    "cron": "conch.cli.cron",
+    "conchd": "conch.cli.conchd",
+    "dev": "conch.cli.dev",
+}
 
 
 class _Commands(click.Group):

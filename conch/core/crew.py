@@ -118,7 +118,7 @@ class Crew:
 
     @staticmethod
     def _reap_zombies(child: Process, seen: Mapping[int, Stat]) -> bool:
-        """Whether all that was seen of a tree had ended and waited for us; only a further look shows that none is left."""
+        """Whether all that was seen of a tree had ended and waited for us: only a further look shows it empty."""
         found = child.below(seen)
         if not found or not all(entry.dead for entry in found):
             return False

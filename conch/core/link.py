@@ -165,7 +165,8 @@ class Begun(Message):
 class Start(Message):
     """Run this under these holds, of which `Held` told; its first attempt not after `start_by`.
 
-    An attempt lasts at most `limit_s`; one that fails or takes longer is followed by up to `retries` more.
+    An attempt lasts at most `limit_s`, the first `first_limit_s`; one that fails or
+    takes longer is followed by up to `retries` more.
     """
 
     kind: ClassVar[str] = "start"
@@ -177,6 +178,7 @@ class Start(Message):
     directory: str | None
     holds: list[int]
     start_by: float
+    first_limit_s: float
     limit_s: float
     kill_after_s: float
     retries: int

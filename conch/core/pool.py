@@ -353,7 +353,7 @@ class Pool:
             self._attempt_over(task, EXIT_NOT_EXECUTABLE, f"cannot start it: {error.strerror or error}")
             return
         task.run = Run(tree, order.kill_after_s, self._log, None, run=order.label, attempt=task.attempt)
-        task.end_at = now + order.limit_s
+        task.end_at = now + (order.first_limit_s if task.attempt == 1 else order.limit_s)
         self._tell_running(task)  # the keeper knows the tree before anything of it can run
         self._log("info", "child-start", run=order.label, attempt=task.attempt, pid=tree.pid)
         self._ports.open_gate(tree)

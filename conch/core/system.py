@@ -1,12 +1,16 @@
 """The few Linux calls that Python's `os` does not have (or not yet)."""
 
 import ctypes
+import errno
 import os
 import time
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _TFD_TIMER_ABSTIME = 1
+_TFD_TIMER_CANCEL_ON_SET = 2
+_TFD_CLOEXEC = 0o2000000
+_FAR_S = 2**40
 _TFD_FLAGS = 0o2000000 | 0o4000  # TFD_CLOEXEC | TFD_NONBLOCK
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -65,3 +69,21 @@ class Timer:
     def close(self) -> None:
         """Give the descriptor back."""
         os.close(self._fd)
+
+
+class StepTimer:
+    """A timerfd on CLOCK_REALTIME that never fires, but tells when that clock is set (or the machine was asleep)."""
+
+    def __init__(self) -> None:
+        self._fd = _check(_libc.timerfd_create(time.CLOCK_REALTIME, _TFD_CLOEXEC))
+
+    def wait(self) -> None:
+        """Block until the clock is set."""
+        spec = _Itimerspec(_Timespec(0, 0), _Timespec(_FAR_S, 0))
+        flags = _TFD_TIMER_ABSTIME | _TFD_TIMER_CANCEL_ON_SET
+        _check(_libc.timerfd_settime(self._fd, flags, ctypes.byref(spec), None))
+        try:
+            os.read(self._fd, 8)
+        except OSError as error:
+            if error.errno != errno.ECANCELED:
+                raise

@@ -8,7 +8,7 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from conch.core import clock
@@ -144,3 +144,13 @@ def wait_for_ends(entries: Iterable[Stat], timeout_s: float) -> None:
             poller.poll(max(0.0, until - clock.now()) * 1000)
         finally:
             os.close(pidfd)
+
+
+def carriers(trees: Collection[str]) -> list[Stat]:
+    """The living processes that carry any of these runs' ids in their environment; `OSError` if we cannot look."""
+    me = os.getpid()
+    return [
+        entry
+        for entry in processes().values()
+        if not entry.dead and entry.pid != me and any(carries(entry.pid, one) for one in trees)
+    ]

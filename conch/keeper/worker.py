@@ -3,7 +3,9 @@
 import os
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from conch.core import clock
 from conch.core.clock import Terms
@@ -15,7 +17,6 @@ from conch.keeper.job import Job, Stage
 from conch.keeper.lookout import Gone, Lookout
 from conch.keeper.queue import Place, PlaceLost, Queue
 from conch.keeper.session import Session
-from conch.keeper.warden import Warden
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 2.0
 _LEAST_S = 0.2
@@ -30,6 +31,23 @@ class _Renewed:
 class _SessionLost:
     session: int
     reason: str
+
+
+class Holding(Protocol):
+    """Who is told of the hold, and enforces it; `conch.keeper.warden.Warden` has what each of these means."""
+
+    def send(self, message: Message) -> None: ...
+    def acquired(
+        self, number: int, terms: Terms, deadline: float, *, run: str = "", hurry: Callable[[], None] = ...
+    ) -> None: ...
+    def forget(self, number: int) -> None: ...
+    def renewed(self, number: int, deadline: float) -> None: ...
+    def wants_renewals(self, number: int) -> bool: ...
+    def lost(self, number: int, reason: str) -> None: ...
+
+
+class _Stop(Message):
+    """Nothing is to be served any more."""
 
 
 class _Cancelled(Exception):
@@ -50,7 +68,7 @@ class Worker:
     `released` is set while every release asked for was served.
     """
 
-    def __init__(self, job: Job, store: Store, warden: Warden) -> None:
+    def __init__(self, job: Job, store: Store, warden: Holding) -> None:
         self._job = job
         self._store = store
         self._warden = warden
@@ -85,10 +103,16 @@ class Worker:
                 self._cancelled.clear()
                 self.released.set()
 
+    def stop(self) -> None:
+        """End `run` when all that was delivered is served."""
+        self._inbox.put(_Stop())
+
     def run(self) -> None:
-        """Serve for ever."""
+        """Serve until told to stop."""
         while True:
             match self._inbox.get():
+                case _Stop():
+                    return
                 case Acquire() as wanted:
                     self._serve(wanted)
                 case Release(lease):

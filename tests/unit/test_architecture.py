@@ -15,6 +15,7 @@ ALLOWED = {
     "core": {"conch.errors", "conch.log"},
     "etcd": {"conch.errors", "conch.config", "conch.keys"},
     "keeper": {"conch.core", "conch.etcd", "conch.config", "conch.log", *SMALL_MODULES},
+    "cron": {"conch.core", "conch.etcd", "conch.keeper", "conch.config", "conch.log", *SMALL_MODULES},
     "dev": {"conch.core", "conch.etcd", "conch.config", *SMALL_MODULES},
     "cli": {"conch"},
 }
@@ -57,6 +58,8 @@ def test_imports_run_one_way(path: Path) -> None:
         ("grpc", {"etcd"}),
         ("google.protobuf", {"etcd"}),
         ("termios", {"core"}),
+        ("croniter", {"cron"}),
+        ("prometheus_client", {"cron"}),
     ],
 )
 def test_each_outside_package_has_one_home(module: str, only: set[str]) -> None:

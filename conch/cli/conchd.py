@@ -1,0 +1,189 @@
+"""`conch conchd`: the daemon that runs the ticks of a fleet's schedules, each on exactly one host."""
+
+import fcntl
+import os
+import time
+from functools import partial
+from typing import Any
+
+import click
+
+from conch.cli.options import DURATION, TTL, Parsed, common_options, settings, whole
+from conch.errors import EXIT_NOT_ACQUIRED, BadInput, ConchError
+
+# A conchd that was killed may need a moment to end what it ran; its successor waits for that.
+_LOCK_S = 5.0
+_SECRETS = ("CONCH_PASSWORD", "ETCDCTL_PASSWORD")
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, separator, port = text.rpartition(":")
+    if not separator:
+        host = "127.0.0.1"
+    if not port.isascii() or not port.isdecimal() or int(port) > 65535 or (separator and not host):
+        raise BadInput(f"{text!r} is not HOST:PORT or a port")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+ADDRESS = Parsed("address", _address)
+
+
+@click.command("conchd", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--status-addr",
+    type=ADDRESS,
+    envvar="CONCH_STATUS_ADDR",
+    metavar="HOST:PORT",
+    help="Serve status and metrics there.",
+)
+@click.option(
+    "--state-dir",
+    envvar=["CONCH_STATE_DIR", "STATE_DIRECTORY"],
+    metavar="DIR",
+    help="Where the journal is kept; else below XDG_STATE_HOME or ~/.local/state.",
+)
+@click.option(
+    "--drain",
+    type=DURATION,
+    default="30s",
+    show_default=True,
+    envvar="CONCH_DRAIN",
+    help="After SIGTERM: how long to wait for runs.",
+)
+@click.option(
+    "--max-runs",
+    type=whole(1, 4000),
+    default=1000,
+    show_default=True,
+    envvar="CONCH_MAX_RUNS",
+    help="At this many live runs claim nothing; other hosts may.",
+)
+@click.option("--ttl", type=TTL, default="10s", show_default=True, envvar="CONCH_TTL", help="Lease TTL, at least 2s.")
+@click.option(
+    "--job-key-file",
+    envvar="CONCH_JOB_KEY_FILE",
+    metavar="FILE",
+    help="Run only jobs that are signed with the key in this file.",
+)
+@click.option("--run-as", envvar="CONCH_RUN_AS", metavar="USER", help="Run jobs as this user; needs root.")
+@common_options
+def command(**values: Any) -> int:
+    """Run the ticks of the schedules in etcd, each on exactly one host of those that run conchd."""
+    common = settings(values)
+    user = _user(values["run_as"])
+    from conch.cli.keyfile import read_key
+
+    job_key = read_key(values["job_key_file"])
+    from conch.core.crew import Crew
+    from conch.cron.daemon import Daemon
+    from conch.holder import myself
+    from conch.log import Log
+    from conch.names import check_name
+
+    me = myself(["conchd"])
+    try:
+        check_name(me.host)
+    except BadInput as error:
+        raise BadInput(f"the host's name cannot stand in a key, set CONCH_HOST: {error}") from None
+    log = Log(quiet=common.quiet, form=common.log_format)
+    state_dir = _state_dir(values["state_dir"])
+    lock = _lock(state_dir)
+    if os.geteuid() == 0 and user is None:
+        log("warning", "running-as-root", msg="whoever may write jobs in etcd runs commands as root here: see --run-as")
+    if job_key is None:
+        log("info", "unsigned-jobs", msg="jobs are run whoever wrote them: see --job-key-file")
+    daemon = Daemon(
+        connection=common.connection,
+        keys=common.keys,
+        me=me,
+        state_dir=state_dir,
+        ttl_s=values["ttl"],
+        max_runs=values["max_runs"],
+        job_key=job_key,
+        status=values["status_addr"],
+    )
+    crew = Crew(
+        partial(_keep, daemon),
+        _environment(user),
+        log,
+        drain_s=values["drain"],
+        release_s=2 * common.connection.command_timeout_s,
+        user=None if user is None else user[0],
+        kept_open=(lock,),
+    )
+    return crew.run()
+
+
+def _keep(daemon: Any, link: Any) -> None:
+    # imported in the keeper alone: with it comes all of gRPC
+    from conch.cron.daemon import keep
+
+    keep(daemon, link)
+
+
+def _environment(user: Any) -> dict[str, str]:
+    """What runs inherit: not our etcd password, and of the user whose rights they get."""
+    environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    for name in ("CONCH_USER", "ETCDCTL_USER"):
+        if name in environment:
+            environment[name] = environment[name].partition(":")[0]
+    if user is not None:
+        account, home, shell = user
+        environment.update(HOME=home, USER=account.name, LOGNAME=account.name, SHELL=shell)
+    return environment
+
+
+def _user(name: str | None) -> Any:
+    if name is None:
+        return None
+    import pwd
+
+    from conch.core.process import User
+
+    try:
+        found = pwd.getpwnam(name)
+    except KeyError:
+        raise BadInput(f"--run-as: there is no user {name!r}") from None
+    if os.geteuid() != 0:
+        raise BadInput("--run-as needs root")
+    return User(found.pw_name, found.pw_uid, found.pw_gid), found.pw_dir, found.pw_shell or "/bin/sh"
+
+
+def _state_dir(given: str | None) -> str:
+    """The state directory, made if it is not there, for our eyes only."""
+    path = (given or "").split(":")[0]  # systemd gives a list
+    if not path:
+        base = os.environ.get("XDG_STATE_HOME") or ""
+        if not base.startswith("/"):
+            home = os.path.expanduser("~")
+            if not home.startswith("/"):
+                raise BadInput("no place for the state: there is no home directory, give --state-dir")
+            base = os.path.join(home, ".local", "state")
+        path = os.path.join(base, "conch")
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        os.chmod(path, 0o700)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--state-dir: cannot use {path}: {getattr(error, 'strerror', None) or error}") from None
+    return os.path.abspath(path)
+
+
+def _lock(state_dir: str) -> int:
+    """Keep any other conchd out of the state directory; the keeper holds the lock too, until all has ended."""
+    path = os.path.join(state_dir, "lock")
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BadInput(f"--state-dir: cannot write {path}: {error.strerror}") from None
+    until = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise ConchError(
+                    f"another conchd uses {state_dir}: give each its own --state-dir", code=EXIT_NOT_ACQUIRED
+                ) from None
+            time.sleep(0.1)
+        else:
+            return fd

@@ -1,0 +1,487 @@
+"""`conch cron`: schedules in etcd, and what became of their ticks."""
+
+import getpass
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from conch.cli.options import DURATION, NAME, POSITIVE_DURATION, Parsed, common_options, settings, whole
+from conch.cli.wrapper import WrapperCommand
+from conch.config import Settings
+from conch.errors import EXIT_NO, BadInput, ConchError
+from conch.log import Log, escape
+
+if TYPE_CHECKING:
+    from conch.cron.job import Job
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+_NOW_LEASE_S = 120
+_TRIES = 20
+
+
+@click.group("cron", context_settings=_HELP)
+def command() -> None:
+    """Schedule commands: each tick runs on exactly one of the hosts that run `conch conchd`."""
+
+
+def _instant(text: str) -> int:
+    try:
+        when = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
+        if when.tzinfo is None or "T" not in text.upper():
+            raise ValueError("no offset")
+        return int(when.timestamp())
+    except (ValueError, OverflowError):
+        raise BadInput(f"{text!r} is not RFC 3339: write 2026-01-31T12:00:00Z") from None
+
+
+INSTANT = Parsed("instant", _instant)
+KEY_FILE = click.option(
+    "--job-key-file", envvar="CONCH_JOB_KEY_FILE", metavar="FILE", help="Sign the job with the key in this file."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="One object a line.")
+
+
+class _Session:
+    """One command's dealings with etcd."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.common: Settings = settings(values)
+        self.log = Log(quiet=self.common.quiet, form=self.common.log_format)
+        self.keys = self.common.keys
+        connection = self.common.connection
+        self.timeout_s = min(connection.dial_timeout_s, connection.command_timeout_s)
+
+    def __enter__(self) -> "_Session":
+        from conch.etcd.driver import GrpcStore
+
+        self.store: GrpcStore = GrpcStore(self.common.connection)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.store.close()
+
+    def read(self, name: str) -> "tuple[Job, int]":
+        """The job and its mod-revision; exit 1 if there is none."""
+        from conch.cron.job import UnreadableJob, parse
+        from conch.etcd.store import Range
+
+        key = self.keys.cron("job", name)
+        found = self.store.range(Range(key.encode()), timeout_s=self.timeout_s).kvs
+        if not found:
+            raise ConchError(f"there is no job {name}", code=EXIT_NO)
+        try:
+            return parse(name, found[0].value), found[0].mod_revision
+        except UnreadableJob as error:
+            raise ConchError(f"job {name} cannot be read ({key}): {error}") from None
+
+
+@command.command("add", cls=WrapperCommand, context_settings=_HELP)
+@click.argument("name", type=NAME)
+@click.option("--schedule", required=True, metavar="EXPR", help="Five fields, @daily and the like, or '@every 30s'.")
+@click.option("--tz", default="UTC", show_default=True, metavar="ZONE", help="IANA time zone of the schedule.")
+@click.option(
+    "--run-ttl", type=POSITIVE_DURATION, default="10m", show_default=True, help="A run that takes longer ends."
+)
+@click.option("--kill-after", type=DURATION, default="5s", show_default=True, help="SIGTERM to SIGKILL.")
+@click.option(
+    "--overlap",
+    type=click.Choice(["forbid", "allow", "replace"]),
+    default="forbid",
+    show_default=True,
+    help="While a run is alive anywhere: skip the tick, run it too, or end the old run first.",
+)
+@click.option("--retries", type=whole(0, 1000), default=0, show_default=True, help="Further attempts of a failed run.")
+@click.option("--retry-delay", type=DURATION, default="30s", show_default=True, help="Between two attempts.")
+@click.option(
+    "--start-deadline",
+    type=POSITIVE_DURATION,
+    help="How late a tick may start; else 60s, or less if the next is sooner.",
+)
+@click.option("--sema", metavar="NAME:N", help="Run while holding a slot of this semaphore.")
+@click.option("--env", multiple=True, metavar="K=V", help="Set in the run's environment; may be given again.")
+@click.option("--cwd", metavar="DIR", help="Where it runs; an absolute path.")
+@click.option("--paused", is_flag=True, help="Claim no ticks until `cron resume`.")
+@KEY_FILE
+@common_options
+@click.pass_context
+def add(context: click.Context, /, **values: Any) -> int:
+    """Add or replace a job: conch cron add NAME --schedule EXPR [OPTIONS] -- CMD..."""
+    from conch.cli.keyfile import read_key
+    from conch.cli.look import put_line
+    from conch.cron.job import decode, parse_variable
+    from conch.holder import host_name, rfc3339
+
+    session = _Session(values)
+    if not context.obj:
+        raise click.UsageError("no command: put it after --", context)
+    now = time.time()
+    fields = {
+        "schedule": values["schedule"],
+        "tz": values["tz"],
+        "cmd": list(context.obj),
+        "run_ttl": values["run_ttl"],
+        "kill_after": values["kill_after"],
+        "overlap": values["overlap"],
+        "retries": values["retries"],
+        "retry_delay": values["retry_delay"],
+        "start_deadline": values["start_deadline"],
+        "sema": values["sema"],
+        "env": dict(parse_variable(one) for one in values["env"]),
+        "cwd": values["cwd"],
+        "paused": values["paused"],
+        "added_by": f"{_user()}@{host_name()}",
+        "added_at": rfc3339(now),
+    }
+    job = decode(values["name"], {name: value for name, value in fields.items() if value is not None})
+    job = job.signed(read_key(values["job_key_file"]))
+    from conch.etcd.store import Put, Range
+
+    with session:
+        key = session.keys.cron("job", job.name).encode()
+        before = session.store.txn(
+            [], [Range(key, keys_only=True), Put(key, job.encode())], timeout_s=session.timeout_s
+        ).ranges[0]
+    replaced = bool(before.kvs and before.kvs[0].value != job.encode())
+    session.log("info", "job-replaced" if replaced else "job-added", job=job.name, paused=job.paused or None)
+    for line in _next_lines(job.ticks(), int(now), 3, job.tz):
+        put_line(line)
+    return 0
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return str(os.getuid())
+
+
+@command.command("rm", context_settings=_HELP)
+@click.argument("name", type=NAME)
+@common_options
+def rm(**values: Any) -> int:
+    """Remove a job. A run in flight goes on; its history stays until it expires."""
+    from conch.etcd.store import Delete, Range
+
+    name = values["name"]
+    with _Session(values) as session:
+        key, floor = (session.keys.cron(kind, name).encode() for kind in ("job", "floor"))
+        found = session.store.txn(
+            [], [Range(key, keys_only=True), Delete(key), Delete(floor)], timeout_s=session.timeout_s
+        ).ranges[0]
+    if not found.kvs:
+        raise ConchError(f"there is no job {name}", code=EXIT_NO)
+    return 0
+
+
+@command.command("show", context_settings=_HELP)
+@click.argument("name", type=NAME)
+@JSON
+@common_options
+def show(**values: Any) -> int:
+    """Show a job as it is kept in etcd."""
+    from conch.cli.look import put_json, put_line
+
+    with _Session(values) as session:
+        job, rev = session.read(values["name"])
+    if values["as_json"]:
+        put_json({"name": job.name, **job.raw, "rev": rev})
+        return 0
+    put_line(f"name: {job.name}")
+    for field, value in job.raw.items():
+        if field == "cmd":
+            value = shlex.join(value)
+        elif field == "env":
+            value = " ".join(shlex.quote(f"{k}={v}") for k, v in value.items())
+        if value not in ("", None):
+            put_line(escape(f"{field}: {value}"))
+    return 0
+
+
+def _set_paused(values: dict[str, Any], *, paused: bool) -> int:
+    from conch.cli.keyfile import read_key
+    from conch.etcd.store import ModifiedAt, Put
+
+    key_file = read_key(values["job_key_file"])
+    with _Session(values) as session:
+        for _ in range(_TRIES):
+            job, rev = session.read(values["name"])
+            if job.paused == paused:
+                return 0
+            if job.is_signed and key_file is None:
+                raise BadInput(f"job {job.name} is signed: give --job-key-file")
+            changed = job.changed(paused=paused)
+            if key_file is not None:
+                changed = changed.signed(key_file)
+            key = session.keys.cron("job", job.name).encode()
+            made = session.store.txn([ModifiedAt(key, rev)], [Put(key, changed.encode())], timeout_s=session.timeout_s)
+            if made.succeeded:
+                return 0
+    raise ConchError(f"job {values['name']} is being changed by others all the time")
+
+
+@command.command("pause", context_settings=_HELP)
+@click.argument("name", type=NAME)
+@KEY_FILE
+@common_options
+def pause(**values: Any) -> int:
+    """Claim no more ticks of a job. A run in flight goes on."""
+    return _set_paused(values, paused=True)
+
+
+@command.command("resume", context_settings=_HELP)
+@click.argument("name", type=NAME)
+@KEY_FILE
+@common_options
+def resume(**values: Any) -> int:
+    """Claim the ticks of a job again, from now on."""
+    return _set_paused(values, paused=False)
+
+
+@command.command("run", context_settings=_HELP)
+@click.argument("name", type=NAME)
+@common_options
+def run(**values: Any) -> int:
+    """Ask for a tick now, also of a paused job; prints it. Exit 1 if no conchd is alive."""
+    from conch.cli.look import put_line
+    from conch.cron.history import everything, live_nodes
+    from conch.etcd.store import CreatedAt, LeaseGone, ModifiedAt, Put, Range
+    from conch.holder import myself, rfc3339
+
+    with _Session(values) as session:
+        store, keys, limit_s = session.store, session.keys, session.timeout_s
+        job, rev = session.read(values["name"])
+        if not live_nodes(store.range(everything(keys.node()), timeout_s=limit_s).kvs):
+            raise ConchError(f"cannot run {job.name}: no conchd is alive", code=EXIT_NO)
+        ticks = None if job.paused else job.ticks()
+        lease = int.from_bytes(os.urandom(8)) >> 1 or 1
+        store.grant(lease, _NOW_LEASE_S, timeout_s=limit_s)
+        value = myself(["conch", "cron", "run", job.name]).encode()
+        tick = int(time.time())
+        made = False
+        try:
+            for _ in range(_TRIES):
+                while (
+                    ticks is not None and ticks.next_after(tick - 1) == tick and tick < time.time() + _NOW_LEASE_S / 2
+                ):
+                    tick += 1  # it has a tick of its own
+                kinds = [keys.cron(kind, job.name, tick).encode() for kind in ("now", "fire", "result")]
+                if ticks is not None and ticks.next_after(tick - 1) == tick:
+                    break
+                asked = store.txn(
+                    [*(CreatedAt(key, 0) for key in kinds), ModifiedAt(keys.cron("job", job.name).encode(), rev)],
+                    [Put(kinds[0], value, lease)],
+                    [Range(kinds[0])],
+                    timeout_s=limit_s,
+                )
+                made = asked.succeeded or any(kv.lease == lease for kv in asked.ranges[0].kvs)
+                if made:
+                    put_line(rfc3339(tick))
+                    return 0
+                job, rev = session.read(values["name"])
+                tick += 1
+        except LeaseGone:
+            pass
+        finally:
+            if not made:
+                store.revoke(lease, timeout_s=limit_s)
+    raise ConchError(f"cannot run {job.name}: every second has a tick of its own", code=EXIT_NO)
+
+
+@command.command("ls", context_settings=_HELP)
+@click.option("--last", is_flag=True, help="With the newest tick of each.")
+@JSON
+@common_options
+def ls(**values: Any) -> int:
+    """List the jobs."""
+    from conch.cli.look import put_json, put_line
+    from conch.cron.history import everything, last_rows
+    from conch.cron.job import UnreadableJob, parse
+    from conch.holder import rfc3339
+
+    with _Session(values) as session:
+        prefix = session.keys.cron("job")
+        found = session.store.range(everything(prefix), timeout_s=session.timeout_s).kvs
+        jobs = []
+        for kv in found:
+            key = kv.key.decode("utf-8", "replace")
+            try:
+                jobs.append(parse(key.removeprefix(prefix), kv.value))
+            except (UnreadableJob, BadInput) as error:
+                session.log("warning", "unreadable", key=key, msg=str(error))
+        last: Mapping[str, Mapping[str, Any]] = {}
+        if values["last"]:
+            last, bad = last_rows(session.store, session.keys, [j.name for j in jobs], timeout_s=session.timeout_s)
+            for key in bad:
+                session.log("warning", "unreadable", key=key)
+    now = time.time()
+    rows = []
+    for job in jobs:
+        following = None if job.paused else job.ticks().next_after(int(now))
+        data: dict[str, object] = {
+            "name": job.name,
+            "schedule": job.schedule,
+            "tz": job.tz,
+            "cmd": list(job.cmd),
+            "paused": job.paused,
+            "next_tick": None if following is None else rfc3339(following),
+        }
+        newest = last.get(job.name, {})
+        if values["last"]:
+            data |= {"last_tick": newest.get("tick")}
+            data |= {field: newest.get(field) for field in ("node", "exit", "state", "duration_s")}
+        if values["as_json"]:
+            put_json(data)
+            continue
+        cells = [job.name, job.schedule, job.tz, "paused" if job.paused else _when(following, now)]
+        if values["last"]:
+            cells += _last_cells(newest, now)
+        rows.append([*cells, shlex.join(job.cmd)])
+    if rows:
+        head = [
+            "NAME",
+            "SCHEDULE",
+            "TZ",
+            "NEXT",
+            *(["LAST", "STATE", "EXIT", "NODE", "TOOK"] if values["last"] else []),
+        ]
+        _table([*head, "COMMAND"], rows, put_line)
+    return 0
+
+
+@command.command("history", context_settings=_HELP)
+@click.argument("name", type=NAME)
+@click.option("-n", "limit", type=whole(1, 1000), default=20, show_default=True, help="How many ticks.")
+@JSON
+@common_options
+def history(**values: Any) -> int:
+    """Show a job's newest ticks, newest first."""
+    from conch.cli.look import put_json, put_line
+    from conch.cron.history import history as read_history
+
+    with _Session(values) as session:
+        rows, bad = read_history(
+            session.store, session.keys, values["name"], values["limit"], timeout_s=session.timeout_s
+        )
+        if not rows and not bad:
+            session.read(values["name"])  # a job that never ran is no error, an unknown one is
+        for key in bad:
+            session.log("warning", "unreadable", key=key)
+    if values["as_json"]:
+        for one in rows:
+            put_json(one)
+        return 0
+    now = time.time()
+    lines = [
+        [
+            *_last_cells(one, now)[:4],
+            one["started"] or "-",
+            _last_cells(one, now)[4],
+            str(one["attempt"] or "-"),
+            one["reason"] or "",
+        ]
+        for one in rows
+    ]
+    if lines:
+        _table(["TICK", "STATE", "EXIT", "NODE", "STARTED", "TOOK", "ATTEMPT", "REASON"], lines, put_line)
+    return 0
+
+
+@command.command("next", context_settings=_HELP)
+@click.argument("expression", required=False, metavar="EXPR")
+@click.option("--job", type=NAME, help="Those of a job in etcd instead.")
+@click.option("--tz", metavar="ZONE", help="IANA time zone; UTC, or the job's.")
+@click.option("-n", "limit", type=whole(1, 1000), default=5, show_default=True, help="How many.")
+@click.option("--after", type=INSTANT, help="Those after this instant (RFC 3339) instead of now.")
+@JSON
+@common_options
+@click.pass_context
+def next_(context: click.Context, /, **values: Any) -> int:
+    """Show the next ticks of a cron expression, or of a job."""
+    from conch.cli.look import put_json, put_line
+    from conch.cron.schedule import parse_schedule
+    from conch.holder import rfc3339
+
+    expression, name = values["expression"], values["job"]
+    if (expression is None) == (name is None):
+        raise click.UsageError("give an expression, or --job NAME", context)
+    session = _Session(values)
+    zone = values["tz"] or "UTC"
+    if name is None:
+        schedule = parse_schedule(expression, zone=zone)
+    else:
+        with session:
+            job = session.read(name)[0]
+        zone = values["tz"] or job.tz
+        schedule = parse_schedule(job.schedule, zone=zone, name=name)
+    at = int(time.time()) if values["after"] is None else values["after"]
+    for tick in _ticks(schedule.next_after, at, values["limit"]):
+        if values["as_json"]:
+            put_json({"tick": rfc3339(tick), "tick_unix": tick, "local": _local(tick, zone)})
+        else:
+            put_line(_local(tick, zone))
+    return 0
+
+
+def _ticks(next_after: Callable[[int], int | None], after: int, limit: int) -> Sequence[int]:
+    found: list[int] = []
+    tick: int | None = after
+    while len(found) < limit and tick is not None and (tick := next_after(tick)) is not None:
+        found.append(tick)
+    return found
+
+
+def _next_lines(schedule: Any, after: int, limit: int, zone: str) -> Sequence[str]:
+    return [_local(tick, zone) for tick in _ticks(schedule.next_after, after, limit)]
+
+
+def _local(tick: int, zone: str) -> str:
+    """RFC 3339 with the zone's offset."""
+    from zoneinfo import ZoneInfo
+
+    return datetime.fromtimestamp(tick, ZoneInfo(zone)).isoformat(timespec="seconds")
+
+
+# -- tables -----------------------------------------------------------------------------------------------
+
+
+def _when(tick: int | None, now: float) -> str:
+    """A moment as people want it on a terminal, RFC 3339 elsewhere."""
+    from conch.holder import rfc3339
+
+    if tick is None:
+        return "-"
+    if sys.stdout is None or not sys.stdout.isatty():
+        return rfc3339(tick)
+    seconds = abs(tick - now)
+    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (129600, 3600, "h")):
+        if seconds < limit:
+            amount = f"{round(seconds / size)} {unit}"
+            break
+    else:
+        amount = f"{round(seconds / 86400)} days"
+    return f"in {amount}" if tick > now else f"{amount} ago"
+
+
+def _last_cells(row: Mapping[str, Any], now: float) -> list[str]:
+    took = row.get("duration_s")
+    return [
+        _when(row.get("tick_unix"), now),
+        row.get("state") or "-",
+        "-" if row.get("exit") is None else str(row["exit"]),
+        row.get("node") or "-",
+        "-" if took is None or row.get("started") is None else f"{took:.1f}s",
+    ]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], put: Callable[[str], None]) -> None:
+    cells = [list(head), *([escape(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    for row in cells:
+        put("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

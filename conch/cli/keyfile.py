@@ -1,0 +1,25 @@
+"""The key that jobs are signed with."""
+
+import os
+import stat
+
+from conch.errors import BadInput
+
+_LEAST_BYTES = 16
+
+
+def read_key(path: str | None) -> bytes | None:
+    """The key in a file, without white space at its ends; raises `BadInput` for one that is no good."""
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            key = file.read(65536).strip()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--job-key-file: cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISREG(mode) and mode & 0o007:
+        raise BadInput(f"--job-key-file: {path} is open to all users (chmod 600)")
+    if len(key) < _LEAST_BYTES:
+        raise BadInput(f"--job-key-file: the key in {path} is shorter than {_LEAST_BYTES} bytes")
+    return key

@@ -1,0 +1,1 @@
+"""Scheduling: each tick on exactly one host."""

@@ -1,0 +1,379 @@
+"""The transactions of a tick: each claims or ends it at once or not at all, and finds itself when it is repeated.
+
+A claim is created once and outlives its run, so a tick runs at most once, whoever dies. The leases under claims and
+results are shared by all hosts: their ids follow from the hour or the day, so leases do not grow with ticks or hosts.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from conch.cron.job import Job
+from conch.cron.records import Result, claim_value, fields_of, tick_of
+from conch.etcd.store import (
+    Below,
+    Compare,
+    CreatedAt,
+    Delete,
+    KeyValue,
+    LeaseExists,
+    LeaseGone,
+    ModifiedAt,
+    Operation,
+    Put,
+    Range,
+    Store,
+    TxnResult,
+)
+from conch.holder import Holder
+from conch.keys import Keys, prefix_end
+
+# A claim lives 25 h at least; one lease serves the claims of an hour, one the results of a day.
+_CLAIM_S, _CLAIM_EVERY_S = 26 * 3600, 3600
+_RESULT_S, _RESULT_EVERY_S = 15 * 86400, 86400
+HISTORY = 1000
+# How many old ticks one delivery removes at most: it catches up, and stays below etcd's limit of operations.
+TRIM = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Our daemon as it is registered: the number of its hold, its lease, its key's create-revision."""
+
+    number: int
+    lease: int
+    rev: int
+
+
+@dataclass(slots=True)
+class Due:
+    """A tick that this daemon could claim. `now_rev` is the create-revision of the request for it, 0 if scheduled."""
+
+    job: Job
+    job_rev: int
+    tick: int
+    late_at: float
+    run: str
+    now_rev: int = 0
+    unclear: bool = False
+    pause_s: float = 0.0
+
+    @property
+    def id(self) -> tuple[str, int]:
+        """Which tick it is."""
+        return self.job.name, self.tick
+
+
+@dataclass(frozen=True, slots=True)
+class Won:
+    """The tick is ours: the claim's create-revision and lease, and the run key's revision if we have that too."""
+
+    rev: int
+    lease: int
+    run_rev: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Nobody can claim it any more, or not in this way: `why` says what stands against it."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """A run of the job is alive: its run key; None: it has gone meanwhile."""
+
+    run: KeyValue | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGone:
+    """We are not registered any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What was known of the floor was wrong."""
+
+    has_floor: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The result is in etcd, or not wanted there. `old` are ticks over what is kept, oldest first."""
+
+    old: tuple[int, ...]
+    has_floor: bool
+    wanted: bool = True
+
+
+Outcome = Won | Taken | Busy | NodeGone | Again
+
+
+def shared_lease(prefix: str, kind: str, period: int) -> int:
+    """The id of a lease that all hosts share."""
+    digest = hashlib.sha256(f"{prefix} {kind} {period}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1 or 1
+
+
+class Claims:
+    """Claims and results of ticks in etcd. Every call may raise `StoreError`."""
+
+    def __init__(self, store: Store, keys: Keys, host: str, history: int = HISTORY) -> None:
+        """`history` is how many ticks a job keeps."""
+        self._history = history
+        self._store = store
+        self._keys = keys
+        self._host = host
+
+    # -- claiming -----------------------------------------------------------------------------------------
+
+    def claim(self, due: Due, node: Node, me: Holder, now: float, *, has_floor: bool, timeout_s: float) -> Outcome:
+        """Take the tick to run it, with the job's run key where it needs one."""
+        value = claim_value(me, due.run, due.tick)
+        lease = self._claim_lease(now)
+        compare, success = self._claiming(due, node, lease, value, has_floor=has_floor)
+        if due.job.exclusive:
+            run = self._key("run", due.job.name)
+            compare.append(CreatedAt(run, 0))
+            success.append(Put(run, value, node.lease))
+        return self._claim(due, node, compare, success, now, has_floor=has_floor, timeout_s=timeout_s)
+
+    def claim_to_wait(
+        self, due: Due, node: Node, me: Holder, now: float, busy: KeyValue, *, has_floor: bool, timeout_s: float
+    ) -> Outcome:
+        """Take the tick while the run before it is being ended for it (`replace`)."""
+        lease = self._claim_lease(now)
+        value = claim_value(me, due.run, due.tick)
+        compare, success = self._claiming(due, node, lease, value, has_floor=has_floor)
+        compare.append(CreatedAt(busy.key, busy.create_revision))
+        return self._claim(due, node, compare, success, now, has_floor=has_floor, timeout_s=timeout_s)
+
+    def claim_to_skip(
+        self,
+        due: Due,
+        node: Node,
+        me: Holder,
+        now: float,
+        busy: KeyValue | None,
+        reason: str,
+        *,
+        has_floor: bool,
+        timeout_s: float,
+    ) -> Outcome:
+        """Take the tick and record at once that it is not run."""
+        lease = self._claim_lease(now)
+        value = claim_value(me, due.run, due.tick)
+        compare, success = self._claiming(due, node, lease, value, has_floor=has_floor)
+        if busy is not None:
+            compare.append(CreatedAt(busy.key, busy.create_revision))
+        result = Result(self._host, "skipped", reason=reason).encode()
+        success.append(Put(self._key("result", *due.id), result, self._result_lease(now)))
+        return self._claim(due, node, compare, success, now, has_floor=has_floor, timeout_s=timeout_s)
+
+    def take_run(self, due: Due, rev: int, node: Node, me: Holder, *, timeout_s: float) -> Outcome:
+        """For a tick that waited: take the run key now that the run before it is gone."""
+        fire, run, ours = self._key("fire", *due.id), self._key("run", due.job.name), self._node_key()
+        result = self._store.txn(
+            [CreatedAt(ours, node.rev), CreatedAt(fire, rev), CreatedAt(run, 0)],
+            [Put(run, claim_value(me, due.run, due.tick), node.lease), Range(fire, keys_only=True)],
+            [Range(ours, keys_only=True), Range(run), Range(fire, keys_only=True)],
+            timeout_s=timeout_s,
+        )
+        if result.succeeded:
+            return Won(rev, result.ranges[0].kvs[0].lease, result.head.revision)
+        at, running, claimed = (found.kvs[0] if found.kvs else None for found in result.ranges)
+        if running is not None and fields_of(running.value).get("run") == due.run:
+            return Won(rev, claimed.lease if claimed else 0, running.create_revision)  # an earlier try was made
+        if at is None or at.create_revision != node.rev:
+            return NodeGone()
+        if claimed is None or claimed.create_revision != rev:
+            return Taken("the claim is gone")
+        return Busy(running)
+
+    def whose(self, due: Due, *, timeout_s: float) -> KeyValue | None:
+        """The claim of a tick as it is, without making one."""
+        found = self._store.range(Range(self._key("fire", *due.id)), timeout_s=timeout_s)
+        return found.kvs[0] if found.kvs else None
+
+    def is_ours(self, kv: KeyValue, due: Due) -> bool:
+        """Whether a claim or run key was made for this very run."""
+        return fields_of(kv.value).get("run") == due.run
+
+    def claimed_between(self, name: str, first: int, last: int, *, timeout_s: float) -> int:
+        """How many of the ticks from `first` to `last` somebody has claimed."""
+        asked = Range(self._key("fire", name, first), self._key("fire", name, last + 1), keys_only=True, limit=1)
+        return self._store.range(asked, timeout_s=timeout_s).count
+
+    def _claiming(
+        self, due: Due, node: Node, lease: int, value: bytes, *, has_floor: bool
+    ) -> tuple[list[Compare], list[Operation]]:
+        """What all claims compare and do."""
+        floor = self._key("floor", due.job.name)
+        compare: list[Compare] = [
+            CreatedAt(self._node_key(), node.rev),
+            CreatedAt(self._key("fire", *due.id), 0),
+            CreatedAt(self._key("result", *due.id), 0),
+            ModifiedAt(self._key("job", due.job.name), due.job_rev),
+            Below(floor, str(due.tick).encode()) if has_floor else CreatedAt(floor, 0),
+        ]
+        success: list[Operation] = [Put(self._key("fire", *due.id), value, lease)]
+        if due.now_rev:
+            request = self._key("now", *due.id)
+            compare.append(CreatedAt(request, due.now_rev))
+            success.append(Delete(request))
+        return compare, success
+
+    def _claim(
+        self,
+        due: Due,
+        node: Node,
+        compare: Sequence[Compare],
+        success: Sequence[Operation],
+        now: float,
+        *,
+        has_floor: bool,
+        timeout_s: float,
+    ) -> Outcome:
+        name = due.job.name
+        failure = [
+            Range(self._node_key(), keys_only=True),
+            Range(self._key("fire", *due.id)),
+            Range(self._key("result", *due.id), keys_only=True),
+            Range(self._key("job", name), keys_only=True),
+            Range(self._key("floor", name)),
+            Range(self._key("now", *due.id), keys_only=True),
+            Range(self._key("run", name)),
+        ]
+        result = self._with_leases(
+            lambda: self._store.txn(compare, success, failure, timeout_s=timeout_s), now, timeout_s
+        )
+        if result is None:
+            return NodeGone()
+        if result.succeeded:
+            return Won(
+                result.head.revision, self._claim_lease(now), result.head.revision if due.job.exclusive else None
+            )
+        ours, fire, ended, job, floor, request, run = (found.kvs[0] if found.kvs else None for found in result.ranges)
+        if fire is not None:
+            if not self.is_ours(fire, due):
+                return Taken("claimed by another")
+            mine = run is not None and self.is_ours(run, due)
+            return Won(fire.create_revision, fire.lease, run.create_revision if run is not None and mine else None)
+        if ended is not None:
+            return Taken("it has a result")
+        if (floor is not None) != has_floor:
+            return Again(floor is not None)
+        if floor is not None and floor.value >= str(due.tick).encode():
+            return Taken("it is older than what is kept")
+        if job is None or job.mod_revision != due.job_rev:
+            return Taken("the job was changed")
+        if due.now_rev and (request is None or request.create_revision != due.now_rev):
+            return Taken("the request is gone")
+        if ours is None or ours.create_revision != node.rev:
+            return NodeGone()
+        return Busy(run)
+
+    # -- ending -------------------------------------------------------------------------------------------
+
+    def deliver(
+        self,
+        name: str,
+        tick: int,
+        result: Result,
+        run_rev: int | None,
+        old: Sequence[int],
+        now: float,
+        *,
+        has_floor: bool,
+        timeout_s: float,
+    ) -> Delivered:
+        """Record how a tick ended, end its run key, and remove the ticks `old` for good by raising the floor.
+
+        A result is created once; below the floor none is wanted.
+        """
+        key, run, floor = self._key("result", name, tick), self._key("run", name), self._key("floor", name)
+        fires, results = self._keys.ticks("fire", name).encode(), self._keys.ticks("result", name).encode()
+        oldest = [
+            Range(fires, prefix_end(fires), limit=TRIM, keys_only=True),
+            Range(results, prefix_end(results), limit=TRIM, keys_only=True),
+        ]
+        known: tuple[bool, int | None] = (has_floor, run_rev)
+        while True:
+            has_floor, held = known
+            compare: list[Compare] = [
+                CreatedAt(key, 0),
+                Below(floor, str(tick).encode()) if has_floor else CreatedAt(floor, 0),
+            ]
+            success: list[Operation] = [Put(key, result.encode(), self._result_lease(now))]
+            if held is not None:
+                compare.append(CreatedAt(run, held))
+                success.append(Delete(run))
+            for one in (one for one in old if one < tick):
+                success += [Delete(self._key("fire", name, one)), Delete(self._key("result", name, one))]
+            if old and max(old) < tick:
+                success.append(Put(floor, str(max(old)).encode()))
+                compare.append(Below(floor, str(max(old)).encode()) if has_floor else CreatedAt(floor, 0))
+            answer = self._with_leases(
+                lambda c=compare, s=success: self._store.txn(  # type: ignore[misc]
+                    c,
+                    [*s, *oldest],
+                    [Range(key, keys_only=True), Range(floor), Range(run, keys_only=True), *oldest],
+                    timeout_s=timeout_s,
+                ),
+                now,
+                timeout_s,
+            )
+            if answer is None:
+                raise LeaseGone("cannot record a result: its lease is gone")
+            if answer.succeeded:
+                raised = has_floor or bool(old and max(old) < tick)
+                return Delivered(_old(answer, self._history), raised)
+            there, bottom, running = (found.kvs[0] if found.kvs else None for found in answer.ranges[:3])
+            if there is not None or (bottom is not None and bottom.value >= str(tick).encode()):
+                if held is not None and running is not None and running.create_revision == held:
+                    self._store.txn([CreatedAt(run, held)], [Delete(run)], timeout_s=timeout_s)
+                return Delivered((), bottom is not None, wanted=there is not None)
+            old = ()
+            known = (bottom is not None, held if running is not None and running.create_revision == held else None)
+
+    # -- leases and keys ----------------------------------------------------------------------------------
+
+    def _with_leases(self, call: Callable[[], TxnResult], now: float, timeout_s: float) -> TxnResult | None:
+        """Call, and once more with the shared leases granted if one was missing; None: another lease is."""
+        try:
+            return call()
+        except LeaseGone:
+            pass
+        for lease, ttl_s in ((self._claim_lease(now), _CLAIM_S), (self._result_lease(now), _RESULT_S)):
+            try:
+                self._store.grant(lease, ttl_s, timeout_s=timeout_s)
+            except LeaseExists:
+                pass  # another host was first
+        try:
+            return call()
+        except LeaseGone:
+            return None
+
+    def _claim_lease(self, now: float) -> int:
+        return shared_lease(self._keys.prefix, "claims", int(now // _CLAIM_EVERY_S))
+
+    def _result_lease(self, now: float) -> int:
+        return shared_lease(self._keys.prefix, "results", int(now // _RESULT_EVERY_S))
+
+    def _key(self, kind: str, *path: str | int) -> bytes:
+        return self._keys.cron(kind, *path).encode()
+
+    def _node_key(self) -> bytes:
+        return self._keys.node(self._host).encode()
+
+
+def _old(answer: TxnResult, history: int) -> tuple[int, ...]:
+    """The oldest ticks beyond those that are kept, at most as many as one delivery removes."""
+    fires, results = answer.ranges[:2]
+    over = max(fires.count, results.count) - history
+    if over <= 0:
+        return ()
+    ticks = {at[1] for kv in (*fires.kvs, *results.kvs) if (at := tick_of(kv.key)) is not None}
+    return tuple(sorted(ticks)[: min(over, TRIM)])

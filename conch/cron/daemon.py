@@ -1,0 +1,136 @@
+"""The keeper of conchd: the scheduler and what it stands on, from the first journal record to the last lease."""
+
+import os
+import queue
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from conch.config import Connection
+from conch.core import tree
+from conch.core.link import Begin, Begun, Failed, Link, Message, Note
+from conch.cron.clock import FleetClock
+from conch.cron.ledger import Ledger
+from conch.errors import EXIT_UNAVAILABLE, ConchError
+from conch.holder import Holder
+from conch.keeper.warden import Warden
+from conch.keys import Keys
+
+_RETRY_S = 2.0
+_STATE_FILE = "id"
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """How conchd was started; durations in seconds."""
+
+    connection: Connection
+    keys: Keys
+    me: Holder
+    state_dir: str
+    ttl_s: int
+    max_runs: int
+    job_key: bytes | None
+    status: tuple[str, int] | None
+
+
+def keep(daemon: Daemon, link: Link) -> None:
+    """Be conchd's keeper until the supervisor is gone. Runs in the forked process."""
+    # late: the supervisor must never have loaded these
+    from conch.cron.scheduler import Options, Scheduler
+    from conch.etcd.driver import GrpcStore
+
+    threading.excepthook = _crash
+    warden = Warden(link)
+    inbox: queue.SimpleQueue[Message | Callable[[], None]] = queue.SimpleQueue()
+    scheduler: Scheduler | None = None
+
+    def work() -> None:
+        nonlocal scheduler
+        begin = inbox.get()
+        assert isinstance(begin, Begin)  # noqa: S101 - the supervisor's first word
+
+        def tell(level: str, event: str, **text: Any) -> None:
+            warden.send(Note(level, event, text))
+
+        try:
+            state = _state_id(daemon.state_dir)
+            ledger = Ledger(daemon.state_dir, tell)
+        except OSError as error:
+            warden.send(Failed(EXIT_UNAVAILABLE, f"cannot use {daemon.state_dir}: {error.strerror or error}"))
+            return
+        _end_survivors(ledger, begin, tell)
+        store = GrpcStore(daemon.connection)
+        options = Options(daemon.ttl_s, daemon.max_runs, daemon.job_key, begin.first)
+        new = Scheduler(
+            store, daemon.connection, daemon.keys, warden, ledger, daemon.me, state, options, FleetClock(), inbox
+        )
+        while True:
+            try:
+                new.start(begin.live, begin.ended)
+                break
+            except ConchError as error:
+                if begin.first:
+                    warden.send(Failed(error.code, str(error)))
+                    return
+                tell("warning", "retry", msg=str(error))
+                threading.Event().wait(_RETRY_S)
+        scheduler = new
+        warden.send(Begun())
+        if daemon.status is not None:
+            from conch.cron.status import serve
+
+            serve(daemon.status, new, ledger, store, daemon.connection, daemon.keys, tell)
+        new.run()
+
+    threading.Thread(target=work, name="scheduler", daemon=True).start()
+    warden.run(inbox.put)
+    # The supervisor is gone, and so is all that it ran.
+    if scheduler is not None and not scheduler.ended.is_set():
+        scheduler.abandon()
+
+
+def _crash(args: Any) -> None:
+    """A thread died of a defect: so does the keeper, and the supervisor starts another."""
+    threading.__excepthook__(args)
+    os._exit(1)
+
+
+def _state_id(folder: str) -> str:
+    """The id of this state directory, made at its first use."""
+    path = os.path.join(folder, _STATE_FILE)
+    try:
+        with open(path) as file:
+            text = file.read().strip()
+        if text:
+            return text
+    except FileNotFoundError:
+        pass
+    text = uuid.uuid4().hex
+    temporary = f"{path}.new"
+    with open(temporary, "w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return text
+
+
+def _end_survivors(ledger: Ledger, begin: Begin, tell: Any) -> None:
+    """Kill what is left of runs whose conchd died with its keeper: nothing supervises them, and they hold nothing."""
+    lost = {entry.run for entry in ledger.entries if entry.result is None} - {*begin.live, *begin.ended}
+    empty_looks = 0
+    while lost and empty_looks < 2:
+        try:
+            alive = tree.carriers(lost)
+        except OSError:
+            threading.Event().wait(0.1)
+            continue
+        if not empty_looks and alive:
+            tell("warning", "survivors", pids=" ".join(str(entry.pid) for entry in alive))
+        for entry in alive:
+            tree.signal_exactly(entry, 9)
+        tree.wait_for_ends(alive, 1.0)
+        empty_looks = 0 if alive else empty_looks + 1

@@ -1,0 +1,136 @@
+"""The live daemons: our own registration and lease, and whose turn it is at a tick."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from conch.core import clock
+from conch.core.clock import Terms
+from conch.core.link import Held
+from conch.cron.claims import Node
+from conch.cron.records import fields_of
+from conch.etcd.store import CreatedAt, KeyValue, LeaseGone, Put, Range, Store
+from conch.holder import Holder
+from conch.keeper.session import Session
+from conch.keeper.warden import Warden
+from conch.keys import Keys
+
+Tell = Callable[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Another conchd of this name is registered: its pid, or none if it is unreadable."""
+
+    pid: object
+
+
+def order(hosts: Iterable[str], name: str, tick: int) -> list[str]:
+    """The hosts in the order of their turns at a tick: by highest random weight (Thaler and Ravishankar, 1996)."""
+
+    def weight(host: str) -> bytes:
+        return hashlib.sha256(f"{name}\0{tick}\0{host}".encode()).digest()
+
+    return sorted(hosts, key=weight)
+
+
+@dataclass(slots=True)
+class Registered:
+    """Our registration, kept by a session until it is lost."""
+
+    node: Node
+    session: Session
+    failing: bool = False
+
+
+class Registrar:
+    """Makes us a node: a leased key under our host's name, confirmed and renewed like any hold."""
+
+    def __init__(
+        self, store: Store, keys: Keys, warden: Warden, me: Holder, state: str, ttl_s: int, tell: Tell
+    ) -> None:
+        """`state` is the id of our state directory: by it we know a key of our own from before a crash."""
+        self._store = store
+        self._key = keys.node(me.host)
+        self._warden = warden
+        self._me = me
+        self._state = state
+        self._ttl_s = ttl_s
+        self._tell = tell
+
+    def value(self, at: float, *, draining: bool) -> bytes:
+        """What our key says: who we are, and the time on our clock."""
+        holder = json.loads(self._me.encode())
+        return json.dumps({**holder, "at": round(at, 3), "state": self._state, "draining": draining}).encode()
+
+    def register(
+        self, number: int, at: float, lost: Callable[[str], None], *, draining: bool, timeout_s: float
+    ) -> Registered | Taken:
+        """Get a lease and create our key, taking over what a crashed conchd of ours left. May raise `StoreError`."""
+        lease = int.from_bytes(os.urandom(8)) >> 1 or 1
+        granted_at = clock.now()
+        granted = self._store.grant(lease, self._ttl_s, timeout_s=timeout_s)
+        key, value = self._key.encode(), self.value(at, draining=draining)
+        try:
+            for _ in range(2):
+                made = self._store.txn(
+                    [CreatedAt(key, 0)], [Put(key, value, lease), Range(key)], [Range(key)], timeout_s=timeout_s
+                )
+                there = made.ranges[0].kvs[0]
+                if there.lease == lease:
+                    break
+                if not self._is_ours(there):
+                    self._store.revoke(lease, timeout_s=timeout_s)
+                    return Taken(_field(there, "pid"))
+                # a conchd of ours that crashed: all that it ran has been ended
+                self._store.revoke(there.lease, timeout_s=timeout_s)
+            else:
+                raise LeaseGone("cannot register: our key came back")
+        except BaseException:
+            self._abandon(lease)
+            raise
+        node = Node(number, lease, there.create_revision)
+        registered: list[Registered] = []
+
+        def tell(level: str, event: str, **text: str | int | float) -> None:
+            for one in registered:
+                one.failing = event in ("renew-failed", "doubt")
+            self._tell(level, event, **text)
+
+        session = Session(
+            self._store,
+            lease,
+            granted.ttl_s,
+            granted_at,
+            wanted=lambda: True,
+            renewed=lambda deadline: self._warden.renewed(number, deadline),
+            lost=lost,
+            tell=tell,
+        )
+        registered.append(Registered(node, session))
+        self._warden.acquired(number, Terms(session.ttl_s, 0.0), session.deadline, hurry=session.hurry)
+        self._warden.send(Held(number, node.rev, lease, self._key, session.ttl_s, session.deadline))
+        session.follow(self._key, node.rev)
+        return registered[0]
+
+    def refresh(self, node: Node, at: float, *, draining: bool, timeout_s: float) -> None:
+        """Tell our time anew. May raise `StoreError`."""
+        key = self._key.encode()
+        self._store.txn(
+            [CreatedAt(key, node.rev)], [Put(key, self.value(at, draining=draining), node.lease)], timeout_s=timeout_s
+        )
+
+    def _abandon(self, lease: int) -> None:
+        try:
+            self._store.revoke(lease, timeout_s=1.0)
+        except Exception:
+            pass
+
+    def _is_ours(self, kv: KeyValue) -> bool:
+        return _field(kv, "state") == self._state
+
+
+def _field(kv: KeyValue, name: str) -> object:
+    return fields_of(kv.value).get(name)

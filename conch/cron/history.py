@@ -1,0 +1,81 @@
+"""What can be read of jobs and ticks: for `conch cron` and the status server."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from conch.cron.records import fields_of, row, tick_of
+from conch.etcd.store import KeyValue, Range, Store
+from conch.holder import UnreadableHolder
+from conch.keys import Keys, prefix_end
+
+# Two reads a job, and etcd takes 128 operations at most.
+_JOBS_AT_ONCE = 60
+
+
+def everything(prefix: str) -> Range:
+    """All keys below a prefix, by name."""
+    return Range(prefix.encode(), prefix_end(prefix.encode()))
+
+
+def newest(keys: Keys, kind: str, name: str, limit: int) -> Range:
+    """The newest claims or results of a job."""
+    ticks = everything(keys.ticks(kind, name))
+    return Range(ticks.key, ticks.end, limit=limit, last_first=True)
+
+
+def rows(
+    name: str, claims: Sequence[KeyValue], results: Sequence[KeyValue], limit: int
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row a tick, newest first, and the keys that could not be read."""
+    found: dict[int, dict[str, bytes]] = {}
+    unreadable = []
+    for kind, kvs in (("claim", claims), ("result", results)):
+        for kv in kvs:
+            at = tick_of(kv.key)
+            if at is None:
+                unreadable.append(kv.key.decode("utf-8", "replace"))
+            else:
+                found.setdefault(at[1], {})[kind] = kv.value
+    shown = []
+    for tick in sorted(found, reverse=True)[:limit]:
+        try:
+            shown.append(row(name, tick, found[tick].get("claim"), found[tick].get("result")))
+        except UnreadableHolder as error:
+            unreadable.append(f"{name} {tick}: {error}")
+    return shown, unreadable
+
+
+def history(
+    store: Store, keys: Keys, name: str, limit: int, *, timeout_s: float
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The newest ticks of a job."""
+    asked = [newest(keys, kind, name, limit) for kind in ("fire", "result")]
+    claims, results = store.txn([], asked, timeout_s=timeout_s).ranges
+    return rows(name, claims.kvs, results.kvs, limit)
+
+
+def last_rows(
+    store: Store, keys: Keys, names: Sequence[str], *, timeout_s: float
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The newest tick of each job that has one."""
+    found: dict[str, dict[str, Any]] = {}
+    unreadable: list[str] = []
+    for at in range(0, len(names), _JOBS_AT_ONCE):
+        some = names[at : at + _JOBS_AT_ONCE]
+        asked = [newest(keys, kind, name, 1) for name in some for kind in ("fire", "result")]
+        ranges = store.txn([], asked, timeout_s=timeout_s).ranges
+        for i, name in enumerate(some):
+            shown, bad = rows(name, ranges[2 * i].kvs, ranges[2 * i + 1].kvs, 1)
+            unreadable += bad
+            if shown:
+                found[name] = shown[0]
+    return found, unreadable
+
+
+def live_nodes(kvs: Sequence[KeyValue]) -> list[str]:
+    """The hosts whose conchd takes new ticks."""
+    return [
+        kv.key.decode("utf-8", "replace").rpartition("/")[2]
+        for kv in kvs
+        if fields_of(kv.value).get("draining") is not True
+    ]

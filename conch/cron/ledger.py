@@ -1,0 +1,126 @@
+"""Which runs of this host began and how they ended, in the journal: what a crash must not make us forget."""
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from conch.cron.journal import Journal
+from conch.cron.records import Result
+
+# An entry that stays open must not keep all that was written after it.
+_SEGMENTS = 3
+
+Tell = Callable[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A run: its tick, what it holds in etcd (revisions; the lease of its slot), and its result once it is over."""
+
+    run: str
+    name: str
+    tick: int
+    rev: int
+    run_rev: int | None = None
+    slot: int | None = None
+    result: Result | None = None
+
+    def encode(self) -> bytes:
+        """One line of JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Entry":
+        """What was encoded; `ValueError`, `TypeError` or `KeyError` for anything else."""
+        fields: dict[str, Any] = json.loads(data)
+        if fields["result"] is not None:
+            fields["result"] = Result(**fields["result"])
+        return cls(**fields)
+
+
+class Ledger:
+    """The runs that are not yet over and in etcd. What it takes is safe when the call returns, from any thread.
+
+    A disk that takes nothing does not stop the runs: it is said loudly, and the ends go to etcd from memory.
+    """
+
+    def __init__(self, folder: str, tell: Tell) -> None:
+        """Opens the journal in this folder; `OSError` if that cannot be."""
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._journal = Journal(folder)
+        self._entries: dict[str, tuple[int, Entry]] = {}
+        self._failing = False
+        if self._journal.damage:
+            tell("error", "journal-damaged", msg=self._journal.damage)
+        for record in self._journal.replay():
+            try:
+                entry = Entry.decode(record.data)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                tell("error", "journal-damaged", msg=f"record {record.seq} is not a run")
+                continue
+            self._entries[entry.run] = (record.seq, entry)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The runs that began and are not yet over, or whose result is not yet in etcd."""
+        with self._lock:
+            return [entry for _, entry in self._entries.values()]
+
+    @property
+    def backlog(self) -> int:
+        """How many results wait to be delivered."""
+        return sum(entry.result is not None for entry in self.entries)
+
+    def write(self, entry: Entry) -> None:
+        """Take note of a run's beginning, or of its end."""
+        try:
+            seq = self._journal.append(entry.encode())
+        except OSError as error:
+            if not self._failing:
+                self._failing = True
+                self._tell(
+                    "error", "journal-failed", msg=f"cannot write the journal: {error.strerror}; runs go on without it"
+                )
+            seq = self._journal.next_seq
+        else:
+            if self._failing:
+                self._failing = False
+                self._tell("warning", "journal-works", msg="the journal can be written again")
+        with self._lock:
+            self._entries[entry.run] = (seq, entry)
+        if self._journal.segments > _SEGMENTS:
+            self._renew()
+
+    def delivered(self, run: str) -> None:
+        """The result is in etcd: forget the run."""
+        with self._lock:
+            self._entries.pop(run, None)
+            low = min((seq for seq, _ in self._entries.values()), default=self._journal.next_seq)
+        try:
+            self._journal.truncate(low - 1)
+        except OSError:
+            pass  # shown again after a restart, and found delivered then
+
+    def _renew(self) -> None:
+        """Write what is still open anew, so that the old segments can go."""
+        for entry in self.entries:
+            try:
+                seq = self._journal.append(entry.encode())
+            except OSError:
+                return
+            with self._lock:
+                if entry.run in self._entries and self._entries[entry.run][1] is entry:
+                    self._entries[entry.run] = (seq, entry)
+        self.delivered("")
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._journal.close()
+
+
+def ended(entry: Entry, result: Result) -> Entry:
+    """The same run, over."""
+    return replace(entry, result=result)

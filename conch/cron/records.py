@@ -1,0 +1,91 @@
+"""What cron writes about ticks: the claim, the result, the node; and ticks in keys."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from conch.holder import Holder, UnreadableHolder, rfc3339
+
+# So that they sort alike as numbers and as texts: from 2001 to 2286.
+FIRST_TICK, LAST_TICK = 1_000_000_000, 9_999_999_999
+_TICK = re.compile(rb"[1-9][0-9]{9}")
+STATES = ("ok", "failed", "timeout", "skipped", "killed", "lost")
+
+
+def tick_of(key: bytes) -> tuple[str, int] | None:
+    """The job's name and the tick that a key ends with; None if it does not."""
+    name, _, tick = key.rpartition(b"/")
+    if not _TICK.fullmatch(tick):
+        return None
+    return name.rpartition(b"/")[2].decode("utf-8", "replace"), int(tick)
+
+
+def fields_of(value: bytes) -> Mapping[str, Any]:
+    """The fields of a value; none if it is no JSON object."""
+    try:
+        data = json.loads(value)
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def claim_value(holder: Holder, run: str, tick: int) -> bytes:
+    """A claim or a run key: who has the tick, and the run's own id, by which a repeated claim finds itself."""
+    data = json.loads(holder.encode())
+    return json.dumps({**data, "tick": tick, "run": run}, ensure_ascii=False).encode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a tick ended. `started` is the last attempt's, seconds since the epoch (None: there was none)."""
+
+    node: str
+    state: str
+    exit: int | None = None
+    started: float | None = None
+    duration_s: float = 0.0
+    attempt: int = 0
+    reason: str = ""
+
+    def encode(self) -> bytes:
+        """One line of JSON, as the contract has it."""
+        return json.dumps(self.fields()).encode()
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of the contract."""
+        return {
+            "node": self.node,
+            "state": self.state,
+            "exit": self.exit,
+            "started": None if self.started is None else rfc3339(self.started),
+            "duration": self.duration_s,
+            "attempt": self.attempt,
+            "reason": self.reason,
+        }
+
+
+def row(name: str, tick: int, claim: bytes | None, result: bytes | None) -> dict[str, Any]:
+    """What is shown of a tick: its result, or that it is claimed. Raises `UnreadableHolder` for neither."""
+    shown: dict[str, Any] = {"name": name, "tick": rfc3339(tick), "tick_unix": tick}
+    empty = dict.fromkeys(("state", "exit", "node", "started", "duration_s", "attempt", "reason"))
+    if result is not None:
+        data = fields_of(result)
+        state, node = data.get("state"), data.get("node")
+        if not isinstance(state, str) or not isinstance(node, str):
+            raise UnreadableHolder("not a result")
+        duration = data.get("duration")
+        return {
+            **shown,
+            **empty,
+            "state": state,
+            "exit": data.get("exit") if isinstance(data.get("exit"), int) else None,
+            "node": node,
+            "started": data.get("started") if isinstance(data.get("started"), str) else None,
+            "duration_s": duration if isinstance(duration, int | float) else None,
+            "attempt": data.get("attempt") if isinstance(data.get("attempt"), int) else None,
+            "reason": str(data.get("reason") or "") or None,
+        }
+    holder = Holder.decode(claim or b"")
+    return {**shown, **empty, "state": "claimed", "node": holder.host}

@@ -1,0 +1,112 @@
+"""A slot of a semaphore for one run: the wrapper's own worker, with the scheduler in the supervisor's place."""
+
+import threading
+from collections.abc import Callable
+
+from conch.config import Connection
+from conch.core import clock
+from conch.core.clock import Terms
+from conch.core.link import Acquire, Failed, Held, Message, Note, Release, Released
+from conch.etcd.store import Store
+from conch.keeper.job import Job as Hold
+from conch.keeper.job import Stage
+from conch.keeper.warden import Warden
+from conch.keeper.worker import Worker
+from conch.keys import Keys
+
+Tell = Callable[..., None]
+
+
+class Slot:
+    """Queues for a slot, keeps it under hold `number` of the warden, gives it back.
+
+    `held` is called once with the hold, or `failed` with why there is none; from another thread.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        connection: Connection,
+        keys: Keys,
+        warden: Warden,
+        semaphore: tuple[str, int],
+        *,
+        number: int,
+        run: str,
+        ttl_s: int,
+        kill_after_s: float,
+        wait_s: float,
+        value: bytes,
+        held: Callable[[Held], None],
+        failed: Callable[[str], None],
+        tell: Tell,
+    ) -> None:
+        self._warden = warden
+        self.number = number
+        self._held = held
+        self._failed = failed
+        self._tell = tell
+        self.released = threading.Event()
+        self.lease: int | None = None
+        name, slots = semaphore
+        stage = Stage(keys.slots(name, slots), slots, family=keys.semaphore(name))
+        job = Hold(
+            connection=connection,
+            what=f"semaphore {name}/{slots}",
+            stages=(stage,),
+            ttl_s=ttl_s,
+            kill_after_s=kill_after_s,
+            value=value,
+            wait_s=wait_s,
+            run=run,
+        )
+        self._worker = Worker(job, store, self)
+        self._thread = threading.Thread(target=self._worker.run, name="slot", daemon=True)
+        self._thread.start()
+        self._worker.deliver(Acquire(number, clock.now() + wait_s))
+
+    def release(self) -> None:
+        """Give it back, or stop queueing; nothing runs under it any more."""
+        self._worker.deliver(Release())
+
+    # -- what the worker says to a warden -----------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """See `Warden`."""
+        match message:
+            case Held():
+                self.lease = message.lease
+                self._warden.send(message)
+                self._held(message)
+            case Failed(_, text):
+                self._failed(text)
+                self._worker.stop()
+            case Released():
+                self.released.set()
+                self._worker.stop()
+            case Note(level, event, text):
+                self._tell(level, event, **text)
+            case _:
+                pass
+
+    def acquired(
+        self, number: int, terms: Terms, deadline: float, *, run: str = "", hurry: Callable[[], None] = lambda: None
+    ) -> None:
+        """See `Warden`."""
+        self._warden.acquired(number, terms, deadline, run=run, hurry=hurry)
+
+    def forget(self, number: int) -> None:
+        """See `Warden`."""
+        self._warden.forget(number)
+
+    def renewed(self, number: int, deadline: float) -> None:
+        """See `Warden`."""
+        self._warden.renewed(number, deadline)
+
+    def wants_renewals(self, number: int) -> bool:
+        """See `Warden`."""
+        return self._warden.wants_renewals(number)
+
+    def lost(self, number: int, reason: str) -> None:
+        """See `Warden`."""
+        self._warden.lost(number, reason)
