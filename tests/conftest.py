@@ -9,6 +9,7 @@ import pytest
 
 from conch.dev import Cluster, Member
 from tests.support.conch import Bench
+from tests.support.cron import Fleet
 
 _ENDPOINTS = "CONCH_TESTS_ETCD"
 _cluster: Cluster | None = None
@@ -78,3 +79,19 @@ def own(tmp_path: Path, kind: str) -> Iterator[OwnEtcd]:
         bench.finish()
         if cluster.members[0].running():
             bench.check_etcd()
+
+
+@pytest.fixture
+def fleet(conch: Bench) -> Iterator[Fleet]:
+    """Daemons on the run's etcd."""
+    fleet = Fleet(conch)
+    yield fleet
+    fleet.clean()
+
+
+@pytest.fixture
+def own_fleet(own: OwnEtcd) -> Iterator[Fleet]:
+    """Daemons on an etcd of the test's own."""
+    fleet = Fleet(own.bench)
+    yield fleet
+    fleet.clean()

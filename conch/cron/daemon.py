@@ -39,7 +39,8 @@ class Daemon:
 def keep(daemon: Daemon, link: Link) -> None:
     """Be conchd's keeper until the supervisor is gone. Runs in the forked process."""
     # late: the supervisor must never have loaded these
-    from conch.cron.scheduler import Options, Scheduler
+    from conch.cron.actor import Base
+    from conch.cron.scheduler import Scheduler
     from conch.etcd.driver import GrpcStore
 
     threading.excepthook = _crash
@@ -63,9 +64,22 @@ def keep(daemon: Daemon, link: Link) -> None:
             return
         _end_survivors(ledger, begin, tell)
         store = GrpcStore(daemon.connection)
-        options = Options(daemon.ttl_s, daemon.max_runs, daemon.job_key, begin.first)
         new = Scheduler(
-            store, daemon.connection, daemon.keys, warden, ledger, daemon.me, state, options, FleetClock(), inbox
+            Base(
+                store=store,
+                connection=daemon.connection,
+                keys=daemon.keys,
+                warden=warden,
+                ledger=ledger,
+                me=daemon.me,
+                state=state,
+                clock=FleetClock(),
+                inbox=inbox,
+                ttl_s=daemon.ttl_s,
+                max_runs=daemon.max_runs,
+                key=daemon.job_key,
+                first=begin.first,
+            )
         )
         while True:
             try:

@@ -18,7 +18,8 @@ from conch.config import Connection
 from conch.cron.history import everything, last_rows
 from conch.cron.ledger import Ledger
 from conch.cron.records import STATES
-from conch.cron.scheduler import LAGS_S, Scheduler
+from conch.cron.runs import LAGS_S
+from conch.cron.scheduler import Scheduler
 from conch.errors import ConchError
 from conch.etcd.store import KeyValue, Store
 from conch.holder import Holder, UnreadableHolder, rfc3339

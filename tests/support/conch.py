@@ -253,6 +253,10 @@ class Bench:
         """All keys of this test."""
         return [meta.key.decode() for _, meta in self.etcd.get_prefix(self.prefix, keys_only=True)]
 
+    def keys_below(self, path: str) -> list[str]:
+        """The keys of this test below a path."""
+        return [key for key in self.keys() if key.startswith(f"{self.prefix}/{path}")]
+
     def leases(self) -> list[int]:
         """The leases that the logs name and etcd still has."""
         named = {

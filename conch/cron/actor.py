@@ -1,0 +1,151 @@
+"""The scheduler's thread: an inbox, timers, and workers for what takes time.
+
+The parts of the scheduler are layers of one actor: each owns its state, and only this thread touches it. What takes
+time (etcd, the disk) is done by a few workers; its outcome comes back as a call in this thread. Nothing is polled.
+"""
+
+import heapq
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from typing import TypeVar
+
+from conch.config import Connection
+from conch.core import clock
+from conch.core.link import Message, Note
+from conch.cron.clock import FleetClock
+from conch.cron.ledger import Ledger
+from conch.etcd.store import Store, StoreError
+from conch.holder import Holder
+from conch.keeper.warden import Warden
+from conch.keys import Keys
+
+_T = TypeVar("_T")
+
+_WORKERS = 8
+PAUSE_S, PAUSE_MOST_S = 0.1, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a scheduler stands on. `state` is the id of the state directory.
+
+    The supervisor's words arrive in `inbox`. With a `key`, jobs must be signed by it; `first` says that etcd must
+    answer at the start.
+    """
+
+    store: Store
+    connection: Connection
+    keys: Keys
+    warden: Warden
+    ledger: Ledger
+    me: Holder
+    state: str
+    clock: FleetClock
+    inbox: "queue.SimpleQueue[Message | Callable[[], None]]"
+    ttl_s: int
+    max_runs: int
+    key: bytes | None
+    first: bool
+
+
+class Actor(ABC):
+    """One thread that owns all state. `ask` and `tell` are for other threads, `run` is the thread."""
+
+    def __init__(self, base: Base) -> None:
+        self._store = base.store
+        self._connection = base.connection
+        self._limit_s = base.connection.command_timeout_s
+        self._keys = base.keys
+        self._warden = base.warden
+        self._ledger = base.ledger
+        self._me = base.me
+        self._clock = base.clock
+        self._inbox = base.inbox
+        self._workers = ThreadPoolExecutor(_WORKERS, "work")
+        self._serial = count()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.ended = threading.Event()
+
+    @abstractmethod
+    def _handle(self, message: Message) -> None:
+        """A message of the supervisor."""
+
+    @abstractmethod
+    def _next_tick_s(self) -> float | None:
+        """How long until the next tick, None if there is none."""
+
+    @abstractmethod
+    def _run_ticks(self) -> None:
+        """Take up what is due now."""
+
+    def ask(self, question: Callable[[], _T], timeout_s: float) -> _T:
+        """The answer of the scheduler's thread. Raises `TimeoutError`."""
+        answer: queue.SimpleQueue[_T] = queue.SimpleQueue()
+        self._inbox.put(lambda: answer.put(question()))
+        try:
+            return answer.get(timeout=timeout_s)
+        except queue.Empty:
+            raise TimeoutError("the scheduler is busy") from None
+
+    def tell(self, level: str, event: str, **text: str | int | float) -> None:
+        """A line for the log."""
+        self._warden.send(Note(level, event, text))
+
+    def run(self) -> None:
+        """Work until everything was given back."""
+        while not self.ended.is_set():
+            try:
+                self._take(self._inbox.get(timeout=self._wait_s()))
+                while True:
+                    self._take(self._inbox.get_nowait())
+            except queue.Empty:
+                pass
+            self._run_timers()
+            self._run_ticks()
+
+    def _take(self, what: Message | Callable[[], None]) -> None:
+        if isinstance(what, Message):
+            self._handle(what)
+        else:
+            what()
+
+    def _wait_s(self) -> float | None:
+        moments = [self._next_tick_s(), self._timers[0][0] - clock.now() if self._timers else None]
+        waits = [moment for moment in moments if moment is not None]
+        return max(0.0, min(waits)) if waits else None
+
+    def _later(self, after_s: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (clock.now() + after_s, next(self._serial), what))
+
+    def _run_timers(self) -> None:
+        while self._timers and self._timers[0][0] <= clock.now():
+            heapq.heappop(self._timers)[2]()
+
+    def _work(self, work: Callable[[], _T], then: Callable[[_T], None], failed: Callable[[StoreError], None]) -> None:
+        """Have a worker do it; its outcome comes back here."""
+
+        def do() -> None:
+            try:
+                result = work()
+            except StoreError as error:
+                self.counts["etcd_errors", type(error).__name__] += 1
+                problem = error
+                self._inbox.put(lambda: failed(problem))
+            except Exception as error:
+                defect = error
+                self._inbox.put(lambda: _raise(defect))
+            else:
+                self._inbox.put(lambda: then(result))
+
+        self._workers.submit(do)
+
+
+def _raise(defect: Exception) -> None:
+    raise defect

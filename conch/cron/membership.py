@@ -1,0 +1,156 @@
+"""Being one of the fleet: our registration and its lease, the other daemons and their clocks."""
+
+from abc import abstractmethod
+from itertools import count
+from typing import Any
+
+from conch.core import system
+from conch.core.crew import HOLDS
+from conch.cron.actor import PAUSE_MOST_S, Actor, Base
+from conch.cron.clock import SKEW_S
+from conch.cron.fleet import Registered, Registrar
+from conch.cron.fleet import Taken as NameTaken
+from conch.cron.records import fields_of
+from conch.etcd.store import KeyValue, StoreError
+
+# How often a node tells its time.
+_TELL_TIME_S = 60.0
+
+
+class Membership(Actor):
+    """Registers, and again when that is lost; what ran under a lost registration is ended before its lease goes."""
+
+    def __init__(self, base: Base) -> None:
+        super().__init__(base)
+        self._ttl_s = base.ttl_s
+        self._registrar = Registrar(base.store, base.keys, base.warden, base.me, base.state, base.ttl_s, self.tell)
+        self._numbers = count(1)
+        self._node: Registered | None = None
+        self._old_leases: dict[int, int] = {}
+        self._nodes: dict[str, dict[str, Any]] = {}
+        self._draining = False
+        self._releasing = False
+        self._warned_skew = False
+
+    @abstractmethod
+    def _try_held_back(self) -> None:
+        """Claims may be possible again."""
+
+    @abstractmethod
+    def _needed_registrations(self) -> set[int | None]:
+        """The registrations, by the numbers of their holds, under which something runs."""
+
+    def _register(self) -> None:
+        number = self._new_number()
+
+        def lost(reason: str) -> None:
+            self._warden.lost(number, reason)
+            self._inbox.put(lambda: self._on_node_lost(number, reason))
+
+        def work() -> Registered | NameTaken:
+            return self._registrar.register(
+                number, self._clock.own(), lost, draining=self._draining, timeout_s=self._limit_s
+            )
+
+        self._work(work, self._on_registered, self._on_not_registered)
+
+    def _new_number(self) -> int:
+        """A number for a hold; its place on the board must not be that of our registration."""
+        number = next(self._numbers)
+        if self._node is not None and number % HOLDS == self._node.node.number % HOLDS:
+            number = next(self._numbers)
+        return number
+
+    def _on_registered(self, outcome: Registered | NameTaken) -> None:
+        if isinstance(outcome, NameTaken):
+            self.tell(
+                "error",
+                "name-taken",
+                host=self._me.host,
+                msg="another conchd has this name: set CONCH_HOST; claiming nothing",
+            )
+            self._later(self._ttl_s / 2, self._register)
+            return
+        self._node = outcome
+        self.tell("info", "registered", host=self._me.host, lease=f"{outcome.node.lease:x}", rev=outcome.node.rev)
+        self._later(_TELL_TIME_S, lambda: self._tell_time_again(outcome.node.number))
+        self._try_held_back()
+
+    def _on_not_registered(self, error: StoreError) -> None:
+        self.tell("warning", "not-registered", msg=str(error))
+        self._later(PAUSE_MOST_S, self._register)
+
+    def _on_node_lost(self, number: int, reason: str) -> None:
+        if self._node is None or self._node.node.number != number:
+            return
+        self.tell("error", "registration-lost", reason=reason)
+        self._old_leases[number] = self._node.node.lease
+        self._node.session.stop()
+        self._node = None
+        self._give_old_leases_back()
+        if not self._releasing:
+            self._register()
+
+    def _give_old_leases_back(self) -> None:
+        """A lost registration may still have its lease; nothing that ran under it may run any more when it goes."""
+        needed = self._needed_registrations()
+        for number in [number for number in self._old_leases if number not in needed]:
+            lease = self._old_leases.pop(number)
+            self._warden.forget(number)
+            self._revoke(lease)
+
+    def _revoke(self, lease: int) -> None:
+        limit_s = self._limit_s
+        self._work(lambda: self._store.revoke(lease, timeout_s=limit_s), lambda _: None, lambda _: None)
+
+    def _tell_time_again(self, number: int) -> None:
+        if self._node is not None and self._node.node.number == number:
+            self._tell_time()
+            self._later(_TELL_TIME_S, lambda: self._tell_time_again(number))
+
+    def _tell_time(self) -> None:
+        node = self._node
+        if node is None:
+            return
+        limit_s = self._limit_s
+        draining = self._draining
+        self._work(
+            lambda: self._registrar.refresh(node.node, self._clock.own(), draining=draining, timeout_s=limit_s),
+            lambda _: None,
+            lambda _: None,
+        )
+
+    def _on_node(self, host: str, kv: KeyValue, *, live: bool) -> None:
+        fields = dict(fields_of(kv.value))
+        new = host not in self._nodes
+        self._nodes[host] = fields
+        if host == self._me.host:
+            return
+        at = fields.get("at")
+        if live and isinstance(at, int | float):
+            self._clock.heard(host, float(at))
+            self._check_skew()
+        if new and live:
+            self._tell_time()  # so that it learns ours
+
+    def _forget_node(self, host: str) -> None:
+        self._nodes.pop(host, None)
+        self._clock.forget(host)
+
+    def _check_skew(self) -> None:
+        skew_s = self._clock.skew_s()
+        if abs(skew_s) > SKEW_S and not self._warned_skew:
+            way = "ahead of" if skew_s > 0 else "behind"
+            self.tell("warning", "clock-skew", skew_s=skew_s, msg=f"this host's clock is {way} the others'")
+        self._warned_skew = abs(skew_s) > SKEW_S
+
+    def _watch_clock(self) -> None:
+        steps = system.StepTimer()
+        while True:
+            steps.wait()
+            self._inbox.put(self._on_clock_step)
+
+    def _on_clock_step(self) -> None:
+        self.tell("warning", "clock-set", msg="the wall clock was set, or the machine was asleep")
+        self._check_skew()
+        self._tell_time()

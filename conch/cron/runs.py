@@ -1,0 +1,277 @@
+"""The runs of this daemon, from the claim that was won until the result is in etcd."""
+
+import os
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from conch.core import clock, tree
+from conch.core.link import Finished, Held, Kill, Lost, Recorded, Start
+from conch.cron.actor import Base
+from conch.cron.claims import TRIM, Claims, Delivered, Due
+from conch.cron.job import Job
+from conch.cron.ledger import Entry, ended
+from conch.cron.membership import Membership
+from conch.cron.records import Result
+from conch.cron.schedule import Schedule
+from conch.cron.slots import Slot
+from conch.etcd.store import KeyValue, StoreError
+from conch.holder import Holder, rfc3339
+
+_PAUSE_S, _PAUSE_MOST_S = 0.2, 10.0
+# When a supervisor that does not take an order is taken for stopped.
+_UNANSWERED_S = 1.0
+# Upper bounds of the lag histogram, in seconds.
+LAGS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+@dataclass(slots=True)
+class Known:
+    """A job as this daemon follows it. `run` is its run key as last seen, `old` are ticks to be removed.
+
+    `waiting` is a claimed tick, and its claim's revision, that waits for the run before it to end.
+    """
+
+    job: Job
+    rev: int
+    schedule: Schedule
+    has_floor: bool = False
+    run: KeyValue | None = None
+    waiting: tuple[Due, int] | None = None
+    old: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Live:
+    """A run of this daemon. `node` is the registration that it needs; `ordered_at` is 0 once it was answered."""
+
+    entry: Entry
+    node: int | None = None
+    slot: Slot | None = None
+    ordered_at: float | None = None
+    ends_by: float | None = None
+    over: bool = False
+    pause_s: float = _PAUSE_S
+
+    @property
+    def label(self) -> str:
+        """The run for people: its job and tick."""
+        return f"{self.entry.name} {rfc3339(self.entry.tick)}"
+
+
+class Runs(Membership):
+    """Orders runs of the supervisor, and sees their ends recorded: first on disk, then in etcd."""
+
+    def __init__(self, base: Base) -> None:
+        super().__init__(base)
+        self._claims = Claims(base.store, base.keys, base.me.host)
+        self.jobs: dict[str, Known] = {}
+        self._live: dict[str, Live] = {}
+        self.lag_counts: Counter[float] = Counter()
+        self.lag_sum = 0.0
+
+    @abstractmethod
+    def _take_run(self, known: Known) -> None:
+        """The run before a waiting tick is over."""
+
+    @abstractmethod
+    def _end_if_released(self) -> None:
+        """A result was delivered; it may have been the last."""
+
+    def _needed_registrations(self) -> set[int | None]:
+        return {one.node for one in self._live.values() if not one.over}
+
+    def _runs(self) -> list[Live]:
+        return [one for one in self._live.values() if not one.over]
+
+    def _is_answered(self) -> bool:
+        unanswered = [one.ordered_at for one in self._runs() if one.ordered_at]
+        if unanswered and clock.now() - min(unanswered) > _UNANSWERED_S:
+            return False
+        supervisor = tree.stat(os.getppid())
+        return supervisor is not None and supervisor.state not in "Tt"
+
+    def _launch(self, due: Due, entry: Entry, lease: int, number: int) -> None:
+        """The tick is ours: get its slot if it needs one, then have it started."""
+        job = due.job
+        one = self._live[entry.run] = Live(entry, number if job.exclusive else None)
+        hold = {
+            "CONCH_REV": str(entry.run_rev or entry.rev),
+            "CONCH_LEASE": f"{lease:x}",
+            "CONCH_HOLD_KEY": self._keys.cron("fire", job.name, entry.tick),
+        }
+        if job.exclusive and self._node is not None:
+            hold["CONCH_LEASE"] = f"{self._node.node.lease:x}"
+            hold["CONCH_HOLD_KEY"] = self._keys.cron("run", job.name)
+        holds = [] if one.node is None else [one.node]
+        if job.semaphore is None:
+            self._order(one, due, holds, hold)
+            return
+        slot_number = self._new_number()
+        until = clock.now() + job.run_ttl_s
+        one.ends_by = until
+
+        def held(message: Held) -> None:
+            in_slot = {
+                "CONCH_REV": str(message.rev),
+                "CONCH_LEASE": f"{message.lease:x}",
+                "CONCH_HOLD_KEY": message.key,
+            }
+            self._ledger.write(replace(entry, slot=message.lease))
+            entered = replace(entry, slot=message.lease)
+            self._inbox.put(
+                lambda: self._on_slot(one, due, entered, [*holds, slot_number], hold if job.exclusive else in_slot)
+            )
+
+        one.slot = Slot(
+            self._store,
+            self._connection,
+            self._keys,
+            self._warden,
+            job.semaphore,
+            number=slot_number,
+            run=entry.run,
+            ttl_s=self._ttl_s,
+            kill_after_s=job.kill_after_s,
+            wait_s=job.run_ttl_s,
+            value=Holder(self._me.host, self._me.pid, rfc3339(self._clock.own()), " ".join(job.cmd)[:256]).encode(),
+            held=held,
+            failed=lambda why: self._inbox.put(lambda: self._on_no_slot(one, why)),
+            tell=self.tell,
+        )
+
+    def _on_slot(self, one: Live, due: Due, entry: Entry, holds: list[int], hold: dict[str, str]) -> None:
+        if not one.over:
+            one.entry = entry
+            self._order(one, due, holds, hold)
+
+    def _on_no_slot(self, one: Live, why: str) -> None:
+        if not one.over:
+            one.slot = None
+            self._over(one, Result(self._me.host, "timeout", reason=why))
+
+    def _order(self, one: Live, due: Due, holds: list[int], hold: dict[str, str]) -> None:
+        job, entry = due.job, one.entry
+        now = clock.now()
+        first_limit_s = job.run_ttl_s if one.ends_by is None else max(0.001, one.ends_by - now)
+        start_by = now + due.late_at - self._clock.now() if one.ends_by is None else one.ends_by
+        one.ordered_at = now
+        self._warden.send(
+            Start(
+                run=entry.run,
+                label=one.label,
+                command=list(job.cmd),
+                environment={**job.env, **hold, "CONCH_NAME": job.name, "CONCH_TICK": str(entry.tick)},
+                directory=job.cwd,
+                holds=holds,
+                start_by=start_by,
+                first_limit_s=first_limit_s,
+                limit_s=job.run_ttl_s,
+                kill_after_s=job.kill_after_s,
+                retries=job.retries,
+                retry_delay_s=job.retry_delay_s,
+            )
+        )
+
+    def _on_running(self, run: str) -> None:
+        one = self._live.get(run)
+        if one is None or one.ordered_at is None or one.ordered_at == 0.0:
+            return
+        one.ordered_at = 0.0  # answered
+        lag_s = self._clock.own() - one.entry.tick
+        self.lag_sum += lag_s
+        for bound in LAGS_S:
+            if lag_s <= bound:
+                self.lag_counts[bound] += 1
+        self.counts["lags", ""] += 1
+
+    def _on_finished(self, message: Finished) -> None:
+        one = self._live.get(message.run)
+        if one is None or one.over:
+            self._warden.send(Recorded(message.run))  # its end is in etcd, or soon will be
+            return
+        state = {"ended": "ok" if message.code == 0 else "failed", "unstarted": "skipped"}.get(
+            message.outcome, message.outcome
+        )
+        started = message.started or None
+        result = Result(
+            self._me.host, state, message.code, started, message.duration_s, message.attempt, message.reason
+        )
+        self._over(one, result, report=True)
+
+    def _end_run(self, one: Live, reason: str) -> None:
+        """Have a run ended that perhaps only queues for its slot yet."""
+        if one.slot is not None and one.ordered_at is None:
+            self._over(one, Result(self._me.host, "skipped", reason=reason))
+        else:
+            self._warden.send(Kill(one.entry.run, reason))
+
+    def _record(self, entry: Entry, state: str, reason: str) -> None:
+        """A claimed tick is over that never ran here."""
+        one = self._live[entry.run] = Live(entry)
+        self._over(one, Result(self._me.host, state, reason=reason))
+
+    def _over(self, one: Live, result: Result, *, report: bool = False) -> None:
+        """Write the end down, then deliver it; give back what only this run held."""
+        one.over = True
+        one.entry = ended(one.entry, result)
+        self.counts["runs", result.state] += 1
+        run = one.entry.run
+        if not report:
+            self.tell(
+                "info",
+                "run-end",
+                run=one.label,
+                state=result.state,
+                reason=result.reason,
+            )
+        if one.slot is not None:
+            one.slot.release()
+            self._warden.send(Lost(one.slot.number, "given back"))
+        self._give_old_leases_back()
+
+        def safe() -> None:
+            self._ledger.write(one.entry)
+            if report:
+                self._warden.send(Recorded(run))
+
+        self._deliver(one, safe)
+        self._try_held_back()
+
+    def _deliver(self, one: Live, before: Callable[[], None] = lambda: None) -> None:
+        entry, result = one.entry, one.entry.result
+        assert result is not None  # noqa: S101 - only what is over is delivered
+        known = self.jobs.get(entry.name)
+        old: list[int] = []
+        if known is not None:
+            old, known.old = sorted(known.old)[:TRIM], set()
+        has_floor = known is not None and known.has_floor
+        now, limit_s = self._clock.own(), self._limit_s
+
+        def work() -> Delivered:
+            before()
+            return self._claims.deliver(
+                entry.name, entry.tick, result, entry.run_rev, old, now, has_floor=has_floor, timeout_s=limit_s
+            )
+
+        self._work(work, lambda d: self._on_delivered(one, d), lambda e: self._on_not_delivered(one, e))
+
+    def _on_delivered(self, one: Live, delivered: Delivered) -> None:
+        entry = one.entry
+        self._ledger.delivered(entry.run)
+        self._live.pop(entry.run, None)
+        known = self.jobs.get(entry.name)
+        if known is not None:
+            known.old |= set(delivered.old)
+            known.has_floor = delivered.has_floor
+            if known.run is not None and known.run.create_revision == entry.run_rev:
+                known.run = None
+                if known.waiting is not None:
+                    self._take_run(known)
+        self._end_if_released()
+
+    def _on_not_delivered(self, one: Live, error: StoreError) -> None:
+        self.tell("warning", "not-delivered", run=one.label, msg=str(error))
+        one.pause_s = min(2 * one.pause_s, _PAUSE_MOST_S)
+        self._later(one.pause_s, lambda: self._deliver(one))

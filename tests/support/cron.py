@@ -1,0 +1,98 @@
+"""Daemons of a fleet on one machine, and what etcd says of their ticks."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.support.conch import Bench, Wrapper, wait_for
+
+
+class Fleet:
+    """Starts conchd under host names of its own; everything lies below the bench's prefix."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.daemons: dict[str, Wrapper] = {}
+
+    def start(
+        self, host: str, *flags: str, env: dict[str, str] | None = None, ready: bool = True, **how: Any
+    ) -> Wrapper:
+        """Start a daemon (again) and wait until it is registered."""
+        state = self.bench.folder / f"state-{host}"
+        daemon = self.bench.start(
+            "conchd", "--state-dir", str(state), "--drain", "1s", *flags, env={"CONCH_HOST": host, **(env or {})}, **how
+        )
+        self.daemons[host] = daemon
+        if ready:
+            daemon.wait_event("registered")
+        return daemon
+
+    def state(self, host: str) -> Path:
+        return self.bench.folder / f"state-{host}"
+
+    def add(self, name: str, schedule: str, *flags: str, command: str = "true") -> None:
+        """Add a job with a shell command."""
+        done = self.bench.run("cron", "add", name, "--schedule", schedule, *flags, "--", "sh", "-c", command)
+        assert done.returncode == 0, done.stderr
+
+    def run_now(self, name: str) -> int:
+        """Ask for a tick now; which it is."""
+        done = self.bench.run("cron", "run", name)
+        assert done.returncode == 0, done.stderr
+        return self.unix(done.stdout.strip())
+
+    def request(self, name: str, tick: int) -> None:
+        """A request for a tick of our choice, as `cron run` makes one for the present."""
+        lease = self.bench.etcd.lease(60)
+        self.bench.etcd.put(f"{self.bench.prefix}/cron/now/{name}/{tick}", "{}", lease)
+
+    @staticmethod
+    def unix(text: str) -> int:
+        import datetime
+
+        return int(datetime.datetime.fromisoformat(text).timestamp())
+
+    def value(self, kind: str, *path: object) -> dict[str, Any] | None:
+        """The value of a key of cron."""
+        value, _ = self.bench.etcd.get("/".join((self.bench.prefix, "cron", kind, *map(str, path))))
+        return None if value is None else json.loads(value)
+
+    def ticks(self, kind: str, name: str) -> dict[int, dict[str, Any]]:
+        """All claims (`fire`) or results of a job by tick."""
+        found = self.bench.etcd.get_prefix(f"{self.bench.prefix}/cron/{kind}/{name}/")
+        return {int(meta.key.rpartition(b"/")[2]): json.loads(value) for value, meta in found}
+
+    def result(self, name: str, tick: int, timeout_s: float = 20.0) -> dict[str, Any]:
+        """The result of a tick, once it is there."""
+        found = wait_for(lambda: self.value("result", name, tick), f"a result of {name} {tick}", timeout_s)
+        assert found is not None
+        return found
+
+    def results(self, name: str, count: int, timeout_s: float = 30.0) -> dict[int, dict[str, Any]]:
+        """The results of a job, once there are so many."""
+        wait_for(lambda: len(self.ticks("result", name)) >= count, f"{count} results of {name}", timeout_s)
+        return self.ticks("result", name)
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """What `cron history` says."""
+        done = self.bench.run("cron", "history", name, "-n", "1000", "--json")
+        assert done.returncode == 0, done.stderr
+        return list(self.bench.jsons(done.stdout))
+
+    def clean(self) -> None:
+        """Remove what outlives daemons by design."""
+        for daemon in self.daemons.values():
+            if daemon.process.poll() is None:
+                daemon.process.terminate()
+        for daemon in self.daemons.values():
+            daemon.wait()
+        self.bench.etcd.delete_prefix(self.bench.prefix + "/cron/")
+
+
+def until_second(fraction: float = 0.0) -> int:
+    """Wait for so much after the next full second; which second it is."""
+    now = time.time()
+    second = int(now) + 1
+    time.sleep(max(0.0, second + fraction - now))
+    return second
