@@ -13,7 +13,7 @@ from conch.etcd.store import KeyValue
 from conch.names import check_name
 
 # Ticks in a row that are looked at one by one before those that are too late are passed over at once.
-_STEPS = 1000
+_STEPS = 10_000
 
 
 class Planning(Claiming):

@@ -85,8 +85,11 @@ def rss(pid: int) -> int:
     process = psutil.Process(pid)
     found = process.memory_info().rss
     for child in process.children():
-        if "conchd" in " ".join(child.cmdline()):
-            found += child.memory_info().rss
+        try:
+            if "conchd" in child.cmdline():
+                found += child.memory_info().rss
+        except psutil.Error:
+            continue  # a run's that just ended
     return int(found)
 
 
@@ -412,7 +415,9 @@ def test_leftovers_are_gone_before_the_result_is_written(fleet: Fleet) -> None:
     bench = fleet.bench
     fleet.start("a")
     bench.file("stubborn").write_text(STUBBORN)
-    spared = "echo $$ >> spared; exec setsid sh -c 'echo $$ >> spared; (setsid sleep 1000 & echo $! >> spared); wait; "
+    spared = (
+        "echo $$ >> spared; exec setsid -w sh -c 'echo $$ >> spared; (setsid sleep 1000 & echo $! >> spared); wait; "
+    )
     fleet.add("other", NEVER, "--overlap", "allow", command=spared + "sleep 1000'")
     fleet.run_now("other")
     others = bench.pids("spared", 3)
@@ -486,7 +491,12 @@ def test_no_descriptor_and_no_zombie_is_left(fleet: Fleet) -> None:
     ticks = [(name, fleet.run_now(name)) for name in names[:10] * 2]
     for name, tick in ticks:
         fleet.result(name, tick)
-    wait_for(lambda: settled() == before, f"as before: {before}")
+    try:
+        wait_for(lambda: settled() == before, f"as before: {before}", 10)
+    except AssertionError as error:
+        below = [(child.pid, child.status()) for child in psutil.Process(daemon.pid).children(recursive=True)]
+        fds = {fd: os.readlink(f"/proc/{daemon.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{daemon.pid}/fd")}
+        raise AssertionError(f"{error}, but: {below} {fds}") from None
     assert alive(keeper)
 
 
@@ -514,8 +524,8 @@ def test_run_as(fleet: Fleet) -> None:
     daemon = fleet.start("a", "--run-as", "nobody")
     result = once(
         fleet, "j", "--cwd", str(folder),
-        command="id -u > id; id -g >> id; id -G >> id; echo $HOME $USER $LOGNAME > home; grep Uid /proc/self/status > uids;"
-                "cat /proc/self/status > status; echo done > ready",
+        command="id -u > id; id -g >> id; id -G >> id; echo $HOME $USER $LOGNAME > home; "
+                "grep Uid /proc/self/status > uids; cat /proc/self/status > status; echo done > ready",
     )  # fmt: skip
     assert (result["state"], result["reason"]) == ("ok", "")
     uid, gid, groups = (folder / "id").read_text().splitlines()

@@ -10,19 +10,26 @@ from hypothesis import strategies as st
 from conch.core.link import (
     Acquire,
     Answered,
+    Begin,
+    Begun,
     Board,
+    Drain,
     Ended,
     Failed,
+    Finished,
     Held,
+    Kill,
     LinkError,
     Lost,
     Message,
     Note,
     Queued,
+    Recorded,
     Release,
     Released,
     Renewed,
     Running,
+    Start,
     decode,
     encode,
     pair,
@@ -41,6 +48,13 @@ EVERY: list[Message] = [
     Running(5, "ab", [1, 2], 5.0, "x"),
     Ended(),
     Release(None),
+    Begin(["a"], ["b", "c"], True),
+    Begun(),
+    Start("r", "j ä", ["x", "\udcff" * 5000], {"A": "b" * 5000}, None, [1, 2], 1.5, 2.5, 600.0, 5.0, 3, 30.0),
+    Kill("r", "replaced"),
+    Finished("r", "ended", None, 2, 1.25, 0.5, ""),
+    Recorded("r"),
+    Drain(),
 ]
 
 
@@ -145,3 +159,36 @@ def test_deadline_is_seen_by_another_process() -> None:
         os._exit(0)
     os.waitpid(pid, 0)
     assert board.read() == Renewed(7, 1.25)
+
+
+def test_order_is_never_cut_and_other_texts_are() -> None:
+    """A command that was cut would be another one."""
+    start = Start("r", "l", ["x" * 100_000], {"A": "y" * 100_000}, "/" + "z" * 5000, [], 0.0, 1.0, 1.0, 1.0, 0, 0.0)
+    supervisor, keeper = pair()
+    keeper.send(start)
+    keeper.send(Kill("r", "w" * 100_000))
+    first, second = supervisor.drain()
+    assert first == start
+    assert isinstance(second, Kill)
+    assert len(second.reason) == 2000
+    supervisor.close()
+    keeper.close()
+
+
+def test_deadlines_of_many_holds() -> None:
+    """Only those that are followed are told, each newest once; numbers that share a place replace each other."""
+    supervisor, keeper = pair(4)
+    for number in (1, 2, 3):
+        keeper.send(Renewed(number, float(number)))
+    assert supervisor.drain() == []
+    supervisor.follow({1, 3})
+    assert sorted(supervisor.drain(), key=str) == [Renewed(1, 1.0), Renewed(3, 3.0)]
+    keeper.send(Renewed(2, 9.0))
+    keeper.send(Renewed(3, 4.0))
+    assert supervisor.drain() == [Renewed(3, 4.0)]
+    supervisor.follow({2, 3})
+    assert supervisor.drain() == [Renewed(2, 9.0)]
+    keeper.send(Renewed(7, 8.0))
+    assert supervisor.drain() == [Renewed(7, 8.0)]
+    supervisor.close()
+    keeper.close()

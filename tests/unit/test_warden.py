@@ -7,7 +7,7 @@ import pytest
 
 from conch.core import clock
 from conch.core.clock import Terms
-from conch.core.link import Acquire, Ended, Lost, Message, Note, Release, Running, pair
+from conch.core.link import Acquire, Ended, Kill, Lost, Message, Note, Release, Running, pair
 from conch.core.tree import Stat
 from conch.keeper.warden import Warden
 from tests.support.conch import wait_for
@@ -139,3 +139,45 @@ def test_commands_are_delivered_and_messages_sent(stage: Stage) -> None:
 
     wait_for(all_there, "all notes")
     assert [m.text["i"] for m in got if isinstance(m, Note)] == list(range(3000))
+
+
+def test_runs_are_killed_each_by_its_own_last_moment(stage: Stage) -> None:
+    """Of several under several holds: the earlier of two, and what holds nothing not at all."""
+    now = clock.now()
+    stage.warden.acquired(1, Terms(10.0, 0.3), now + 0.5 + 0.2)
+    stage.warden.acquired(2, Terms(10.0, 0.3), now + 0.5 + 60, run="b")
+    stage.link.send(Running(71, "ta", [2], 0.3, "a"))
+    stage.link.send(Running(72, "tb", [1, 2], 0.3, "b"))
+    stage.link.send(Running(73, "tc", [], 0.3, "c"))
+    wait_for(lambda: len(stage.kills) >= 3, "kills")
+    assert {pid for _, pid, _ in stage.kills} == {72}
+    assert stage.kills[0][0] >= now + 0.2
+    stage.link.send(Ended("b"))
+    lost_at = clock.now()
+    stage.warden.lost(2, "gone")
+    wait_for(lambda: any(pid == 71 for _, pid, _ in stage.kills), "the kill of the other")
+    assert next(at for at, pid, _ in stage.kills if pid == 71) >= lost_at + 0.3
+    assert all(pid != 73 for _, pid, _ in stage.kills)
+
+
+def test_end_of_one_run_is_ordered_and_enforced(stage: Stage) -> None:
+    """The supervisor is told; should it not act, the run is killed after kill-after, and no other."""
+    stage.link.send(Running(71, "ta", [], 0.3, "a"))
+    stage.link.send(Running(72, "tb", [], 0.3, "b"))
+    wait_for(lambda: len(stage.delivered) == 2, "both known")
+    ended_at = clock.now()
+    stage.warden.end("a", "the run key is gone")
+    wait_for(lambda: stage.heard() == [Kill("a", "the run key is gone")], "the order")
+    wait_for(lambda: len(stage.kills) >= 2, "kills")
+    assert stage.kills[0][0] >= ended_at + 0.3
+    assert {pid for _, pid, _ in stage.kills} == {71}
+
+
+def test_hold_that_was_given_back_under_a_run(stage: Stage) -> None:
+    """A defect, and killing at once the safe side."""
+    stage.warden.acquired(1, Terms(10.0, 0.3), clock.now() + 60)
+    stage.link.send(Running(71, "ta", [1], 0.3, "a"))
+    wait_for(lambda: stage.delivered, "known")
+    stage.warden.forget(1)
+    stage.link.send(Acquire(9))  # wakes it
+    wait_for(lambda: stage.kills, "a kill")

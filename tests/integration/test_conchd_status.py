@@ -1,0 +1,511 @@
+"""conchd's status over HTTP: what it tells, and that no client can do it any harm."""
+
+import json
+import os
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack
+from typing import Any
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from conch.cron.records import STATES
+from tests.conftest import OwnEtcd
+from tests.support.conch import Bench, Wrapper, throughout, wait_for
+from tests.support.cron import Fleet
+
+NEVER = "@yearly"
+Family = dict[str, dict[tuple[tuple[str, str], ...], float]]
+
+
+def get(address: str, path: str) -> tuple[int, str, str]:
+    """Code, body and content type."""
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=15) as answer:
+            return answer.status, answer.read().decode(), answer.headers["Content-Type"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(), error.headers["Content-Type"]
+
+
+def fetch(address: str, path: str) -> Any:
+    """The JSON of an answer."""
+    code, body, kind = get(address, path)
+    assert (code, kind) == (200, "application/json"), body
+    return json.loads(body)
+
+
+def health(address: str) -> int:
+    return get(address, "/healthz")[0]
+
+
+def samples(address: str) -> Family:
+    """The samples of /metrics by name and labels, as Prometheus's own parser reads them."""
+    code, body, kind = get(address, "/metrics")
+    assert code == 200, body
+    assert kind.startswith("text/plain; version=0.0.4")
+    found: Family = {}
+    for family in text_string_to_metric_families(body):
+        assert family.documentation
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def address_of(daemon: Wrapper) -> str:
+    return daemon.wait_event("status")["addr"]
+
+
+def start(fleet: Fleet, *flags: str, host: str = "a") -> tuple[Wrapper, str]:
+    """A daemon with a status server on a free port, and its address."""
+    daemon = fleet.start(host, "--status-addr", "0", *flags)
+    return daemon, address_of(daemon)
+
+
+def exchange(address: str, data: bytes, *, timeout_s: float = 15.0) -> bytes:
+    """Send raw bytes; all that comes back until the other side closes."""
+    host, port = address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout_s) as client:
+        try:
+            client.sendall(data)
+        except OSError:
+            pass  # it hung up first: then it need not read on
+        got = b""
+        try:
+            while piece := client.recv(65536):
+                got += piece
+        except ConnectionResetError:
+            pass
+        return got
+
+
+def goes_on(fleet: Fleet, address: str, name: str) -> None:
+    """Ticks go on and the server answers."""
+    before = len(fleet.ticks("result", name))
+    wait_for(lambda: health(address) == 200, "an answer")
+    fleet.results(name, before + 2)
+
+
+# -- what it tells ----------------------------------------------------------------------------------------
+
+
+def test_cron(fleet: Fleet) -> None:
+    """Jobs with their next and newest tick, in the order of their names, and the runs of this host."""
+    _, address = start(fleet)
+    assert fetch(address, "/cron") == {"jobs": [], "running": []}
+    fleet.add("b", NEVER, "--tz", "Europe/Berlin", command="exit 3")
+    fleet.add("a", "0 0 30 12 *", "--paused")
+    fleet.add("c", NEVER, command="exec sleep 1000")
+    tick = fleet.run_now("b")
+    fleet.result("b", tick)
+    running = fleet.run_now("c")
+    wait_for(lambda: fetch(address, "/cron")["running"], "the run")
+    shown = fetch(address, "/cron?x=1")
+    (run,) = shown["running"]
+    assert (run["name"], run["tick_unix"], fleet.unix(run["tick"])) == ("c", running, running)
+    a, b, c = shown["jobs"]
+    assert set(b) == {
+        "name", "schedule", "tz", "cmd", "paused", "next_tick", "last_tick", "node", "exit", "state", "duration_s",
+    }  # fmt: skip
+    assert [job["name"] for job in (a, b, c)] == ["a", "b", "c"]
+    assert (a["paused"], a["last_tick"], a["state"]) == (True, None, None)
+    assert (b["schedule"], b["tz"], b["cmd"], b["paused"]) == (NEVER, "Europe/Berlin", ["sh", "-c", "exit 3"], False)
+    assert (fleet.unix(b["last_tick"]), b["node"], b["state"], b["exit"]) == (tick, "a", "failed", 3)
+    assert fleet.unix(b["next_tick"]) > time.time()
+    assert b["duration_s"] >= 0
+    assert (c["state"], fleet.unix(c["last_tick"])) == ("claimed", running)
+
+
+def test_cron_agrees_with_ls(fleet: Fleet) -> None:
+    """The same fields with the same values as `cron ls --last --json`."""
+    _, address = start(fleet)
+    fleet.add("j", "0 0 1 1 *", command="true")
+    fleet.result("j", fleet.run_now("j"))
+    done = fleet.bench.run("cron", "ls", "--last", "--json")
+    (listed,) = fleet.bench.jsons(done.stdout)
+    (shown,) = fetch(address, "/cron")["jobs"]
+    assert {name: shown.get(name) for name in listed} == listed
+
+
+def test_elect_and_sema(fleet: Fleet) -> None:
+    """Who holds, who waits, below this prefix; an unreadable value is shown by its place alone."""
+    bench = fleet.bench
+    _, address = start(fleet)
+    assert fetch(address, "/elect") == []
+    assert fetch(address, "/sema") == []
+    leader = bench.hold("db")
+    bench.queue("db")
+    for event in ("child-start", "child-start", "queued"):
+        bench.start("sema", "s", "--max", "2", "--", "sleep", "1000").wait_event(event)
+    (office,) = fetch(address, "/elect")
+    assert set(office) == {"office", "host", "pid", "started", "cmd", "rev", "lease", "waiting"}
+    assert (office["office"], office["pid"], office["waiting"]) == ("db", leader.pid, 1)
+    assert int(office["lease"], 16) == leader.lease()
+    shown = fetch(address, "/sema")
+    assert [(one["name"], one["max"], one["rank"], one["state"]) for one in shown] == [
+        ("s", 2, 0, "HELD"),
+        ("s", 2, 1, "HELD"),
+        ("s", 2, 2, "WAIT"),
+    ]
+    assert [one["rev"] for one in shown] == sorted(one["rev"] for one in shown)
+    assert set(shown[0]) == {"name", "max", "state", "rank", "host", "pid", "started", "cmd", "rev", "lease"}
+    key = f"{bench.prefix}/elect/odd/{0x123:x}"
+    bench.etcd.put(key, b"\xff no JSON")
+    bench.etcd.put(f"{bench.prefix}/elect/too/deep/1", b"{}")
+    bench.etcd.put(f"{bench.prefix}/sema/s/many/1", b"{}")
+    try:
+        odd = next(one for one in fetch(address, "/elect") if one["office"] == "odd")
+        assert (odd["host"], odd["pid"], odd["lease"]) == (None, None, "0")
+        assert len(fetch(address, "/elect")) == 2
+        assert len(fetch(address, "/sema")) == 3
+    finally:
+        for one in (key, f"{bench.prefix}/elect/too/deep/1", f"{bench.prefix}/sema/s/many/1"):
+            bench.etcd.delete(one)
+
+
+def test_spread_semaphores_are_shown_as_the_others(fleet: Fleet) -> None:
+    """What queues within a host is not in the semaphore yet."""
+    _, address = start(fleet)
+    holder = fleet.bench.start("sema", "s", "--max", "2", "--spread", "--", "sleep", "1000")
+    holder.child()
+    fleet.bench.start("sema", "s", "--max", "2", "--spread", "--", "sleep", "1000").wait_event("queued")
+    assert [(one["state"], one["pid"]) for one in fetch(address, "/sema")] == [("HELD", holder.pid)]
+
+
+def test_metrics(fleet: Fleet) -> None:
+    """Runs by state, start lag, claims, lease left, journal backlog, errors; counters only grow."""
+    _, address = start(fleet, "--ttl", "6s")
+    first = samples(address)
+    assert {dict(labels)["state"] for labels in first["conch_runs_total"]} == set(STATES)
+    assert sum(first["conch_runs_total"].values()) == 0
+    fleet.add("ok", NEVER)
+    fleet.add("bad", NEVER, command="exit 1")
+    fleet.add("slow", NEVER, "--run-ttl", "1s", "--kill-after", "200ms", command="exec sleep 1000")
+    fleet.add("long", NEVER, command="exec sleep 1000")
+    fleet.add("beat", "@every 1s")
+    for name in ("ok", "bad", "slow"):
+        fleet.result(name, fleet.run_now(name))
+    fleet.run_now("long")
+    fleet.results("beat", 2)
+    wait_for(lambda: samples(address)["conch_running"][()] >= 1, "the long run")
+    found = samples(address)
+    runs = {dict(labels)["state"]: value for labels, value in found["conch_runs_total"].items()}
+    assert runs["ok"] >= 3
+    assert (runs["failed"], runs["timeout"], runs["lost"]) == (1, 1, 0)
+    assert found["conch_claims_total"][(("outcome", "won"),)] >= 6
+    assert found["conch_claims_total"][(("outcome", "lost"),)] == 0
+    assert found["conch_ticks_missed_total"][()] == 0
+    assert 0 < found["conch_lease_left_seconds"][()] <= 6
+    assert found["conch_journal_backlog"][()] >= 0
+    assert found["conch_healthy"][()] == 1
+    buckets = found["conch_start_lag_seconds_bucket"]
+    ordered = [value for _, value in sorted((float(dict(labels)["le"]), value) for labels, value in buckets.items())]
+    assert ordered == sorted(ordered), "buckets are cumulative"
+    assert ordered[-1] == found["conch_start_lag_seconds_count"][()] >= 6
+    assert 0 <= found["conch_start_lag_seconds_sum"][()] < 60 * ordered[-1]
+    for name, values in first.items():
+        if name.endswith(("_total", "_bucket", "_count")):
+            assert all(found[name][labels] >= value for labels, value in values.items()), name
+
+
+def test_claims_that_are_lost_are_counted(fleet: Fleet) -> None:
+    """Two hosts: what one wins is no error of the other; together they ended every tick."""
+    addresses = [start(fleet, host=host)[1] for host in ("a", "b")]
+    fleet.add("beat", "@every 1s")
+    fleet.results("beat", 4)
+    fleet.bench.run("cron", "pause", "beat")
+    wait_for(lambda: fleet.ticks("fire", "beat").keys() == fleet.ticks("result", "beat").keys(), "all results")
+
+    def counted() -> bool:
+        ended = sum(samples(one)["conch_runs_total"][(("state", "ok"),)] for one in addresses)
+        return ended == len(fleet.ticks("result", "beat"))
+
+    wait_for(counted, "each result counted once")
+
+
+# -- health -----------------------------------------------------------------------------------------------
+
+
+def test_healthz(fleet: Fleet) -> None:
+    """200 while a tick could be claimed, 503 with the reason while it drains."""
+    daemon, address = start(fleet)
+    assert get(address, "/healthz")[:2] == (200, "ok\n")
+    fleet.add("j", NEVER, command="while [ ! -e go ]; do sleep 0.02; done")
+    tick = fleet.run_now("j")
+    wait_for(lambda: fleet.value("fire", "j", tick), "the claim")
+    wait_for(lambda: fetch(address, "/cron")["running"], "the run")
+    daemon.signal(signal.SIGTERM)
+    wait_for(lambda: health(address) == 503, "503")
+    assert get(address, "/healthz")[1].strip()
+    assert samples(address)["conch_healthy"][()] == 0
+    fleet.bench.file("go").touch()
+    assert daemon.wait() == 0
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(tuple(address.rsplit(":", 1)), 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_healthz_without_etcd(own: OwnEtcd, own_fleet: Fleet, number: int) -> None:
+    """503 when etcd is dead or hangs, 200 and ticks again when it is back; the metrics answer all the time."""
+    daemon, address = start(own_fleet, "--ttl", "4s")
+    own_fleet.add("beat", "@every 1s")
+    own_fleet.results("beat", 1)
+    if number == signal.SIGKILL:
+        own.cluster.kill(own.member)
+    else:
+        os.kill(own.member.pid, signal.SIGSTOP)
+    answers: dict[str, object] = {}
+    try:
+        wait_for(lambda: health(address) == 503, "503", 30)
+        assert get(address, "/healthz")[1].count("\n") == 1
+        for path in ("/cron", "/elect", "/sema"):
+            try:
+                code, body, _ = get(address, path)
+                answers[path] = (code, body.count("\n"))
+            except OSError as error:
+                answers[path] = repr(error)
+        assert_unhealthy_metrics(address)
+    finally:
+        if number == signal.SIGKILL:
+            own.cluster.restart(own.member)
+            own.cluster.wait_ready()
+        else:
+            os.kill(own.member.pid, signal.SIGCONT)
+    wait_for(lambda: health(address) == 200, "200 again", 30)
+    before = len(own_fleet.ticks("result", "beat"))
+    own_fleet.results("beat", before + 2)
+    wait_for(lambda: samples(address)["conch_journal_backlog"][()] <= 1, "what waited is delivered")
+    assert daemon.process.poll() is None
+    assert answers == dict.fromkeys(("/cron", "/elect", "/sema"), (503, 1))
+
+
+def assert_unhealthy_metrics(address: str) -> None:
+    """They need no etcd."""
+    assert samples(address)["conch_healthy"][()] == 0
+    wait_for(lambda: sum(samples(address).get("conch_etcd_errors_total", {}).values()) > 0, "errors counted")
+    wait_for(lambda: samples(address)["conch_lease_left_seconds"][()] <= 0, "no lease left")
+
+
+def test_healthz_while_the_supervisor_is_stopped(fleet: Fleet) -> None:
+    """A daemon that cannot start anything is not healthy, although its keeper answers."""
+    daemon, address = start(fleet, "--ttl", "4s")
+    fleet.add("beat", "@every 1s")
+    fleet.results("beat", 1)
+    daemon.signal(signal.SIGSTOP)
+    try:
+        wait_for(lambda: health(address) == 503, "503", 30)
+    finally:
+        daemon.signal(signal.SIGCONT)
+    wait_for(lambda: health(address) == 200, "200 again", 30)
+    goes_on(fleet, address, "beat")
+
+
+# -- clients ----------------------------------------------------------------------------------------------
+
+
+def test_only_get(fleet: Fleet) -> None:
+    """405 for what changes things, 404 for other paths, one plain line each; nothing is changed."""
+    _, address = start(fleet)
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "FROBNICATE"):
+        got = exchange(address, f"{method} /cron HTTP/1.0\r\nContent-Length: 0\r\n\r\n".encode())
+        head, _, body = got.partition(b"\r\n\r\n")
+        assert head.split(b" ")[1] == b"405", (method, got)
+        assert body.count(b"\n") == 1, method
+    head, _, body = exchange(address, b"HEAD /healthz HTTP/1.0\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.split(b" ")[1] in (b"200", b"405")
+    assert body == b"", "an answer to HEAD has no body"
+    for path in ("/", "/cron/", "/metrics/../cron", "/%2e%2e/etc/passwd", "//cron", "/healthz%00"):
+        code, body_text, _ = get(address, path)
+        assert (code, body_text.count("\n")) == (404, 1), path
+
+
+ODD = {
+    "nothing": b"\r\n\r\n",
+    "garbage": bytes(range(256)) * 4,
+    "no version": b"GET\r\n\r\n",
+    "http/0.9": b"GET /healthz\r\n\r\n",
+    "http/9": b"GET /healthz HTTP/9.9\r\n\r\n",
+    "tls": bytes.fromhex("16030100a5010000a10303") + bytes(160),
+    "long line": b"GET /" + b"a" * 200_000 + b" HTTP/1.0\r\n\r\n",
+    "long header": b"GET /healthz HTTP/1.0\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
+    "many headers": b"GET /healthz HTTP/1.0\r\n" + b"X: y\r\n" * 10_000 + b"\r\n",
+    "odd header": b"GET /healthz HTTP/1.0\r\nno colon\r\n\xff: \xfe\r\n\r\n",
+    "huge body": b"GET /healthz HTTP/1.0\r\nContent-Length: 999999999999\r\n\r\n",
+    "bad length": b"POST /healthz HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    "expect": b"GET /healthz HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n",
+    "newline in path": b"GET /a\nb HTTP/1.0\r\n\r\n",
+    "pipelined": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 100,
+}
+
+
+def test_odd_requests_do_no_harm(fleet: Fleet) -> None:
+    """Each is answered or hung up on, quickly; nothing is logged, ticks go on."""
+    daemon, address = start(fleet)
+    fleet.add("beat", "@every 1s")
+    fleet.results("beat", 1)
+    for name, data in ODD.items():
+        began = time.monotonic()
+        got = exchange(address, data)
+        assert time.monotonic() - began < 8, name
+        assert b"Traceback" not in got, name
+    goes_on(fleet, address, "beat")
+    assert daemon.process.poll() is None
+    assert [line for line in daemon.err.splitlines() if not line.startswith("ts=")] == []
+
+
+def test_clients_that_leave_early(fleet: Fleet) -> None:
+    """In the middle of a request or of an answer, by a reset."""
+    daemon, address = start(fleet)
+    host, port = address.rsplit(":", 1)
+    fleet.add("beat", "@every 1s")
+    fleet.results("beat", 1)
+    for data in (b"", b"GE", b"GET /metrics HTTP/1.0\r\n", b"GET /metrics HTTP/1.0\r\n\r\n") * 20:
+        with socket.create_connection((host, int(port)), 10) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
+            client.sendall(data)
+    goes_on(fleet, address, "beat")
+    assert [line for line in daemon.err.splitlines() if not line.startswith("ts=")] == []
+
+
+def dribbles(client: socket.socket) -> None:
+    """One more byte of a header that never ends."""
+    try:
+        client.send(b"x")
+    except OSError:
+        pass  # it was hung up on, as it should be
+
+
+def test_slow_and_idle_clients(fleet: Fleet) -> None:
+    """A hundred idle ones and thirty that send a byte now and then: ticks go on, later the server answers again."""
+    daemon, address = start(fleet)
+    host, port = address.rsplit(":", 1)
+    fleet.add("beat", "@every 1s")
+    fleet.results("beat", 1)
+    threads = psutil.Process(daemon.keeper()).num_threads()
+    with ExitStack() as stack:
+        slow = []
+        for number in range(130):
+            client = stack.enter_context(socket.create_connection((host, int(port)), 10))
+            if number % 4 == 0:
+                client.sendall(b"GET /healthz HTTP/1.0\r\nX: ")
+                slow.append(client)
+        before = len(fleet.ticks("result", "beat"))
+
+        def all_that_time() -> None:
+            for client in slow:
+                dribbles(client)
+            assert psutil.Process(daemon.keeper()).num_threads() < threads + 80
+
+        throughout(3, all_that_time)
+        assert len(fleet.ticks("result", "beat")) >= before + 2
+
+        def answers() -> bool:
+            for client in slow:
+                dribbles(client)
+            try:
+                return health(address) == 200
+            except OSError:
+                return False
+
+        wait_for(answers, "an answer although they are all still connected", 20)
+    goes_on(fleet, address, "beat")
+    wait_for(lambda: psutil.Process(daemon.keeper()).num_threads() <= threads + 2, "the threads have ended")
+
+
+def test_client_that_does_not_read_its_answer(fleet: Fleet) -> None:
+    """It is hung up on; others are answered meanwhile."""
+    _, address = start(fleet)
+    host, port = address.rsplit(":", 1)
+    with ExitStack() as stack:
+        for _ in range(5):
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            client.connect((host, int(port)))
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert health(address) == 200
+
+
+# -- the address ------------------------------------------------------------------------------------------
+
+
+def listening(daemon: Wrapper) -> list[tuple[str, int]]:
+    """The TCP sockets that the daemon or its keeper listens on."""
+    found = []
+    for pid in (daemon.pid, daemon.keeper()):
+        for one in psutil.Process(pid).net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN:
+                found.append((one.laddr.ip, one.laddr.port))
+    return found
+
+
+def test_off_by_default(fleet: Fleet) -> None:
+    """No listening socket."""
+    daemon = fleet.start("a")
+    assert listening(daemon) == []
+    assert not daemon.events("status")
+
+
+def test_bare_port_is_loopback_only(fleet: Fleet) -> None:
+    """127.0.0.1 and nothing else."""
+    daemon, address = start(fleet)
+    assert listening(daemon) == [("127.0.0.1", int(address.rsplit(":", 1)[1]))]
+
+
+def test_address_from_the_environment(fleet: Fleet) -> None:
+    """CONCH_STATUS_ADDR, also of another host's interface."""
+    daemon = fleet.start("a", env={"CONCH_STATUS_ADDR": "0.0.0.0:0"})
+    wait_for(lambda: daemon.events("status"), "the server")
+    ((ip, port),) = listening(daemon)
+    assert ip == ".".join("0000")
+    assert health(f"127.0.0.1:{port}") == 200
+
+
+def test_address_of_ipv6(fleet: Fleet) -> None:
+    """In brackets, as in every URL; the log shows it so that it can be used."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    daemon = fleet.start("a", "--status-addr", "[::1]:0")
+    address = address_of(daemon)
+    assert address.startswith("[::1]:")
+    assert health(address) == 200
+
+
+@pytest.mark.parametrize("address", ["x:y", ":", ":80", "localhost:", "99999", "-1", "1.2.3.4:70000", "/x"])
+def test_address_that_is_none(conch: Bench, address: str) -> None:
+    """64, one line."""
+    done = conch.run("conchd", "--state-dir", "s", "--status-addr", address)
+    assert done.returncode == 64
+    assert done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("address", ["taken", "192.0.2.1:80", "no.such.host.invalid:80"])
+def test_address_that_cannot_be_had(fleet: Fleet, address: str) -> None:
+    """It is said in the log, and ticks go on."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        if address == "taken":
+            address = str(other.getsockname()[1])
+        daemon = fleet.start("a", "--status-addr", address)
+        line = daemon.wait_event("status-failed")
+        assert address.rsplit(":", 1)[-1] in line["msg"]
+        fleet.add("beat", "@every 1s")
+        fleet.results("beat", 2)
+        assert listening(daemon) == []
+
+
+def test_new_keeper_serves_again(fleet: Fleet) -> None:
+    """On the same port, which the old one had until it died."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    daemon = fleet.start("a", "--status-addr", str(port))
+    wait_for(lambda: daemon.events("status"), "the server")
+    assert health(f"127.0.0.1:{port}") == 200
+    os.kill(daemon.keeper(), signal.SIGKILL)
+    daemon.wait_event("status", 2)
+    wait_for(lambda: health(f"127.0.0.1:{port}") == 200, "an answer of the new keeper")

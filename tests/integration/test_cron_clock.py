@@ -1,0 +1,148 @@
+"""Clocks that differ between hosts, and clocks that are set: no tick runs twice, and none early by one's mistake."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from conch.cron.clock import FleetClock
+from tests.support.conch import Bench, throughout, wait_for
+from tests.support.host import Host
+
+Start = Callable[..., Host]
+
+
+@pytest.fixture
+def start(conch: Bench, tmp_path: Path) -> Iterator[Start]:
+    """Starts hosts and ends them."""
+    hosts: list[Host] = []
+
+    def one(name: str, ahead_s: float = 0.0) -> Host:
+        hosts.append(Host(conch, name, tmp_path / f"host-{name}", ahead_s))
+        hosts[-1].wait_event("registered")
+        return hosts[-1]
+
+    yield one
+    for host in hosts:
+        host.close()
+    conch.etcd.delete_prefix(conch.prefix + "/cron/")
+
+
+def add(conch: Bench, schedule: str = "@every 1s") -> None:
+    job = {"schedule": schedule, "cmd": ["true"], "overlap": "allow"}
+    conch.etcd.put(f"{conch.prefix}/cron/job/j", json.dumps(job))
+
+
+def all_runs(*hosts: Host) -> list[tuple[int, float]]:
+    return [run for host in hosts for run in host.runs]
+
+
+def check(*hosts: Host, early_s: float = 0.05) -> None:
+    """Each tick once, not before its time, and none missing in between."""
+    runs = all_runs(*hosts)
+    ticks = Counter(tick for tick, _ in runs)
+    assert set(ticks.values()) <= {1}, ticks
+    for tick, at in runs:
+        assert -early_s <= at - tick < 2.0, (tick, at)
+    assert sorted(ticks) == list(range(min(ticks), max(ticks) + 1))
+
+
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
+def test_clock_of_one_of_three_is_set_by_an_hour(conch: Bench, start: Start, step_s: float) -> None:
+    """It warns, goes by the others' clocks, and no tick runs twice, early or not at all; nor when it is set back."""
+    hosts = [start(name) for name in ("a", "b", "c")]
+    add(conch)
+    wait_for(lambda: len(all_runs(*hosts)) >= 3, "three runs")
+    wait_for(lambda: len(hosts[0].scheduler._clock._others) == 2, "they know each other's clocks")
+    hosts[0].set_clock(step_s)
+    note = hosts[0].wait_event("clock-skew")
+    assert note.text["skew_s"] == pytest.approx(step_s, abs=1)
+    count = len(all_runs(*hosts))
+    wait_for(lambda: len(all_runs(*hosts)) >= count + 4, "it goes on")
+    hosts[0].set_clock(0.0)
+    count = len(all_runs(*hosts))
+    wait_for(lambda: len(all_runs(*hosts)) >= count + 3, "and on")
+    check(*hosts)
+
+
+def test_newcomer_with_a_wrong_clock_is_warned_and_corrected(conch: Bench, start: Start) -> None:
+    """The others tell it their time as soon as it appears."""
+    hosts = [start(name) for name in ("a", "b")]
+    add(conch)
+    wait_for(lambda: len(all_runs(*hosts)) >= 2, "two runs")
+    late = start("c", ahead_s=30.0)
+    late.wait_event("clock-skew")
+    began = time.time()
+    wait_for(lambda: len([1 for _, at in all_runs(*hosts, late) if at > began + 0.5]) >= 5, "it goes on")
+    ticks = Counter(tick for tick, _ in all_runs(*hosts, late))
+    assert set(ticks.values()) == {1}
+    assert not [tick for tick, at in all_runs(*hosts, late) if at > began + 0.5 and tick > at + 0.05]
+
+
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
+def test_clock_of_one_of_two_is_set_by_an_hour(conch: Bench, start: Start, step_s: float) -> None:
+    """Nobody can tell who is right: both warn, both yield, no tick runs twice, the other goes on as before."""
+    hosts = [start(name) for name in ("a", "b")]
+    add(conch)
+    wait_for(lambda: len(all_runs(*hosts)) >= 3, "three runs")
+    wait_for(lambda: hosts[0].scheduler._clock._others, "it knows the other's clock")
+    hosts[0].set_clock(step_s)
+    hosts[0].wait_event("clock-skew")
+    hosts[1].wait_event("clock-skew")
+    stepped = time.time()
+    wait_for(lambda: len([1 for tick, at in hosts[1].runs if at > stepped]) >= 4, "the other goes on")
+    hosts[0].set_clock(0.0)
+    throughout(2.0, lambda: None)
+    ticks = Counter(tick for tick, _ in all_runs(*hosts))
+    assert set(ticks.values()) == {1}
+    for tick, at in hosts[1].runs:
+        assert -0.05 <= at - tick < 2.0
+
+
+def test_lone_clock_set_back_runs_nothing_again(conch: Bench, start: Start) -> None:
+    """The repeated time is passed over: its ticks were absolute instants, and are done."""
+    host = start("a")
+    add(conch)
+    wait_for(lambda: len(host.runs) >= 3, "three runs")
+    host.set_clock(-5.0)
+    throughout(2.5, lambda: None)
+    host.set_clock(0.0)
+    count = len(host.runs)
+    wait_for(lambda: len(host.runs) >= count + 2, "it goes on")
+    ticks = Counter(tick for tick, _ in host.runs)
+    assert set(ticks.values()) == {1}
+
+
+def test_lone_clock_set_ahead_misses_what_is_too_late_and_says_so_once(conch: Bench, start: Start) -> None:
+    """An hour of ticks is one line, and the present goes on."""
+    host = start("a")
+    add(conch)
+    wait_for(lambda: len(host.runs) >= 2, "two runs")
+    host.set_clock(3600.0)
+    count = len(host.runs)
+    wait_for(lambda: len(host.runs) >= count + 3, "it goes on")
+    note = host.wait_event("missed")
+    assert 3500 < int(note.text["ticks"]) <= 3600
+    assert len(host.events("missed")) <= 2
+    ticks = Counter(tick for tick, _ in host.runs)
+    assert set(ticks.values()) == {1}
+
+
+def test_fleet_clock_votes() -> None:
+    """Two or more others that agree outvote us; one, or a quarrel, does not."""
+    wall = 1000.0
+    fleet = FleetClock(lambda: wall)
+    assert (fleet.skew_s(), fleet.now()) == (0.0, wall)
+    fleet.heard("a", 900.0)
+    assert fleet.skew_s() == pytest.approx(100, abs=0.1)
+    assert fleet.now() == wall
+    fleet.heard("b", 900.5)
+    assert fleet.now() == pytest.approx(900.25, abs=0.1)
+    fleet.heard("b", 500.0)
+    assert fleet.now() == wall
+    fleet.forget("a")
+    fleet.forget("b")
+    assert fleet.skew_s() == 0.0
