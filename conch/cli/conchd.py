@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import time
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ from conch.errors import EXIT_NOT_ACQUIRED, BadInput, ConchError
 
 # A conchd that was killed may need a moment to end what it ran; its successor waits for that.
 _LOCK_S = 5.0
+# What we keep in a state directory, and what systemd or a file system may have put there.
+_OURS = re.compile(r"id|id\.new|lock|lost\+found|[0-9]+\.wal.*")
 _SECRETS = ("CONCH_PASSWORD", "ETCDCTL_PASSWORD")
 
 
@@ -20,7 +23,7 @@ def _address(text: str) -> tuple[str, int]:
     host, separator, port = text.rpartition(":")
     if not separator:
         host = "127.0.0.1"
-    if not port.isascii() or not port.isdecimal() or int(port) > 65535 or (separator and not host):
+    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535 or (separator and not host):
         raise BadInput(f"{text!r} is not HOST:PORT or a port")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
@@ -38,9 +41,9 @@ ADDRESS = Parsed("address", _address)
 )
 @click.option(
     "--state-dir",
-    envvar=["CONCH_STATE_DIR", "STATE_DIRECTORY"],
+    envvar="CONCH_STATE_DIR",
     metavar="DIR",
-    help="Where the journal is kept; else below XDG_STATE_HOME or ~/.local/state.",
+    help="Where the journal is kept; else STATE_DIRECTORY (systemd), or below XDG_STATE_HOME or ~/.local/state.",
 )
 @click.option(
     "--drain",
@@ -151,7 +154,7 @@ def _user(name: str | None) -> Any:
 
 def _state_dir(given: str | None) -> str:
     """The state directory, made if it is not there, for our eyes only."""
-    path = (given or "").split(":")[0]  # systemd gives a list
+    path = given or os.environ.get("STATE_DIRECTORY", "").split(":")[0]  # systemd gives a list
     if not path:
         base = os.environ.get("XDG_STATE_HOME") or ""
         if not base.startswith("/"):
@@ -162,7 +165,10 @@ def _state_dir(given: str | None) -> str:
         path = os.path.join(base, "conch")
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
-        os.chmod(path, 0o700)
+        if os.stat(path).st_mode & 0o077:
+            if any(not _OURS.fullmatch(name) for name in os.listdir(path)):
+                raise BadInput(f"--state-dir: {path} has other things in it, and is open to other users")
+            os.chmod(path, 0o700)
     except (OSError, ValueError) as error:
         raise BadInput(f"--state-dir: cannot use {path}: {getattr(error, 'strerror', None) or error}") from None
     return os.path.abspath(path)

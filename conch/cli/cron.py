@@ -145,10 +145,10 @@ def add(context: click.Context, /, **values: Any) -> int:
 
     with session:
         key = session.keys.cron("job", job.name).encode()
-        before = session.store.txn(
-            [], [Range(key, keys_only=True), Put(key, job.encode())], timeout_s=session.timeout_s
-        ).ranges[0]
+        before = session.store.txn([], [Range(key), Put(key, job.encode())], timeout_s=session.timeout_s).ranges[0]
     replaced = bool(before.kvs and before.kvs[0].value != job.encode())
+    if before.kvs and not job.is_signed and b'"sig"' in before.kvs[0].value:
+        session.log("warning", "signature-dropped", job=job.name, msg="it was signed before, and is not now")
     session.log("info", "job-replaced" if replaced else "job-added", job=job.name, paused=job.paused or None)
     for line in _next_lines(job.ticks(), int(now), 3, job.tz):
         put_line(line)
@@ -191,7 +191,7 @@ def show(**values: Any) -> int:
     with _Session(values) as session:
         job, rev = session.read(values["name"])
     if values["as_json"]:
-        put_json({"name": job.name, **job.raw, "rev": rev})
+        put_json({"name": job.name, **{k: v for k, v in job.raw.items() if k not in ("name", "rev")}, "rev": rev})
         return 0
     put_line(f"name: {job.name}")
     for field, value in job.raw.items():
@@ -199,6 +199,10 @@ def show(**values: Any) -> int:
             value = shlex.join(value)
         elif field == "env":
             value = " ".join(shlex.quote(f"{k}={v}") for k, v in value.items())
+        elif isinstance(value, bool):
+            value = "true" if value else "false"
+        elif isinstance(value, float):
+            value = f"{value:g}"
         if value not in ("", None):
             put_line(escape(f"{field}: {value}"))
     return 0
@@ -215,9 +219,12 @@ def _set_paused(values: dict[str, Any], *, paused: bool) -> int:
             if job.paused == paused:
                 return 0
             if job.is_signed and key_file is None:
-                raise BadInput(f"job {job.name} is signed: give --job-key-file")
+                raise ConchError(f"job {job.name} is signed: give --job-key-file", code=EXIT_NO)
+            if job.is_signed and key_file is not None and not job.is_signed_by(key_file):
+                # whoever changed it must not get our signature
+                raise ConchError(f"the signature of job {job.name} is not by this key: add the job again", code=EXIT_NO)
             changed = job.changed(paused=paused)
-            if key_file is not None:
+            if job.is_signed:
                 changed = changed.signed(key_file)
             key = session.keys.cron("job", job.name).encode()
             made = session.store.txn([ModifiedAt(key, rev)], [Put(key, changed.encode())], timeout_s=session.timeout_s)
@@ -412,13 +419,13 @@ def next_(context: click.Context, /, **values: Any) -> int:
     if (expression is None) == (name is None):
         raise click.UsageError("give an expression, or --job NAME", context)
     session = _Session(values)
-    zone = values["tz"] or "UTC"
+    zone = "UTC" if values["tz"] is None else values["tz"]
     if name is None:
         schedule = parse_schedule(expression, zone=zone)
     else:
         with session:
             job = session.read(name)[0]
-        zone = values["tz"] or job.tz
+        zone = job.tz if values["tz"] is None else values["tz"]
         schedule = parse_schedule(job.schedule, zone=zone, name=name)
     at = int(time.time()) if values["after"] is None else values["after"]
     for tick in _ticks(schedule.next_after, at, values["limit"]):

@@ -61,7 +61,7 @@ class Crew:
         self._ended: set[str] = set()
         self._look_at: float | None = None
         self._looked_at = 0.0
-        self._seen: Mapping[int, Stat] | None = None
+        self._seen: dict[int, Stat] | None = None
         self._strangers = frozenset(
             (entry.pid, entry.start) for entry in tree.descendants(os.getpid(), tree.processes(), lambda _: False)
         )
@@ -230,6 +230,8 @@ class Crew:
         """Pass on its last output and let the main process go."""
         run = self._runs.pop(tree.tree)
         del self._trees[run.process.pid]
+        if self._seen is not None:
+            self._seen.pop(run.process.pid, None)
         error = run.process.exec_error()
         for relay in run.relays:
             if self._relays.pop(relay.fileno(), None) is not None:

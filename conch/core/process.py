@@ -13,6 +13,7 @@ from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
 LATE = "late"
 # How often to look again at a tree of which only zombies were seen.
 _LOOKS = 50
+_ALL = frozenset(signal.valid_signals())
 
 
 def new_tree_id() -> str:
@@ -214,7 +215,7 @@ def start(
         os.close(gate_out)
         os.close(gate_in)
         raise
-    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, _ALL)
     try:
         pid = os.fork()
         if pid == 0:
@@ -255,7 +256,7 @@ def _become(
             os.dup2(spec.outputs[0], 1)
             os.dup2(spec.outputs[1], 2)
         signal.set_wakeup_fd(-1)
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        for number in _ALL - {signal.SIGKILL, signal.SIGSTOP}:
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)
         for number in dispositions.reset:

@@ -27,7 +27,7 @@ def rows(
     name: str, claims: Sequence[KeyValue], results: Sequence[KeyValue], limit: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """A row a tick, newest first, and the keys that could not be read."""
-    found: dict[int, dict[str, bytes]] = {}
+    found: dict[int, dict[str, KeyValue]] = {}
     unreadable = []
     for kind, kvs in (("claim", claims), ("result", results)):
         for kv in kvs:
@@ -35,13 +35,14 @@ def rows(
             if at is None:
                 unreadable.append(kv.key.decode("utf-8", "replace"))
             else:
-                found.setdefault(at[1], {})[kind] = kv.value
+                found.setdefault(at[1], {})[kind] = kv
     shown = []
     for tick in sorted(found, reverse=True)[:limit]:
+        claim, result = found[tick].get("claim"), found[tick].get("result")
         try:
-            shown.append(row(name, tick, found[tick].get("claim"), found[tick].get("result")))
-        except UnreadableHolder as error:
-            unreadable.append(f"{name} {tick}: {error}")
+            shown.append(row(name, tick, claim.value if claim else None, result.value if result else None))
+        except UnreadableHolder:
+            unreadable += [kv.key.decode("utf-8", "replace") for kv in (result or claim,) if kv is not None]
     return shown, unreadable
 
 

@@ -17,6 +17,7 @@ LONGEST_S = 86400.0
 LARGEST_BYTES = 32768
 OVERLAPS = ("forbid", "allow", "replace")
 _DEADLINE_S = 60.0
+_DEEPEST = 32
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SEMAPHORE = re.compile(r"(.+):([1-9][0-9]{0,3})")
 
@@ -88,7 +89,7 @@ class Job:
     def is_signed_by(self, key: bytes) -> bool:
         """Whether the signature is of this very job by this key."""
         given = self.raw.get("sig")
-        return isinstance(given, str) and hmac.compare_digest(given.encode(), self._signature(key).encode())
+        return isinstance(given, str) and given.isascii() and hmac.compare_digest(given, self._signature(key))
 
     def _signature(self, key: bytes) -> str:
         """HMAC-SHA256 over the canonical job: all its fields, known or not, and its name."""
@@ -102,7 +103,7 @@ def parse(name: str, value: bytes) -> Job:
     if len(value) > LARGEST_BYTES:
         raise UnreadableJob(f"{len(value)} bytes; a job has at most {LARGEST_BYTES}")
     try:
-        data = json.loads(value, parse_constant=_no_constant)
+        data = json.loads(value, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise UnreadableJob(f"no JSON: {error}") from None
     try:
@@ -111,8 +112,28 @@ def parse(name: str, value: bytes) -> Job:
         raise UnreadableJob(str(error)) from None
 
 
-def _no_constant(text: str) -> None:
+def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _check_depth(data: Any) -> None:
+    """What is nested deeper than any job needs could be read, but not be written again."""
+    level, depth = [data], 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise BadInput("the job is nested too deep")
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
 
 
 def decode(name: str, data: Any) -> Job:
@@ -120,6 +141,7 @@ def decode(name: str, data: Any) -> Job:
     check_name(name)
     if not isinstance(data, dict):
         raise BadInput("a job is a JSON object")
+    _check_depth(data)
     job = Job(
         name=name,
         schedule=_text(data, "schedule"),
@@ -181,7 +203,7 @@ def _number(data: Mapping[str, Any], field: str, default: float) -> float:
 
 def _seconds(data: Mapping[str, Any], field: str, default: float, *, above: float | None = None) -> float:
     value = _number(data, field, default)
-    if not math.isfinite(value) or not 0 <= value <= LONGEST_S or (above is not None and value <= above):
+    if not 0 <= value <= LONGEST_S or (above is not None and value <= above):
         more = "more than 0 and" if above is not None else "0 or more, and"
         raise BadInput(f"{field}: must be {more} at most 24 h, in seconds")
     return float(value)
@@ -214,7 +236,10 @@ def _environment(value: Any) -> Mapping[str, str]:
         return {}
     if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
         raise BadInput("env: must be an object of texts")
-    return dict(parse_variable(f"{name}={one}") for name, one in value.items())
+    for name, one in value.items():
+        if not _VARIABLE.fullmatch(name) or "\0" in one:
+            raise BadInput(f"env: {name!r} is not a name, or a NUL is in its value")
+    return dict(value)
 
 
 def _directory(path: str) -> str:

@@ -75,17 +75,25 @@ def row(name: str, tick: int, claim: bytes | None, result: bytes | None) -> dict
         state, node = data.get("state"), data.get("node")
         if not isinstance(state, str) or not isinstance(node, str):
             raise UnreadableHolder("not a result")
-        duration = data.get("duration")
         return {
             **shown,
             **empty,
             "state": state,
-            "exit": data.get("exit") if isinstance(data.get("exit"), int) else None,
+            "exit": _whole(data.get("exit")),
             "node": node,
             "started": data.get("started") if isinstance(data.get("started"), str) else None,
-            "duration_s": duration if isinstance(duration, int | float) else None,
-            "attempt": data.get("attempt") if isinstance(data.get("attempt"), int) else None,
+            "duration_s": _seconds(data.get("duration")),
+            "attempt": _whole(data.get("attempt")),
             "reason": str(data.get("reason") or "") or None,
         }
     holder = Holder.decode(claim or b"")
     return {**shown, **empty, "state": "claimed", "node": holder.host}
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31 else None
+
+
+def _seconds(value: Any) -> float | None:
+    sane = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**31
+    return value if sane else None

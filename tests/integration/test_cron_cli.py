@@ -357,7 +357,7 @@ def test_pause_of_a_signed_job_needs_the_key(bench: Bench) -> None:
     ok(bench, "add", "j", *HOURLY, "--job-key-file", path, *RUN)
     assert parse("j", bench.etcd.get(job_key(bench))[0]).is_signed_by(b"0123456789abcdef")
     rev = mod_revision(bench)
-    refused(bench, "cron", "pause", "j", says="signed")
+    refused(bench, "cron", "pause", "j", code=1, says="signed")
     assert mod_revision(bench) == rev
     ok(bench, "pause", "j", "--job-key-file", path)
     ok(bench, "resume", "j", env={"CONCH_JOB_KEY_FILE": path})
