@@ -156,7 +156,7 @@ def test_result_does_not_end_anothers_run_key(bed: Bed) -> None:
     won = bed.claim(bed.due())
     bed.store.txn(
         [],
-        [__import__("conch.etcd.store", fromlist=["Delete"]).Delete(bed.keys.cron("run", "j").encode())],
+        [Delete(bed.keys.cron("run", "j").encode())],
         timeout_s=5,
     )
     bed.put(bed.keys.cron("run", "j"), b"{}")

@@ -449,29 +449,20 @@ def test_leftovers_are_gone_before_the_result_is_written(fleet: Fleet) -> None:
 
 
 def test_process_that_holds_the_pipe_does_not_delay_the_result(fleet: Fleet) -> None:
-    """Of another's tree, say: the run is over when its own tree is."""
-    bench = fleet.bench
-    fleet.start("a")
-    holder = subprocess.Popen(
-        ["sh", "-c", "while [ ! -p fifo ]; do sleep 0.01; done; read pid < fifo; "
-                     "exec 9> /proc/$pid/fd/1 8> /proc/$pid/fd/2; echo has > has; exec sleep 1000"],
-        cwd=bench.folder, env=bench.environment,
-    )  # fmt: skip
+    """One that is not of its tree, here the test: the run is over when its own tree is."""
+    daemon = fleet.start("a")
+    fleet.add("j", NEVER, command="echo $$ > pid; while [ ! -e has ]; do sleep 0.01; done; echo last; exit 4")
+    tick = fleet.run_now("j")
+    (pid,) = fleet.bench.pids("pid", 1)
+    held = [os.open(f"/proc/{pid}/fd/{fd}", os.O_WRONLY) for fd in (1, 2)]
     try:
-        fleet.add(
-            "j",
-            NEVER,
-            command="mkfifo fifo; echo $$ > fifo; while [ ! -e has ]; do sleep 0.01; done; echo last; exit 4",
-        )
-        tick = fleet.run_now("j")
-        bench.read("has")
+        fleet.bench.file("has").touch()
         assert fleet.result("j", tick, 10)["exit"] == 4
-        assert alive(holder.pid)
-        wait_for(lambda: "last\n" in fleet.daemons["a"].out, "its last words")
+        wait_for(lambda: "last\n" in daemon.out, "its last words")
         assert once(fleet, "k")["state"] == "ok"
     finally:
-        holder.kill()
-        holder.wait()
+        for fd in held:
+            os.close(fd)
 
 
 def test_no_descriptor_and_no_zombie_is_left(fleet: Fleet) -> None:
