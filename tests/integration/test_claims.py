@@ -13,7 +13,7 @@ from conch.cron.job import decode
 from conch.cron.records import Result
 from conch.etcd.driver import GrpcStore
 from conch.etcd.endpoints import parse_endpoints
-from conch.etcd.store import KeyValue, Put, Range
+from conch.etcd.store import Delete, KeyValue, Put, Range
 from conch.holder import Holder
 from conch.keys import Keys
 from tests.conftest import OwnEtcd
