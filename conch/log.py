@@ -9,7 +9,7 @@ from collections import deque
 
 Field = str | int | float | bool | None
 
-_BACKLOG = 200
+_BACKLOG = 256 * 1024
 # What a pipe takes whole or not at all (PIPE_BUF on Linux), so that lines of several writers do not mix.
 _LINE_BYTES = 4096
 
@@ -73,7 +73,7 @@ class Log:
 
 
 class Lines:
-    """Whole lines for a file descriptor that may be full or closed: they wait, and too many are dropped.
+    """Whole lines for a file descriptor that may be full or closed: `backlog` bytes wait, more are dropped.
 
     Nothing here ever blocks or raises: a supervisor that waits for a reader could not end its child.
     """
@@ -83,6 +83,7 @@ class Lines:
         self._most = backlog
         self._writer: _Writer | None = None
         self._backlog: deque[bytes] = deque()
+        self._waiting = 0  # bytes of the backlog
         self._partial = b""
         self._dropped = 0
 
@@ -99,12 +100,14 @@ class Lines:
 
     def put(self, line: bytes, *, cheap: bool = False) -> None:
         """Write a line, cut at 4 KiB. Where too many wait the oldest goes, or this one if it is cheap."""
-        if len(self._backlog) >= self._most:
+        whole = line[: _LINE_BYTES - 1] + b"\n"
+        while self._backlog and self._waiting + len(whole) > self._most:
             self._dropped += 1
             if cheap:
                 return
-            self._backlog.popleft()
-        self._backlog.append(line[: _LINE_BYTES - 1] + b"\n")
+            self._waiting -= len(self._backlog.popleft())
+        self._backlog.append(whole)
+        self._waiting += len(whole)
         self.flush()
 
     def flush(self) -> None:
@@ -113,6 +116,7 @@ class Lines:
             while self._partial or self._backlog:
                 if not self._partial:
                     self._partial = self._backlog.popleft()
+                    self._waiting -= len(self._partial)
                     if self._dropped:
                         self._partial = f"conch: {self._dropped} lines were dropped\n".encode() + self._partial
                         self._dropped = 0
@@ -123,6 +127,7 @@ class Lines:
             # stderr is closed or broken: there is nobody to tell
             self._partial = b""
             self._backlog.clear()
+            self._waiting = 0
 
     def _write(self, data: bytes) -> int:
         """Write without waiting; `BlockingIOError` if nothing goes now."""

@@ -25,7 +25,7 @@ HOLDS = 4096
 _LOOK_PAUSE_S = 0.01
 # Should nothing wake us while something left running ends.
 _LOOK_AGAIN_S = 1.0
-_OUTPUT_LINES = 2000
+_OUTPUT_BYTES = 4 << 20
 _LAST_WORDS_S = 1.0
 
 
@@ -54,7 +54,7 @@ class Crew:
         self._log = log
         self._user = user
         self._parent = Parent(keeper_main, log, holds=HOLDS, kept_open=kept_open)
-        self._out = Lines(1, _OUTPUT_LINES)
+        self._out = Lines(1, _OUTPUT_BYTES)
         self._runs: dict[str, _Run] = {}
         self._trees: dict[int, str] = {}  # by the pid of the main process
         self._relays: dict[int, Relay] = {}
@@ -110,6 +110,7 @@ class Crew:
             judged = set()  # we cannot look now
         self._pool.on_change(judged)
         self._seen = None
+        process.reap_orphans({self._parent.keeper, *self._trees})  # those that stood behind what was just reaped
         self._looked_at = clock.now()
         unjudged = self._ended - judged
         self._ended &= self._runs.keys()
@@ -182,7 +183,7 @@ class Crew:
     def start_tree(self, order: Start, attempt: int, start_by: float | None) -> Tree:
         """Fork the run behind its gate, its output piped to us."""
         environment = {**self._environment, **order.environment, "CONCH_ATTEMPT": str(attempt)}
-        file = process.find_command(order.command[0], environment.get("PATH"))
+        file = process.find_command(order.command[0], environment.get("PATH"), order.directory or "")
         relays = self._open_relays(order.label)
         try:
             child = process.start(

@@ -30,7 +30,7 @@ from conch.core.link import (
 )
 from conch.core.plan import ENDING, End, next_backoff
 from conch.core.run import Phase, Run, Tree
-from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_SIGNAL, EXIT_UNAVAILABLE
+from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_SIGNAL, EXIT_UNAVAILABLE
 from conch.log import Log
 
 _KEEPER_DIED = "the process that talks to etcd died"
@@ -76,6 +76,7 @@ class Task:
         self.duration_s = 0.0
         self.timed_out = False
         self.killed: str | None = None
+        self.last_attempt = False
         self.lost = False
         self.last: tuple[str, int | None, str] = ("unstarted", None, "")
         self.finished: Finished | None = None
@@ -112,7 +113,11 @@ class Pool:
     @property
     def wake_at(self) -> float | None:
         """The next moment (CLOCK_BOOTTIME) at which `on_time` has something to do."""
-        moments = [self._keeper_at, self._release_by, None if self._drained else self._drain_at]
+        moments = [
+            None if self._bound() else self._keeper_at,
+            self._release_by,
+            None if self._drained else self._drain_at,
+        ]
         for task in self.tasks.values():
             if task.finished is None:
                 moments += [task.next_at, task.end_at, task.run.wake_at if task.run else None]
@@ -139,13 +144,17 @@ class Pool:
                 self._take(message)
             case Kill(run, reason) if run in self.tasks:
                 self._kill(self.tasks[run], reason)
-            case Recorded(run):
-                self.tasks.pop(run, None)
+            case Recorded(run) if run in self.tasks and self.tasks[run].finished is not None:
+                del self.tasks[run]
                 self._forget_holds()
-            case Failed(code, text):
+            case Failed(code, text) if not self._begun and not self.tasks:
                 self._log.plain(text)
                 self.code = code
                 self._give_up()
+            case Failed(_, text):
+                # another keeper may do better; what runs must not lose its supervisor for it
+                self._log("error", "keeper-failed", msg=text)
+                self.on_keeper_death()
             case Released(reason):
                 if reason:
                     self._log("warning", "released", reason=reason)
@@ -216,7 +225,7 @@ class Pool:
                 self._lose_task(task, "not renewed in time")
         for task in self._live():
             if task.end_at is not None and now >= task.end_at and task.run is not None:
-                task.end_at, task.timed_out = None, True
+                task.end_at, task.timed_out = None, task.run.tree.exit_code() is None
                 task.run.terminate(now, "run-ttl")
             if task.run is not None and task.run.wake_at is not None and now >= task.run.wake_at:
                 self._advance(task)
@@ -301,7 +310,10 @@ class Pool:
         return min((terms.kill_at(hold.deadline) for terms, hold in self._terms(task)), default=None)
 
     def _lose(self, number: int, reason: str) -> None:
-        self._holds[number].lost = reason
+        hold = self._holds.get(number)
+        if hold is None:
+            return  # forgotten with the last run that needed it
+        hold.lost = reason
         for task in self._live():
             if number in task.order.holds:
                 self._lose_task(task, reason)
@@ -350,7 +362,8 @@ class Pool:
         try:
             tree = self._ports.start_tree(order, task.attempt, min(moments, default=None))
         except OSError as error:
-            self._attempt_over(task, EXIT_NOT_EXECUTABLE, f"cannot start it: {error.strerror or error}")
+            code = EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_NOT_EXECUTABLE
+            self._attempt_over(task, code, f"cannot start it: {error.strerror or error}")
             return
         task.run = Run(tree, order.kill_after_s, self._log, None, run=order.label, attempt=task.attempt)
         task.end_at = now + (order.first_limit_s if task.attempt == 1 else order.limit_s)
@@ -367,6 +380,9 @@ class Pool:
         """End a run for good, whether it runs or waits for its next attempt."""
         if task.finished is not None or task.killed is not None:
             return
+        task.last_attempt = True
+        if task.run is not None and task.run.tree.exit_code() is not None and not task.lost:
+            return  # it ended by itself; only what it left running is still being ended
         task.killed = reason
         if task.run is not None and not task.lost:
             task.run.terminate(self._ports.now(), reason)
@@ -385,7 +401,7 @@ class Pool:
         run.advance(self._ports.now())
         if run.phase is not Phase.GONE:
             return
-        task.run = None
+        task.run = task.end_at = None
         self._send(Ended(task.order.run))  # before the reaping: the pid could be another's right after it
         end = self._ports.reap(run.tree)
         code = run.code if run.code is not None else EXIT_NOT_EXECUTABLE
@@ -393,7 +409,9 @@ class Pool:
             task.attempt -= 1
             if task.killed is None:
                 self._start(task)  # judges anew what there is time for
-                return
+            else:
+                self._finish(task, "killed" if task.attempt else "unstarted", task.last[1], task.killed)
+            return
         self._attempt_over(task, code, end.error or "")
 
     def _attempt_over(self, task: Task, code: int, error: str) -> None:
@@ -407,7 +425,7 @@ class Pool:
         reason = f"it took longer than {order.limit_s:g} s" if task.timed_out else error
         task.last = (outcome, code, reason)
         again = (task.timed_out or code != 0) and task.attempt <= order.retries
-        if again and not self._signals:
+        if again and not self._signals and not task.last_attempt:
             self._log("info", "retry", run=order.label, attempt=task.attempt, code=code, delay_s=order.retry_delay_s)
             task.next_at = now + order.retry_delay_s
         else:
@@ -420,5 +438,3 @@ class Pool:
         )
         self._log("info", "run-end", run=task.order.label, outcome=outcome, code=code, reason=reason or None)
         self._send(task.finished)
-        if self._keeper_at is not None and not self._bound():
-            self._keeper_at = min(self._keeper_at, self._ports.now())

@@ -21,8 +21,11 @@ def new_tree_id() -> str:
     return os.urandom(8).hex()
 
 
-def find_command(name: str, path: str | None) -> str:
-    """The file that a shell would run for this name; `FileNotFoundError` or `PermissionError` if there is none."""
+def find_command(name: str, path: str | None, directory: str = "") -> str:
+    """The file that a shell in this directory (else ours) would run for this name.
+
+    Raises `FileNotFoundError` or `PermissionError` if there is none.
+    """
     if not name:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     candidates = (
@@ -31,7 +34,7 @@ def find_command(name: str, path: str | None) -> str:
         else [os.path.join(folder or ".", name) for folder in (os.defpath if path is None else path).split(os.pathsep)]
     )
     denied = False
-    for candidate in candidates:
+    for candidate in (os.path.join(directory, one) for one in candidates):
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
             return candidate
         denied = denied or os.path.isfile(candidate) or ("/" in name and os.path.exists(candidate))

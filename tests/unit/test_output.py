@@ -199,7 +199,7 @@ def test_pipe_held_open_by_another_is_not_waited_for(stage: Stage) -> None:
 
 def test_finish_takes_what_a_pipe_holds() -> None:
     """All that the run had written when it ended is passed on."""
-    stage = Stage(backlog=10_000)
+    stage = Stage(backlog=1 << 20)
     os.set_blocking(stage.run, False)
     written = 0
     with pytest.raises(BlockingIOError):
@@ -211,7 +211,7 @@ def test_finish_takes_what_a_pipe_holds() -> None:
 
 def test_reader_that_does_not_read() -> None:
     """The run is never blocked, memory is bounded, and how much was dropped is said when it reads again."""
-    stage = Stage(takes=False, backlog=100)
+    stage = Stage(takes=False, backlog=100_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     line = b"y" * 1000 + b"\n"
     for _ in range(50_000):
