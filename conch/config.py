@@ -8,7 +8,10 @@ from conch.keys import Keys
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where etcd is, how long to wait for it (seconds), and who we are there. The password is never shown."""
+    """Where etcd is, how long to wait for it (seconds), and who we are there. The password is never shown.
+
+    `transport` is `grpc`, `http` (etcd's JSON gateway), or `auto`: http where that works.
+    """
 
     endpoints: tuple[Endpoint, ...]
     dial_timeout_s: float = 5.0
@@ -18,6 +21,7 @@ class Connection:
     key: str | None = None
     user: str | None = None
     password: str | None = field(default=None, repr=False)
+    transport: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import socket
 import stat
 import time
@@ -151,6 +152,7 @@ class _Writer:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._own: int | None = None
+        self._may_block = False
         self._socket: socket.socket | None = None
         mode = os.fstat(fd).st_mode
         if stat.S_ISSOCK(mode):
@@ -159,7 +161,7 @@ class _Writer:
             try:
                 self._own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
             except OSError:
-                pass  # of another user, or no /proc: better to wait than to say nothing
+                self._may_block = True  # of another user, or no /proc
 
     def fileno(self) -> int:
         """What is written to."""
@@ -171,6 +173,12 @@ class _Writer:
         """How much was written; `BlockingIOError` if nothing goes now."""
         if self._socket is not None:
             return self._socket.send(data, socket.MSG_DONTWAIT)
+        if self._may_block:
+            poller = select.poll()
+            poller.register(self._fd, select.POLLOUT)
+            if not poller.poll(0):
+                raise BlockingIOError
+            data = data[:_LINE_BYTES]  # so much a pipe has room for
         return os.write(self._fd if self._own is None else self._own, data)
 
     def close(self) -> None:

@@ -3,7 +3,9 @@
 import fcntl
 import os
 import re
+import resource
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,8 @@ from conch.errors import EXIT_NOT_ACQUIRED, BadInput, ConchError
 
 # A conchd that was killed may need a moment to end what it ran; its successor waits for that.
 _LOCK_S = 5.0
+_OWN_DESCRIPTORS, _DESCRIPTORS_A_RUN = 64, 3
+_MOST_DESCRIPTORS = 16384
 # What we keep in a state directory, and what systemd or a file system may have put there.
 _OURS = re.compile(r"id|id\.new|lock|lost\+found|[0-9]+\.wal.*")
 _SECRETS = ("CONCH_PASSWORD", "ETCDCTL_PASSWORD")
@@ -95,13 +99,18 @@ def command(**values: Any) -> int:
         log("warning", "running-as-root", msg="whoever may write jobs in etcd runs commands as root here: see --run-as")
     if job_key is None:
         log("info", "unsigned-jobs", msg="jobs are run whoever wrote them: see --job-key-file")
+    descriptors, most = _raise_descriptors()
+    if values["max_runs"] > most:
+        log("warning", "few-descriptors", max_runs=most, msg="the limit of open files allows no more runs")
+    connection = common.connection
     daemon = Daemon(
-        connection=common.connection,
+        # many requests at a time, for months: gRPC's one connection serves them better
+        connection=replace(connection, transport="grpc") if connection.transport == "auto" else connection,
         keys=common.keys,
         me=me,
         state_dir=state_dir,
         ttl_s=values["ttl"],
-        max_runs=values["max_runs"],
+        max_runs=min(values["max_runs"], most),
         job_key=job_key,
         status=values["status_addr"],
     )
@@ -113,6 +122,7 @@ def command(**values: Any) -> int:
         release_s=2 * common.connection.command_timeout_s,
         user=None if user is None else user[0],
         kept_open=(lock,),
+        descriptors=descriptors,
     )
     return crew.run()
 
@@ -150,6 +160,15 @@ def _user(name: str | None) -> Any:
     if os.geteuid() != 0:
         raise BadInput("--run-as needs root")
     return User(found.pw_name, found.pw_uid, found.pw_gid), found.pw_dir, found.pw_shell or "/bin/sh"
+
+
+def _raise_descriptors() -> tuple[tuple[int, int], int]:
+    """Use what we may of open files; what our limit was, for runs to get, and how many runs it is enough for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return (soft, hard), max(1, (max(soft, wanted) - _OWN_DESCRIPTORS) // _DESCRIPTORS_A_RUN)
 
 
 def _state_dir(given: str | None) -> str:

@@ -20,6 +20,7 @@ from conch.log import Log, escape
 
 if TYPE_CHECKING:
     from conch.cron.job import Job
+    from conch.etcd.store import RangeResult, Store
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _NOW_LEASE_S = 120
@@ -59,9 +60,9 @@ class _Session:
         self.timeout_s = min(connection.dial_timeout_s, connection.command_timeout_s)
 
     def __enter__(self) -> "_Session":
-        from conch.etcd.driver import GrpcStore
+        from conch.etcd.connect import open_store
 
-        self.store: GrpcStore = GrpcStore(self.common.connection)
+        self.store: Store = open_store(self.common.connection)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -284,14 +285,15 @@ def run(**values: Any) -> int:
                 asked = store.txn(
                     [*(CreatedAt(key, 0) for key in kinds), ModifiedAt(keys.cron("job", job.name).encode(), rev)],
                     [Put(kinds[0], value, lease)],
-                    [Range(kinds[0])],
+                    [Range(kinds[0]), Range(kinds[1])],
                     timeout_s=limit_s,
                 )
-                made = asked.succeeded or any(kv.lease == lease for kv in asked.ranges[0].kvs)
+                made = asked.succeeded or _is_made(asked.ranges, lease)
                 if made:
                     put_line(rfc3339(tick))
                     return 0
                 job, rev = session.read(values["name"])
+                ticks = None if job.paused else job.ticks()
                 tick += 1
         except LeaseGone:
             pass
@@ -299,6 +301,16 @@ def run(**values: Any) -> int:
             if not made:
                 store.revoke(lease, timeout_s=limit_s)
     raise ConchError(f"cannot run {job.name}: every second has a tick of its own", code=EXIT_NO)
+
+
+def _is_made(ranges: "Sequence[RangeResult]", lease: int) -> bool:
+    """Whether an earlier try was made, its answer lost: our request is there, or claimed already."""
+    from conch.cron.records import fields_of
+
+    requests, claims = ranges
+    return any(kv.lease == lease for kv in requests.kvs) or any(
+        fields_of(kv.value).get("request") == f"{lease:x}" for kv in claims.kvs
+    )
 
 
 @command.command("ls", context_settings=_HELP)

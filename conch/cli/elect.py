@@ -89,14 +89,14 @@ def _check_look(context: click.Context, looks: list[str], values: dict[str, Any]
 
 def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: int | None) -> int:
     from conch.cli.look import everyone, fields, first_in_line, holder_of, line, put_json, put_line
-    from conch.etcd.driver import GrpcStore
+    from conch.etcd.connect import open_store
     from conch.holder import host_name
     from conch.log import Log
 
     log = Log(quiet=common.quiet, form=common.log_format)
     queue = common.keys.office(office)
     dial_s, command_s = common.connection.dial_timeout_s, common.connection.command_timeout_s
-    store = GrpcStore(common.connection)
+    store = open_store(common.connection)
     try:
         if look == "watch":
             for kv in first_in_line(store, queue, dial_timeout_s=dial_s, command_timeout_s=command_s, log=log):

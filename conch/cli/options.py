@@ -132,6 +132,14 @@ _COMMON: tuple[Callable[[_Command], _Command], ...] = (
         help="Where the password stands; else it is taken from CONCH_PASSWORD or ETCDCTL_PASSWORD.",
     ),
     click.option(
+        "--transport",
+        type=click.Choice(["auto", "grpc", "http"]),
+        default="auto",
+        show_default=True,
+        envvar=_env("transport", etcdctl=False),
+        help="How to talk to etcd: its JSON gateway, which starts fast, or gRPC. conchd takes gRPC for auto.",
+    ),
+    click.option(
         "--prefix",
         type=PREFIX,
         default=DEFAULT_PREFIX,
@@ -201,6 +209,7 @@ def settings(values: dict[str, Any]) -> Settings:
         key=values.pop("key"),
         user=user,
         password=password,
+        transport=values.pop("transport"),
     )
     _check_tls(connection)
     found = Settings(

@@ -65,12 +65,12 @@ def _host() -> str:
 
 def _look(common: Settings, name: str, slots: int | None, *, as_json: bool) -> int:
     from conch.cli.look import everyone, fields, holder_of, line, put_json, put_line
-    from conch.etcd.driver import GrpcStore
+    from conch.etcd.connect import open_store
     from conch.log import Log
 
     log = Log(quiet=common.quiet, form=common.log_format)
     family = common.keys.semaphore(name)
-    store = GrpcStore(common.connection)
+    store = open_store(common.connection)
     try:
         asked = everyone(family if slots is None else common.keys.slots(name, slots))
         timeout_s = min(common.connection.dial_timeout_s, common.connection.command_timeout_s)

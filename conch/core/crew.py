@@ -6,7 +6,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conch.core import clock, process, tree
 from conch.core.link import Link, Message, Start
@@ -23,6 +23,8 @@ from conch.log import Lines, Log
 HOLDS = 4096
 # Looks at all processes are shared: with many runs about to end, one look each would be too dear.
 _LOOK_PAUSE_S = 0.01
+# How long what nobody can be told to be of may keep a run from being judged.
+_UNCLEAR_S = 5.0
 # Should nothing wake us while something left running ends.
 _LOOK_AGAIN_S = 1.0
 _OUTPUT_BYTES = 4 << 20
@@ -48,17 +50,25 @@ class Crew:
         release_s: float,
         user: User | None,
         kept_open: Collection[int],
+        descriptors: tuple[int, int] | None = None,
     ) -> None:
-        """Runs get this environment and, if given, this user's rights; `kept_open` are the keeper's descriptors."""
+        """Runs get this environment and, if given, this user's rights; `kept_open` are the keeper's descriptors.
+
+        `descriptors` is the limit of them that runs get, if ours was raised.
+        """
         self._environment = environment
         self._log = log
         self._user = user
         self._parent = Parent(keeper_main, log, holds=HOLDS, kept_open=kept_open)
+        self._dispositions = replace(self._parent.signals.dispositions, descriptors=descriptors)
         self._out = Lines(1, _OUTPUT_BYTES)
         self._runs: dict[str, _Run] = {}
         self._trees: dict[int, str] = {}  # by the pid of the main process
         self._relays: dict[int, Relay] = {}
-        self._ended: set[str] = set()
+        self._ended: dict[str, float] = {}  # since when
+        self._orphans: dict[tuple[int, int], str | None] = {}  # by pid and start
+        self._strays: list[tuple[Process, int]] = []
+        self._me = os.getpid()
         self._look_at: float | None = None
         self._looked_at = 0.0
         self._seen: dict[int, Stat] | None = None
@@ -77,11 +87,13 @@ class Crew:
             ready = self._parent.wait(min(moments, default=None))
             self._parent.receive(pool.on_message, pool.on_keeper_death)
             pool.on_time()
+            self._signal_strays()
             for number in self._parent.signals.take():
                 if number == signal.SIGCHLD:
                     self._note_ends()
                 else:
                     pool.on_signal(number)
+            self._signal_strays()
             self._look()
             self._pass_output_on(ready)
         self._parent.dismiss_keeper()
@@ -94,7 +106,7 @@ class Crew:
         process.reap_orphans({self._parent.keeper, *self._trees})
         for run, what in self._runs.items():
             if run not in self._ended and what.process.exit_code() is not None:
-                self._ended.add(run)
+                self._ended[run] = clock.now()
         if self._ended:
             self._look_at = self._looked_at + _LOOK_PAUSE_S
 
@@ -105,17 +117,54 @@ class Crew:
             return
         try:
             self._seen = tree.processes()
-            judged = {run for run in self._ended if not self._reap_zombies(self._runs[run].process, self._seen)}
+            clear = self._attribute(self._seen)
+            # a stream of unclear ones, of other runs perhaps, must not put off the judgement for ever
+            judged = {
+                run
+                for run, since in self._ended.items()
+                if (clear or now - since > _UNCLEAR_S) and not self._reap_zombies(self._runs[run].process, self._seen)
+            }
         except OSError:
             judged = set()  # we cannot look now
+        unjudged = self._ended.keys() - judged
         self._pool.on_change(judged)
         self._seen = None
+        self._signal_strays()
         process.reap_orphans({self._parent.keeper, *self._trees})  # those that stood behind what was just reaped
         self._looked_at = clock.now()
-        unjudged = self._ended - judged
-        self._ended &= self._runs.keys()
+        self._ended = {run: since for run, since in self._ended.items() if run in self._runs}
         pause_s = _LOOK_PAUSE_S if unjudged else _LOOK_AGAIN_S
         self._look_at = self._looked_at + pause_s if self._ended else None
+
+    def _attribute(self, everyone: Mapping[int, Stat]) -> bool:
+        """Find out whose the orphans are that came to us from outside all groups; tell whether that is clear.
+
+        A zombie may be the parent of what was born after the look began; one just in exec shows no environment for a
+        moment. Both want another look. What shows none at the second look either has wiped it: it is nobody's.
+        """
+        clear = True
+        known: dict[tuple[int, int], str | None] = {}
+        for entry in everyone.values():
+            if entry.parent != self._me or entry.pid in self._trees or entry.group in self._trees:
+                continue
+            who = (entry.pid, entry.start)
+            if entry.pid == self._parent.keeper or who in self._strangers:
+                continue
+            if entry.dead:
+                clear = False
+                try:
+                    os.waitpid(entry.pid, os.WNOHANG)
+                except ChildProcessError:
+                    pass  # reaped already
+            elif self._orphans.get(who) is not None:
+                known[who] = self._orphans[who]
+            else:
+                marks = tree.trees_of(entry.pid)
+                if marks is None and who not in self._orphans:
+                    clear = False
+                known[who] = next((mark for mark in marks or () if mark in self._runs), None)
+        self._orphans = known
+        return clear
 
     @staticmethod
     def _reap_zombies(child: Process, seen: Mapping[int, Stat]) -> bool:
@@ -129,6 +178,22 @@ class Crew:
             except ChildProcessError:
                 pass  # another's child
         return True
+
+    def signal_strays_soon(self, child: Process, number: int) -> None:
+        """Signal what left the groups of runs: one look at all processes serves all of them."""
+        self._strays.append((child, number))
+
+    def _signal_strays(self) -> None:
+        if not self._strays:
+            return
+        strays, self._strays = self._strays, []
+        try:
+            everyone = tree.processes()
+            self._attribute(everyone)
+            for child, number in strays:
+                child.signal_strays(number, everyone)
+        except OSError:
+            pass  # we cannot look now; a kill is repeated
 
     # -- output -------------------------------------------------------------------------------------------
 
@@ -183,12 +248,11 @@ class Crew:
     def start_tree(self, order: Start, attempt: int, start_by: float | None) -> Tree:
         """Fork the run behind its gate, its output piped to us."""
         environment = {**self._environment, **order.environment, "CONCH_ATTEMPT": str(attempt)}
-        file = process.find_command(order.command[0], environment.get("PATH"), order.directory or "")
         relays = self._open_relays(order.label)
         try:
             child = process.start(
                 Spec(
-                    file,
+                    "",
                     tuple(order.command),
                     environment,
                     no_input=True,
@@ -198,7 +262,7 @@ class Crew:
                 ),
                 tree=order.run,
                 start_by=start_by,
-                dispositions=self._parent.signals.dispositions,
+                dispositions=self._dispositions,
                 spare=lambda entry: self._spared(entry, order.run),
             )
         except OSError:
@@ -244,16 +308,12 @@ class Crew:
 
     def _spared(self, entry: Stat, run: str) -> bool:
         """Whether this process is not part of the run: only our own children can be another's."""
-        if entry.parent != os.getpid():
+        if entry.parent != self._me:
             return False
-        owner = self._trees.get(entry.pid)
-        if owner is not None:
-            return owner != run
-        if entry.pid == self._parent.keeper or (entry.pid, entry.start) in self._strangers:
-            return True
-        # an orphan that came to us: by its group if that is a run's, else by the mark in its environment
-        owner = self._trees.get(entry.group)
-        return owner != run if owner is not None else not tree.carries(entry.pid, run)
+        owner = (
+            self._trees.get(entry.pid) or self._trees.get(entry.group) or self._orphans.get((entry.pid, entry.start))
+        )
+        return owner != run
 
     def empty(self, child: Process) -> bool:
         """Whether nothing of a tree lives, as far as this turn's look shows; before it, it is taken to live."""
@@ -285,4 +345,5 @@ class _Watched:
         self._child.signal_group(number)
 
     def signal_tree(self, number: int) -> None:
-        self._child.signal_tree(number)
+        self._child.signal_group(number)
+        self._crew.signal_strays_soon(self._child, number)

@@ -4,6 +4,7 @@ Sends never block. The deadline is not sent but published in a page that both sh
 supervisor was stopped, it finds the newest one and nothing else, and a renewal wakes nobody.
 """
 
+import errno
 import json
 import mmap
 import socket
@@ -330,9 +331,12 @@ class Link:
                 self._outbox.popleft()
         except BlockingIOError:
             pass  # the other side is slow or stopped; the poll for writing brings us back
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             # The other side is gone. What it sent before is still to be read, and ends with its end.
             self._outbox.clear()
+        except OSError as error:
+            if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
+                raise LinkError(f"cannot send {self._outbox[0][:80]!r}: {error.strerror}") from None
 
     def drain(self) -> list[Message]:
         """All that has arrived, the newest deadlines last; sets `closed` when the other side is gone."""

@@ -101,6 +101,7 @@ class Pool:
         self._drain_at: float | None = None
         self._drained = False
         self._release_by: float | None = None
+        self._releasing = False
         self.code = 0
         self.done = False
 
@@ -155,7 +156,7 @@ class Pool:
                 # another keeper may do better; what runs must not lose its supervisor for it
                 self._log("error", "keeper-failed", msg=text)
                 self.on_keeper_death()
-            case Released(reason):
+            case Released(reason) if not self.tasks:
                 if reason:
                     self._log("warning", "released", reason=reason)
                 self.done = True
@@ -181,7 +182,8 @@ class Pool:
         if self._release_by is not None and not any(task.finished for task in self.tasks.values()):
             self.done = True  # all is recorded; leases expire by themselves
         else:
-            self._release_by = None
+            self._release_by = None if self._releasing else self._release_by
+            self._releasing = False
             self._keeper_at = now + self._again_s
 
     def on_signal(self, number: int) -> None:
@@ -238,6 +240,9 @@ class Pool:
         if self._drain_at is not None and now >= self._drain_at and not self._drained:
             self._end_drain()
         if self._release_by is not None and now >= self._release_by:
+            if self.tasks:
+                self._log.plain(f"the ends of {len(self.tasks)} runs could not be recorded")
+                self.code = EXIT_UNAVAILABLE
             self._give_up()
         self._end_if_idle()
 
@@ -275,11 +280,12 @@ class Pool:
 
     def _end_if_idle(self) -> None:
         """After a drain: when all is recorded have everything given back, and end."""
-        if not self._signals or self.done or self._release_by is not None:
+        if not self._signals or self.done or (self._release_by is not None and (self.tasks or self._releasing)):
             return
         if not self._begun and not self.tasks:
             self._give_up()
         elif not self.tasks and self._keeper:
+            self._releasing = True
             self._release_by = self._ports.now() + self._release_s
             self._send(Release())
         elif not self._keeper and not self.tasks:
@@ -288,6 +294,9 @@ class Pool:
             self._log.plain(f"the ends of {len(self.tasks)} runs could not be recorded: {_KEEPER_DIED}")
             self.code = EXIT_UNAVAILABLE
             self._give_up()
+        elif not self._live() and self._drained:
+            # only the recording of ends is waited for, and not for ever
+            self._release_by = self._ports.now() + self._release_s
 
     # -- holds --------------------------------------------------------------------------------------------
 

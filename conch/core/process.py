@@ -21,11 +21,8 @@ def new_tree_id() -> str:
     return os.urandom(8).hex()
 
 
-def find_command(name: str, path: str | None, directory: str = "") -> str:
-    """The file that a shell in this directory (else ours) would run for this name.
-
-    Raises `FileNotFoundError` or `PermissionError` if there is none.
-    """
+def find_command(name: str, path: str | None) -> str:
+    """The file that a shell would run for this name; `FileNotFoundError` or `PermissionError` if there is none."""
     if not name:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     candidates = (
@@ -34,7 +31,7 @@ def find_command(name: str, path: str | None, directory: str = "") -> str:
         else [os.path.join(folder or ".", name) for folder in (os.defpath if path is None else path).split(os.pathsep)]
     )
     denied = False
-    for candidate in (os.path.join(directory, one) for one in candidates):
+    for candidate in candidates:
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
             return candidate
         denied = denied or os.path.isfile(candidate) or ("/" in name and os.path.exists(candidate))
@@ -56,6 +53,7 @@ class User:
 class Spec:
     """What to start: the command's file, its arguments (the name first), its environment.
 
+    Without a file the command is looked for by the child itself, in its own directory and with its own rights.
     `outputs` are the descriptors that become its stdout and stderr; by default it has ours.
     """
 
@@ -70,10 +68,14 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Dispositions:
-    """How conch itself was started, to be handed on: the signals that it must give back their default, its mask."""
+    """How conch itself was started, to be handed on: the signals that it must give back their default, its mask.
+
+    `descriptors` is its limit of them, if conch has raised its own.
+    """
 
     reset: tuple[signal.Signals, ...]
     mask: frozenset[int]
+    descriptors: tuple[int, int] | None = None
 
 
 class Process:
@@ -161,10 +163,13 @@ class Process:
         """Signal the group, and every descendant that left it: by its new group, where all of that is ours."""
         self.signal_group(number)
         try:
-            everyone = processes()
-            ours = [entry for entry in descendants(os.getpid(), everyone, self._spare) if entry.group != self.pid]
+            self.signal_strays(number, processes())
         except OSError:
             return  # we cannot look now; a kill is repeated
+
+    def signal_strays(self, number: int, everyone: Mapping[int, Stat]) -> None:
+        """Signal the descendants that left the group."""
+        ours = [entry for entry in descendants(os.getpid(), everyone, self._spare) if entry.group != self.pid]
         inside = {entry.pid for entry in ours}
         foreign = {entry.group for entry in everyone.values() if entry.pid not in inside}
         for group in {entry.group for entry in ours} - foreign:
@@ -276,6 +281,10 @@ def _become(
                     pass  # the listing's own descriptor
         if spec.user is not None:
             _change_user(spec.user, supervisor)
+        if dispositions.descriptors is not None:
+            import resource  # conchd has it loaded
+
+            resource.setrlimit(resource.RLIMIT_NOFILE, dispositions.descriptors)
         if os.read(gate, 1) != b"g":
             os._exit(code)
         if spec.no_input:
@@ -286,13 +295,14 @@ def _become(
             os._exit(code)
         if spec.directory is not None:
             _change_directory(spec.directory, errors)
+        file = spec.file or find_command(spec.arguments[0], environment.get("PATH"))
         try:
-            os.execve(spec.file, spec.arguments, environment)
+            os.execve(file, spec.arguments, environment)
         except OSError as error:
             if error.errno != errno.ENOEXEC:
                 raise
             # a script without a first line that names its interpreter, as shells and execvp run it
-            os.execve("/bin/sh", ["/bin/sh", spec.file, *spec.arguments[1:]], environment)
+            os.execve("/bin/sh", ["/bin/sh", file, *spec.arguments[1:]], environment)
     except OSError as error:
         code = EXIT_NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else EXIT_NOT_EXECUTABLE
         os.write(errors, f"cannot run {spec.arguments[0]}: {os.strerror(error.errno or 0)}".encode())

@@ -8,7 +8,7 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from conch.core import clock
@@ -72,34 +72,37 @@ def descendants(root: int, among: Mapping[int, Stat], spare: Callable[[Stat], bo
     return found
 
 
-def carries(pid: int, tree: str) -> bool:
-    """Whether the process was started with this run's id in its environment; `OSError` if we cannot look."""
+def trees_of(pid: int) -> list[str] | None:
+    """The ids of the runs that a process was started in, by its environment; `OSError` if we cannot look.
+
+    None if it shows no environment: it is gone or of another user, a zombie, just in exec, or has wiped it.
+    """
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             environment = file.read()
     except OSError as error:
         if error.errno in _CANNOT_LOOK:
             raise
-        return False  # gone, or of another user
+        return None
     name = f"{TREE_VARIABLE}=".encode()
-    return any(
-        tree.encode() in entry[len(name) :].split(b",") for entry in environment.split(b"\0") if entry.startswith(name)
-    )
+    if not environment:
+        return None
+    found = (entry[len(name) :] for entry in environment.split(b"\0") if entry.startswith(name))
+    return [one.decode("utf-8", "replace") for entry in found for one in entry.split(b",")]
 
 
-def members_from_outside(pid: int, tree: str, since: int) -> list[Stat]:
-    """The living processes of a run as one sees them that is not its ancestor: by group and environment.
+def carries(pid: int, tree: str) -> bool:
+    """Whether the process was started with this run's id in its environment; `OSError` if we cannot look."""
+    return tree in (trees_of(pid) or ())
 
-    `since` is the start of its first process: what is older needs no look into its environment.
-    """
-    me = os.getpid()
-    return [
-        entry
-        for entry in processes().values()
-        if not entry.dead
-        and entry.pid != me
-        and (pid in (entry.group, entry.pid) or (entry.start >= since and carries(entry.pid, tree)))
-    ]
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A run as one knows it that is not its ancestor: its first process, its id, and when the first one started."""
+
+    pid: int
+    tree: str
+    since: int
 
 
 def signal_exactly(entry: Stat, number: int) -> None:
@@ -118,15 +121,30 @@ def signal_exactly(entry: Stat, number: int) -> None:
         os.close(pidfd)
 
 
-def kill_from_outside(pid: int, tree: str, since: int) -> list[Stat]:
-    """SIGKILL a run from a process that is not its ancestor; return what of it was seen alive. `OSError` as above."""
-    try:
-        os.killpg(pid, signal.SIGKILL)  # the most of it, at once and however many other processes there are
-    except (ProcessLookupError, PermissionError):
-        pass  # the group is gone, or was never made
-    found = members_from_outside(pid, tree, since)
-    for entry in found:
-        signal_exactly(entry, signal.SIGKILL)
+def kill_from_outside(targets: Sequence[Target]) -> list[list[Stat]]:
+    """SIGKILL runs from a process that is not their ancestor; return what of each was seen alive. `OSError` as above.
+
+    A run's members are found by group and environment; what is older than its first process needs no look.
+    """
+    for target in targets:
+        try:
+            os.killpg(target.pid, signal.SIGKILL)  # the most of it, at once and however many other processes there are
+        except (ProcessLookupError, PermissionError):
+            pass  # the group is gone, or was never made
+    found: list[list[Stat]] = [[] for _ in targets]
+    by_pid = {target.pid: at for at, target in enumerate(targets)}
+    by_tree = {target.tree: at for at, target in enumerate(targets)}
+    oldest = min((target.since for target in targets), default=0)
+    me = os.getpid()
+    for entry in processes().values():
+        if entry.dead or entry.pid == me:
+            continue
+        at = by_pid.get(entry.group, by_pid.get(entry.pid))
+        if at is None and entry.start >= oldest:
+            at = next((by_tree[one] for one in trees_of(entry.pid) or () if one in by_tree), None)
+        if at is not None:
+            found[at].append(entry)
+            signal_exactly(entry, signal.SIGKILL)
     return found
 
 

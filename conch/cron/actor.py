@@ -27,7 +27,7 @@ from conch.keys import Keys
 
 _T = TypeVar("_T")
 
-_WORKERS = 8
+_WORKERS, _DISK_WORKERS = 8, 4
 PAUSE_S, PAUSE_MOST_S = 0.1, 2.0
 
 
@@ -68,6 +68,7 @@ class Actor(ABC):
         self._clock = base.clock
         self._inbox = base.inbox
         self._workers = ThreadPoolExecutor(_WORKERS, "work")
+        self._disk = ThreadPoolExecutor(_DISK_WORKERS, "disk")
         self._serial = count()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -128,8 +129,15 @@ class Actor(ABC):
         while self._timers and self._timers[0][0] <= clock.now():
             heapq.heappop(self._timers)[2]()
 
-    def _work(self, work: Callable[[], _T], then: Callable[[_T], None], failed: Callable[[StoreError], None]) -> None:
-        """Have a worker do it; its outcome comes back here."""
+    def _work(
+        self,
+        work: Callable[[], _T],
+        then: Callable[[_T], None],
+        failed: Callable[[StoreError], None],
+        *,
+        on_disk: bool = False,
+    ) -> None:
+        """Have a worker do it; its outcome comes back here. The disk must not wait for etcd, so it has its own."""
 
         def do() -> None:
             try:
@@ -144,7 +152,7 @@ class Actor(ABC):
             else:
                 self._inbox.put(lambda: then(result))
 
-        self._workers.submit(do)
+        (self._disk if on_disk else self._workers).submit(do)
 
 
 def _raise(defect: Exception) -> None:

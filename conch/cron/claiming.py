@@ -1,22 +1,26 @@
 """Claiming ticks: whose turn it is, what stands against it, and what happens when etcd does not answer."""
 
+from dataclasses import replace
+
 from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, Base
-from conch.cron.claims import Again, Busy, Due, Node, NodeGone, Outcome, Taken, Won
+from conch.cron.claims import Again, Busy, Due, NodeGone, Outcome, Taken, TooLate, Won
 from conch.cron.clock import SKEW_S
 from conch.cron.fleet import order
 from conch.cron.ledger import Entry
-from conch.cron.records import fields_of
-from conch.cron.runs import Known, Runs
-from conch.etcd.store import KeyValue, StoreError, Unreachable
+from conch.cron.records import fields_of, whole_tick
+from conch.cron.replacing import Replacing
+from conch.etcd.store import KeyValue, StoreError
 from conch.holder import rfc3339
 
 # Each host in line for a tick gives the ones before it this much time.
 _TURN_S = 0.1
+# How soon to look again whether what could not be claimed now can be.
+_HELD_BACK_S = 0.2
 # Claims of late are remembered, so that a tick that others took is not tried.
 _REMEMBERED = 20000
 
 
-class Claiming(Runs):
+class Claiming(Replacing):
     """Claims what is due, in its turn; holds back what cannot be claimed now, until it is too late for it."""
 
     def __init__(self, base: Base) -> None:
@@ -25,13 +29,20 @@ class Claiming(Runs):
         self._key = base.key
         self._dues: dict[tuple[str, int], Due] = {}
         self._held_back: dict[tuple[str, int], Due] = {}
+        self._held_timer = False
         self._claimed: dict[tuple[str, int], None] = {}
-        self._claiming = 0
+        self._missing: dict[str, tuple[int, int, int]] = {}  # first, last and number of ticks to be looked up
+        self._missing_timer = False
 
     def _consider(self, due: Due) -> None:
         """A tick is due: wait for our turn at it."""
         if self._draining or due.id in self._claimed:
             return
+        before = self._dues.get(due.id)
+        if before is not None:
+            if before.unclear or before.now_rev == due.now_rev:
+                return  # it is being dealt with
+            self._drop(before)
         self._dues[due.id] = due
         hosts = {host for host, fields in self._nodes.items() if fields.get("draining") is not True} | {self._me.host}
         turn = order(hosts, *due.id).index(self._me.host)
@@ -56,78 +67,61 @@ class Claiming(Runs):
         if known is not None and known.job.overlap == "replace":
             self._replace(known, tick)
 
-    def _replace(self, known: Known, tick: int) -> None:
-        """A newer tick of the job is claimed: what runs or waits here gives way."""
-        name = known.job.name
-        reason = f"replaced by the tick of {rfc3339(tick)}"
-        for one in self._live.values():
-            entry = one.entry
-            if entry.name == name and entry.run_rev is not None and not one.over and entry.tick < tick:
-                self._end_run(one, reason)
-        if known.waiting is not None and known.waiting[0].tick < tick:
-            due, rev = known.waiting
-            known.waiting = None
-            self._record(Entry(due.run, name, due.tick, rev), "skipped", reason)
-
     def _drop(self, due: Due) -> None:
-        self._dues.pop(due.id, None)
-        self._held_back.pop(due.id, None)
+        for where in (self._dues, self._held_back):
+            if where.get(due.id) is due:
+                del where[due.id]
 
     def _ready(self) -> bool:
         """Whether a run could be started now: registered, with room, and the supervisor awake."""
-        room = len(self._runs()) + self._claiming < self._max_runs
+        room = len(self._runs()) + self._busy_claiming < self._max_runs
         return self._node is not None and room and self._is_answered()
 
     def _attempt(self, due: Due) -> None:
         """Claim a tick, unless another has, or hold it back until we can."""
         known = self.jobs.get(due.job.name)
-        if self._dues.get(due.id) is not due:
+        if self._dues.get(due.id) is not due or due.trying:
             return
         if self._draining or known is None or (known.rev != due.job_rev and not due.now_rev):
-            self._drop(due)
+            self._settle(due, "the job was changed" if not self._draining else "conchd is stopping")
             return
         if self._clock.now() > due.late_at:
-            self._too_late(due)
+            self._settle(due, None)
             return
-        if not self._ready() or self._node is None:
-            if not self._held_back:
-                self._later(0.2, self._try_held_back)
-            self._held_back[due.id] = due
+        if not self._ready():
+            self._hold_back(due)
             return
         if due.now_rev:
             due.job, due.job_rev = known.job, known.rev
-        node, key = self._node.node, self._key
-        now = self._clock.own()
         busy = known.run if due.job.exclusive else None
-        limit_s = max(0.2, min(self._limit_s, due.late_at - self._clock.now()))
-        has_floor = known.has_floor
-        running = None if busy is None else fields_of(busy.value).get("tick")
-        newer = isinstance(running, int) and running > due.tick
-        if key is not None and not due.job.is_signed_by(key):
+        if busy is not None and self._claims.is_ours(busy, due):
+            busy = None  # a try of ours was made after all
+        running = None if busy is None else whole_tick(fields_of(busy.value).get("tick"))
+        if self._key is not None and not due.job.is_signed_by(self._key):
             why = "the job is not signed" if not due.job.is_signed else "the job's signature is not by our key"
-            self._claim(due, "skip", None, why, node, now, has_floor, limit_s)
+            self._claim(due, "skip", None, why)
         elif busy is None:
-            self._claim(due, "run", None, "", node, now, has_floor, limit_s)
-        elif due.job.overlap == "replace" and not newer:
-            self._claim(due, "wait", busy, "", node, now, has_floor, limit_s)
+            self._claim(due, "run", None, "")
+        elif due.job.overlap == "replace" and (running is None or running < due.tick):
+            self._claim(due, "wait", busy, "")
         else:
             host = fields_of(busy.value).get("host")
-            why = f"the run of {rfc3339(running)} on {host} is alive" if isinstance(running, int) else "a run is alive"
-            self._claim(due, "skip", busy, why, node, now, has_floor, limit_s)
+            why = "a run is alive" if running is None else f"the run of {rfc3339(running)} on {host} is alive"
+            self._claim(due, "skip", busy, why)
 
-    def _claim(
-        self,
-        due: Due,
-        how: str,
-        busy: KeyValue | None,
-        why: str,
-        node: Node,
-        now: float,
-        has_floor: bool,
-        limit_s: float,
-    ) -> None:
+    def _claim(self, due: Due, how: str, busy: KeyValue | None, why: str) -> None:
+        known, registered = self.jobs.get(due.job.name), self._node
+        if known is None or registered is None:
+            return
+        node, now, has_floor = registered.node, self._clock.own(), known.has_floor
+        due.trying = True
+        self._busy_claiming += 1
+
         def work() -> Outcome:
-            claims, me = self._claims, self._me
+            left_s = due.late_at - self._clock.now()
+            if left_s <= 0:
+                return TooLate()  # it stood in line for a worker
+            claims, me, limit_s = self._claims, self._me, max(0.2, min(self._limit_s, left_s))
             if how == "skip":
                 return claims.claim_to_skip(due, node, me, now, busy, why, has_floor=has_floor, timeout_s=limit_s)
             if busy is not None:
@@ -138,32 +132,27 @@ class Claiming(Runs):
                 self._ledger.write(Entry(due.run, due.job.name, due.tick, outcome.rev, outcome.run_rev))
             return outcome
 
-        self._claiming += 1
         self._work(
             work, lambda o: self._on_outcome(due, how, why, node.number, o), lambda e: self._on_claim_failed(due, e)
         )
 
     def _on_outcome(self, due: Due, how: str, why: str, number: int, outcome: Outcome) -> None:
-        self._claiming -= 1
+        due.trying = False
+        self._busy_claiming -= 1
         known = self.jobs.get(due.job.name)
-        label = {"job": due.job.name, "tick": rfc3339(due.tick)}
         match outcome:
-            case Won(rev, lease, run_rev):
+            case Won():
                 self._drop(due)
                 self.counts["claims", "won"] += 1
-                if how == "skip":
-                    self.counts["runs", "skipped"] += 1
-                    self.tell("info", "skipped", **label, reason=why)
-                elif how == "wait":
-                    self.tell("info", "waiting", **label, msg="the run before it is being ended")
-                    self._wait_for_run(due, rev)
-                elif due.job.exclusive and run_rev is None:
-                    self._record(Entry(due.run, due.job.name, due.tick, rev), "skipped", "its run key is gone")
+                self._on_won(due, how, why, number, outcome)
+            case TooLate():
+                self._settle(due, None)
+            case Taken(why_not):
+                if due.now_rev and why_not == "the job was changed" and self._clock.now() <= due.late_at:
+                    self._later(PAUSE_S, lambda: self._attempt(due))  # a request is for the job as it will be
                 else:
-                    self._launch(due, Entry(due.run, due.job.name, due.tick, rev, run_rev), lease, number)
-            case Taken():
-                self._drop(due)
-                self.counts["claims", "lost"] += 1
+                    self._drop(due)
+                    self.counts["claims", "lost"] += 1
             case Busy(run):
                 if known is not None:
                     known.run = run
@@ -173,51 +162,74 @@ class Claiming(Runs):
                     known.has_floor = has_floor
                 self._attempt(due)
             case NodeGone():
-                self._held_back[due.id] = due  # the session or the watch tells that we are not registered any more
+                self._hold_back(due)  # the session or the watch tells that we are not registered any more
+        self._end_if_released()
+
+    def _on_won(self, due: Due, how: str, why: str, number: int, won: Won) -> None:
+        entry = Entry(due.run, due.job.name, due.tick, won.rev, won.run_rev)
+        if self._draining and how != "skip":
+            self._record(entry, "skipped", "conchd is stopping")
+        elif how == "skip" and won.run_rev is None and not due.unclear:
+            self.counts["runs", "skipped"] += 1
+            self.tell("info", "skipped", job=due.job.name, tick=rfc3339(due.tick), reason=why)
+        elif how == "wait" and won.run_rev is None:
+            self.tell(
+                "info", "waiting", job=due.job.name, tick=rfc3339(due.tick), msg="the run before it is being ended"
+            )
+            self._wait_for_run(due, won.rev)
+        elif how == "run" and (won.run_rev is not None or not due.job.exclusive):
+            self._launch(due, entry, won.lease, number)
+        else:
+            # an earlier try was made, in another way than this one; what it was for is over
+            self._record(entry, "skipped", why or "etcd confirmed the claim too late")
 
     def _on_claim_failed(self, due: Due, error: StoreError) -> None:
-        self._claiming -= 1
-        due.unclear = due.unclear or isinstance(error, Unreachable)
+        due.trying = False
+        self._busy_claiming -= 1
+        due.unclear = True
         due.pause_s = min(2 * due.pause_s or PAUSE_S, PAUSE_MOST_S)
-        if not isinstance(error, Unreachable):
-            self.tell("warning", "claim-failed", job=due.job.name, tick=rfc3339(due.tick), msg=str(error))
+        self.tell("warning", "claim-failed", job=due.job.name, tick=rfc3339(due.tick), msg=str(error))
         self._later(due.pause_s, lambda: self._attempt(due))
+        self._end_if_released()
 
-    def _too_late(self, due: Due) -> None:
-        """Its time has passed without an answer: if a claim was made all the same, it is recorded as skipped."""
+    def _settle(self, due: Due, reason: str | None) -> None:
+        """A tick is given up, for this reason or (None) as too late. Should a claim have been made, it is recorded."""
         self._drop(due)
         if not due.unclear:
-            self._missed(due.job.name, due.tick, due.tick, 1)
-            return
-
-        def then(claim: KeyValue | None) -> None:
-            if claim is not None and self._claims.is_ours(claim, due):
-                entry = Entry(due.run, due.job.name, due.tick, claim.create_revision)
-                self._record(entry, "skipped", "etcd confirmed the claim too late")
-            elif claim is None:
+            if reason is None:
                 self._missed(due.job.name, due.tick, due.tick, 1)
+            return
+        self._busy_claiming += 1
 
-        limit_s = self._limit_s
-        self._work(
-            lambda: self._claims.whose(due, timeout_s=limit_s),
-            then,
-            lambda _: self._later(PAUSE_MOST_S, lambda: self._too_late(due)),
-        )
-
-    def _missed(self, name: str, first: int, last: int, ticks: int) -> None:
-        """Count and say once what nobody has claimed in time."""
-        limit_s = self._limit_s
-
-        def then(claimed: int) -> None:
-            missed = ticks - claimed
-            if missed > 0:
-                self.counts["missed", ""] += missed
-                self.tell("warning", "missed", job=name, tick=rfc3339(first), until=rfc3339(last), ticks=missed)
+        def then(found: tuple[KeyValue | None, KeyValue | None]) -> None:
+            self._busy_claiming -= 1
+            fire, run = found
+            if fire is not None and self._claims.is_ours(fire, due):
+                entry = Entry(due.run, due.job.name, due.tick, fire.create_revision)
+                if run is not None and self._claims.is_ours(run, due):
+                    entry = replace(entry, run_rev=run.create_revision)
+                self._record(entry, "skipped", reason or "etcd confirmed the claim too late")
+            elif fire is None and reason is None:
+                self._missed(due.job.name, due.tick, due.tick, 1)
+            self._end_if_released()
 
         def failed(_: StoreError) -> None:
-            self._later(PAUSE_MOST_S, lambda: self._missed(name, first, last, ticks))
+            self._busy_claiming -= 1
+            self._later(PAUSE_MOST_S, lambda: self._settle(due, reason))
 
-        self._work(lambda: self._claims.claimed_between(name, first, last, timeout_s=limit_s), then, failed)
+        self._work(lambda: self._claims.whose(due, timeout_s=self._limit_s), then, failed)
+
+    # -- what cannot be claimed now, and what was missed --------------------------------------------------
+
+    def _hold_back(self, due: Due) -> None:
+        self._held_back[due.id] = due
+        if not self._held_timer:
+            self._held_timer = True
+            self._later(_HELD_BACK_S, self._on_held_timer)
+
+    def _on_held_timer(self) -> None:
+        self._held_timer = False
+        self._try_held_back()
 
     def _try_held_back(self) -> None:
         """What could not be claimed a moment ago."""
@@ -225,72 +237,40 @@ class Claiming(Runs):
         for due in held.values():
             self._attempt(due)
 
-    def _wait_for_run(self, due: Due, rev: int) -> None:
-        known = self.jobs.get(due.job.name)
-        if known is None:
-            self._record(Entry(due.run, due.job.name, due.tick, rev), "skipped", "the job was removed")
-            return
-        if known.waiting is not None:
-            older, older_rev = sorted((known.waiting, (due, rev)), key=lambda one: one[0].tick)[0]
-            self._record(Entry(older.run, older.job.name, older.tick, older_rev), "skipped", "a newer tick waits")
-            if older is due:
-                return
-        known.waiting = (due, rev)
-        self._replace(known, due.tick)
-        self._later(max(0.0, due.late_at - self._clock.now()), lambda: self._waited_too_long(due))
-        if known.run is None:
-            self._take_run(known)
+    def _missed(self, name: str, first: int, last: int, ticks: int) -> None:
+        """Ticks that we did not claim in time: count, and say once, those that nobody has."""
+        if name in self._missing:
+            low, high, more = self._missing[name]
+            first, last, ticks = min(low, first), max(high, last), ticks + more
+        self._missing[name] = (first, last, ticks)
+        if not self._missing_timer:
+            self._missing_timer = True
+            self._later(0.0, self._look_up_missed)
 
-    def _waited_too_long(self, due: Due) -> None:
-        for known in self.jobs.values():
-            if known.waiting is not None and known.waiting[0] is due:
-                rev = known.waiting[1]
-                known.waiting = None
-                self._record(
-                    Entry(due.run, due.job.name, due.tick, rev), "skipped", "the run before it did not end in time"
-                )
+    def _look_up_missed(self) -> None:
+        self._missing_timer = False
+        missing, self._missing = self._missing, {}
 
-    def _take_run(self, known: Known) -> None:
-        if known.waiting is None or self._node is None:
-            return
-        due, rev = known.waiting
-        node, limit_s = self._node.node, self._limit_s
+        def work() -> dict[str, int]:
+            return {
+                name: self._claims.claimed_between(name, first, last, timeout_s=self._limit_s)
+                for name, (first, last, _) in missing.items()
+            }
 
-        def work() -> Outcome:
-            outcome = self._claims.take_run(due, rev, node, self._me, timeout_s=limit_s)
-            if isinstance(outcome, Won):
-                self._ledger.write(Entry(due.run, due.job.name, due.tick, rev, outcome.run_rev))
-            return outcome
+        def then(claimed: dict[str, int]) -> None:
+            for name, (first, last, ticks) in missing.items():
+                missed = ticks - claimed[name]
+                if missed > 0:
+                    self.counts["missed", ""] += missed
+                    self.tell("warning", "missed", job=name, tick=rfc3339(first), until=rfc3339(last), ticks=missed)
 
-        def then(outcome: Outcome) -> None:
-            waits = known.waiting is not None and known.waiting[0] is due
-            match outcome:
-                case Won(_, lease, run_rev):
-                    known.waiting = None if waits else known.waiting
-                    entry = Entry(due.run, due.job.name, due.tick, rev, run_rev)
-                    if waits:
-                        self._launch(due, entry, lease, node.number)
-                    else:
-                        self._record(entry, "skipped", "a newer tick waits")
-                case Busy(run) if waits:
-                    known.run = run
-                    if run is None:
-                        self._take_run(known)
-                case Taken(why) if waits:
-                    known.waiting = None
-                    self._record(Entry(due.run, due.job.name, due.tick, rev), "skipped", why)
-                case _:
-                    self._later(PAUSE_S, lambda: self._take_run(known))
+        def failed(_: StoreError) -> None:
+            for name, (first, last, ticks) in missing.items():
+                self._missing.setdefault(name, (first, last, 0))
+                low, high, more = self._missing[name]
+                self._missing[name] = (min(low, first), max(high, last), ticks + more)
+            if not self._missing_timer:
+                self._missing_timer = True
+                self._later(PAUSE_MOST_S, self._look_up_missed)
 
-        self._work(work, then, lambda _: self._later(PAUSE_S, lambda: self._take_run(known)))
-
-    def _on_run_key_gone(self, name: str, revision: int) -> None:
-        """The run key was deleted at this revision: the next may have it; a run of ours had it no longer by then."""
-        for one in self._runs():
-            if one.entry.name == name and one.entry.run_rev is not None and one.entry.run_rev < revision:
-                self._warden.end(one.entry.run, "its run key is gone: deleted by hand")
-        known = self.jobs.get(name)
-        if known is not None and known.run is not None and known.run.create_revision < revision:
-            known.run = None
-        if known is not None and known.waiting is not None:
-            self._take_run(known)
+        self._work(work, then, failed)

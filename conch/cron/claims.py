@@ -47,7 +47,11 @@ class Node:
 
 @dataclass(slots=True)
 class Due:
-    """A tick that this daemon could claim. `now_rev` is the create-revision of the request for it, 0 if scheduled."""
+    """A tick that this daemon could claim. `now_rev` is the create-revision of the request for it, 0 if scheduled.
+
+    `request` is the request's lease, by which whoever made it finds the claim. `unclear` says that a try was made whose
+    outcome is not known; `trying` and `taking` that one is under way, for the claim or for the run key.
+    """
 
     job: Job
     job_rev: int
@@ -55,7 +59,10 @@ class Due:
     late_at: float
     run: str
     now_rev: int = 0
+    request: str = ""
     unclear: bool = False
+    trying: bool = False
+    taking: bool = False
     pause_s: float = 0.0
 
     @property
@@ -93,6 +100,11 @@ class NodeGone:
 
 
 @dataclass(frozen=True, slots=True)
+class TooLate:
+    """Its time had passed before anything was sent."""
+
+
+@dataclass(frozen=True, slots=True)
 class Again:
     """What was known of the floor was wrong."""
 
@@ -108,7 +120,7 @@ class Delivered:
     wanted: bool = True
 
 
-Outcome = Won | Taken | Busy | NodeGone | Again
+Outcome = Won | Taken | Busy | NodeGone | TooLate | Again
 
 
 def shared_lease(prefix: str, kind: str, period: int) -> int:
@@ -131,7 +143,7 @@ class Claims:
 
     def claim(self, due: Due, node: Node, me: Holder, now: float, *, has_floor: bool, timeout_s: float) -> Outcome:
         """Take the tick to run it, with the job's run key where it needs one."""
-        value = claim_value(me, due.run, due.tick)
+        value = claim_value(me, due.run, due.tick, due.request)
         lease = self._claim_lease(now)
         compare, success = self._claiming(due, node, lease, value, has_floor=has_floor)
         if due.job.exclusive:
@@ -145,7 +157,7 @@ class Claims:
     ) -> Outcome:
         """Take the tick while the run before it is being ended for it (`replace`)."""
         lease = self._claim_lease(now)
-        value = claim_value(me, due.run, due.tick)
+        value = claim_value(me, due.run, due.tick, due.request)
         compare, success = self._claiming(due, node, lease, value, has_floor=has_floor)
         compare.append(CreatedAt(busy.key, busy.create_revision))
         return self._claim(due, node, compare, success, now, has_floor=has_floor, timeout_s=timeout_s)
@@ -164,7 +176,7 @@ class Claims:
     ) -> Outcome:
         """Take the tick and record at once that it is not run."""
         lease = self._claim_lease(now)
-        value = claim_value(me, due.run, due.tick)
+        value = claim_value(me, due.run, due.tick, due.request)
         compare, success = self._claiming(due, node, lease, value, has_floor=has_floor)
         if busy is not None:
             compare.append(CreatedAt(busy.key, busy.create_revision))
@@ -175,15 +187,23 @@ class Claims:
     def take_run(self, due: Due, rev: int, node: Node, me: Holder, *, timeout_s: float) -> Outcome:
         """For a tick that waited: take the run key now that the run before it is gone."""
         fire, run, ours = self._key("fire", *due.id), self._key("run", due.job.name), self._node_key()
+        ended = self._key("result", *due.id)
         result = self._store.txn(
-            [CreatedAt(ours, node.rev), CreatedAt(fire, rev), CreatedAt(run, 0)],
+            [CreatedAt(ours, node.rev), CreatedAt(fire, rev), CreatedAt(ended, 0), CreatedAt(run, 0)],
             [Put(run, claim_value(me, due.run, due.tick), node.lease), Range(fire, keys_only=True)],
-            [Range(ours, keys_only=True), Range(run), Range(fire, keys_only=True)],
+            [
+                Range(ours, keys_only=True),
+                Range(run),
+                Range(fire, keys_only=True),
+                Range(ended, keys_only=True),
+            ],
             timeout_s=timeout_s,
         )
         if result.succeeded:
             return Won(rev, result.ranges[0].kvs[0].lease, result.head.revision)
-        at, running, claimed = (found.kvs[0] if found.kvs else None for found in result.ranges)
+        at, running, claimed, over = (found.kvs[0] if found.kvs else None for found in result.ranges)
+        if over is not None:
+            return Taken("it has a result")
         if running is not None and fields_of(running.value).get("run") == due.run:
             return Won(rev, claimed.lease if claimed else 0, running.create_revision)  # an earlier try was made
         if at is None or at.create_revision != node.rev:
@@ -192,10 +212,18 @@ class Claims:
             return Taken("the claim is gone")
         return Busy(running)
 
-    def whose(self, due: Due, *, timeout_s: float) -> KeyValue | None:
-        """The claim of a tick as it is, without making one."""
-        found = self._store.range(Range(self._key("fire", *due.id)), timeout_s=timeout_s)
-        return found.kvs[0] if found.kvs else None
+    def whose(self, due: Due, *, timeout_s: float) -> tuple[KeyValue | None, KeyValue | None]:
+        """The claim of a tick and the job's run key as they are, without making any."""
+        asked = [Range(self._key("fire", *due.id)), Range(self._key("run", due.job.name))]
+        fire, run = (
+            found.kvs[0] if found.kvs else None for found in self._store.txn([], asked, timeout_s=timeout_s).ranges
+        )
+        return fire, run
+
+    def release(self, name: str, run_rev: int, *, timeout_s: float) -> None:
+        """End a run key that is of no use."""
+        run = self._key("run", name)
+        self._store.txn([CreatedAt(run, run_rev)], [Delete(run)], timeout_s=timeout_s)
 
     def is_ours(self, kv: KeyValue, due: Due) -> bool:
         """Whether a claim or run key was made for this very run."""
@@ -252,9 +280,8 @@ class Claims:
         if result is None:
             return NodeGone()
         if result.succeeded:
-            return Won(
-                result.head.revision, self._claim_lease(now), result.head.revision if due.job.exclusive else None
-            )
+            taken = any(isinstance(one, Put) and one.key == self._key("run", name) for one in success)
+            return Won(result.head.revision, self._claim_lease(now), result.head.revision if taken else None)
         ours, fire, ended, job, floor, request, run = (found.kvs[0] if found.kvs else None for found in result.ranges)
         if fire is not None:
             if not self.is_ours(fire, due):
@@ -310,9 +337,10 @@ class Claims:
             if held is not None:
                 compare.append(CreatedAt(run, held))
                 success.append(Delete(run))
-            for one in (one for one in old if one < tick):
+            old = [one for one in old if one < tick]
+            for one in old:
                 success += [Delete(self._key("fire", name, one)), Delete(self._key("result", name, one))]
-            if old and max(old) < tick:
+            if old:
                 success.append(Put(floor, str(max(old)).encode()))
                 compare.append(Below(floor, str(max(old)).encode()) if has_floor else CreatedAt(floor, 0))
             answer = self._with_leases(
@@ -328,12 +356,12 @@ class Claims:
             if answer is None:
                 raise LeaseGone("cannot record a result: its lease is gone")
             if answer.succeeded:
-                raised = has_floor or bool(old and max(old) < tick)
+                raised = has_floor or bool(old)
                 return Delivered(_old(answer, self._history), raised)
             there, bottom, running = (found.kvs[0] if found.kvs else None for found in answer.ranges[:3])
             if there is not None or (bottom is not None and bottom.value >= str(tick).encode()):
                 if held is not None and running is not None and running.create_revision == held:
-                    self._store.txn([CreatedAt(run, held)], [Delete(run)], timeout_s=timeout_s)
+                    self.release(name, held, timeout_s=timeout_s)
                 return Delivered((), bottom is not None, wanted=there is not None)
             old = ()
             known = (bottom is not None, held if running is not None and running.create_revision == held else None)

@@ -1,5 +1,6 @@
 """The keeper of conchd: the scheduler and what it stands on, from the first journal record to the last lease."""
 
+import errno
 import os
 import queue
 import threading
@@ -18,7 +19,6 @@ from conch.holder import Holder
 from conch.keeper.warden import Warden
 from conch.keys import Keys
 
-_RETRY_S = 2.0
 _STATE_FILE = "id"
 
 
@@ -41,7 +41,7 @@ def keep(daemon: Daemon, link: Link) -> None:
     # late: the supervisor must never have loaded these
     from conch.cron.actor import Base
     from conch.cron.scheduler import Scheduler
-    from conch.etcd.driver import GrpcStore
+    from conch.etcd.connect import open_store
 
     threading.excepthook = _crash
     warden = Warden(link)
@@ -57,13 +57,13 @@ def keep(daemon: Daemon, link: Link) -> None:
             warden.send(Note(level, event, text))
 
         try:
-            state = _state_id(daemon.state_dir)
+            state = _state_id(daemon.state_dir, daemon.keys.prefix)
             ledger = Ledger(daemon.state_dir, tell)
         except OSError as error:
             warden.send(Failed(EXIT_UNAVAILABLE, f"cannot use {daemon.state_dir}: {error.strerror or error}"))
             return
         _end_survivors(ledger, begin, tell)
-        store = GrpcStore(daemon.connection)
+        store = open_store(daemon.connection)
         new = Scheduler(
             Base(
                 store=store,
@@ -81,16 +81,12 @@ def keep(daemon: Daemon, link: Link) -> None:
                 first=begin.first,
             )
         )
-        while True:
-            try:
-                new.start(begin.live, begin.ended)
-                break
-            except ConchError as error:
-                if begin.first:
-                    warden.send(Failed(error.code, str(error)))
-                    return
-                tell("warning", "retry", msg=str(error))
-                threading.Event().wait(_RETRY_S)
+        new.adopt(begin.live, begin.ended)
+        try:
+            new.start()
+        except ConchError as error:
+            warden.send(Failed(error.code, str(error)))
+            return
         scheduler = new
         warden.send(Begun())
         if daemon.status is not None:
@@ -112,20 +108,22 @@ def _crash(args: Any) -> None:
     os._exit(1)
 
 
-def _state_id(folder: str) -> str:
-    """The id of this state directory, made at its first use."""
+def _state_id(folder: str, prefix: str) -> str:
+    """The id of this state directory, made at its first use; it serves one prefix. `OSError` if it is another's."""
     path = os.path.join(folder, _STATE_FILE)
     try:
         with open(path) as file:
-            text = file.read().strip()
-        if text:
-            return text
+            words = file.read().split()
+        if len(words) == 2:
+            if words[1] != prefix:
+                raise OSError(errno.EINVAL, f"it is the state of a conchd with --prefix {words[1]}")
+            return words[0]
     except FileNotFoundError:
         pass
     text = uuid.uuid4().hex
     temporary = f"{path}.new"
-    with open(temporary, "w") as file:
-        file.write(text + "\n")
+    with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(f"{text} {prefix}\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -52,6 +52,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._journal = Journal(folder)
         self._entries: dict[str, tuple[int, Entry]] = {}
+        self._writing: list[int] = []  # marks of records that are being written
         self._failing = False
         if self._journal.damage:
             tell("error", "journal-damaged", msg=self._journal.damage)
@@ -61,7 +62,9 @@ class Ledger:
             except (ValueError, TypeError, KeyError, RecursionError):
                 tell("error", "journal-damaged", msg=f"record {record.seq} is not a run")
                 continue
-            self._entries[entry.run] = (record.seq, entry)
+            known = self._entries.get(entry.run)
+            if known is None or known[1].result is None or entry.result is not None:
+                self._entries[entry.run] = (record.seq, entry)
 
     @property
     def entries(self) -> list[Entry]:
@@ -74,8 +77,30 @@ class Ledger:
         """How many results wait to be delivered."""
         return sum(entry.result is not None for entry in self.entries)
 
-    def write(self, entry: Entry) -> None:
-        """Take note of a run's beginning, or of its end."""
+    def write(self, entry: Entry) -> bool:
+        """Take note of a run's beginning, or of its end; whether it is safe on disk. What is over stays over."""
+        with self._lock:
+            known = self._entries.get(entry.run)
+            if known is not None and known[1].result is not None and entry.result is None:
+                return True
+        mark, seq, written = self._append(entry)
+        with self._lock:
+            self._writing.remove(mark)
+            known = self._entries.get(entry.run)
+            if known is None or known[1].result is None or entry.result is not None:
+                self._entries[entry.run] = (seq, entry)
+        if self._journal.segments > _SEGMENTS:
+            self._renew()
+        return written
+
+    def _append(self, entry: Entry) -> tuple[int, int, bool]:
+        """A mark below which nothing of this is, the record's number, and whether it is safe.
+
+        The mark keeps the record from being truncated before its entry is known.
+        """
+        with self._lock:
+            mark = self._journal.next_seq
+            self._writing.append(mark)
         try:
             seq = self._journal.append(entry.encode())
         except OSError as error:
@@ -84,21 +109,17 @@ class Ledger:
                 self._tell(
                     "error", "journal-failed", msg=f"cannot write the journal: {error.strerror}; runs go on without it"
                 )
-            seq = self._journal.next_seq
-        else:
-            if self._failing:
-                self._failing = False
-                self._tell("warning", "journal-works", msg="the journal can be written again")
-        with self._lock:
-            self._entries[entry.run] = (seq, entry)
-        if self._journal.segments > _SEGMENTS:
-            self._renew()
+            return mark, self._journal.next_seq, False
+        if self._failing:
+            self._failing = False
+            self._tell("warning", "journal-works", msg="the journal can be written again")
+        return mark, seq, True
 
     def delivered(self, run: str) -> None:
         """The result is in etcd: forget the run."""
         with self._lock:
             self._entries.pop(run, None)
-            low = min((seq for seq, _ in self._entries.values()), default=self._journal.next_seq)
+            low = min((*(seq for seq, _ in self._entries.values()), *self._writing), default=self._journal.next_seq)
         try:
             self._journal.truncate(low - 1)
         except OSError:
@@ -107,12 +128,13 @@ class Ledger:
     def _renew(self) -> None:
         """Write what is still open anew, so that the old segments can go."""
         for entry in self.entries:
-            try:
-                seq = self._journal.append(entry.encode())
-            except OSError:
-                return
             with self._lock:
-                if entry.run in self._entries and self._entries[entry.run][1] is entry:
+                if self._entries.get(entry.run, (0, None))[1] is not entry:
+                    continue
+            mark, seq, written = self._append(entry)
+            with self._lock:
+                self._writing.remove(mark)
+                if written and self._entries.get(entry.run, (0, None))[1] is entry:
                     self._entries[entry.run] = (seq, entry)
         self.delivered("")
 

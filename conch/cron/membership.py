@@ -4,13 +4,13 @@ from abc import abstractmethod
 from itertools import count
 from typing import Any
 
-from conch.core import system
+from conch.core import clock, system
 from conch.core.crew import HOLDS
 from conch.cron.actor import PAUSE_MOST_S, Actor, Base
 from conch.cron.clock import SKEW_S
 from conch.cron.fleet import Registered, Registrar
 from conch.cron.fleet import Taken as NameTaken
-from conch.cron.records import fields_of
+from conch.cron.records import LAST_TICK, fields_of
 from conch.etcd.store import KeyValue, StoreError
 
 # How often a node tells its time.
@@ -27,20 +27,28 @@ class Membership(Actor):
         self._numbers = count(1)
         self._node: Registered | None = None
         self._old_leases: dict[int, int] = {}
+        self._lost_early: set[int] = set()
+        self._deaf_until = 0.0
         self._nodes: dict[str, dict[str, Any]] = {}
         self._draining = False
         self._releasing = False
         self._warned_skew = False
 
     @abstractmethod
-    def _try_held_back(self) -> None:
-        """Claims may be possible again."""
+    def _on_registration(self) -> None:
+        """Claims are possible again."""
+
+    @abstractmethod
+    def _slot_numbers(self) -> list[int]:
+        """The numbers of the holds of slots."""
 
     @abstractmethod
     def _needed_registrations(self) -> set[int | None]:
         """The registrations, by the numbers of their holds, under which something runs."""
 
     def _register(self) -> None:
+        if self._releasing:
+            return
         number = self._new_number()
 
         def lost(reason: str) -> None:
@@ -55,11 +63,11 @@ class Membership(Actor):
         self._work(work, self._on_registered, self._on_not_registered)
 
     def _new_number(self) -> int:
-        """A number for a hold; its place on the board must not be that of our registration."""
-        number = next(self._numbers)
-        if self._node is not None and number % HOLDS == self._node.node.number % HOLDS:
-            number = next(self._numbers)
-        return number
+        """A number for a hold; its place on the board must not be that of another."""
+        used = {number % HOLDS for number in (*self._old_leases, *self._slot_numbers())}
+        if self._node is not None:
+            used.add(self._node.node.number % HOLDS)
+        return next(number for number in self._numbers if number % HOLDS not in used)
 
     def _on_registered(self, outcome: Registered | NameTaken) -> None:
         if isinstance(outcome, NameTaken):
@@ -71,10 +79,15 @@ class Membership(Actor):
             )
             self._later(self._ttl_s / 2, self._register)
             return
+        if outcome.node.number in self._lost_early:
+            self._old_leases[outcome.node.number] = outcome.node.lease
+            self._give_old_leases_back()
+            self._register()
+            return
         self._node = outcome
         self.tell("info", "registered", host=self._me.host, lease=f"{outcome.node.lease:x}", rev=outcome.node.rev)
         self._later(_TELL_TIME_S, lambda: self._tell_time_again(outcome.node.number))
-        self._try_held_back()
+        self._on_registration()
 
     def _on_not_registered(self, error: StoreError) -> None:
         self.tell("warning", "not-registered", msg=str(error))
@@ -82,6 +95,7 @@ class Membership(Actor):
 
     def _on_node_lost(self, number: int, reason: str) -> None:
         if self._node is None or self._node.node.number != number:
+            self._lost_early.add(number)
             return
         self.tell("error", "registration-lost", reason=reason)
         self._old_leases[number] = self._node.node.lease
@@ -127,8 +141,9 @@ class Membership(Actor):
         if host == self._me.host:
             return
         at = fields.get("at")
-        if live and isinstance(at, int | float):
-            self._clock.heard(host, float(at))
+        sane = isinstance(at, int | float) and not isinstance(at, bool) and 0 < at < LAST_TICK
+        if live and sane and clock.now() >= self._deaf_until:
+            self._clock.heard(host, float(at))  # type: ignore[arg-type]
             self._check_skew()
         if new and live:
             self._tell_time()  # so that it learns ours

@@ -2,6 +2,7 @@
 
 import heapq
 import os
+from typing import NamedTuple
 
 from conch.cron.actor import Base
 from conch.cron.claiming import Claiming
@@ -14,6 +15,21 @@ from conch.names import check_name
 
 # Ticks in a row that are looked at one by one before those that are too late are passed over at once.
 _STEPS = 10_000
+# Requests for jobs that nobody has are not kept without end.
+_REQUESTS = 1000
+
+
+# How far the time may go back before all is planned anew.
+_BACK_S = 1.0
+
+
+class _Planned(NamedTuple):
+    tick: int
+    serial: int
+    name: str
+    rev: int
+    now_rev: int = 0
+    request: str = ""
 
 
 class Planning(Claiming):
@@ -22,11 +38,13 @@ class Planning(Claiming):
     def __init__(self, base: Base) -> None:
         super().__init__(base)
         self._since = self._clock.now()
-        self._ticks: list[tuple[int, int, str, int, int]] = []  # tick, serial, job, its revision, the request's
+        self._ticks: list[_Planned] = []
+        self._requests: dict[str, list[tuple[int, int, str]]] = {}  # for jobs that are not known yet
+        self._last_now = self._since
         self._unreadable: dict[str, int] = {}
 
     def _next_tick_s(self) -> float | None:
-        return self._ticks[0][0] - self._clock.now() if self._ticks else None
+        return self._ticks[0].tick - self._clock.now() if self._ticks else None
 
     def _on_job(self, name: str, kv: KeyValue) -> None:
         known = self.jobs.get(name)
@@ -36,46 +54,69 @@ class Planning(Claiming):
             check_name(name)
             job = parse(name, kv.value)
         except (UnreadableJob, BadInput) as error:
-            self.jobs.pop(name, None)
+            self._forget_job(name)
             if self._unreadable.get(name) != kv.mod_revision:
                 self._unreadable[name] = kv.mod_revision
                 self.tell("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg=str(error))
             return
         self._unreadable.pop(name, None)
-        new = Known(job, kv.mod_revision, job.ticks())
-        if known is not None:
-            new.has_floor, new.run, new.waiting, new.old = known.has_floor, known.run, known.waiting, known.old
-        self.jobs[name] = new
+        if known is None:
+            known = self.jobs[name] = Known(job, kv.mod_revision, job.ticks())
+        else:
+            known.job, known.rev, known.schedule = job, kv.mod_revision, job.ticks()
         if not job.paused:
-            self._plan(name, new, int(self._clock.now()))
+            self._plan(name, known, int(self._clock.now()))
+        for tick, now_rev, request in self._requests.pop(name, []):
+            self._plan_request(name, known, tick, now_rev, request)
 
     def _plan(self, name: str, known: Known, after: int) -> None:
         following = known.schedule.next_after(after)
         if following is not None:
-            heapq.heappush(self._ticks, (following, next(self._serial), name, known.rev, 0))
+            heapq.heappush(self._ticks, _Planned(following, next(self._serial), name, known.rev))
+
+    def _plan_request(self, name: str, known: Known, tick: int, now_rev: int, request: str) -> None:
+        heapq.heappush(self._ticks, _Planned(tick, next(self._serial), name, known.rev, now_rev, request))
+
+    def _plan_all_anew(self) -> None:
+        """The time went back: what was planned for what it was is too far off. What is done has its claims."""
+        self._ticks = [planned for planned in self._ticks if planned.now_rev]
+        heapq.heapify(self._ticks)
+        for name, known in self.jobs.items():
+            if not known.job.paused:
+                self._plan(name, known, int(self._clock.now()))
 
     def _on_request(self, name: str, tick: int, kv: KeyValue, *, live: bool) -> None:
         known = self.jobs.get(name)
-        if known is None or (not live and tick <= self._since):
+        if not live and tick <= self._since:
             return
-        heapq.heappush(self._ticks, (tick, next(self._serial), name, known.rev, kv.create_revision))
+        request = f"{kv.lease:x}"
+        if known is not None:
+            self._plan_request(name, known, tick, kv.create_revision, request)
+        elif len(self._requests) < _REQUESTS:
+            self._requests.setdefault(name, []).append((tick, kv.create_revision, request))
 
     def _run_ticks(self) -> None:
         """Take up what is due now."""
-        while self._ticks and self._ticks[0][0] <= self._clock.now():
-            tick, _, name, rev, now_rev = heapq.heappop(self._ticks)
+        now = self._clock.now()
+        if now < self._last_now - _BACK_S:
+            self._plan_all_anew()
+        self._last_now = now
+        while self._ticks and self._ticks[0].tick <= self._clock.now():
+            tick, _, name, rev, now_rev, request = heapq.heappop(self._ticks)
             known = self.jobs.get(name)
             if known is None or (known.rev != rev and not now_rev):
                 continue  # removed, or changed: planned anew by that
             following = known.schedule.next_after(tick)
-            late_at = tick + known.job.late_after_s(tick, None if now_rev else following)
+            # a request is made for a moment ago, if anything
+            asked_at = max(tick, self._clock.now()) if now_rev else tick
+            late_at = asked_at + known.job.late_after_s(tick, None if now_rev else following)
             if not now_rev:
                 if late_at < self._clock.now():
                     self._pass_over(name, known, tick)
                     continue
                 if following is not None:
-                    heapq.heappush(self._ticks, (following, next(self._serial), name, known.rev, 0))
-            self._consider(Due(known.job, known.rev, tick, late_at, os.urandom(8).hex(), now_rev))
+                    heapq.heappush(self._ticks, _Planned(following, next(self._serial), name, known.rev))
+            self._consider(Due(known.job, known.rev, tick, late_at, os.urandom(8).hex(), now_rev, request))
 
     def _pass_over(self, name: str, known: Known, first: int) -> None:
         """Go on after ticks that are too late already: the machine was asleep, say."""
@@ -89,5 +130,5 @@ class Planning(Claiming):
         else:
             following = known.schedule.next_after(max(last, int(now)))
         if following is not None:
-            heapq.heappush(self._ticks, (following, next(self._serial), name, known.rev, 0))
+            heapq.heappush(self._ticks, _Planned(following, next(self._serial), name, known.rev))
         self._missed(name, first, last, steps)

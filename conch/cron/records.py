@@ -31,10 +31,19 @@ def fields_of(value: bytes) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def claim_value(holder: Holder, run: str, tick: int) -> bytes:
-    """A claim or a run key: who has the tick, and the run's own id, by which a repeated claim finds itself."""
-    data = json.loads(holder.encode())
-    return json.dumps({**data, "tick": tick, "run": run}, ensure_ascii=False).encode("utf-8", "replace")
+def claim_value(holder: Holder, run: str, tick: int, request: str = "") -> bytes:
+    """A claim or a run key: who has the tick, and the ids of its run and request, by which repeated tries are known."""
+    data = {**json.loads(holder.encode()), "tick": tick, "run": run}
+    if request:
+        data["request"] = request
+    return json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def whole_tick(value: object) -> int | None:
+    """A tick out of a value that anyone may have written."""
+    return (
+        value if isinstance(value, int) and not isinstance(value, bool) and FIRST_TICK <= value <= LAST_TICK else None
+    )
 
 
 @dataclass(frozen=True, slots=True)

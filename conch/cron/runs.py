@@ -30,7 +30,8 @@ LAGS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30
 class Known:
     """A job as this daemon follows it. `run` is its run key as last seen, `old` are ticks to be removed.
 
-    `waiting` is a claimed tick, and its claim's revision, that waits for the run before it to end.
+    `waiting` is a claimed tick, and its claim's revision, that waits for the run before it to end; `newest` is the
+    newest tick that was claimed under `replace`.
     """
 
     job: Job
@@ -39,6 +40,7 @@ class Known:
     has_floor: bool = False
     run: KeyValue | None = None
     waiting: tuple[Due, int] | None = None
+    newest: int = 0
     old: set[int] = field(default_factory=set)
 
 
@@ -52,6 +54,7 @@ class Live:
     ordered_at: float | None = None
     ends_by: float | None = None
     over: bool = False
+    unrecorded: bool = False  # the journal did not take its end; the supervisor must keep it until etcd has it
     pause_s: float = _PAUSE_S
 
     @property
@@ -66,18 +69,32 @@ class Runs(Membership):
     def __init__(self, base: Base) -> None:
         super().__init__(base)
         self._claims = Claims(base.store, base.keys, base.me.host)
+        self._supervisor = os.getppid()
         self.jobs: dict[str, Known] = {}
         self._live: dict[str, Live] = {}
+        self._slots_going: list[Slot] = []
         self.lag_counts: Counter[float] = Counter()
         self.lag_sum = 0.0
 
     @abstractmethod
-    def _take_run(self, known: Known) -> None:
+    def _take_run(self, name: str) -> None:
         """The run before a waiting tick is over."""
 
     @abstractmethod
     def _end_if_released(self) -> None:
         """A result was delivered; it may have been the last."""
+
+    @abstractmethod
+    def _try_held_back(self) -> None:
+        """There may be room for another run."""
+
+    def _on_registration(self) -> None:
+        self._try_held_back()
+        for name in self.jobs:
+            self._take_run(name)
+
+    def _slot_numbers(self) -> list[int]:
+        return [one.slot.number for one in self._live.values() if one.slot is not None]
 
     def _needed_registrations(self) -> set[int | None]:
         return {one.node for one in self._live.values() if not one.over}
@@ -89,12 +106,21 @@ class Runs(Membership):
         unanswered = [one.ordered_at for one in self._runs() if one.ordered_at]
         if unanswered and clock.now() - min(unanswered) > _UNANSWERED_S:
             return False
-        supervisor = tree.stat(os.getppid())
+        if os.getppid() != self._supervisor:
+            return False  # it is dead
+        supervisor = tree.stat(self._supervisor)
         return supervisor is not None and supervisor.state not in "Tt"
 
     def _launch(self, due: Due, entry: Entry, lease: int, number: int) -> None:
         """The tick is ours: get its slot if it needs one, then have it started."""
         job = due.job
+        known = self.jobs.get(job.name)
+        if self._clock.now() > due.late_at:
+            self._record(entry, "skipped", "too late to start")
+            return
+        if job.overlap == "replace" and known is not None and known.newest > due.tick:
+            self._record(entry, "skipped", f"replaced by the tick of {rfc3339(known.newest)}")
+            return
         one = self._live[entry.run] = Live(entry, number if job.exclusive else None)
         hold = {
             "CONCH_REV": str(entry.run_rev or entry.rev),
@@ -118,20 +144,28 @@ class Runs(Membership):
                 "CONCH_LEASE": f"{message.lease:x}",
                 "CONCH_HOLD_KEY": message.key,
             }
-            self._ledger.write(replace(entry, slot=message.lease))
             entered = replace(entry, slot=message.lease)
+            self._ledger.write(entered)
             self._inbox.put(
                 lambda: self._on_slot(one, due, entered, [*holds, slot_number], hold if job.exclusive else in_slot)
             )
 
-        one.slot = Slot(
+        try:
+            one.slot = self._queue_for_slot(one, due, slot_number, held)
+        except RuntimeError as error:  # no more threads
+            self._over(one, Result(self._me.host, "skipped", reason=f"cannot queue for its slot: {error}"))
+
+    def _queue_for_slot(self, one: Live, due: Due, number: int, held: Callable[[Held], None]) -> Slot:
+        job = due.job
+        assert job.semaphore is not None  # noqa: S101 - asked by the caller
+        return Slot(
             self._store,
             self._connection,
             self._keys,
             self._warden,
             job.semaphore,
-            number=slot_number,
-            run=entry.run,
+            number=number,
+            run=one.entry.run,
             ttl_s=self._ttl_s,
             kill_after_s=job.kill_after_s,
             wait_s=job.run_ttl_s,
@@ -179,6 +213,8 @@ class Runs(Membership):
         if one is None or one.ordered_at is None or one.ordered_at == 0.0:
             return
         one.ordered_at = 0.0  # answered
+        if one.slot is not None:
+            one.slot.in_use = True
         lag_s = self._clock.own() - one.entry.tick
         self.lag_sum += lag_s
         for bound in LAGS_S:
@@ -189,7 +225,8 @@ class Runs(Membership):
     def _on_finished(self, message: Finished) -> None:
         one = self._live.get(message.run)
         if one is None or one.over:
-            self._warden.send(Recorded(message.run))  # its end is in etcd, or soon will be
+            if one is None or not one.unrecorded:
+                self._warden.send(Recorded(message.run))  # its end is in etcd, or soon will be
             return
         state = {"ended": "ok" if message.code == 0 else "failed", "unstarted": "skipped"}.get(
             message.outcome, message.outcome
@@ -228,18 +265,25 @@ class Runs(Membership):
             )
         if one.slot is not None:
             one.slot.release()
+            self._slots_going.append(one.slot)
+            self._slots_going = [slot for slot in self._slots_going if not slot.released.is_set()]
             self._warden.send(Lost(one.slot.number, "given back"))
         self._give_old_leases_back()
 
-        def safe() -> None:
-            self._ledger.write(one.entry)
-            if report:
+        def safe() -> bool:
+            written = self._ledger.write(one.entry)
+            if report and written:
                 self._warden.send(Recorded(run))
+            return written
 
-        self._deliver(one, safe)
+        def then(written: bool) -> None:
+            one.unrecorded = report and not written
+            self._deliver(one)
+
+        self._work(safe, then, lambda _: None, on_disk=True)
         self._try_held_back()
 
-    def _deliver(self, one: Live, before: Callable[[], None] = lambda: None) -> None:
+    def _deliver(self, one: Live) -> None:
         entry, result = one.entry, one.entry.result
         assert result is not None  # noqa: S101 - only what is over is delivered
         known = self.jobs.get(entry.name)
@@ -250,7 +294,6 @@ class Runs(Membership):
         now, limit_s = self._clock.own(), self._limit_s
 
         def work() -> Delivered:
-            before()
             return self._claims.deliver(
                 entry.name, entry.tick, result, entry.run_rev, old, now, has_floor=has_floor, timeout_s=limit_s
             )
@@ -259,16 +302,17 @@ class Runs(Membership):
 
     def _on_delivered(self, one: Live, delivered: Delivered) -> None:
         entry = one.entry
-        self._ledger.delivered(entry.run)
+        self._work(lambda: self._ledger.delivered(entry.run), lambda _: None, lambda _: None, on_disk=True)
         self._live.pop(entry.run, None)
+        if one.unrecorded:
+            self._warden.send(Recorded(entry.run))
         known = self.jobs.get(entry.name)
         if known is not None:
             known.old |= set(delivered.old)
             known.has_floor = delivered.has_floor
             if known.run is not None and known.run.create_revision == entry.run_rev:
                 known.run = None
-                if known.waiting is not None:
-                    self._take_run(known)
+                self._take_run(entry.name)
         self._end_if_released()
 
     def _on_not_delivered(self, one: Live, error: StoreError) -> None:

@@ -2,22 +2,24 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from conch.core import clock
 from conch.core.link import Drain, Finished, Message, Release, Released, Running
 from conch.cron.actor import Base
 from conch.cron.job import Job
-from conch.cron.ledger import Entry, ended
+from conch.cron.ledger import ended
 from conch.cron.planning import Planning
 from conch.cron.records import Result, tick_of
 from conch.cron.runs import Live
 from conch.etcd.store import Compacted, Event, KeyValue, Range, RangeResult, StoreError
-from conch.holder import rfc3339
 from conch.keys import prefix_end
 
 _KINDS = ("job", "fire", "now", "run")
 _RETRY_S = 1.0
+# After an interruption of the watch.
+_DEAF_S = 5.0
 
 
 class Scheduler(Planning):
@@ -26,29 +28,30 @@ class Scheduler(Planning):
     def __init__(self, base: Base) -> None:
         super().__init__(base)
         self._first = base.first
-        self._watching = False
+        self._watching = self._interrupted = False
         self._released = False
 
-    def start(self, live: Sequence[str], over: Sequence[str]) -> None:
-        """List what is there and go on from it; the runs of the ledger are live, about to be reported, or lost.
-
-        Called before `run`. Raises `StoreError` if etcd does not answer.
-        """
+    def adopt(self, live: Sequence[str], over: Sequence[str]) -> None:
+        """The runs of the ledger are live, about to be reported, delivered at last, or lost."""
         for entry in self._ledger.entries:
-            self._live[entry.run] = Live(entry, over=entry.result is not None)
+            one = self._live[entry.run] = Live(entry, over=entry.result is not None)
             if entry.result is None and entry.run not in (*live, *over):
-                self.tell("warning", "run-lost", run=f"{entry.name} {rfc3339(entry.tick)}")
-                result = Result(self._me.host, "lost", reason="conchd died while it ran")
-                self._live[entry.run].entry = ended(entry, result)
-                self._live[entry.run].over = True
-                self._ledger.write(self._live[entry.run].entry)
+                self.tell("warning", "run-lost", run=one.label)
+                one.over = True
+                one.entry = ended(entry, Result(self._me.host, "lost", reason="conchd died while it ran"))
+                self._ledger.write(one.entry)
                 if entry.slot is not None:
                     self._revoke(entry.slot)
-        timeout_s = self._connection.dial_timeout_s if self._first else self._limit_s
-        watched = [(one, self._list(one, timeout_s) + 1) for one in self._watched()]
+
+    def start(self) -> None:
+        """List what is there and go on from it; called before `run`.
+
+        Raises `StoreError` if etcd must answer at the start and does not; else it is asked until it does.
+        """
+        watched = self._list(self._connection.dial_timeout_s) if self._first else None
         threading.Thread(target=self._watch, args=(watched,), name="watch", daemon=True).start()
         threading.Thread(target=self._watch_clock, name="clock", daemon=True).start()
-        for one in self._live.values():
+        for one in list(self._live.values()):
             if one.over:
                 self._deliver(one)
         self._register()
@@ -57,61 +60,61 @@ class Scheduler(Planning):
         prefixes = [self._keys.cron(kind).encode() for kind in _KINDS] + [self._keys.node().encode()]
         return [Range(prefix, prefix_end(prefix)) for prefix in prefixes]
 
-    def _list(self, what: Range, timeout_s: float) -> int:
-        """Take in what is there; return the revision at which it is. Claims are only of interest as they are made."""
-        of_claims = what.key == self._keys.cron("fire").encode()
-        found = self._store.range(Range(what.key, what.end, limit=1 if of_claims else 0), timeout_s=timeout_s)
-        if not of_claims:
-            for kv in found.kvs:
-                self._on_key(kv, live=False)
-        return found.head.revision
+    def _list(self, timeout_s: float) -> list[tuple[Range, int]]:
+        """Have all that is there taken in; what to watch, and from which revisions on."""
+        listed = []
+        for what in self._watched():
+            # claims are of interest only as they are made
+            limit = 1 if what.key == self._keys.cron("fire").encode() else 0
+            listed.append((what, self._store.range(replace(what, limit=limit), timeout_s=timeout_s)))
+        self._inbox.put(partial(self._on_list, listed))
+        return [(what, found.head.revision + 1) for what, found in listed]
 
-    def _watch(self, watched: list[tuple[Range, int]]) -> None:
+    def _watch(self, watched: list[tuple[Range, int]] | None) -> None:
         while True:
             try:
+                watched = watched or self._list(self._limit_s)
                 self._inbox.put(lambda: self._on_watching(on=True))
                 for events in self._store.watch(watched, tell=self._on_watch_news):
                     self._inbox.put(partial(self._on_events, events))
             except Compacted:
-                pass
+                pass  # what went meanwhile is noticed by its absence
             except StoreError as error:
                 self.tell("warning", "watch-failed", msg=str(error))
                 self._inbox.put(lambda: self._on_watching(on=False))
             threading.Event().wait(_RETRY_S)
-            watched = self._list_again()
+            watched = None
 
     def _on_watch_news(self, event: str) -> None:
         self.tell("warning", event)
         self._inbox.put(lambda: self._on_watching(on=event == "watch-resumed"))
 
     def _on_watching(self, *, on: bool) -> None:
+        if self._interrupted:
+            self._deaf_until = clock.now() + _DEAF_S  # events that were held up say the wrong time
         self._watching = on
-
-    def _list_again(self) -> list[tuple[Range, int]]:
-        """After a gap in the history: what went meanwhile is noticed by its absence."""
-        while True:
-            try:
-                listed = [(one, self._store.range(one, timeout_s=self._limit_s)) for one in self._watched()]
-            except StoreError as error:
-                self.tell("warning", "retry", msg=str(error))
-                threading.Event().wait(_RETRY_S)
-                continue
-            self._inbox.put(partial(self._on_list, listed))
-            return [(one, found.head.revision + 1) for one, found in listed]
+        self._interrupted = not on
 
     def _on_list(self, listed: Sequence[tuple[Range, RangeResult]]) -> None:
-        keys = {kv.key for _, found in listed for kv in found.kvs}
+        there = {kv.key: kv for _, found in listed for kv in found.kvs}
         revision = min(found.head.revision for _, found in listed)
         for name in list(self.jobs):
-            if self._keys.cron("job", name).encode() not in keys:
-                del self.jobs[name]
-            elif (run := self.jobs[name].run) is not None and run.key not in keys:
-                self._on_run_key_gone(name, revision)
+            if self._keys.cron("job", name).encode() not in there:
+                self._forget_job(name)
+        for name in {one.entry.name for one in self._runs()} | self.jobs.keys():
+            run, known = there.get(self._keys.cron("run", name).encode()), self.jobs.get(name)
+            if run is None and known is not None and known.run is not None:
+                self._on_run_key_gone(name, revision + 1)
+            for one in self._runs():
+                held = one.entry.run_rev
+                ours = one.entry.name == name and held is not None and held <= revision
+                if ours and (run is None or run.create_revision != held):
+                    self._end_without_key(one)
         for host in list(self._nodes):
-            if self._keys.node(host).encode() not in keys:
+            if self._keys.node(host).encode() not in there:
                 self._forget_node(host)
-        for one, found in listed:
-            if one.key != self._keys.cron("fire").encode():
+        for what, found in listed:
+            if what.key != self._keys.cron("fire").encode():
                 for kv in found.kvs:
                     self._on_key(kv, live=False)
 
@@ -132,13 +135,23 @@ class Scheduler(Planning):
         return kind, path
 
     def _on_key(self, kv: KeyValue, *, live: bool) -> None:
+        """A key was written. Anyone may write anything: what cannot be made sense of is reported, and that is all."""
+        try:
+            self._take_in(kv, live=live)
+        except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+            self.tell("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg=str(error))
+
+    def _take_in(self, kv: KeyValue, *, live: bool) -> None:
         kind, path = self._split(kv.key)
+        at = tick_of(kv.key)
+        if at is not None and path != f"{at[0]}/{at[1]}":
+            at = None  # deeper than any key of ours
         match kind:
             case "job":
                 self._on_job(path, kv)
-            case "fire" if (at := tick_of(kv.key)) is not None:
+            case "fire" if at is not None:
                 self._on_claim(at[0], at[1], kv)
-            case "now" if (at := tick_of(kv.key)) is not None:
+            case "now" if at is not None:
                 self._on_request(at[0], at[1], kv, live=live)
             case "run" if (known := self.jobs.get(path)) is not None:
                 known.run = kv
@@ -153,8 +166,9 @@ class Scheduler(Planning):
         kind, path = self._split(key)
         at = tick_of(key)
         if kind == "job":
-            if self.jobs.pop(path, None) is not None:
+            if path in self.jobs:
                 self.tell("info", "job-removed", job=path)
+                self._forget_job(path)
         elif kind == "fire" and at is not None:
             known = self.jobs.get(at[0])
             if known is not None:
@@ -179,13 +193,12 @@ class Scheduler(Planning):
 
     def _on_drain(self) -> None:
         self._draining = True
-        self._dues.clear()
-        self._held_back.clear()
+        for due in [*self._dues.values()]:
+            if not due.trying:
+                self._settle(due, "conchd is stopping")
         for known in self.jobs.values():
-            if known.waiting is not None:
-                due, rev = known.waiting
-                known.waiting = None
-                self._record(Entry(due.run, due.job.name, due.tick, rev), "skipped", "conchd is stopping")
+            if known.waiting is not None and not known.waiting[0].taking:
+                self._stop_waiting(known, "conchd is stopping")
         for one in self._runs():
             if one.slot is not None and one.ordered_at is None:
                 self._over(one, Result(self._me.host, "skipped", reason="conchd is stopping"))
@@ -200,7 +213,7 @@ class Scheduler(Planning):
             self._end_if_released()
 
     def _end_if_released(self) -> None:
-        if self._releasing and not self._live:
+        if self._releasing and not self._live and not self._busy_claiming:
             self._release()
 
     def _release(self) -> None:
@@ -210,8 +223,12 @@ class Scheduler(Planning):
         left = len(self._live)
         reason = f"{left} results are kept on disk until etcd takes them" if left else ""
         node, self._node = self._node, None
+        going = self._slots_going
 
         def work() -> None:
+            until = clock.now() + min(1.0, self._limit_s)
+            for slot in going:
+                slot.released.wait(max(0.0, until - clock.now()))
             if node is not None:
                 node.session.stop()
                 self._store.revoke(node.node.lease, timeout_s=min(1.0, self._limit_s))
@@ -235,7 +252,7 @@ class Scheduler(Planning):
                 if lease is not None:
                     self._store.revoke(lease, timeout_s=self._limit_s)
             except StoreError:
-                return  # they expire by themselves
+                continue  # it expires by itself
 
     def healthy(self) -> str:
         """Why a tick could not be claimed now; empty if it could."""

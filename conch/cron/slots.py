@@ -46,6 +46,7 @@ class Slot:
         self._held = held
         self._failed = failed
         self._tell = tell
+        self.in_use = False  # it has run under it, and may again: between attempts it is held too
         self.released = threading.Event()
         self.lease: int | None = None
         name, slots = semaphore
@@ -79,6 +80,7 @@ class Slot:
                 self._warden.send(message)
                 self._held(message)
             case Failed(_, text):
+                self.released.set()
                 self._failed(text)
                 self._worker.stop()
             case Released():
@@ -105,7 +107,7 @@ class Slot:
 
     def wants_renewals(self, number: int) -> bool:
         """See `Warden`."""
-        return self._warden.wants_renewals(number)
+        return self.in_use or self._warden.wants_renewals(number)
 
     def lost(self, number: int, reason: str) -> None:
         """See `Warden`."""

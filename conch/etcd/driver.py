@@ -1,30 +1,25 @@
 """The driver on the `etcd3` package: its client for one endpoint, our own fail-over between them."""
 
 import os
-import random
-import threading
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from conch.config import Connection
 from conch.etcd import protobuf
 from conch.etcd.endpoints import Endpoint
+from conch.etcd.failover import FailOver, Trouble, granted
 from conch.etcd.store import (
     Compare,
-    Head,
+    Event,
     Lease,
-    LeaseExists,
     LeaseGone,
     Operation,
     Range,
     RangeResult,
     Refused,
-    Rejected,
     TxnResult,
-    Unreachable,
 )
-from conch.etcd.watch import DriverWatch
+from conch.etcd.watch import Answer, DriverWatch
 
 protobuf.install()
 # gRPC writes to stderr by itself; what it has to say is in the errors
@@ -34,29 +29,7 @@ import etcd3  # noqa: E402 - after its protobuf modules can be loaded
 import grpc  # noqa: E402
 from etcd3 import etcdrpc  # noqa: E402
 
-from conch.etcd.login import Login  # noqa: E402
-from conch.etcd.messages import compare_request, head_of, operation, range_request, range_result  # noqa: E402
-from conch.etcd.reasons import reason  # noqa: E402
-
-_Answer = TypeVar("_Answer")
-
-# One try on one endpoint; it doubles from round to round, for an etcd that is slow rather than gone.
-_TRY_S = 2.0
-# What an endpoint gets at least, when many are to be asked in little time.
-_SHARE_LEAST_S = 0.3
-# Short to the end: sleeping through the end of a fault may cost a hold, and there is one requester a lease.
-_PAUSE_S, _PAUSE_MOST_S = 0.05, 0.25
-
-_TRY_ELSEWHERE = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNAUTHENTICATED,
-    }
-)
+from conch.etcd.messages import compare_request, head_of, key_value, operation, range_request, range_result  # noqa: E402
 
 # ValueError is gRPC's word for a channel that another thread has closed.
 # OSError is a certificate file that is not there just now.
@@ -64,8 +37,7 @@ _FAILURES = (grpc.RpcError, etcd3.Etcd3Exception, ValueError, OSError)
 
 _NEEDS_LEADER = ("hasleader", "true")
 
-# Answers of other codes that do not last.
-_PASSING = ("too many requests",)
+_LOGIN_S = 2.0
 
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
@@ -100,17 +72,19 @@ def grpc_error(error: BaseException) -> grpc.RpcError | None:
     return None
 
 
-class GrpcStore:
-    """`Store` on etcd3. One connection serves all calls; it moves to another endpoint when one fails."""
+def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    # a member without a leader says so at once, asked this way, instead of leaving us to wait
+    return (_NEEDS_LEADER,) if token is None else (("token", token), _NEEDS_LEADER)
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._endpoints = random.sample(connection.endpoints, len(connection.endpoints))
-        self._lock = threading.Lock()
-        self._client: Any = None
-        self._login = Login(connection)
 
-    # -- connections --------------------------------------------------------------------------------------
+def _how(token: str | None, timeout_s: float) -> dict[str, Any]:
+    return {"timeout": timeout_s, "metadata": _metadata(token)}
+
+
+class GrpcStore(FailOver[Any]):
+    """`Store` on etcd3."""
+
+    failures = _FAILURES
 
     def _open(self, endpoint: Endpoint) -> Any:
         c = self._connection
@@ -127,99 +101,18 @@ class GrpcStore:
         client.conch_endpoint = endpoint
         return client
 
-    def connected(self) -> Any:
-        """The open client, or a new one to the next endpoint of the list."""
-        with self._lock:
-            if self._client is None:
-                # rotated first: one that cannot be opened is not the next to be tried
-                self._endpoints.append(self._endpoints.pop(0))
-                self._client = self._open(self._endpoints[-1])
-            return self._client
+    def _trouble(self, raised: Exception) -> Trouble:
+        error = grpc_error(raised)
+        if error is not None:
+            return Trouble(error.code().value[0], str(error.details() or ""))
+        if isinstance(raised, OSError) and raised.filename:
+            return Trouble(None, f"cannot read {raised.filename}: {raised.strerror}")
+        # a client that another thread closed under us ("Cannot invoke RPC on closed channel!")
+        return Trouble(None, str(raised) or type(raised).__name__)
 
-    def leave(self, client: Any) -> None:
-        """Close a client that failed; the next call opens one to another endpoint."""
-        with self._lock:
-            if client is self._client:
-                self._client = None
-        client.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
-
-    def _call(
-        self,
-        what: str,
-        timeout_s: float,
-        call: Callable[[Any, dict[str, Any]], _Answer],
-        verdict: Callable[[grpc.RpcError, bool], _Answer | None] = lambda _error, _again: None,
-    ) -> _Answer:
-        """Call on one endpoint after the other until one answers; in rounds, with back-off, until the timeout.
-
-        `verdict(error, again)` may turn an error into an answer; `again` says that the call was tried before.
-        """
-        until = time.monotonic() + timeout_s
-        try_s, pause_s, tries = _TRY_S, _PAUSE_S, 0
-        failures: dict[str, str] = {}
-        while True:
-            members = len(self._endpoints)
-            for at in range(members):
-                left_s = until - time.monotonic()
-                if left_s <= 0:
-                    break
-                # those that are still to be asked in this round get their share of the time
-                limit_s = min(left_s, try_s, max(_SHARE_LEAST_S, left_s / (members - at)))
-                ends_at = time.monotonic() + limit_s
-                client = None
-                try:
-                    client = self.connected()
-                    who = self._login.metadata(client, limit_s)
-                    timeout_s_left = max(0.001, ends_at - time.monotonic())
-                    # a member without a leader says so at once, asked this way, instead of leaving us to wait
-                    return call(client, {"timeout": timeout_s_left, "metadata": (*who, _NEEDS_LEADER)})
-                except _FAILURES as raised:
-                    error = grpc_error(raised)
-                    if error is not None and client is not None:
-                        answer = verdict(error, tries > 0)
-                        if answer is not None:
-                            return answer
-                    tries += 1
-                    endpoint = str(client.conch_endpoint if client is not None else self._endpoints[-1])
-                    failures[endpoint] = self._judge(what, error, raised, endpoint)
-                    if client is not None:
-                        self.leave(client)
-            left_s = until - time.monotonic()
-            if left_s <= 0:
-                tried = "; ".join(f"{name}: {why}" for name, why in failures.items()) or "no time was left"
-                raise Unreachable(f"cannot {what}: no endpoint answered within {timeout_s:.3g} s ({tried})")
-            time.sleep(min(left_s, random.uniform(pause_s / 2, pause_s)))
-            pause_s, try_s = min(2 * pause_s, _PAUSE_MOST_S), 2 * try_s
-
-    def _judge(self, what: str, error: grpc.RpcError | None, raised: Exception, endpoint: str) -> str:
-        """Why another endpoint is worth a try; raises what is an answer."""
-        if error is None:
-            if isinstance(raised, OSError) and raised.filename:
-                return f"cannot read {raised.filename}: {raised.strerror}"
-            # a client that another thread closed under us ("Cannot invoke RPC on closed channel!")
-            return str(raised).splitlines()[0] if str(raised) else type(raised).__name__
-        if self._login.heed(error, endpoint):
-            return reason(error)
-        code = error.code()
-        details = str(error.details() or "").splitlines()[0] if error.details() else ""
-        if code is grpc.StatusCode.INVALID_ARGUMENT and "authentication failed" in details:
-            raise Refused(f"cannot {what}: etcd refuses the user or password")
-        if code is grpc.StatusCode.PERMISSION_DENIED or (
-            code is grpc.StatusCode.INVALID_ARGUMENT and "user name is empty" in details
-        ):
-            raise Refused(f"cannot {what}: etcd refuses it ({details})")
-        if code is grpc.StatusCode.NOT_FOUND and "lease not found" in details:
-            raise LeaseGone(f"cannot {what}: the lease is gone")
-        if code in _TRY_ELSEWHERE or any(sign in details for sign in _PASSING):
-            return reason(error)
-        raise Rejected(f"cannot {what}: etcd answered: {details or code.name}")
+    def _authenticate(self, client: Any, user: str, password: str, timeout_s: float) -> str:
+        request = etcdrpc.AuthenticateRequest(name=user, password=password)
+        return str(etcdrpc.AuthStub(client.channel).Authenticate(request, timeout_s).token)
 
     # -- calls --------------------------------------------------------------------------------------------
 
@@ -227,27 +120,18 @@ class GrpcStore:
         """See `Store`."""
         request = etcdrpc.LeaseGrantRequest(TTL=ttl_s, ID=lease)
 
-        def call(client: Any, how: dict[str, Any]) -> Lease:
-            answer = client.leasestub.LeaseGrant(request, **how)
+        def call(client: Any, token: str | None, timeout_s: float) -> Lease:
+            answer = client.leasestub.LeaseGrant(request, **_how(token, timeout_s))
             return Lease(head_of(answer.header), answer.TTL)
 
-        def verdict(error: grpc.RpcError, again: bool) -> Lease | None:
-            if again and error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-                return Lease(Head(0, 0, 0), ttl_s)  # an earlier try was made, its answer lost
-            if error.code() is grpc.StatusCode.FAILED_PRECONDITION and "lease already exists" in (
-                error.details() or ""
-            ):
-                raise LeaseExists(f"cannot get lease {lease:x}: it exists already")
-            return None
-
-        return self._call("get a lease", timeout_s, call, verdict)
+        return self._call("get a lease", timeout_s, call, lambda trouble, again: granted(trouble, again, lease, ttl_s))
 
     def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
         request = etcdrpc.LeaseKeepAliveRequest(ID=lease)
 
-        def call(client: Any, how: dict[str, Any]) -> Lease:
-            stream = client.leasestub.LeaseKeepAlive(iter((request,)), **how)
+        def call(client: Any, token: str | None, timeout_s: float) -> Lease:
+            stream = client.leasestub.LeaseKeepAlive(iter((request,)), **_how(token, timeout_s))
             for answer in stream:
                 return Lease(head_of(answer.header), answer.TTL)
             raise ValueError("the stream ended without an answer")
@@ -261,7 +145,7 @@ class GrpcStore:
             self._call(
                 f"revoke lease {lease:x}",
                 timeout_s,
-                lambda client, how: client.leasestub.LeaseRevoke(request, **how),
+                lambda client, token, limit_s: client.leasestub.LeaseRevoke(request, **_how(token, limit_s)),
             )
         except LeaseGone:
             pass  # it expired, or an earlier try was made and its answer lost
@@ -272,7 +156,7 @@ class GrpcStore:
         return self._call(
             f"read {what.key.decode('utf-8', 'replace')}",
             timeout_s,
-            lambda client, how: range_result(client.kvstub.Range(request, **how)),
+            lambda client, token, limit_s: range_result(client.kvstub.Range(request, **_how(token, limit_s))),
         )
 
     def txn(
@@ -290,8 +174,8 @@ class GrpcStore:
             failure=[operation(one) for one in failure],
         )
 
-        def call(client: Any, how: dict[str, Any]) -> TxnResult:
-            answer = client.kvstub.Txn(request, **how)
+        def call(client: Any, token: str | None, timeout_s: float) -> TxnResult:
+            answer = client.kvstub.Txn(request, **_how(token, timeout_s))
             head = head_of(answer.header)
             ranges = tuple(
                 range_result(one.response_range, head)
@@ -319,16 +203,55 @@ class GrpcStore:
                 )
             )
 
-        def open_stream(requests: Any) -> tuple[Any, Any]:
+        def open_stream(wanted: Sequence[tuple[Range, int]]) -> _Stream:
             client = self.connected()
             try:
-                who = self._login.metadata(client, _TRY_S)
+                token = self._token(client, _LOGIN_S)
             except _FAILURES as raised:
                 endpoint = str(client.conch_endpoint)
-                why = self._judge("log in", grpc_error(raised), raised, endpoint)
+                why = self._judge("log in", self._trouble(raised), endpoint)
                 self.leave(client)
                 raise ValueError(f"{endpoint}: {why}") from None
-            stub = etcdrpc.WatchStub(client.channel)
-            return client, stub.Watch(requests, metadata=(*who, _NEEDS_LEADER))
+            return _Stream(client, token, request, wanted)
 
-        return DriverWatch(what, request, open_stream, self.leave, self._login.forget, _FAILURES, tell)
+        return DriverWatch(what, open_stream, self.leave, self._login.forget, _FAILURES, tell)
+
+
+class _Stream:
+    """A watch's stream over gRPC; it takes further ranges while it runs."""
+
+    def __init__(
+        self,
+        client: Any,
+        token: str | None,
+        request: Callable[[Range, int], Any],
+        wanted: Sequence[tuple[Range, int]],
+    ) -> None:
+        self.client = client
+        self._request = request
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._call = etcdrpc.WatchStub(client.channel).Watch(iter(self._requests.get, None), metadata=_metadata(token))
+        for one, revision in wanted:
+            self.add(one, revision)
+
+    def __iter__(self) -> Iterator[Answer]:
+        for answer in self._call:
+            events = tuple(Event(key_value(one.kv), one.type == one.DELETE) for one in answer.events)
+            yield Answer(
+                answer.watch_id,
+                answer.created,
+                answer.canceled,
+                answer.cancel_reason,
+                answer.compact_revision,
+                events,
+            )
+
+    def add(self, what: Range, revision: int) -> bool:
+        self._requests.put(self._request(what, revision))
+        return True
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    def close(self) -> None:
+        self._requests.put(None)

@@ -1,19 +1,17 @@
 """Our token in etcd's authentication: got once, kept across connections, got anew when etcd no longer takes it."""
 
 import threading
-from typing import Any
-
-import grpc
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from conch.config import Connection
-from conch.etcd import protobuf
 
-protobuf.install()
-
-from etcd3 import etcdrpc  # noqa: E402 - after its protobuf modules can be loaded
+if TYPE_CHECKING:
+    from conch.etcd.failover import Trouble
 
 # A login is slow by design (bcrypt). Cut short and begun again by many at once, it would never be done.
 _ALONE_S = 3.0
+_UNAUTHENTICATED = 16
 _NOT_ENABLED = "authentication is not enabled"
 _TOO_OLD = ("revision of auth store is old", "revision in header is old")
 
@@ -31,51 +29,47 @@ class Login:
         self._refused_by: set[str] = set()
         self._not_enabled = False
 
-    def metadata(self, client: Any, timeout_s: float) -> tuple[tuple[str, str], ...]:
-        """What to send with a call so that etcd knows us; logs in over this client if there is no token yet.
+    def token(
+        self,
+        timeout_s: float,
+        authenticate: Callable[[str, str, float], str],
+        trouble: "Callable[[Exception], Trouble]",
+    ) -> str | None:
+        """What to send with a call so that etcd knows us; logs in if there is no token yet.
 
-        Raises `grpc.RpcError`, or `ValueError` if another call's login took all the time.
+        Raises what `authenticate` does, or `ValueError` if another call's login took all the time.
         """
         if self._user is None or self._not_enabled:
-            return ()
-        token = self._token
-        if token is None:
+            return None
+        if self._token is None:
             if not self._lock.acquire(timeout=timeout_s):
                 raise ValueError("no login within the time")
             try:
-                token = self._token or self._authenticate(
-                    client, max(timeout_s, _ALONE_S) if self._alone else timeout_s
-                )
-                self._token = token
+                if self._token is None:
+                    limit_s = max(timeout_s, _ALONE_S) if self._alone else timeout_s
+                    self._token = authenticate(self._user, self._password or "", limit_s)
+            except Exception as raised:
+                if _NOT_ENABLED not in trouble(raised).details:
+                    raise
+                self._not_enabled = True  # as etcdctl does: a user is no harm where nobody asks for one
             finally:
                 self._lock.release()
-        return (("token", token),) if token else ()
-
-    def _authenticate(self, client: Any, timeout_s: float) -> str | None:
-        request = etcdrpc.AuthenticateRequest(name=self._user, password=self._password)
-        try:
-            return str(etcdrpc.AuthStub(client.channel).Authenticate(request, timeout_s).token)
-        except grpc.RpcError as error:
-            if _NOT_ENABLED not in str(error.details()):
-                raise
-            self._not_enabled = True  # as etcdctl does: a user is no harm where nobody asks for one
-            return None
+        return self._token
 
     def forget(self) -> None:
         """Log in anew before the next call."""
         self._token = None
         self._refused_by.clear()
 
-    def heed(self, error: grpc.RpcError, endpoint: str) -> bool:
+    def heed(self, code: int, details: str, endpoint: str) -> bool:
         """Judge a call's failure: whether a new login may help. A token that one member has lost, others still know."""
         if self._user is None:
             return False
-        details = str(error.details() or "")
         if any(sign in details for sign in _TOO_OLD):
             self.forget()
         elif "user name is empty" in details and self._not_enabled:
             self._not_enabled = False
-        elif error.code() is grpc.StatusCode.UNAUTHENTICATED:
+        elif code == _UNAUTHENTICATED:
             self._refused_by.add(endpoint)
             if len(self._refused_by) >= self._members:
                 self.forget()

@@ -2,8 +2,6 @@
 
 import re
 
-import grpc
-
 _MEANINGS = {
     "hostname verification": "its certificate is for another host name",
     "alert_bad_certificate": "it does not accept our certificate, or wants one (--cert, --key)",
@@ -21,15 +19,17 @@ _MEANINGS = {
 }
 
 
-def reason(error: grpc.RpcError) -> str:
-    """A few words on why a call failed."""
-    details = str(error.details() or "")
+_DEADLINE_EXCEEDED = 4
+
+
+def reason(code: int | None, details: str) -> str:
+    """A few words on why a call failed: gRPC's code (None: it never came to that) and words."""
     invalid = re.search(r"CERTIFICATE_VERIFY_FAILED(?:: ([a-zA-Z ]+))?", details)
     if invalid:
         return f"its certificate is not valid: {invalid[1] or 'verification failed'}"
     for sign, meaning in _MEANINGS.items():
         if sign in details.lower():
             return meaning
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if code == _DEADLINE_EXCEEDED:
         return "no answer in time"
-    return details.splitlines()[0][:200] if details else str(error.code().name).lower()
+    return details.splitlines()[0][:200] if details else f"code {code}"

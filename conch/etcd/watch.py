@@ -1,11 +1,10 @@
 """A watch that resumes: events in order and none twice, whatever endpoints come and go."""
 
-import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from conch.etcd.messages import key_value
 from conch.etcd.store import Compacted, Event, Range, Refused
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 1.0
@@ -13,14 +12,36 @@ _PAUSE_S, _PAUSE_MOST_S = 0.05, 1.0
 _BROKEN = 5
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer on a watch's stream, as etcd means it."""
+
+    watch_id: int
+    created: bool
+    canceled: bool
+    cancel_reason: str
+    compact_revision: int
+    events: tuple[Event, ...]
+
+
+class Stream(Protocol):
+    """An open stream of answers over `client`."""
+
+    client: Any
+
+    def __iter__(self) -> Iterator[Answer]: ...
+    def add(self, what: Range, revision: int) -> bool: ...  # False: it takes no more, open another
+    def cancel(self) -> None: ...  # from any thread
+    def close(self) -> None: ...
+
+
 class DriverWatch:
-    """`Watch` over one gRPC stream at a time; each range goes on after the last revision seen of it."""
+    """`Watch` over one stream at a time; each range goes on after the last revision seen of it."""
 
     def __init__(
         self,
         what: Sequence[tuple[Range, int]],
-        request: Callable[[Range, int], Any],
-        open_stream: Callable[[Any], tuple[Any, Any]],
+        open_stream: Callable[[Sequence[tuple[Range, int]]], Stream],
         leave: Callable[[Any], None],
         cancelled: Callable[[], None],
         failures: tuple[type[Exception], ...],
@@ -29,8 +50,6 @@ class DriverWatch:
         self._what = [one for one, _ in what]
         self._next = [revision for _, revision in what]
         self._lock = threading.Lock()
-        self._requests: queue.SimpleQueue[Any] | None = None
-        self._request = request
         self._open_stream = open_stream
         self._leave = leave
         self._on_cancelled = cancelled
@@ -38,57 +57,75 @@ class DriverWatch:
         self._tell = tell
         self._broken = 0  # streams in a row that brought nothing
         self._cancelled = threading.Event()
-        self._stream: Any = None
+        self._stream: Stream | None = None
+        self._outgrown = False  # the stream was ended to open one with more ranges
         self._pause_s = _PAUSE_S
         self._refusals = 0
 
     def cancel(self) -> None:
         """See `Watch`."""
         self._cancelled.set()
-        stream = self._stream
-        if stream is not None:
-            stream.cancel()
+        with self._lock:
+            if self._stream is not None:
+                self._stream.cancel()
 
     def add(self, what: Range, start_revision: int) -> None:
         """See `Watch`."""
         with self._lock:
             self._what.append(what)
             self._next.append(start_revision)
-            if self._requests is not None:
-                self._requests.put(self._request(what, start_revision))
+            if self._stream is None:
+                return
+            if not self._stream.add(what, start_revision):
+                self._outgrown = True
+                self._stream.cancel()
 
     def __iter__(self) -> Iterator[Sequence[Event]]:
         """See `Watch`."""
         while not self._cancelled.is_set():
-            requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            client = None
+            stream = None
             try:
-                client, self._stream = self._open_stream(iter(requests.get, None))
-                with self._lock:
-                    for one, revision in zip(self._what, self._next, strict=True):
-                        requests.put(self._request(one, revision))
-                    self._requests = requests
-                yield from self._events()
+                stream = self._open()
+                yield from self._events(stream)
             except self._failures:
                 pass  # whatever ended the stream, the answer is a new one
             finally:
                 with self._lock:
-                    self._requests = None
-                requests.put(None)
-            if client is not None and not self._cancelled.is_set():
-                self._leave(client)
+                    self._stream = None
+                    outgrown, self._outgrown = self._outgrown, False
+                if stream is not None:
+                    stream.close()
+            if outgrown:
+                continue
+            if stream is not None and not self._cancelled.is_set():
+                self._leave(stream.client)
             self._broken += 1
             if self._broken == _BROKEN and not self._cancelled.is_set():
                 self._tell("watch-interrupted")
             self._cancelled.wait(self._pause_s)
             self._pause_s = min(2 * self._pause_s, _PAUSE_MOST_S)
 
-    def _events(self) -> Iterator[Sequence[Event]]:
+    def _open(self) -> Stream:
+        with self._lock:
+            wanted = list(zip(self._what, self._next, strict=True))
+        stream = self._open_stream(wanted)
+        with self._lock:
+            self._stream = stream
+            for what, revision in list(zip(self._what, self._next, strict=True))[len(wanted) :]:
+                if not stream.add(what, revision):
+                    self._outgrown = True
+                    stream.cancel()
+                    break
+            if self._cancelled.is_set():
+                stream.cancel()
+        return stream
+
+    def _events(self, stream: Stream) -> Iterator[Sequence[Event]]:
         """The events of the stream that is open; ends where a new stream must go on."""
         index: dict[int, int] = {}  # which range a watch id of this stream belongs to
         if self._cancelled.is_set():
             return
-        for answer in self._stream:
+        for answer in stream:
             if answer.created:
                 index[answer.watch_id] = len(index)
             if answer.compact_revision:
@@ -107,11 +144,8 @@ class DriverWatch:
             if not answer.events:
                 continue
             where = index[answer.watch_id]
-            events = [
-                Event(key_value(e.kv), e.type == e.DELETE)
-                for e in answer.events
-                if e.kv.mod_revision >= self._next[where]
-            ]
-            self._next[where] = max(self._next[where], answer.events[-1].kv.mod_revision + 1)
+            events = [one for one in answer.events if one.kv.mod_revision >= self._next[where]]
+            with self._lock:
+                self._next[where] = max(self._next[where], answer.events[-1].kv.mod_revision + 1)
             if events:
                 yield events

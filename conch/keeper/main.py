@@ -11,13 +11,13 @@ from conch.keeper.job import Job
 def keep(job: Job, link: Link) -> None:
     """Be the keeper until the supervisor is gone and everything was given back. Runs in the forked process."""
     # late: the supervisor must never have loaded these
-    from conch.etcd.driver import GrpcStore
+    from conch.etcd.connect import open_store
     from conch.keeper.warden import Warden
     from conch.keeper.worker import Worker
 
     threading.excepthook = _crash
     warden = Warden(link)
-    worker = Worker(job, GrpcStore(job.connection), warden)
+    worker = Worker(job, open_store(job.connection), warden)
     thread = threading.Thread(target=worker.run, name="worker", daemon=True)
     thread.start()
     warden.run(worker.deliver)

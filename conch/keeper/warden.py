@@ -8,17 +8,17 @@ only when the tree was seen empty it lets the lease be given back.
 import os
 import select
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from conch.core import clock, system, tree
 from conch.core.clock import Terms
-from conch.core.link import Ended, Kill, Link, Lost, Message, Renewed, Running
-from conch.core.tree import Stat
+from conch.core.link import Drain, Ended, Kill, Link, Lost, Message, Renewed, Running
+from conch.core.tree import Stat, Target
 
 _AGAIN_S, _AGAIN_MOST_S = 0.02, 1.0
 
-KillTree = Callable[[int, str, int], list[Stat]]
+KillTrees = Callable[[Sequence[Target]], list[list[Stat]]]
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class _Watched:
 class Warden:
     """State in one thread; the others speak to it through a queue and an eventfd."""
 
-    def __init__(self, link: Link, kill: KillTree = tree.kill_from_outside) -> None:
+    def __init__(self, link: Link, kill: KillTrees = tree.kill_from_outside) -> None:
         self._link = link
         self._kill = kill
         self._timer = system.Timer()
@@ -129,6 +129,7 @@ class Warden:
             for message in self._link.drain():
                 self._on_message(message, deliver)
             self._enforce()
+        deliver(Drain())  # nobody would run what is claimed from now on
         self._end_trees()
 
     def _take_wakes(self) -> None:
@@ -177,27 +178,28 @@ class Warden:
     def _enforce(self) -> None:
         """Kill trees that outlived their last moment, again and again: the supervisor may be stopped for hours."""
         now = clock.now()
-        for run in self._runs.values():
-            at = run.again_at or self._last_moment(run)
-            if at is None or now < at:
-                continue
-            run.seen_empty = not self._kill_tree(run)
+        moments = [(run, run.again_at or self._last_moment(run)) for run in self._runs.values()]
+        due = [run for run, at in moments if at is not None and now >= at]
+        if not due:
+            return
+        for run, alive in zip(due, self._kill_trees(due), strict=True):
+            run.seen_empty = not alive
             run.again_at = now + run.again_s
             run.again_s = min(2 * run.again_s, _AGAIN_MOST_S)
 
-    def _kill_tree(self, run: _Watched) -> list[Stat]:
-        pid = run.running.pid
+    def _kill_trees(self, runs: Iterable[_Watched]) -> list[list[Stat]]:
+        targets = [Target(run.running.pid, run.running.tree, run.since) for run in runs]
         try:
-            return self._kill(pid, run.running.tree, run.since)
+            return self._kill(targets)
         except OSError:
             # we cannot look now: what we cannot see is not dead
-            return [Stat(pid, "?", 0, pid, 1, run.since)]
+            return [[Stat(one.pid, "?", 0, one.pid, 1, one.since)] for one in targets]
 
     def _end_trees(self) -> None:
         """The supervisor is dead: kill until two looks find nothing alive."""
         empty_looks, again_s = 0, _AGAIN_S
         while self._runs and empty_looks < 2:
-            alive = [entry for run in self._runs.values() for entry in self._kill_tree(run)]
+            alive = [entry for found in self._kill_trees(self._runs.values()) for entry in found]
             empty_looks = 0 if alive else empty_looks + 1
             tree.wait_for_ends(alive, again_s)
             again_s = min(2 * again_s, _AGAIN_MOST_S)

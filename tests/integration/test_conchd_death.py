@@ -143,6 +143,7 @@ def test_long_outage_of_etcd_ends_what_holds_something(own_fleet: Fleet, own: Ow
         os.kill(own.member.pid, signal.SIGCONT)
     result = fleet.result("j", tick)
     assert result["state"] == ("killed" if overlap == "forbid" else "ok")
+    wait_for(lambda: fleet.bench.etcd.get(f"{fleet.bench.prefix}/node/a")[0], "it is registered")
     fleet.run_now("j")
     runs(fleet, 2)
 

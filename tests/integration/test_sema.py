@@ -375,7 +375,7 @@ class Waiters:
 
     def add(self) -> int:
         ours, theirs = pair()
-        warden = Warden(theirs, lambda *_: [])
+        warden = Warden(theirs, lambda targets: [[] for _ in targets])
         connection = Connection(parse_endpoints(self.endpoints), 60.0, 60.0)
         stage = Stage(f"{self.prefix}/{self.slots}/", self.slots, f"{self.prefix}/")
         store = GrpcStore(connection)

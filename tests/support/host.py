@@ -31,7 +31,7 @@ class Host:
         self.notes: list[Note] = []
         folder.mkdir()
         self._ours, theirs = pair(HOLDS)
-        self._warden = Warden(theirs, lambda *_: [])
+        self._warden = Warden(theirs, lambda targets: [[] for _ in targets])
         self._store = GrpcStore(Connection(parse_endpoints(bench.endpoints)))
         inbox: queue.SimpleQueue[Message | Callable[[], None]] = queue.SimpleQueue()
         self._inbox = inbox
@@ -52,7 +52,8 @@ class Host:
                 first=True,
             )
         )
-        self.scheduler.start([], [])
+        self.scheduler.adopt([], [])
+        self.scheduler.start()
         self._threads = [
             threading.Thread(target=self.scheduler.run, daemon=True),
             threading.Thread(target=self._warden.run, args=(inbox.put,), daemon=True),

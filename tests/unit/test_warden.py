@@ -1,14 +1,14 @@
 """The keeper's first thread: it enforces the last moment without etcd and without the supervisor's help."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from conch.core import clock
 from conch.core.clock import Terms
 from conch.core.link import Acquire, Ended, Kill, Lost, Message, Note, Release, Running, pair
-from conch.core.tree import Stat
+from conch.core.tree import Stat, Target
 from conch.keeper.warden import Warden
 from tests.support.conch import wait_for
 
@@ -26,9 +26,9 @@ class Stage:
         self.thread = threading.Thread(target=self.warden.run, args=(self.delivered.append,), daemon=True)
         self.thread.start()
 
-    def kill(self, pid: int, tree: str, since: int) -> list[Stat]:
-        self.kills.append((clock.now(), pid, tree))
-        return self.alive
+    def kill(self, targets: Sequence[Target]) -> list[list[Stat]]:
+        self.kills += [(clock.now(), one.pid, one.tree) for one in targets]
+        return [self.alive for _ in targets]
 
     def heard(self) -> list[Message]:
         return self.link.drain()

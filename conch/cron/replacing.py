@@ -1,0 +1,151 @@
+"""Ticks of `replace` jobs that wait for the run before them to end, and run keys that go."""
+
+from conch.cron.actor import PAUSE_S, Base
+from conch.cron.claims import Busy, Due, NodeGone, Outcome, Taken, Won
+from conch.cron.ledger import Entry
+from conch.cron.runs import Known, Live, Runs
+from conch.etcd.store import StoreError
+from conch.holder import rfc3339
+
+_STOPPING = "conchd is stopping"
+
+
+class Replacing(Runs):
+    """Gives way to newer ticks; of several that wait for a run to end, the newest gets its turn."""
+
+    def __init__(self, base: Base) -> None:
+        super().__init__(base)
+        self._busy_claiming = 0  # claims under way: they count as runs, and nothing is given back before they end
+
+    def _replace(self, known: Known, tick: int) -> None:
+        """A newer tick of the job is claimed: what runs or waits here gives way."""
+        known.newest = max(known.newest, tick)
+        reason = f"replaced by the tick of {rfc3339(tick)}"
+        for one in self._runs():
+            if one.entry.name == known.job.name and one.entry.run_rev is not None and one.entry.tick < tick:
+                self._end_run(one, reason)
+        if known.waiting is not None and known.waiting[0].tick < tick:
+            self._stop_waiting(known, reason)
+
+    def _stop_waiting(self, known: Known, reason: str) -> None:
+        """The tick that waits is recorded as skipped."""
+        if known.waiting is not None:
+            due, rev = known.waiting
+            known.waiting = None
+            self._record(Entry(due.run, due.job.name, due.tick, rev), "skipped", reason)
+
+    def _wait_for_run(self, due: Due, rev: int) -> None:
+        """A claimed tick waits until the run before it is gone."""
+        entry = Entry(due.run, due.job.name, due.tick, rev)
+        known = self.jobs.get(due.job.name)
+        if known is None or self._draining:
+            self._record(entry, "skipped", "the job was removed" if known is None else _STOPPING)
+            return
+        if due.tick < known.newest:
+            self._record(entry, "skipped", f"replaced by the tick of {rfc3339(known.newest)}")
+            return
+        self._stop_waiting(known, f"replaced by the tick of {rfc3339(due.tick)}")
+        known.waiting = (due, rev)
+        self._replace(known, due.tick)
+        self._later(max(0.0, due.late_at - self._clock.now()), lambda: self._waited_too_long(due))
+        if known.run is None:
+            self._take_run(due.job.name)
+
+    def _waited_too_long(self, due: Due) -> None:
+        known = self.jobs.get(due.job.name)
+        if known is not None and known.waiting is not None and known.waiting[0] is due and not due.taking:
+            self._stop_waiting(known, "the run before it did not end in time")
+
+    def _take_run(self, name: str) -> None:
+        """Take the run key for the tick that waits; one try at a time."""
+        known = self.jobs.get(name)
+        if known is None or known.waiting is None or self._node is None:
+            return
+        due, rev = known.waiting
+        if due.taking:
+            return
+        due.taking = True
+        self._busy_claiming += 1
+        node = self._node.node
+
+        def work() -> Outcome:
+            outcome = self._claims.take_run(due, rev, node, self._me, timeout_s=self._limit_s)
+            if isinstance(outcome, Won):
+                self._ledger.write(Entry(due.run, name, due.tick, rev, outcome.run_rev))
+            return outcome
+
+        self._work(
+            work, lambda outcome: self._on_taken(due, rev, node.number, outcome), lambda e: self._not_taken(due, e)
+        )
+
+    def _not_taken(self, due: Due, _error: StoreError) -> None:
+        due.taking = False
+        self._busy_claiming -= 1
+        if self._clock.now() > due.late_at:
+            self._waited_too_long(due)
+        else:
+            self._later(PAUSE_S, lambda: self._take_run(due.job.name))
+        self._end_if_released()
+
+    def _on_taken(self, due: Due, rev: int, number: int, outcome: Outcome) -> None:
+        due.taking = False
+        self._busy_claiming -= 1
+        known = self.jobs.get(due.job.name)
+        waits = known is not None and known.waiting is not None and known.waiting[0] is due
+        match outcome:
+            case Won(_, lease, run_rev):
+                entry = Entry(due.run, due.job.name, due.tick, rev, run_rev)
+                if known is not None and waits:
+                    known.waiting = None
+                    self._launch(due, entry, lease, number)
+                elif due.run not in self._live or not self._live[due.run].over:
+                    self._record(entry, "skipped", "a newer tick waits")
+                else:
+                    # it was recorded while the key was being taken: that record's delivery knows of no key
+                    self._release_run_key(entry)
+            case Busy(run) if known is not None and waits:
+                known.run = run
+                if run is None:
+                    self._take_run(due.job.name)
+                elif self._clock.now() > due.late_at:
+                    self._waited_too_long(due)
+            case Taken(why) if known is not None and waits:
+                self._stop_waiting(known, why)
+            case NodeGone():
+                pass  # taken up again once we are registered, or too late
+            case _:
+                pass  # it does not wait any more
+        self._end_if_released()
+
+    def _release_run_key(self, entry: Entry) -> None:
+        rev = entry.run_rev
+        if rev is not None:
+            self._work(
+                lambda: self._claims.release(entry.name, rev, timeout_s=self._limit_s),
+                lambda _: None,
+                lambda _: self._later(PAUSE_S, lambda: self._release_run_key(entry)),
+            )
+
+    def _on_run_key_gone(self, name: str, revision: int) -> None:
+        """The run key was deleted at this revision: the next may have it; a run of ours had it no longer by then."""
+        for one in self._runs():
+            if one.entry.name == name and one.entry.run_rev is not None and one.entry.run_rev < revision:
+                self._end_without_key(one)
+        known = self.jobs.get(name)
+        if known is not None and known.run is not None and known.run.create_revision < revision:
+            known.run = None
+        self._take_run(name)
+
+    def _end_without_key(self, one: Live) -> None:
+        reason = "its run key is gone: deleted by hand"
+        if one.ordered_at is None:
+            self._end_run(one, reason)
+        else:
+            self._warden.end(one.entry.run, reason)
+
+    def _forget_job(self, name: str) -> None:
+        """It was removed, or is unreadable now."""
+        known = self.jobs.get(name)
+        if known is not None:
+            self._stop_waiting(known, "the job was removed")
+            del self.jobs[name]

@@ -1,0 +1,103 @@
+"""Which driver talks to etcd: the light one where it can, else gRPC."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from conch.config import Connection
+from conch.etcd.http import NoGateway
+from conch.etcd.light import HttpStore
+from conch.etcd.store import (
+    Compare,
+    Lease,
+    Operation,
+    Range,
+    RangeResult,
+    Refused,
+    Store,
+    TxnResult,
+    Watch,
+)
+
+_Answer = TypeVar("_Answer")
+
+
+def open_store(connection: Connection) -> Store:
+    """The store for a connection's transport. Nothing is sent yet."""
+    if connection.transport == "grpc":
+        return _grpc(connection)
+    if connection.transport == "http":
+        return HttpStore(connection)
+    return AutoStore(connection)
+
+
+def _grpc(connection: Connection) -> Store:
+    from conch.etcd.driver import GrpcStore  # late: it takes 100 ms and 25 MB
+
+    return GrpcStore(connection)
+
+
+class AutoStore:
+    """The light driver, until it meets an etcd whose gateway is switched off, or that knows us by our certificate.
+
+    (Through the gateway etcd does not see the client's certificate, and finds no user name.)
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._store: Store = HttpStore(connection)
+
+    def _ask(self, call: Callable[[Store], _Answer]) -> _Answer:
+        store = self._store
+        try:
+            return call(store)
+        except NoGateway:
+            pass
+        except Refused as error:
+            known_by_certificate = self._connection.cert is not None and self._connection.user is None
+            if not known_by_certificate or "user name is empty" not in str(error) or store is not self._store:
+                raise
+        if store is self._store:
+            self._store = _grpc(self._connection)
+            store.close()
+        return call(self._store)
+
+    def grant(self, lease: int, ttl_s: int, *, timeout_s: float) -> Lease:
+        """See `Store`."""
+        return self._ask(lambda store: store.grant(lease, ttl_s, timeout_s=timeout_s))
+
+    def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
+        """See `Store`."""
+        return self._ask(lambda store: store.keep_alive(lease, timeout_s=timeout_s))
+
+    def revoke(self, lease: int, *, timeout_s: float) -> None:
+        """See `Store`."""
+        self._ask(lambda store: store.revoke(lease, timeout_s=timeout_s))
+
+    def range(self, what: Range, *, timeout_s: float) -> RangeResult:
+        """See `Store`."""
+        return self._ask(lambda store: store.range(what, timeout_s=timeout_s))
+
+    def txn(
+        self,
+        compare: Sequence[Compare],
+        success: Sequence[Operation],
+        failure: Sequence[Operation] = (),
+        *,
+        timeout_s: float,
+    ) -> TxnResult:
+        """See `Store`."""
+        return self._ask(lambda store: store.txn(compare, success, failure, timeout_s=timeout_s))
+
+    def watch(
+        self,
+        what: Sequence[tuple[Range, int]],
+        *,
+        deletes_only: bool = False,
+        tell: Callable[[str], None] = lambda _event: None,
+    ) -> Watch:
+        """See `Store`. It stays with the driver that answers now."""
+        return self._store.watch(what, deletes_only=deletes_only, tell=tell)
+
+    def close(self) -> None:
+        """See `Store`."""
+        self._store.close()

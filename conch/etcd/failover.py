@@ -1,0 +1,172 @@
+"""What the drivers share: one endpoint after the other until one answers, a login, and what an error means."""
+
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from conch.config import Connection
+from conch.etcd.endpoints import Endpoint
+from conch.etcd.login import Login
+from conch.etcd.reasons import reason
+from conch.etcd.store import Head, Lease, LeaseExists, LeaseGone, Refused, Rejected, Unreachable
+
+# One try on one endpoint; it doubles from round to round, for an etcd that is slow rather than gone.
+_TRY_S = 2.0
+# What an endpoint gets at least, when many are to be asked in little time.
+_SHARE_LEAST_S = 0.3
+# Short to the end: sleeping through the end of a fault may cost a hold, and there is one requester a lease.
+_PAUSE_S, _PAUSE_MOST_S = 0.05, 0.25
+
+# gRPC's status codes, which the JSON gateway answers too.
+CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, PERMISSION_DENIED = 1, 2, 3, 4, 5, 7
+FAILED_PRECONDITION, INTERNAL, UNAVAILABLE, UNAUTHENTICATED = 9, 13, 14, 16
+_TRY_ELSEWHERE = frozenset({UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNKNOWN, INTERNAL, UNAUTHENTICATED})
+# Answers of other codes that do not last.
+_PASSING = ("too many requests",)
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What etcd or the way to it said instead of an answer: gRPC's code, None if it never came to that; and words."""
+
+    code: int | None
+    details: str
+
+
+class Client(Protocol):
+    """An open connection to one endpoint."""
+
+    conch_endpoint: Endpoint
+
+    def close(self) -> None: ...
+
+
+_Client = TypeVar("_Client", bound=Client)
+_Answer = TypeVar("_Answer")
+
+
+class FailOver(ABC, Generic[_Client]):
+    """One connection serves all calls; it moves to another endpoint when one fails."""
+
+    # what a failed call raises; `_trouble` reads it
+    failures: tuple[type[Exception], ...]
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        # a fleet spreads over the members
+        self._endpoints = sorted(connection.endpoints, key=lambda _: os.urandom(4))
+        self._lock = threading.Lock()
+        self._client: _Client | None = None
+        self._login = Login(connection)
+
+    @abstractmethod
+    def _open(self, endpoint: Endpoint) -> _Client:
+        """A connection to this endpoint; may be made at its first use."""
+
+    @abstractmethod
+    def _trouble(self, raised: Exception) -> Trouble:
+        """What a failure means."""
+
+    @abstractmethod
+    def _authenticate(self, client: _Client, user: str, password: str, timeout_s: float) -> str:
+        """A token of etcd's authentication."""
+
+    def connected(self) -> _Client:
+        """The open client, or a new one to the next endpoint of the list."""
+        with self._lock:
+            if self._client is None:
+                # rotated first: one that cannot be opened is not the next to be tried
+                self._endpoints.append(self._endpoints.pop(0))
+                self._client = self._open(self._endpoints[-1])
+            return self._client
+
+    def leave(self, client: _Client) -> None:
+        """Close a client that failed; the next call opens one to another endpoint."""
+        with self._lock:
+            if client is self._client:
+                self._client = None
+        client.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _call(
+        self,
+        what: str,
+        timeout_s: float,
+        call: Callable[[_Client, str | None, float], _Answer],
+        verdict: Callable[[Trouble, bool], _Answer | None] = lambda _trouble, _again: None,
+    ) -> _Answer:
+        """Call on one endpoint after the other until one answers; in rounds, with back-off, until the timeout.
+
+        `verdict(error, again)` may turn an error into an answer; `again` says that the call was tried before.
+        """
+        until = time.monotonic() + timeout_s
+        try_s, pause_s, tries = _TRY_S, _PAUSE_S, 0
+        failures: dict[str, str] = {}
+        while True:
+            members = len(self._endpoints)
+            for at in range(members):
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    break
+                # those that are still to be asked in this round get their share of the time
+                limit_s = min(left_s, try_s, max(_SHARE_LEAST_S, left_s / (members - at)))
+                ends_at = time.monotonic() + limit_s
+                client = None
+                try:
+                    client = self.connected()
+                    token = self._token(client, limit_s)
+                    return call(client, token, max(0.001, ends_at - time.monotonic()))
+                except self.failures as raised:
+                    trouble = self._trouble(raised)
+                    if trouble.code is not None and client is not None:
+                        answer = verdict(trouble, tries > 0)
+                        if answer is not None:
+                            return answer
+                    tries += 1
+                    endpoint = str(client.conch_endpoint if client is not None else self._endpoints[-1])
+                    failures[endpoint] = self._judge(what, trouble, endpoint)
+                    if client is not None:
+                        self.leave(client)
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                tried = "; ".join(f"{name}: {why}" for name, why in failures.items()) or "no time was left"
+                raise Unreachable(f"cannot {what}: no endpoint answered within {timeout_s:.3g} s ({tried})")
+            time.sleep(min(left_s, pause_s * (0.5 + os.urandom(1)[0] / 512)))
+            pause_s, try_s = min(2 * pause_s, _PAUSE_MOST_S), 2 * try_s
+
+    def _token(self, client: _Client, limit_s: float) -> str | None:
+        return self._login.token(limit_s, lambda u, p, left_s: self._authenticate(client, u, p, left_s), self._trouble)
+
+    def _judge(self, what: str, trouble: Trouble, endpoint: str) -> str:
+        """Why another endpoint is worth a try; raises what is an answer."""
+        code, details = trouble.code, trouble.details.partition("\n")[0]
+        if code is None or self._login.heed(code, details, endpoint):
+            return reason(code, trouble.details)
+        if code == INVALID_ARGUMENT and "authentication failed" in details:
+            raise Refused(f"cannot {what}: etcd refuses the user or password")
+        if code == PERMISSION_DENIED or (code == INVALID_ARGUMENT and "user name is empty" in details):
+            raise Refused(f"cannot {what}: etcd refuses it ({details})")
+        if code == NOT_FOUND and "lease not found" in details:
+            raise LeaseGone(f"cannot {what}: the lease is gone")
+        if code in _TRY_ELSEWHERE or any(sign in details for sign in _PASSING):
+            return reason(code, trouble.details)
+        raise Rejected(f"cannot {what}: etcd answered: {details or f'code {code}'}")
+
+
+def granted(trouble: Trouble, again: bool, lease: int, ttl_s: int) -> Lease | None:
+    """A grant that is refused because its lease is there: an earlier try was made, or it is another's."""
+    if trouble.code != FAILED_PRECONDITION or "lease already exists" not in trouble.details:
+        return None
+    if again:
+        return Lease(Head(0, 0, 0), ttl_s)
+    raise LeaseExists(f"cannot get lease {lease:x}: it exists already")
