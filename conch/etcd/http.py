@@ -282,7 +282,7 @@ class _Wire:
                     raise
                 self.on_silence()
         if not data:
-            raise ConnectionResetError("it closed the connection")
+            raise ConnectionResetError("socket closed")
         return data
 
 

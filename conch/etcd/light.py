@@ -40,14 +40,9 @@ class HttpStore(FailOver[Gateway]):
     # a watch goes on to another member; a request's caller may choose another driver
     _watch_failures = (*failures, NoGateway)
 
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection)
-        self._tls: Any = None
-
     def _open(self, endpoint: Endpoint) -> Gateway:
-        if endpoint.tls and self._tls is None:
-            self._tls = tls_context(self._connection)
-        return Gateway(endpoint, self._tls)
+        # certificates are read anew for each connection: they may have been replaced
+        return Gateway(endpoint, tls_context(self._connection) if endpoint.tls else None)
 
     def _trouble(self, raised: Exception) -> Trouble:
         if isinstance(raised, GatewayError):
@@ -191,9 +186,12 @@ class _Stream:
 
 
 def tls_context(connection: Connection) -> Any:
-    """Certificates and host names are always verified."""
+    """Certificates and host names are always verified. `OSError` that names a file that cannot be read."""
     import ssl  # late: only https pays for it
 
+    for path in (connection.cacert, connection.cert, connection.key):
+        if path is not None:
+            open(path, "rb").close()
     context = ssl.create_default_context(cafile=connection.cacert)
     if connection.cert is not None:
         context.load_cert_chain(connection.cert, connection.key, password=lambda: "")

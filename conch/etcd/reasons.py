@@ -9,6 +9,7 @@ _MEANINGS = {
     "alert_unknown_ca": "it does not accept our certificate",
     "wrong_version_number": "it does not speak TLS",
     "unwrap failed": "it ended the TLS connection; perhaps it wants a client certificate (--cert, --key)",
+    "unexpected_eof_while_reading": "it closed the connection in the TLS handshake (does it speak TLS?)",
     "handshake read failed": "it closed the connection in the TLS handshake (does it speak TLS?)",
     "socket closed": "it closed the connection (does it want https?)",
     "connection refused": "connection refused",

@@ -5,11 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from conch.config import Connection
-from conch.etcd.driver import GrpcStore
-from conch.etcd.endpoints import parse_endpoints
 from conch.etcd.store import CreatedAt, Delete, Put, Range
-from tests.support.conch import Bench, alive, boottime, wait_for
+from tests.support.conch import Bench, alive, boottime, new_store, wait_for
 from tests.support.proxy import Proxy
 
 MakeProxy = Callable[[], Proxy]
@@ -117,7 +114,7 @@ def test_a_failed_acquisition_leaves_no_key_beyond_a_ttl(conch: Bench, proxied: 
 def test_a_write_or_deletion_whose_reply_is_lost_is_repeated_safely(conch: Bench, proxied: MakeProxy, how: str) -> None:
     """A create finds that it was made and says so; a deletion has nothing more to delete."""
     proxy = proxied()
-    store = GrpcStore(Connection(parse_endpoints(proxy.endpoint)))
+    store = new_store(proxy.endpoint)
     key = f"{conch.prefix}/k".encode()
     for operation in (Put(key, b"v"), Delete(key)):
         fault = proxy.fault("Txn", how, delay_s=1.0)

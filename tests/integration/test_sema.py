@@ -15,8 +15,9 @@ import pytest
 
 from conch.config import Connection
 from conch.core.link import Acquire, Held, Message, Queued, Release, pair
-from conch.etcd.driver import GrpcStore
+from conch.etcd.connect import open_store
 from conch.etcd.endpoints import parse_endpoints
+from conch.etcd.store import Store
 from conch.keeper.job import Job, Stage
 from conch.keeper.warden import Warden
 from conch.keeper.worker import Worker
@@ -368,7 +369,7 @@ class Waiters:
     endpoints: str
     prefix: str
     slots: int
-    stores: list[GrpcStore] = field(default_factory=list)
+    stores: list[Store] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
     heard: list[list[Message]] = field(default_factory=list)
     ends: list[Callable[[], None]] = field(default_factory=list)
@@ -378,7 +379,7 @@ class Waiters:
         warden = Warden(theirs, lambda targets: [[] for _ in targets])
         connection = Connection(parse_endpoints(self.endpoints), 60.0, 60.0)
         stage = Stage(f"{self.prefix}/{self.slots}/", self.slots, f"{self.prefix}/")
-        store = GrpcStore(connection)
+        store = open_store(connection)
         worker = Worker(Job(connection, "s", (stage,), 600, 5.0, b"{}"), store, warden)
         heard: list[Message] = []
         warden.send = heard.append  # type: ignore[assignment, method-assign]

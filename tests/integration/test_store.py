@@ -23,6 +23,7 @@ from conch.etcd.store import (
     Range,
     RangeResult,
     Rejected,
+    Store,
     Unreachable,
 )
 from conch.keeper.job import Stage
@@ -30,23 +31,29 @@ from conch.keeper.queue import PlaceLost, Queue
 from conch.keeper.session import Session
 from conch.keys import prefix_end
 from tests.conftest import OwnEtcd
-from tests.support.conch import Bench, wait_for
+from tests.support.conch import Bench, new_store, wait_for
 
 
 def new_lease() -> int:
     return secrets.randbits(62) | 1
 
 
+@pytest.fixture(params=["grpc", "http"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each driver has the same contract."""
+    return str(request.param)
+
+
 @pytest.fixture
-def store(conch: Bench) -> Iterator[GrpcStore]:
+def store(conch: Bench, transport: str) -> Iterator[Store]:
     """A store on the run's etcd."""
-    store = GrpcStore(Connection(parse_endpoints(conch.endpoints)))
+    store = new_store(conch.endpoints, transport=transport)
     yield store
     store.close()
 
 
 @pytest.fixture
-def lease(store: GrpcStore) -> Iterator[int]:
+def lease(store: Store) -> Iterator[int]:
     """A lease of a minute."""
     lease = new_lease()
     store.grant(lease, 60, timeout_s=5)
@@ -54,7 +61,7 @@ def lease(store: GrpcStore) -> Iterator[int]:
     store.revoke(lease, timeout_s=5)
 
 
-def test_lease_life(store: GrpcStore) -> None:
+def test_lease_life(store: Store) -> None:
     """Granted, renewed, revoked; a second revoke is no error, a renewal then says TTL 0."""
     lease = new_lease()
     granted = store.grant(lease, 7, timeout_s=5)
@@ -65,26 +72,26 @@ def test_lease_life(store: GrpcStore) -> None:
     assert store.keep_alive(lease, timeout_s=5).ttl_s == 0
 
 
-def test_grant_of_anothers_lease_is_rejected(store: GrpcStore, lease: int) -> None:
+def test_grant_of_anothers_lease_is_rejected(store: Store, lease: int) -> None:
     """Only a repeated try of our own may find its id in use."""
     with pytest.raises(Rejected):
         store.grant(lease, 7, timeout_s=5)
 
 
-def test_what_etcd_grants_counts(store: GrpcStore) -> None:
+def test_what_etcd_grants_counts(store: Store) -> None:
     """A TTL below etcd's minimum is raised."""
     lease = new_lease()
     assert store.grant(lease, 1, timeout_s=5).ttl_s == 2
     store.revoke(lease, timeout_s=5)
 
 
-def test_put_under_a_dead_lease_is_lease_gone(store: GrpcStore, conch: Bench) -> None:
+def test_put_under_a_dead_lease_is_lease_gone(store: Store, conch: Bench) -> None:
     """So that the caller gets a new one."""
     with pytest.raises(LeaseGone):
         store.txn([], [Put(f"{conch.prefix}/x".encode(), b"v", 12345)], timeout_s=5)
 
 
-def test_transactions_and_ranges(store: GrpcStore, conch: Bench, lease: int) -> None:
+def test_transactions_and_ranges(store: Store, conch: Bench, lease: int) -> None:
     """Order, limit, created_by, count; odd bytes and empty values."""
     base = f"{conch.prefix}/r/".encode()
     keys = [base + bytes([255 - i, 0, 10]) for i in range(5)]
@@ -109,9 +116,9 @@ def test_transactions_and_ranges(store: GrpcStore, conch: Bench, lease: int) -> 
     assert store.range(everything, timeout_s=5).count == 4
 
 
-def test_no_endpoint_is_unreachable_in_time() -> None:
+def test_no_endpoint_is_unreachable_in_time(transport: str) -> None:
     """With the reason of each endpoint."""
-    dead = GrpcStore(Connection(parse_endpoints("127.0.0.1:1,127.0.0.1:2")))
+    dead = new_store("127.0.0.1:1,127.0.0.1:2", transport=transport)
     began = clock.now()
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1: .*127\.0\.0\.1:2|127\.0\.0\.1:2: .*127\.0\.0\.1:1"):
         dead.range(Range(b"x"), timeout_s=0.5)
@@ -119,10 +126,10 @@ def test_no_endpoint_is_unreachable_in_time() -> None:
     dead.close()
 
 
-def test_dead_endpoint_is_left_for_a_live_one(conch: Bench) -> None:
+def test_dead_endpoint_is_left_for_a_live_one(conch: Bench, transport: str) -> None:
     """Whichever comes first."""
     for _ in range(4):
-        store = GrpcStore(Connection(parse_endpoints(f"127.0.0.1:1,{conch.endpoints}")))
+        store = new_store(f"127.0.0.1:1,{conch.endpoints}", transport=transport)
         assert store.range(Range(b"x"), timeout_s=5).count == 0
         store.close()
 
@@ -139,9 +146,9 @@ def collect(watch: Any, into: list[Event]) -> threading.Thread:
     return thread
 
 
-def test_watch_sees_each_event_once_across_restarts_of_etcd(own: OwnEtcd) -> None:
+def test_watch_sees_each_event_once_across_restarts_of_etcd(own: OwnEtcd, transport: str) -> None:
     """From the revision that was asked for, in order, and ends by cancel."""
-    store = GrpcStore(Connection(parse_endpoints(own.bench.endpoints)))
+    store = new_store(own.bench.endpoints, transport=transport)
     base = f"{own.bench.prefix}/w/".encode()
     first = store.txn([], [Put(base + b"0", b"")], timeout_s=5).head.revision
     watch = store.watch([(Range(base, prefix_end(base)), first), (Range(b"other"), first)])
@@ -164,7 +171,7 @@ def test_watch_sees_each_event_once_across_restarts_of_etcd(own: OwnEtcd) -> Non
 # -- the queue --------------------------------------------------------------------------------------------
 
 
-def contenders(store: GrpcStore, prefix: str, slots: int, count: int) -> list[tuple[Queue, int]]:
+def contenders(store: Store, prefix: str, slots: int, count: int) -> list[tuple[Queue, int]]:
     """Queue up so many, each with a lease."""
     found = []
     for _ in range(count):
@@ -177,7 +184,7 @@ def contenders(store: GrpcStore, prefix: str, slots: int, count: int) -> list[tu
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
-def test_first_n_hold_and_each_watches_the_n_right_ahead(store: GrpcStore, conch: Bench, slots: int) -> None:
+def test_first_n_hold_and_each_watches_the_n_right_ahead(store: Store, conch: Bench, slots: int) -> None:
     """Whichever leaves, exactly the next in line holds."""
     line = contenders(store, conch.prefix, slots, 6)
     revs = [rev for _, rev in line]
@@ -192,7 +199,7 @@ def test_first_n_hold_and_each_watches_the_n_right_ahead(store: GrpcStore, conch
         store.revoke(leaving.lease, timeout_s=5)
 
 
-def test_entering_twice_keeps_the_first_place(store: GrpcStore, conch: Bench) -> None:
+def test_entering_twice_keeps_the_first_place(store: Store, conch: Bench) -> None:
     """A repeated create finds its own key: an answer that was lost makes no second contender."""
     (first, rev), (second, _) = contenders(store, conch.prefix, 1, 2)
     again = first.enter(b"v", timeout_s=5)

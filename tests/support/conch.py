@@ -18,10 +18,22 @@ protobuf.install()
 import etcd3  # noqa: E402
 import psutil  # noqa: E402
 
+from conch.config import Connection  # noqa: E402
+from conch.etcd.connect import open_store  # noqa: E402
+from conch.etcd.endpoints import parse_endpoints  # noqa: E402
+from conch.etcd.store import Store  # noqa: E402
+
 CONCH = str(Path(sys.executable).parent / "conch")
 MARK = "CONCH_TEST"
+# The same tests run on the other driver, too.
+TRANSPORT = os.environ.get("CONCH_TESTS_TRANSPORT", "auto")
 
 _Result = TypeVar("_Result")
+
+
+def new_store(endpoints: str, *, transport: str = TRANSPORT, **how: Any) -> Store:
+    """A store on these endpoints, over the driver that the run is for."""
+    return open_store(Connection(parse_endpoints(endpoints), transport=transport, **how))
 
 
 def wait_for(look: Callable[[], _Result], what: str, timeout_s: float = 20.0) -> _Result:
@@ -198,6 +210,7 @@ class Bench:
             "ETCDCTL_ENDPOINTS": self.endpoints,
             "ETCDCTL_API": "3",
             "CONCH_PREFIX": self.prefix,
+            "CONCH_TRANSPORT": TRANSPORT,
         }
 
     @property

@@ -116,8 +116,20 @@ class Proxy:
         return None
 
 
+# What the gRPC methods are called in etcd's JSON gateway.
+_PATHS = {
+    b"/v3/kv/range": "Range",
+    b"/v3/kv/txn": "Txn",
+    b"/v3/lease/grant": "LeaseGrant",
+    b"/v3/lease/keepalive": "LeaseKeepAlive",
+    b"/v3/lease/revoke": "LeaseRevoke",
+    b"/v3/watch": "Watch",
+    b"/v3/auth/authenticate": "Authenticate",
+}
+
+
 class _Pair:
-    """One connection: reads HTTP/2 frames in both directions and passes them on, or not."""
+    """One connection: reads HTTP/2 frames or HTTP/1.1 requests, and passes them and their replies on, or not."""
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self._proxy = proxy
@@ -126,8 +138,58 @@ class _Pair:
         self._decoder = hpack.Decoder()
         self._streams: dict[int, Fault] = {}
         self._silent = False
-        threading.Thread(target=self._requests, daemon=True).start()
-        threading.Thread(target=self._replies, daemon=True).start()
+        self._fault: Fault | None = None
+        threading.Thread(target=self._begin, daemon=True).start()
+
+    def _begin(self) -> None:
+        first = b""
+        with contextlib.suppress(OSError):
+            first = self._client.recv(3, socket.MSG_PEEK)
+        speaks_http2 = first == _PREFACE[:3]
+        threading.Thread(target=self._replies if speaks_http2 else self._plain_replies, daemon=True).start()
+        if speaks_http2:
+            self._requests()
+        else:
+            self._plain_requests()
+
+    def _plain_requests(self) -> None:
+        rest = b""
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                while b"\r\n\r\n" not in rest:
+                    rest += _some(self._client)
+                head, _, rest = rest.partition(b"\r\n\r\n")
+                length = next(
+                    int(one.split(b":")[1]) for one in head.split(b"\r\n") if one.startswith(b"Content-Length")
+                )
+                while len(rest) < length:
+                    rest += _some(self._client)
+                body, rest = rest[:length], rest[length:]
+                path = head.split(b" ", 2)[1]
+                self._fault = self._proxy.take_fault(_PATHS.get(path, path.decode()))
+                if not self._proxy.lose_requests.is_set():
+                    self._server.sendall(head + b"\r\n\r\n" + body)
+        self._end()
+
+    def _plain_replies(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                data = _some(self._server)
+                fault = self._fault
+                if fault is not None:
+                    fault.hit.set()
+                    if fault.how == "reset":
+                        break
+                    if fault.how == "drop":
+                        continue
+                    if fault.how == "hang":
+                        self._silent = True
+                    elif fault.how == "delay":
+                        self._fault = None
+                        time.sleep(fault.delay_s)
+                if not self._silent and not self._proxy.lose_replies.is_set():
+                    self._client.sendall(data)
+        self._end()
 
     def _requests(self) -> None:
         with contextlib.suppress(OSError, EOFError):
@@ -178,6 +240,13 @@ class _Pair:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
+
+
+def _some(end: socket.socket) -> bytes:
+    data = end.recv(65536)
+    if not data:
+        raise EOFError
+    return data
 
 
 def _exactly(end: socket.socket, count: int) -> bytes:
