@@ -1,13 +1,11 @@
 """The connection to etcd, as the common options say it."""
 
-from dataclasses import dataclass, field
-
 from conch.etcd.endpoints import Endpoint
 from conch.keys import Keys
+from conch.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
+class Connection(Record):
     """Where etcd is, how long to wait for it (seconds), and who we are there. The password is never shown.
 
     `transport` is `grpc`, `http` (etcd's JSON gateway), or `auto`: http where that works.
@@ -20,12 +18,16 @@ class Connection:
     cert: str | None = None
     key: str | None = None
     user: str | None = None
-    password: str | None = field(default=None, repr=False)
+    password: str | None = None
     transport: str = "auto"
 
+    def __repr__(self) -> str:
+        """All but the password."""
+        shown = {name: value for name, value in self.__dict__.items() if name != "password"}
+        return f"Connection({shown})"
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+
+class Settings(Record):
     """All the common options."""
 
     connection: Connection

@@ -4,10 +4,10 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from conch.errors import BadInput
 from conch.names import check_name
+from conch.record import Record
 
 CMD_BYTES = 256
 
@@ -16,8 +16,7 @@ class UnreadableHolder(ValueError):
     """A value that is not a holder's JSON."""
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(Record):
     """Who holds or waits: host, pid of the supervisor, start (RFC 3339 UTC) and the command."""
 
     host: str

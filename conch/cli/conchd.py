@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import time
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ import click
 
 from conch.cli.options import DURATION, TTL, Parsed, common_options, settings, whole
 from conch.errors import EXIT_NOT_ACQUIRED, BadInput, ConchError
+from conch.record import replace
 
 # A conchd that was killed may need a moment to end what it ran; its successor waits for that.
 _LOCK_S = 5.0

@@ -1,6 +1,5 @@
 """`conch elect`: run a command only while being the leader of an office, or look at who is."""
 
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -9,6 +8,7 @@ from conch.cli.options import NAME, POSITIVE_DURATION, common_options, settings,
 from conch.cli.wrapper import EXIT_CODES, WrapperCommand, hold_options, refuse_with_look, run_under_hold
 from conch.config import Settings
 from conch.errors import EXIT_NO, EXIT_UNAVAILABLE, ConchError
+from conch.record import replace
 
 _LOOKS = ("who", "watch", "assert_")
 _FOR_LOOKS = {"name", "as_json", "min_rev", *_LOOKS}

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
@@ -14,6 +13,7 @@ from conch.errors import BadInput
 from conch.keys import DEFAULT_PREFIX, Keys
 from conch.log import Log
 from conch.names import check_name
+from conch.record import replace
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

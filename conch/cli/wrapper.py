@@ -154,7 +154,7 @@ def run_under_hold(
         command_timeout_s=settings.connection.command_timeout_s,
     )
     log = Log(quiet=settings.quiet, form=settings.log_format)
-    return Loop(plan, child, file, partial(_keep, job), log).run()
+    return Loop(plan, child, file, partial(_keep, job), job.pack(), log).run()
 
 
 def _keep(job: Any, link: Any) -> None:

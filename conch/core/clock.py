@@ -1,7 +1,8 @@
 """The one clock of deadlines, and the rule that turns a deadline into the last moments to act."""
 
 import time
-from dataclasses import dataclass
+
+from conch.record import Record
 
 
 def now() -> float:
@@ -9,8 +10,7 @@ def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(Record):
     """The deadline rule of the safety promise for one TTL as etcd granted it; all in seconds.
 
     The tree is sent SIGTERM by `term_at`, SIGKILL by `kill_at`, and none is started after `start_by`.

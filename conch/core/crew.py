@@ -6,7 +6,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from conch.core import clock, process, tree
 from conch.core.link import Link, Message, Start
@@ -18,6 +18,7 @@ from conch.core.process import Process, Spec, User
 from conch.core.run import Tree
 from conch.core.tree import Stat
 from conch.log import Lines, Log
+from conch.record import replace
 
 # How many holds there can be at a time: one for the host, and one a run with a semaphore.
 HOLDS = 4096

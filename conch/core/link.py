@@ -11,8 +11,9 @@ import socket
 import struct
 import zlib
 from collections import deque
-from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
+
+from conch.record import Record, fields_of
 
 _MESSAGE_BYTES = 262144
 _TEXT_CHARACTERS = 2000
@@ -22,15 +23,13 @@ class LinkError(Exception):
     """A message that does not belong on the link: a defect of conch."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Record):
     """What goes over the link; each kind is a subclass with plain fields."""
 
     kind: ClassVar[str] = ""
     whole: ClassVar[bool] = False  # its texts are never cut
 
 
-@dataclass(frozen=True, slots=True)
 class Answered(Message):
     """etcd answered and granted this lease: from now on there may be something to give back."""
 
@@ -38,7 +37,6 @@ class Answered(Message):
     lease: int
 
 
-@dataclass(frozen=True, slots=True)
 class Queued(Message):
     """We wait in line, with this create-revision."""
 
@@ -46,7 +44,6 @@ class Queued(Message):
     rev: int
 
 
-@dataclass(frozen=True, slots=True)
 class Held(Message):
     """The hold is ours. `deadline` is in seconds of CLOCK_BOOTTIME, `ttl_s` is what etcd granted."""
 
@@ -59,7 +56,6 @@ class Held(Message):
     deadline: float
 
 
-@dataclass(frozen=True, slots=True)
 class Renewed(Message):
     """The newest confirmed deadline of acquisition `number`."""
 
@@ -68,7 +64,6 @@ class Renewed(Message):
     deadline: float
 
 
-@dataclass(frozen=True, slots=True)
 class Lost(Message):
     """The hold of acquisition `number` is gone for certain."""
 
@@ -77,7 +72,6 @@ class Lost(Message):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
 class Failed(Message):
     """The acquisition failed and left nothing in etcd; with the exit code of the contract."""
 
@@ -86,7 +80,6 @@ class Failed(Message):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
 class Released(Message):
     """The lease was given back, or `reason` says why that is unknown."""
 
@@ -94,7 +87,6 @@ class Released(Message):
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
 class Note(Message):
     """A line for the log: the keeper itself writes none."""
 
@@ -104,7 +96,6 @@ class Note(Message):
     text: dict[str, str | int | float]
 
 
-@dataclass(frozen=True, slots=True)
 class Acquire(Message):
     """Queue up. `give_up_at` is in seconds of CLOCK_BOOTTIME; `abandon` is the lease of a crashed keeper."""
 
@@ -114,7 +105,6 @@ class Acquire(Message):
     abandon: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Running(Message):
     """A process group `pid` is about to exec; all it starts carries `tree` in its environment.
 
@@ -129,7 +119,6 @@ class Running(Message):
     run: str = ""
 
 
-@dataclass(frozen=True, slots=True)
 class Ended(Message):
     """The tree of a run was seen empty."""
 
@@ -137,7 +126,6 @@ class Ended(Message):
     run: str = ""
 
 
-@dataclass(frozen=True, slots=True)
 class Release(Message):
     """Give the lease back; a keeper that does not know it revokes `lease`."""
 
@@ -145,7 +133,6 @@ class Release(Message):
     lease: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Begin(Message):
     """To the keeper of many runs, first of all: these runs live, these have ended and are reported next."""
 
@@ -155,14 +142,12 @@ class Begin(Message):
     first: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Begun(Message):
     """It has dealt with what was before, and etcd has answered: from now on only a signal is its end."""
 
     kind: ClassVar[str] = "begun"
 
 
-@dataclass(frozen=True, slots=True)
 class Start(Message):
     """Run this under these holds, of which `Held` told; its first attempt not after `start_by`.
 
@@ -186,7 +171,6 @@ class Start(Message):
     retry_delay_s: float
 
 
-@dataclass(frozen=True, slots=True)
 class Kill(Message):
     """End this run; `reason` goes into what is reported of it."""
 
@@ -195,7 +179,6 @@ class Kill(Message):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
 class Finished(Message):
     """A run is over and its tree empty: `ended` by itself, `timeout`, `killed`, or `unstarted`.
 
@@ -212,7 +195,6 @@ class Finished(Message):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
 class Recorded(Message):
     """The keeper has the end of this run safe."""
 
@@ -220,7 +202,6 @@ class Recorded(Message):
     run: str
 
 
-@dataclass(frozen=True, slots=True)
 class Drain(Message):
     """Start nothing more."""
 
@@ -238,7 +219,7 @@ _KINDS: dict[str, type[Message]] = {
 
 def encode(message: Message) -> bytes:
     """The message as it goes over the link."""
-    values = asdict(message)
+    values = fields_of(message)
     return json.dumps({"kind": message.kind, **(values if message.whole else _cut(values))}).encode()
 
 
@@ -257,7 +238,7 @@ def decode(data: bytes) -> Message:
         kind = _KINDS[values.pop("kind")]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise LinkError(f"not a message: {data[:80]!r}") from None
-    if set(values) != {field.name for field in fields(kind)}:
+    if set(values) != set(kind._fields):
         raise LinkError(f"wrong fields for {kind.kind}: {sorted(values)}")
     return kind(**values)
 
@@ -322,6 +303,21 @@ class Link:
             return
         self._outbox.append(encode(message))
         self.flush()
+
+    def brief(self, data: bytes) -> None:
+        """The first word to a keeper that was forked before anything was known; it takes it by `wait_for_brief`."""
+        self._outbox.append(data)
+        self.flush()
+
+    def wait_for_brief(self) -> bytes:
+        """The first word, once it comes; empty if the other side is gone."""
+        self._socket.setblocking(True)
+        try:
+            return self._socket.recv(_MESSAGE_BYTES)
+        except ConnectionResetError:
+            return b""
+        finally:
+            self._socket.setblocking(False)
 
     def flush(self) -> None:
         """Send what the socket takes now."""

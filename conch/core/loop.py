@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 
-from conch.core import clock, process, tree
+from conch.core import clock, nursery, process, tree
 from conch.core.link import Held, Link, Message
 from conch.core.parent import Parent
 from conch.core.plan import End, Plan
@@ -25,6 +25,7 @@ class Loop:
         command: Sequence[str],
         file: str,
         keeper_main: Callable[[Link], None],
+        brief: bytes,
         log: Log,
     ) -> None:
         self._name = plan.name
@@ -34,7 +35,7 @@ class Loop:
         self._me = os.getpid()
         # Python answers with a lazily changing environment; children get what conch was started with.
         self._environment: Mapping[str, str] = dict(os.environ)
-        self._parent = Parent(keeper_main, log)
+        self._parent = Parent(keeper_main, log, brief=brief)
         self._terminal = Terminal()
         self._child: Process | None = None
         self._is_hook = False
@@ -144,7 +145,8 @@ class Loop:
     def _find_strangers(self) -> dict[int, Stat]:
         """What was below conch before it started anything (`job & exec conch …`): not ours to end."""
         everyone = tree.processes()
-        below = tree.descendants(self._me, everyone, lambda _entry: False)
+        early = nursery.early_pid()
+        below = tree.descendants(self._me, everyone, lambda entry: entry.pid == early)
         return {entry.pid: entry for entry in below}
 
     def _spared(self, entry: Stat) -> bool:

@@ -6,8 +6,8 @@ import signal
 import socket
 from collections.abc import Callable, Collection
 
-from conch.core import system, tree
-from conch.core.link import Link, Message, pair
+from conch.core import nursery, system, tree
+from conch.core.link import Link, Message
 from conch.core.plan import ENDING, PASSED_ON
 from conch.core.process import Dispositions
 from conch.log import Lines, Log
@@ -63,12 +63,22 @@ class Parent:
     """Starts, hears and ends the keeper; waits for descriptors, signals and moments."""
 
     def __init__(
-        self, keeper_main: Callable[[Link], None], log: Log, *, holds: int = 1, kept_open: Collection[int] = ()
+        self,
+        keeper_main: Callable[[Link], None],
+        log: Log,
+        *,
+        brief: bytes = b"",
+        holds: int = 1,
+        kept_open: Collection[int] = (),
     ) -> None:
-        """`holds` is how many may be held at a time; the descriptors `kept_open` are the keeper's too."""
+        """`brief` tells a keeper that was forked early what a later one knows from `keeper_main`.
+
+        `holds` is how many may be held at a time; the descriptors `kept_open` are the keeper's too.
+        """
         self.log = log
         self.keeper: int | None = None
         self._keeper_main = keeper_main
+        self._brief = brief
         self._holds = holds
         self._kept_open = kept_open
         self._link: Link | None = None
@@ -117,50 +127,16 @@ class Parent:
             self._link.follow(holds)
 
     def start_keeper(self) -> None:
-        """Fork the keeper: a session of its own, deaf to signals, with none of our descriptors but link and stderr."""
-        ours, theirs = pair(self._holds)
-        before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
-        try:
-            pid = os.fork()
-            if pid == 0:
-                self._become_keeper(theirs)
-        except OSError:
-            ours.close()
-            theirs.close()
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-        self.keeper = pid
-        self._link = ours
-        self.poller.register(ours, select.POLLIN)
-
-    def _become_keeper(self, link: Link) -> None:
-        code = 1
-        try:
-            os.setsid()
-            signal.set_wakeup_fd(-1)
-            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
-                signal.signal(number, signal.SIG_IGN)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, 0)
-            os.dup2(null, 1)
-            for name in os.listdir("/proc/self/fd"):
-                if int(name) > 2 and int(name) != link.fileno() and int(name) not in self._kept_open:
-                    try:
-                        os.close(int(name))
-                    except OSError:
-                        pass  # the listing's own descriptor
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            self._keeper_main(link)
-            code = 0
-        except Exception:
-            import traceback  # the top of a process: a defect is shown, and the supervisor fails closed
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+        """Have a keeper: the one that was forked early, if there is one and a brief for it, or fork one."""
+        early = nursery.take_early() if self._brief else None
+        if early is None:
+            self.keeper, self._link = nursery.fork_keeper(
+                self._keeper_main, holds=self._holds, kept_open=self._kept_open
+            )
+        else:
+            self.keeper, self._link = early
+            self._link.brief(self._brief)
+        self.poller.register(self._link, select.POLLIN)
 
     def drop_keeper(self) -> None:
         """SIGKILL the keeper and reap it."""

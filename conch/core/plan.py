@@ -2,13 +2,13 @@
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from conch.core.link import Held, Message
 from conch.core.run import Tree
 from conch.errors import EXIT_NOT_ACQUIRED
+from conch.record import Record
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 PASSED_ON = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT})
@@ -43,8 +43,7 @@ class IllegalTransition(Exception):
     """An event that makes no sense in a state: a defect of conch."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Record):
     """What to do with a hold; durations in seconds."""
 
     name: str
@@ -76,8 +75,7 @@ class Ports(Protocol):
     def reap(self, tree: Tree) -> "End": ...
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(Record):
     """What only the parent learns at the end of a run.
 
     `error` says why the command was not run, `late` that too little time was left; `interrupted` that it

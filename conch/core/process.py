@@ -4,11 +4,11 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 
 from conch.core import clock, system
 from conch.core.tree import TREE_VARIABLE, Stat, descendants, processes, signal_exactly
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
+from conch.record import Record
 
 LATE = "late"
 # How often to look again at a tree of which only zombies were seen.
@@ -40,8 +40,7 @@ def find_command(name: str, path: str | None) -> str:
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(Record):
     """Whose rights a run gets, instead of ours."""
 
     name: str
@@ -49,8 +48,7 @@ class User:
     gid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(Record):
     """What to start: the command's file, its arguments (the name first), its environment.
 
     Without a file the command is looked for by the child itself, in its own directory and with its own rights.
@@ -66,8 +64,7 @@ class Spec:
     user: User | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Dispositions:
+class Dispositions(Record):
     """How conch itself was started, to be handed on: the signals that it must give back their default, its mask.
 
     `descriptors` is its limit of them, if conch has raised its own.

@@ -9,17 +9,16 @@ import os
 import select
 import signal
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from conch.core import clock
+from conch.record import Record
 
 TREE_VARIABLE = "CONCH_TREE"
 # These say nothing of the process that was looked at.
 _CANNOT_LOOK = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(Record):
     """What /proc says of a process; `start` (clock ticks since boot) tells it from a later one of the same pid."""
 
     pid: int
@@ -96,8 +95,7 @@ def carries(pid: int, tree: str) -> bool:
     return tree in (trees_of(pid) or ())
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Record):
     """A run as one knows it that is not its ancestor: its first process, its id, and when the first one started."""
 
     pid: int

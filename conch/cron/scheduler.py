@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 
 from conch.core import clock
@@ -15,6 +14,7 @@ from conch.cron.records import Result, tick_of
 from conch.cron.runs import Live
 from conch.etcd.store import Compacted, Event, KeyValue, Range, RangeResult, StoreError
 from conch.keys import prefix_end
+from conch.record import replace
 
 _KINDS = ("job", "fire", "now", "run")
 _RETRY_S = 1.0

@@ -1,23 +1,25 @@
 """Endpoints as people write them: `host`, `host:2379`, `http://host:2379`, `https://host`, `[::1]:2379`."""
 
 import re
-from dataclasses import dataclass, field
 
 from conch.errors import BadInput
+from conch.record import Record
 
 DEFAULT_PORT = 2379
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Record):
     """One member of etcd; `host` has no brackets. `bare`: it was written without a scheme."""
 
     host: str
     port: int
     tls: bool = False
-    bare: bool = field(default=False, compare=False)
+    bare: bool = False
+
+    def _values(self) -> tuple[str, int, bool]:
+        return self.host, self.port, self.tls
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

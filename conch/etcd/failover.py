@@ -5,7 +5,6 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from conch.config import Connection
@@ -13,6 +12,7 @@ from conch.etcd.endpoints import Endpoint
 from conch.etcd.login import Login
 from conch.etcd.reasons import reason
 from conch.etcd.store import Head, Lease, LeaseExists, LeaseGone, Refused, Rejected, Unreachable
+from conch.record import Record
 
 # One try on one endpoint; it doubles from round to round, for an etcd that is slow rather than gone.
 _TRY_S = 2.0
@@ -29,8 +29,7 @@ _TRY_ELSEWHERE = frozenset({UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNKNOWN, 
 _PASSING = ("too many requests",)
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
+class Trouble(Record):
     """What etcd or the way to it said instead of an answer: gRPC's code, None if it never came to that; and words."""
 
     code: int | None

@@ -4,10 +4,10 @@ Timeouts are float seconds and cover the whole call, retries on other endpoints 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from conch.errors import ConchError
+from conch.record import Record
 
 
 class StoreError(ConchError):
@@ -38,8 +38,7 @@ class Compacted(StoreError):
     """The history that a watch asked for is gone: list again and go on from there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Record):
     """What every answer says of the member that gave it: the store's revision, the member, its raft term."""
 
     revision: int
@@ -47,8 +46,7 @@ class Head:
     term: int
 
 
-@dataclass(frozen=True, slots=True)
-class KeyValue:
+class KeyValue(Record):
     """A key as etcd has it."""
 
     key: bytes
@@ -58,8 +56,7 @@ class KeyValue:
     lease: int
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(Record):
     """Ask for a key, or for those from `key` to before `end`.
 
     Newest first (by create-revision), oldest first, or last key first; `created_by` leaves out what was created after
@@ -76,8 +73,7 @@ class Range:
     keys_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(Record):
     """Write a key under a lease (0: none)."""
 
     key: bytes
@@ -85,31 +81,27 @@ class Put:
     lease: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(Record):
     """Delete a key."""
 
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CreatedAt:
+class CreatedAt(Record):
     """Holds if the key's create-revision is this one; 0 means that there is no such key."""
 
     key: bytes
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class ModifiedAt:
+class ModifiedAt(Record):
     """Holds if the key's mod-revision is this one."""
 
     key: bytes
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Below:
+class Below(Record):
     """Holds if the key exists and its value sorts before this one."""
 
     key: bytes
@@ -120,8 +112,7 @@ Operation = Range | Put | Delete
 Compare = CreatedAt | ModifiedAt | Below
 
 
-@dataclass(frozen=True, slots=True)
-class RangeResult:
+class RangeResult(Record):
     """The keys found; `count` is the number of all keys in the range, whatever the limit and filters say."""
 
     head: Head
@@ -129,8 +120,7 @@ class RangeResult:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class TxnResult:
+class TxnResult(Record):
     """Which branch ran; `ranges` has the answers to its `Range` operations in their order."""
 
     head: Head
@@ -138,16 +128,14 @@ class TxnResult:
     ranges: tuple[RangeResult, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(Record):
     """A lease's TTL in seconds as etcd has it; 0 means that the lease is gone."""
 
     head: Head
     ttl_s: int
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Record):
     """A key was written, or deleted (its value is then empty)."""
 
     kv: KeyValue

@@ -2,18 +2,17 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from conch.etcd.store import Compacted, Event, Range, Refused
+from conch.record import Record
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 1.0
 # After so many streams in vain it is worth a word: the restart of a member takes fewer.
 _BROKEN = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Record):
     """One answer on a watch's stream, as etcd means it."""
 
     watch_id: int

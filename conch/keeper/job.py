@@ -1,12 +1,13 @@
 """What a keeper is to do; the one part of it that the command line needs."""
 
-from dataclasses import dataclass
+import marshal
 
 from conch.config import Connection
+from conch.etcd.endpoints import Endpoint
+from conch.record import Record, fields_of
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Record):
     """One queue to get through: its prefix in etcd, and how many of its contenders hold at once.
 
     `family` is the prefix of queues that differ from this one in their number of slots only.
@@ -17,8 +18,7 @@ class Stage:
     family: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Record):
     """What to hold, and how: `what` names it for people; durations in seconds.
 
     The stages are queued for one after the other under one lease; the last one's place is the hold, for this run.
@@ -33,3 +33,19 @@ class Job:
     nonblock: bool = False
     wait_s: float | None = None
     run: str = ""
+
+    def pack(self) -> bytes:
+        """For another process of this very program."""
+        values = fields_of(self)
+        connection = fields_of(self.connection)
+        connection["endpoints"] = [tuple(fields_of(one).values()) for one in self.connection.endpoints]
+        return marshal.dumps({**values, "connection": connection, "stages": [fields_of(one) for one in self.stages]})
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Job":
+        """What was packed."""
+        values = marshal.loads(data)  # noqa: S302 - of our own parent
+        connection = values["connection"]
+        connection["endpoints"] = tuple(Endpoint(*one) for one in connection["endpoints"])
+        stages = tuple(Stage(**one) for one in values["stages"])
+        return cls(**{**values, "connection": Connection(**connection), "stages": stages})

@@ -2,9 +2,9 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from conch.etcd.store import Compacted, Range, Store, StoreError, Watch
+from conch.record import Record
 
 # How long to leave a watch alone that etcd refuses.
 _REFUSED_S = 1.0
@@ -12,8 +12,7 @@ _REFUSED_S = 1.0
 Tell = Callable[..., None]
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(Record):
     """A key was deleted that watch number `watch` was on; None: it cannot tell which, look again and watch anew."""
 
     watch: int

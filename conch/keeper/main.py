@@ -8,6 +8,17 @@ from conch.core.link import Link, Release
 from conch.keeper.job import Job
 
 
+def keep_when_told(link: Link) -> None:
+    """Get ready, then be the keeper for the job that the supervisor finds in its command line, if it does."""
+    from conch.etcd.connect import open_store  # noqa: F401 - ready when the job comes
+    from conch.keeper.warden import Warden  # noqa: F401
+    from conch.keeper.worker import Worker  # noqa: F401
+
+    data = link.wait_for_brief()
+    if data:
+        keep(Job.unpack(data), link)
+
+
 def keep(job: Job, link: Link) -> None:
     """Be the keeper until the supervisor is gone and everything was given back. Runs in the forked process."""
     # late: the supervisor must never have loaded these

@@ -5,19 +5,17 @@ N of them one must leave first: whoever watches the N keys right ahead, and look
 and is woken by nothing else. An election is this queue with N = 1. (The recipe of etcd's own lock, from N = 1 to N.)
 """
 
-from dataclasses import dataclass, replace
-
 from conch.etcd.store import CreatedAt, Put, Range, RangeResult, Store
 from conch.keeper.job import Stage
 from conch.keys import contender, prefix_end
+from conch.record import Record, replace
 
 
 class PlaceLost(Exception):
     """Our key is not there, or not the one that we created."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Record):
     """A place in the queue, as true at revision `seen_at`.
 
     `rev` is our key's create-revision, the fencing token. `ahead` are the up to N keys right ahead of us;
@@ -35,8 +33,7 @@ class Place:
         return not self.ahead
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
+class Queue(Record):
     """One queue with its number of slots, as one contender with one lease sees it."""
 
     store: Store

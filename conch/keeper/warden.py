@@ -9,7 +9,6 @@ import os
 import select
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from conch.core import clock, system, tree
 from conch.core.clock import Terms
@@ -21,28 +20,28 @@ _AGAIN_S, _AGAIN_MOST_S = 0.02, 1.0
 KillTrees = Callable[[Sequence[Target]], list[list[Stat]]]
 
 
-@dataclass(slots=True)
 class _Hold:
     """A hold as etcd last confirmed it, for one run or ("") for any; other threads write single fields of it."""
 
-    terms: Terms
-    run: str
-    deadline: float
-    hurry: Callable[[], None]
-    idle_since: float
-    lost_at: float | None = None
+    def __init__(self, terms: Terms, run: str, deadline: float, hurry: Callable[[], None]) -> None:
+        self.terms = terms
+        self.run = run
+        self.deadline = deadline
+        self.hurry = hurry
+        self.idle_since = clock.now()
+        self.lost_at: float | None = None
 
 
-@dataclass(slots=True)
 class _Watched:
     """A run that the supervisor told of."""
 
-    running: Running
-    since: int
-    seen_empty: bool = False
-    lost_at: float | None = None
-    again_at: float | None = None
-    again_s: float = _AGAIN_S
+    def __init__(self, running: Running, since: int) -> None:
+        self.running = running
+        self.since = since
+        self.seen_empty = False
+        self.lost_at: float | None = None
+        self.again_at: float | None = None
+        self.again_s = _AGAIN_S
 
 
 class Warden:
@@ -68,7 +67,7 @@ class Warden:
         self, number: int, terms: Terms, deadline: float, *, run: str = "", hurry: Callable[[], None] = lambda: None
     ) -> None:
         """From now on hold `number` with this deadline is to be enforced; `hurry` asks for a renewal now."""
-        self._holds[number] = _Hold(terms, run, deadline, hurry, clock.now())
+        self._holds[number] = _Hold(terms, run, deadline, hurry)
 
     def forget(self, number: int) -> None:
         """The hold is given back: nothing runs under it any more, and what was told to would be killed at once."""

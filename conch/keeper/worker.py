@@ -4,7 +4,6 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from conch.core import clock
@@ -17,18 +16,17 @@ from conch.keeper.job import Job, Stage
 from conch.keeper.lookout import Gone, Lookout
 from conch.keeper.queue import Place, PlaceLost, Queue
 from conch.keeper.session import Session
+from conch.record import Record
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 2.0
 _LEAST_S = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class _Renewed:
+class _Renewed(Record):
     session: int
 
 
-@dataclass(frozen=True, slots=True)
-class _SessionLost:
+class _SessionLost(Record):
     session: int
     reason: str
 

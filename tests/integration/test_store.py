@@ -3,7 +3,6 @@
 import secrets
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,6 +29,7 @@ from conch.keeper.job import Stage
 from conch.keeper.queue import PlaceLost, Queue
 from conch.keeper.session import Session
 from conch.keys import prefix_end
+from conch.record import replace
 from tests.conftest import OwnEtcd
 from tests.support.conch import Bench, new_store, wait_for
 
