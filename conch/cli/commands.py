@@ -8,7 +8,6 @@ from typing import NoReturn
 import click
 
 from conch import __version__
-from conch.core import nursery
 from conch.errors import EXIT_UNAVAILABLE, EXIT_USAGE, CannotWrite, ConchError, ReaderGone
 from conch.log import Log, escape
 
@@ -49,7 +48,8 @@ def main() -> NoReturn:
         # a holder's words may be in letters that this terminal does not have
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = _run(sys.argv[1:])
-    nursery.discard_early()
+    if "conch.core.nursery" in sys.modules:
+        sys.modules["conch.core.nursery"].discard_early()
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -8,10 +8,10 @@ import sys
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from conch.core import nursery
-from conch.core.link import Link
+if TYPE_CHECKING:
+    from conch.core.link import Link
 
 _WRAPPERS = ("elect", "sema")
 _NO_RUN = {"--who", "--watch", "--assert", "--help", "-h"}
@@ -21,6 +21,11 @@ def main() -> NoReturn:
     """Fork the keeper if this is to hold something, then load what reads the command line."""
     _open_standard_descriptors()
     if _will_hold(sys.argv[1:]):
+        import gc
+
+        from conch.core import nursery
+
+        gc.freeze()  # what both have is shared for longer if the collector leaves it alone
         nursery.fork_early(_keep_when_told)
     from conch.cli.commands import main as run
 
@@ -34,7 +39,7 @@ def _will_hold(arguments: list[str]) -> bool:
     return _NO_RUN.isdisjoint(arguments[: arguments.index("--")])
 
 
-def _keep_when_told(link: Link) -> None:
+def _keep_when_told(link: "Link") -> None:
     from conch.keeper.main import keep_when_told
 
     keep_when_told(link)

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 
-from conch.core import clock, nursery, process, tree
+from conch.core import clock, nursery, process, system, tree
 from conch.core.link import Held, Link, Message
 from conch.core.parent import Parent
 from conch.core.plan import End, Plan
@@ -123,6 +123,7 @@ class Loop:
         """Let the main process exec."""
         if self._child is tree and self._child is not None:
             self._child.open_gate()
+            system.give_memory_back()  # from here on there is time
 
     def reap(self, tree: Tree) -> End:
         """Take the terminal back and let the main process go."""

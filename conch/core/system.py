@@ -41,6 +41,13 @@ def die_with_parent(signal_number: int) -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0))
 
 
+def give_memory_back() -> None:
+    """Return to the kernel what start-up has left free (malloc_trim; where the C library has none, nothing)."""
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 class Timer:
     """A timerfd on CLOCK_BOOTTIME: readable at an absolute moment, time spent in suspend counts."""
 

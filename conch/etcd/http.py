@@ -45,6 +45,12 @@ class Gateway:
         self._idle: list[_Wire] = []
         self._busy: set[_Wire] = set()
         self._closed = False
+        self._answered_at = 0.0
+
+    @property
+    def answered_lately(self) -> bool:
+        """Whether it answered a request within the time that a stream may be silent."""
+        return time.monotonic() - self._answered_at < _SILENCE_S
 
     def ask(self, path: str, body: bytes, token: str | None, timeout_s: float) -> Any:
         """Send a request and return the JSON of its answer.
@@ -60,6 +66,7 @@ class Gateway:
         except BaseException:
             self._drop(wire)
             raise
+        self._answered_at = time.monotonic()
         self._keep(wire, reusable=wire.clean and headers.get(b"connection", b"").lower() != b"close")
         return _answer(status, headers, data)
 

@@ -157,6 +157,8 @@ class HttpStore(FailOver[Gateway]):
 
 def _check_alive(ask: Callable[[Gateway, str | None, float], Any], client: Gateway, token: str | None) -> None:
     """Raise unless the member answers something: a stopped one keeps a silent stream open for ever."""
+    if client.answered_lately:
+        return
     try:
         ask(client, token, _ALIVE_S)
     except GatewayError:

@@ -4,6 +4,7 @@ import os
 import threading
 from typing import Any
 
+from conch.core import system
 from conch.core.link import Link, Release
 from conch.keeper.job import Job
 
@@ -31,6 +32,7 @@ def keep(job: Job, link: Link) -> None:
     worker = Worker(job, open_store(job.connection), warden)
     thread = threading.Thread(target=worker.run, name="worker", daemon=True)
     thread.start()
+    system.give_memory_back()
     warden.run(worker.deliver)
     # The supervisor is gone, and so is all that it ran.
     worker.deliver(Release())

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-GROUPS = ("cron",)
+GROUPS = ("holds", "cron")
 
 if __name__ == "__main__":
     for group in sys.argv[1:] or GROUPS:

@@ -15,6 +15,11 @@ def ms(values: Sequence[float]) -> str:
     return f"{statistics.median(values) * 1000:.1f} ms (p99 {percentile(values, 0.99) * 1000:.1f}, n={len(values)})"
 
 
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Of the medians."""
+    return f"{statistics.median(ours) / statistics.median(theirs):.2f}"
+
+
 def row(what: str, *cells: str) -> None:
     """A line of the table, at once."""
     print("| " + " | ".join((what, *cells)) + " |", flush=True)

@@ -171,11 +171,11 @@ print("all")
 def test_a_pid_that_is_another_process_by_now_is_not_signalled(tmp_path: Path) -> None:
     """The start time tells them apart."""
     text = """
-import dataclasses
+from conch import record
 child = start("sleep", "1000")
 child.open_gate()
 entry = tree.stat(child.pid)
-tree.signal_exactly(dataclasses.replace(entry, start=entry.start + 1), signal.SIGKILL)
+tree.signal_exactly(record.replace(entry, start=entry.start + 1), signal.SIGKILL)
 time.sleep(0.1)
 assert child.exit_code() is None
 tree.signal_exactly(entry, signal.SIGKILL)

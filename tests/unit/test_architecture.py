@@ -88,7 +88,18 @@ def test_supervisor_never_loads_what_talks_to_etcd() -> None:
 
 def test_keeper_of_a_wrapper_loads_nothing_heavy() -> None:
     """What it needs to hold something over plain HTTP; gRPC and TLS cost ten times as much."""
-    heavy = ("grpc", "etcd3", "google.protobuf", "asyncio", "ssl", "psutil", "croniter", "click", "http.client", "random")
+    heavy = (
+        "grpc",
+        "etcd3",
+        "google.protobuf",
+        "asyncio",
+        "ssl",
+        "psutil",
+        "croniter",
+        "click",
+        "http.client",
+        "random",
+    )
     ready = "import conch.keeper.main, conch.etcd.connect, conch.keeper.warden, conch.keeper.worker"
     script = f"import sys; {ready}; print(*[m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
