@@ -68,6 +68,7 @@ class Crew:
         self._relays: dict[int, Relay] = {}
         self._ended: dict[str, float] = {}  # since when
         self._orphans: dict[tuple[int, int], str | None] = {}  # by pid and start
+        self._unmarked: dict[tuple[int, int], float] = {}  # those without an environment, since when
         self._strays: list[tuple[Process, int]] = []
         self._me = os.getpid()
         self._look_at: float | None = None
@@ -145,6 +146,8 @@ class Crew:
         """
         clear = True
         known: dict[tuple[int, int], str | None] = {}
+        unmarked: dict[tuple[int, int], float] = {}
+        now = clock.now()
         for entry in everyone.values():
             if entry.parent != self._me or entry.pid in self._trees or entry.group in self._trees:
                 continue
@@ -161,10 +164,11 @@ class Crew:
                 known[who] = self._orphans[who]
             else:
                 marks = tree.trees_of(entry.pid)
-                if marks is None and who not in self._orphans:
-                    clear = False
+                if marks is None:
+                    unmarked[who] = self._unmarked.get(who, now)
+                    clear = clear and now - unmarked[who] >= _LOOK_PAUSE_S
                 known[who] = next((mark for mark in marks or () if mark in self._runs), None)
-        self._orphans = known
+        self._orphans, self._unmarked = known, unmarked
         return clear
 
     @staticmethod

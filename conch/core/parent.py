@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Collection
 
 from conch.core import nursery, system, tree
-from conch.core.link import Link, Message
+from conch.core.link import Link, Message, Renewed
 from conch.core.plan import ENDING, PASSED_ON
 from conch.core.process import Dispositions
 from conch.log import Lines, Log
@@ -116,7 +116,12 @@ class Parent:
         if link is None:
             return
         link.flush()
-        for message in link.drain():
+        arrived = link.drain()
+        # an order must not be judged by the deadline of when we last woke
+        for message in arrived:
+            if isinstance(message, Renewed):
+                on_message(message)
+        for message in arrived:
             on_message(message)
         if link.closed and link is self._link:
             on_death()

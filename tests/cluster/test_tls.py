@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from conch.dev import Cluster, Tls
+from tests.cluster.test_smoke import CHECKS, smoke
 from tests.support.conch import Bench, wait_for
 from tests.support.etcdctl import etcdctl
 from tests.support.proxy import Proxy
@@ -91,6 +92,16 @@ def test_smoke_over_https(secure: Bench, options: dict[str, str]) -> None:
     wait_for(lambda: watch.out == "o -\n", "the watch")
     assert secure.run("elect", "o", "--assert", env=options).returncode == 1
     wait_for(lambda: keys(secure, options) == [], "no key left")
+
+
+def test_script_for_after_a_deploy_passes_over_https(secure: Bench, options: dict[str, str]) -> None:
+    """Elections, semaphores and schedules, all with client certificates."""
+    etcdctls = {name.replace("CONCH_", "ETCDCTL_"): value for name, value in options.items()}
+    done = smoke(secure, **options, **etcdctls)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASS") == CHECKS
+    flags = [f"--{name.removeprefix('CONCH_').lower()}={value}" for name, value in options.items()]
+    etcdctl("--endpoints", secure.endpoints, *flags, "del", "--prefix", secure.prefix)
 
 
 def test_options_come_from_flags_and_from_etcdctls_variables(secure: Bench, options: dict[str, str]) -> None:

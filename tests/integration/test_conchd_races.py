@@ -4,13 +4,12 @@ import json
 import os
 import queue
 import resource
-import secrets
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +65,10 @@ class Slow(Host):
         """The order of a tick's run, once it runs."""
         wait_for(lambda: (name, tick) in self.orders, f"the run of {name} {tick}")
         return self.orders[name, tick]
+
+    def was_killed(self, order: Start) -> bool:
+        """Whether the supervisor was asked to end this run."""
+        return order.run in self.killed
 
     def end(self, tick: int, name: str = "j") -> None:
         """Its command ends well."""
@@ -236,19 +239,21 @@ def test_replace_on_one_host_records_only_the_end(bed: Bed) -> None:
     """The tick that took over has no result while it runs, whichever news of the run key came first."""
     host = bed.host()
     bed.put(overlap="replace")
-    before = bed.request()
+    ticks = [bed.request()]
+
+    def not_recorded() -> None:
+        assert bed.fleet.value("result", "j", ticks[-1]) is None, "recorded while it runs"
+
     for _ in range(4):
-        order = host.wait_start(before)
-        tick = bed.request()
-        wait_for(lambda: order.run in host.killed, "the one before is told to end")
-        host.end(before)
-        host.wait_start(tick)
-        throughout(0.2, lambda: bed.fleet.value("result", "j", tick) is None or pytest.fail("recorded, and runs"))
-        before = tick
-    host.end(before)
-    assert bed.fleet.result("j", before)["state"] == "ok"
-    ticks = [tick for tick, _ in host.runs]
-    assert len(ticks) == len(set(ticks))
+        order = host.wait_start(ticks[-1])
+        ticks.append(bed.request())
+        wait_for(partial(host.was_killed, order), "the one before is told to end")
+        host.end(ticks[-2])
+        host.wait_start(ticks[-1])
+        throughout(0.2, not_recorded)
+    host.end(ticks[-1])
+    assert bed.fleet.result("j", ticks[-1])["state"] == "ok"
+    assert [tick for tick, _ in host.runs[1:]] == ticks
 
 
 def test_rm_while_a_tick_waits_records_it(bed: Bed) -> None:
@@ -351,28 +356,14 @@ def test_what_is_just_being_written_is_not_truncated(tmp_path: Path, monkeypatch
 
 # -- values that anyone may write --------------------------------------------------------------------------
 
-HUGE = 10**400
 
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("cron/job/bad", {"schedule": "@every 1s", "cmd": ["true"], "run_ttl": HUGE}),
-        ("cron/job/bad", {"schedule": "@every 1s", "cmd": ["true"], "sig": "\ud800"}),
-        ("cron/job/bad", {"schedule": "@every 5000000h", "cmd": ["true"]}),
-        ("cron/run/j", {"tick": 10**30}),
-        ("cron/run/j", {"tick": -HUGE}),
-        ("node/zz", {"at": HUGE}),
-        ("node/zz", {"at": -1e300}),
-    ],
-)
-def test_strange_values_stop_nothing(bed: Bed, key: str, value: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("key", "field", "value"), [("cron/run/j", "tick", 10**30), ("node/zz", "at", 10**400)])
+def test_strange_values_stop_nothing(bed: Bed, key: str, field: str, value: int) -> None:
     """Whatever a key holds, the scheduler lives, and what has nothing to do with it runs."""
     host = bed.quick()
-    host.scheduler._key = secrets.token_bytes(32) if "sig" in value else None
     path = f"{bed.bench.prefix}/{key}"
     bed.put()
-    bed.bench.etcd.put(path, json.dumps(value))
+    bed.bench.etcd.put(path, json.dumps({field: value}))
     bed.fleet.result("j", bed.request(), 5)
     bed.put("good")
     good = bed.request("good")
@@ -433,31 +424,28 @@ def test_slot_lasts_through_the_pause_before_a_retry(fleet: Fleet) -> None:
 
 # -- processes ---------------------------------------------------------------------------------------------
 
-DAEMON = """
-import os, time
-if os.fork(): os._exit(0)
-os.setsid()
-if os.fork(): os._exit(0)
-os.write(os.open("daemons", os.O_WRONLY | os.O_APPEND | os.O_CREAT), b"%d\\n" % os.getpid())
-time.sleep(1000)
+# Loaded by conchd: for 5 ms after the first look, every process is just in exec and shows no environment.
+IN_EXEC = """
+import builtins, io, time
+from conch.core import tree
+looked = {}
+def look(path, *how, **more):
+    now = time.monotonic()
+    if str(path).endswith("/environ") and now - looked.setdefault(path, now) < 0.005:
+        return io.BytesIO()
+    return builtins.open(path, *how, **more)
+tree.open = look
 """
 
 
-def test_daemons_of_many_runs_at_once_are_all_ended(fleet: Fleet) -> None:
-    """Forked twice into sessions of their own while others end: none is overlooked when its run is recorded."""
-    fleet.start("a")
-    fleet.bench.file("daemon.py").write_text(DAEMON)
-    fleet.add(
-        "j", "@yearly", "--overlap", "allow", "--kill-after", "1s", command=f"{sys.executable} -S -E daemon.py; true"
-    )
-    now = int(time.time())
-    ticks = range(now - 40, now)
-    for tick in ticks:
-        fleet.request("j", tick)
-    results = fleet.results("j", len(ticks), 60)
-    left = [pid for pid in fleet.bench.pids("daemons", 1) if alive(pid)]
-    assert not left
-    assert set(results) == set(ticks)
+def test_daemon_just_in_exec_is_not_overlooked(fleet: Fleet) -> None:
+    """It has left group and parent and shows no environment yet: its run is recorded once it is ended."""
+    fleet.bench.file("sitecustomize.py").write_text(IN_EXEC)
+    path = f"{fleet.bench.folder}:{os.environ.get('PYTHONPATH', '')}"
+    fleet.start("a", env={"PYTHONPATH": path})
+    fleet.add("j", "@yearly", "--overlap", "allow", command="(setsid sh -c 'echo $$ >> daemon; exec sleep 1000' &)")
+    fleet.result("j", fleet.run_now("j"))
+    assert not [pid for pid in fleet.bench.pids("daemon", 1) if alive(pid)]
 
 
 def test_three_sigterms_end_conchd_without_etcd(own_fleet: Fleet, own: OwnEtcd) -> None:
@@ -507,10 +495,10 @@ def expiry(bench: Bench, lease: int) -> float:
 
 
 def test_hundred_trees_are_dead_by_their_deadline(fleet: Fleet) -> None:
-    """The keeper is stopped, all runs are bound, ignore SIGTERM and have a descendant outside their group."""
+    """The keeper is stopped, all runs are bound, ignore SIGTERM and have descendants outside their group."""
     daemon = fleet.start("a")
     lease = int(daemon.events("registered")[0]["lease"], 16)
-    command = "trap '' TERM; setsid sleep 1000 & exec sleep 1000"
+    command = "trap '' TERM; for i in 1 2 3 4 5; do setsid sleep 1000 & done; exec sleep 1000"
     job = {"schedule": "@yearly", "cmd": ["sh", "-c", command], "kill_after": 60, "overlap": "forbid"}
     now = int(time.time())
     for number in range(100):
@@ -520,7 +508,7 @@ def test_hundred_trees_are_dead_by_their_deadline(fleet: Fleet) -> None:
 
     def trees() -> list[int]:
         found = [pid for pid in marked(fleet.bench.mark) if Path(f"/proc/{pid}/comm").read_text() == "sleep\n"]
-        return found if len(found) == 200 else []
+        return found if len(found) == 600 else []
 
     poller = select.poll()
     left = {os.pidfd_open(pid) for pid in wait_for(trees, "all of their processes")}

@@ -286,3 +286,15 @@ def test_full_disk_stops_no_run(fleet: Fleet) -> None:
     resource.prlimit(daemon.keeper(), resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert fleet.result("j", fleet.run_now("j"))["state"] == "failed"
     daemon.wait_event("journal-works")
+
+
+def test_bound_run_of_an_idle_daemon_starts_at_once(fleet: Fleet) -> None:
+    """It is judged by the newest deadline, not by the one of when the supervisor last woke."""
+    fleet.start("a", "--ttl", "6s")
+    fleet.add("j", "@yearly", command="date +%s.%N > started")
+    throughout(4.0, lambda: None)  # longer than a start is allowed to rely on one renewal
+    tick = until_second() + 1
+    fleet.request("j", tick)
+    started = float(fleet.bench.read("started"))
+    assert -0.05 < started - tick < 0.3
+    fleet.result("j", tick)
