@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from conch.etcd.endpoints import Endpoint
+from conch.etcd.store import Rejected
 
 _READ_BYTES = 65536
 _HEAD_BYTES = 65536
 _LARGEST_BYTES = 64 << 20
 _IDLE = 4
+# How etcd says that through the gateway it cannot know us by our certificate.
+_BY_NAME = b"CommonName of client"
 # When a stream that is silent for so long is asked after.
 _SILENCE_S = 5.0
 
@@ -26,7 +29,7 @@ class GatewayError(Exception):
         self.code = code
 
 
-class NoGateway(Exception):
+class NoGateway(Rejected):
     """An HTTP server, but not etcd's gateway: it is switched off, or this is no etcd."""
 
 
@@ -351,7 +354,9 @@ def _json(data: bytes) -> Any:
 
 def _answer(status: int, headers: dict[bytes, bytes], data: bytes) -> Any:
     if status in (404, 405) and not headers.get(b"content-type", b"").startswith(b"application/json"):
-        raise NoGateway("etcd's JSON gateway is switched off there, or it is no etcd")
+        raise NoGateway("etcd's JSON gateway is switched off there, or it is no etcd: try --transport grpc")
+    if data.startswith(_BY_NAME):
+        raise NoGateway("etcd's JSON gateway takes no client certificate with a common name: try --transport grpc")
     answer = _json(data)
     if status != 200:
         if not isinstance(answer, dict):

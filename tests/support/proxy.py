@@ -37,6 +37,7 @@ class Proxy:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"127.0.0.1:{self._server.getsockname()[1]}"
         self.connections = 0
+        self.http2 = False
         self.calls: list[str] = []
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -146,6 +147,7 @@ class _Pair:
         with contextlib.suppress(OSError):
             first = self._client.recv(3, socket.MSG_PEEK)
         speaks_http2 = first == _PREFACE[:3]
+        self._proxy.http2 = self._proxy.http2 or speaks_http2
         threading.Thread(target=self._replies if speaks_http2 else self._plain_replies, daemon=True).start()
         if speaks_http2:
             self._requests()

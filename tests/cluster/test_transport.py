@@ -1,0 +1,110 @@
+"""Which way conch talks to etcd: the gateway where it is there, gRPC where it is not."""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from conch.dev import Cluster, Tls
+from tests.support.conch import Bench, wait_for
+from tests.support.etcdctl import etcdctl
+from tests.support.metrics import difference, requests
+from tests.support.proxy import Proxy
+
+
+@pytest.fixture
+def without_gateway(tmp_path: Path) -> Iterator[Bench]:
+    """An etcd whose gateway is switched off."""
+    with Cluster(arguments=("--enable-grpc-gateway=false",)) as cluster:
+        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+        yield bench
+        bench.finish()
+        bench.check_etcd()
+
+
+AUTO = {"CONCH_TRANSPORT": "auto"}
+
+
+def test_auto_falls_back_to_grpc_where_the_gateway_is_off(without_gateway: Bench) -> None:
+    """Holding, queueing, handing over, looking: nobody notices."""
+    bench = without_gateway
+    first = bench.hold("o", env=AUTO)
+    second = bench.queue("o", command="echo ran >> ran", env=AUTO)
+    assert bench.run("elect", "o", "--who", env=AUTO).returncode == 0
+    watch = bench.start("elect", "o", "--watch", env=AUTO)
+    wait_for(lambda: watch.out.count("\n") >= 1, "the watch shows the leader")
+    first.signal(15)
+    assert second.wait() == 0
+    wait_for(lambda: watch.out.endswith("o -\n"), "the watch shows that it is vacant")
+    bench.run("cron", "add", "j", "--schedule", "@daily", "--", "true", env=AUTO)
+    assert "j" in bench.run("cron", "ls", env=AUTO).stdout
+    bench.run("cron", "rm", "j", env=AUTO)
+
+
+def test_http_says_that_the_gateway_is_off(without_gateway: Bench) -> None:
+    """One line and 69, as for any etcd that does not do what is asked."""
+    done = without_gateway.run("elect", "o", "--transport", "http", "--quiet", "--", "true")
+    assert done.returncode == 69
+    assert "gateway" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("transport", "speaks_http2"), [("auto", False), ("http", False), ("grpc", True)])
+def test_transport_is_what_was_asked_for(conch: Bench, transport: str, speaks_http2: bool) -> None:
+    """As the wire shows; and etcd serves the same requests for each."""
+    proxy = Proxy(conch.endpoints)
+    before = requests(conch.endpoints)
+    done = conch.run("elect", "o", "--endpoints", proxy.endpoint, "--transport", transport, "--", "true")
+    assert done.returncode == 0
+    made = difference(before, requests(conch.endpoints))
+    assert {"LeaseGrant", "Txn", "LeaseRevoke"} <= made.keys()
+    assert ("Txn" in proxy.calls) is True
+    assert proxy.http2 is speaks_http2
+    proxy.close()
+
+
+def test_unknown_transport_is_bad_input(conch: Bench) -> None:
+    """Before anything is sent."""
+    assert conch.run("elect", "o", "--transport", "udp", "--", "true").returncode == 64
+
+
+def test_auto_falls_back_to_grpc_where_etcd_knows_us_by_our_certificate(tmp_path: Path) -> None:
+    """Through the gateway etcd does not see a client's certificate; over gRPC its common name is the user."""
+    authority = trustme.CA()
+    ca = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca))
+    paths = {}
+    for who, made in (
+        ("server", authority.issue_cert("127.0.0.1", "localhost")),
+        ("root", authority.issue_cert("root", common_name="root")),
+        ("conch", authority.issue_cert("conch", common_name="conch")),
+    ):
+        paths[who] = (str(tmp_path / f"{who}.pem"), str(tmp_path / f"{who}.key"))
+        made.private_key_pem.write_to_path(paths[who][1])
+        Path(paths[who][0]).write_bytes(b"".join(part.bytes() for part in made.cert_chain_pems))
+    tls = Tls(str(ca), *paths["server"], str(ca), *paths["root"])
+    with Cluster(tls=tls) as cluster:
+        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+
+        def admin(*words: str) -> str:
+            cert, key = paths["root"]
+            return etcdctl("--endpoints", bench.endpoints, "--cacert", str(ca), "--cert", cert, "--key", key, *words)
+
+        for user in ("root", "conch"):
+            admin("user", "add", user, "--no-password")
+        admin("role", "add", "conch")
+        admin("role", "grant-permission", "conch", "--prefix=true", "readwrite", bench.prefix)
+        admin("user", "grant-role", "root", "root")
+        admin("user", "grant-role", "conch", "conch")
+        admin("auth", "enable")
+        cert, key = paths["conch"]
+        env = {"CONCH_CACERT": str(ca), "CONCH_CERT": cert, "CONCH_KEY": key, **AUTO}
+        done = bench.run("elect", "o", "--", "true", env=env)
+        assert done.returncode == 0, done.stderr
+        assert bench.run("elect", "o", "--who", env=env).returncode == 1
+        refused = bench.run("elect", "o", "--quiet", "--", "true", env={**env, "CONCH_TRANSPORT": "http"})
+        assert refused.returncode == 69
+        assert "common name" in refused.stderr
+        bench.finish()
