@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from conch.dev import Cluster, Member
 from tests.support.conch import Bench
 from tests.support.cron import Fleet
+
+# A busy machine is slow at everything, making examples too.
+settings.register_profile("conch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("conch")
 
 _ENDPOINTS = "CONCH_TESTS_ETCD"
 _cluster: Cluster | None = None

@@ -5,8 +5,10 @@ import pwd
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -496,22 +498,19 @@ def test_no_descriptor_and_no_zombie_is_left(fleet: Fleet) -> None:
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-def open_to_all(folder: Path) -> None:
-    """Let another user write there, and come there."""
-    folder.chmod(0o777)
-    for above in folder.parents:
-        if above == Path("/tmp") or above == Path("/"):
-            break
-        above.chmod(above.stat().st_mode | 0o011)
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder where any user may write, outside pytest's own, which others cannot enter."""
+    with tempfile.TemporaryDirectory(prefix="conch-test-") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
 
 
 @needs_root
-def test_run_as(fleet: Fleet) -> None:
+def test_run_as(fleet: Fleet, public: Path) -> None:
     """Uid, gid, groups and the environment are the user's; conchd's own are not kept anywhere."""
     nobody = pwd.getpwnam("nobody")
-    folder = fleet.bench.file("open")
-    folder.mkdir()
-    open_to_all(folder)
+    folder = public
     daemon = fleet.start("a", "--run-as", "nobody")
     result = once(
         fleet, "j", "--cwd", str(folder),
@@ -529,28 +528,24 @@ def test_run_as(fleet: Fleet) -> None:
 
 
 @needs_root
-def test_run_as_another_dies_with_conchd(fleet: Fleet) -> None:
+def test_run_as_another_dies_with_conchd(fleet: Fleet, public: Path) -> None:
     """Kill -9 of conchd: the kernel forgets the parent-death signal when rights change, unless it is asked again."""
-    folder = fleet.bench.file("open")
-    folder.mkdir()
-    open_to_all(folder)
+    folder = public
     daemon = fleet.start("a", "--run-as", "nobody")
     fleet.add(
         "j", NEVER, "--cwd", str(folder), command="setsid sleep 1000 & echo $! > pids; echo $$ >> pids; exec sleep 1000"
     )
     fleet.run_now("j")
-    pids = fleet.bench.pids("open/pids", 2)
+    pids = fleet.bench.pids(str(folder / "pids"), 2)
     assert psutil.Process(pids[1]).uids().real == pwd.getpwnam("nobody").pw_uid
     daemon.kill()
     wait_for(lambda: not [pid for pid in pids if alive(pid)], "the end of the run")
 
 
 @needs_root
-def test_run_as_another_is_ended_with_its_leftovers(fleet: Fleet) -> None:
+def test_run_as_another_is_ended_with_its_leftovers(fleet: Fleet, public: Path) -> None:
     """Signals reach it, its descendants that left the group too."""
-    folder = fleet.bench.file("open")
-    folder.mkdir()
-    open_to_all(folder)
+    folder = public
     fleet.start("a", "--run-as", "nobody")
     (folder / "stubborn").write_text(STUBBORN)
     result = once(
@@ -558,7 +553,7 @@ def test_run_as_another_is_ended_with_its_leftovers(fleet: Fleet) -> None:
         command="setsid sh stubborn & sh stubborn & exec sh stubborn",
     )  # fmt: skip
     assert (result["state"], result["exit"]) == ("timeout", 137)
-    assert not [pid for pid in fleet.bench.pids("open/pids", 3) if alive(pid)]
+    assert not [pid for pid in fleet.bench.pids(str(folder / "pids"), 3) if alive(pid)]
 
 
 def test_run_as_needs_a_user_and_root(conch: Bench) -> None:
