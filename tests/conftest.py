@@ -17,7 +17,15 @@ settings.register_profile("conch", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("conch")
 
 _ENDPOINTS = "CONCH_TESTS_ETCD"
+# Of the first schedule of faults in `tests/invariant`.
+FIXED_SEED = 20261120
 _cluster: Cluster | None = None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--seed` and `--schedules`; a failure names the one command that replays it."""
+    parser.addoption("--seed", type=int, default=FIXED_SEED, help="the first schedule's seed")
+    parser.addoption("--schedules", type=int, default=0, help="how many schedules of each kind (0: a few)")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,1 @@
+"""Bounded concurrency under seeded schedules of faults, judged by what the commands themselves wrote down."""

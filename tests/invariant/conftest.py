@@ -1,0 +1,22 @@
+"""Schedules by their seeds, and the cluster that each worker keeps for them."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from conch.dev import Cluster
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with `seed` runs once a schedule."""
+    if "seed" in metafunc.fixturenames:
+        first = metafunc.config.getoption("--seed")
+        count = metafunc.config.getoption("--schedules") or 2
+        metafunc.parametrize("seed", range(first, first + count))
+
+
+@pytest.fixture(scope="session")
+def members() -> Iterator[Cluster]:
+    """Three members, healed after each schedule."""
+    with Cluster(3) as cluster:
+        yield cluster

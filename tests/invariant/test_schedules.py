@@ -1,0 +1,201 @@
+"""The promise itself, under seeded schedules of faults."""
+
+import datetime
+import random
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conch.dev import Cluster
+from tests.invariant import checker, faults
+from tests.invariant.faults import Field
+from tests.support.conch import Bench, Wrapper, alive, boottime, marked, wait_for
+from tests.support.cron import Fleet
+from tests.support.proxy import Proxy
+
+FAULTS_S = 9.0
+CONVERGED_S = faults.TTL_S + 5
+
+
+@pytest.fixture
+def ground(members: Cluster, seed: int, tmp_path: Path) -> Iterator[Field]:
+    """A cluster behind proxies, with a seed."""
+    proxies = [Proxy(member.endpoint) for member in members.members]
+    bench = Bench(members.endpoints, secrets.token_hex(8), tmp_path)
+    ground = Field(bench, members, proxies, random.Random(seed))
+    yield ground
+    ground.heal()
+    for proxy in proxies:
+        proxy.close()
+    bench.finish()
+    bench.check_etcd()
+
+
+def replay(request: pytest.FixtureRequest, ground: Field, seed: int) -> str:
+    """What a failure says: how to have it again, and what had happened."""
+    name = request.node.nodeid.split("[")[0]
+    story = "\n  ".join(ground.story)
+    return f"replay: python -m pytest {name} --seed {seed} --schedules 1\nlogs: {ground.bench.folder}\n  {story}"
+
+
+@pytest.mark.parametrize(("kind", "slots"), [("elect", 1), ("sema", 1), ("sema", 2), ("sema", 3)])
+def test_never_more_than_n_at_once(
+    ground: Field, seed: int, kind: str, slots: int, request: pytest.FixtureRequest
+) -> None:
+    """N + 2 contenders that come and go, through kills, stops, revocations, dead members and broken networks."""
+    rng = ground.rng
+    log = ground.bench.file("beats")
+    plain = rng.random() < 0.5
+    wanted = slots + 2
+    line: list[Wrapper] = []
+    strikes = [
+        lambda: faults.strike_process(ground, line, plain=plain),
+        lambda: faults.strike_process(ground, line, plain=plain),
+        lambda: faults.strike_member(ground),
+        lambda: faults.strike_network(ground),
+        lambda: faults.strike_hold(ground, kind),
+    ]
+    until = time.monotonic() + FAULTS_S
+    next_at = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        running = [one for one in line if one.process.poll() is None]
+        if len(running) < wanted:
+            line.append(faults.contender(ground, kind, slots, log, plain=plain))
+        if time.monotonic() >= next_at:
+            next_at = time.monotonic() + rng.uniform(0.3, 1.5)
+            rng.choice(strikes)()
+        if rng.random() < 0.01 and running:
+            ground.note("a contender is told to leave")
+            rng.choice(running).signal(signal.SIGTERM)
+        ground.run_due()
+        time.sleep(0.02)
+    ground.heal()
+
+    # it converges: those that are there hold, as many as may
+    while len([one for one in line if one.process.poll() is None]) < wanted:
+        line.append(faults.contender(ground, kind, slots, log, plain=True))
+
+    def converged() -> bool:
+        fresh = {one.rev for one in checker.read(log) if one.end > boottime() - 0.3}
+        if len([one for one in line if one.process.poll() is None]) < wanted:
+            line.append(faults.contender(ground, kind, slots, log, plain=True))
+        return len(fresh) == slots
+
+    try:
+        wait_for(converged, f"{slots} holders", CONVERGED_S + 5)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{replay(request, ground, seed)}") from None
+    for one in line:
+        if one.process.poll() is None:
+            one.signal(signal.SIGTERM)
+    codes = [one.wait() for one in line]
+    # between lines of a pid that is used again there is no life
+    intervals = checker.read(log)
+    held = checker.holds(intervals)
+    problems = checker.overlaps(held, slots, ground.allowances) + checker.order(held, slots)
+    problems += outlived(line, held)
+    odd = [code for code in codes if code not in (0, 69, 70, 75, 137, 143)]
+    problems += [f"odd exit code {code}" for code in odd]
+    assert not problems, "\n".join([*problems, replay(request, ground, seed)])
+    wait_for(lambda: not marked(ground.bench.mark), "no process left")
+    # what died with both of its processes at once leaves its lease to run out
+    wait_for(lambda: not ground.bench.keys(), "no key left")
+
+
+def outlived(line: list[Wrapper], held: list[checker.Interval]) -> list[str]:
+    """Runs that gave a sign of life after conch said that their hold was given back."""
+    offset = time.time() - boottime()
+    last = {one.rev: one.end for one in held}
+    problems = []
+    for one in line:
+        for event in one.events("released"):
+            at = stamp(event["ts"]) - offset
+            if event["level"] == "info" and last.get(int(event.get("rev", 0)), 0) > at + 0.02:
+                problems.append(f"{event['rev']} ran after its release at {at:.3f}")
+    return problems
+
+
+def stamp(text: str) -> float:
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+@pytest.mark.parametrize(("hosts", "overlap"), [(2, "allow"), (3, "forbid")])
+def test_each_tick_runs_at_most_once(
+    ground: Field, seed: int, hosts: int, overlap: str, request: pytest.FixtureRequest
+) -> None:
+    """Daemons killed, stopped, cut off and started again: a tick has one claim, at most one run, and a result."""
+    rng, bench = ground.rng, ground.bench
+    log = bench.file("beats")
+    fleet = Fleet(bench)
+    endpoints = ",".join(proxy.endpoint for proxy in ground.proxies)
+
+    def start(host: str) -> Wrapper:
+        return fleet.start(host, "--ttl", f"{faults.TTL_S:g}s", "--endpoints", endpoints, ready=False)
+
+    names = [f"h{number}" for number in range(hosts)]
+    daemons = {name: start(name) for name in names}
+    rules = ("--schedule", "@every 1s", "--overlap", overlap, "--kill-after", f"{faults.KILL_AFTER_S:g}s")
+    seconds = "1.4" if overlap == "forbid" else "0.3"
+    bench.run("cron", "add", "j", *rules, "--", sys.executable, "-I", "-S", faults.BEAT, str(log), "cron", "j", seconds)
+    began = int(time.time()) + 2
+    until = time.monotonic() + FAULTS_S
+    next_at = time.monotonic() + 2.5
+    while time.monotonic() < until:
+        for name in names:
+            if daemons[name].process.poll() is not None:
+                daemons[name] = start(name)
+        if time.monotonic() >= next_at:
+            next_at = time.monotonic() + rng.uniform(0.5, 2)
+            match rng.choice(["process", "process", "network", "member"]):
+                case "process":
+                    faults.strike_process(ground, list(daemons.values()), plain=True)
+                case "network":
+                    faults.strike_network(ground)
+                case _:
+                    faults.strike_member(ground)
+        ground.run_due()
+        time.sleep(0.02)
+    ground.heal()
+    for name in names:
+        if daemons[name].process.poll() is not None:
+            daemons[name] = start(name)
+
+    def node_keys() -> bool:
+        return len(bench.keys_below("node/")) == hosts
+
+    try:
+        wait_for(node_keys, "all daemons are registered", CONVERGED_S + 5)
+        healed = int(time.time()) + 1
+        wait_for(lambda: [t for t in fleet.ticks("fire", "j") if t > healed], "ticks go on", CONVERGED_S)
+        bench.run("cron", "pause", "j")
+        wait_for(
+            lambda: set(fleet.ticks("fire", "j")) == set(fleet.ticks("result", "j")), "every claim has a result", 30
+        )
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{replay(request, ground, seed)}") from None
+    claims, results = fleet.ticks("fire", "j"), fleet.ticks("result", "j")
+    fleet.clean()
+    runs = checker.read(log)
+    problems = []
+    ran = [one.rev for one in runs]
+    problems += [f"tick {tick} ran {ran.count(tick)} times" for tick in set(ran) if ran.count(tick) > 1]
+    problems += [f"tick {tick} ran without a claim" for tick in set(ran) - set(claims)]
+    problems += [
+        f"tick {t} is {results[t]['state']} and never ran"
+        for t in claims
+        if results[t]["state"] == "ok" and t not in ran
+    ]
+    if overlap == "forbid":
+        problems += checker.overlaps(runs, 1, ground.allowances)
+    missing = [tick for tick in range(began, max(claims)) if tick not in claims]
+    reasons = [one for daemon in bench.wrappers for one in daemon.events("missed")]
+    excused = ground.story or reasons  # under faults a tick may be missed, and is said to be
+    problems += [f"tick {tick} has neither claim nor reason" for tick in missing if not excused]
+    assert not problems, "\n".join([*problems, replay(request, ground, seed)])
+    wait_for(lambda: not marked(bench.mark), "no process left")
+    assert not [one.pid for one in runs if alive(one.pid)]

@@ -1,0 +1,417 @@
+"""Plant bugs one at a time in a copy of the source and see a test fail for each: `python -m tests.planted [NAME…]`.
+
+Each bug takes out one mechanism that a guarantee rests on; only the tests that should catch it are run. It fails if a
+bug was missed, if a text to be replaced is not in the source (once), or if the tests fail without any bug.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+_ROOT = Path(__file__).parent.parent
+_LIMIT_S = 120
+# Python takes a compiled file for current by its source's second and size: each version of a file gets its own second.
+_seconds = count(1_000_000_000)
+
+
+@dataclass(frozen=True)
+class Bug:
+    """In `file` of conch, `old` (which is there once) becomes `new`; one of the `tests` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+_STORE, _CLAIMS = "tests/integration/test_store.py", "tests/integration/test_claims.py"
+_RUN, _SEMA = "tests/integration/test_elect_run.py", "tests/integration/test_sema.py"
+_PROCESS, _DEATH = "tests/integration/test_process.py", "tests/integration/test_death.py"
+_SUPERVISOR, _WARDEN = "tests/unit/test_supervisor.py", "tests/unit/test_warden.py"
+_SCHEDULE, _JOURNAL, _LEDGER = (f"tests/unit/test_{name}.py" for name in ("schedule", "journal", "ledger"))
+_UNCLEAR, _GAPS = "tests/cluster/test_unclear.py", "tests/unit/test_planted_gaps.py"
+
+BUGS = (
+    # -- the deadline and its confirmation
+    Bug(
+        "deadline counts from the reply",
+        "keeper/session.py",
+        "self.deadline = sent_at + self.ttl_s",
+        "self.deadline = clock.now() + self.ttl_s",
+        (f"{_STORE}::test_deadline_counts_from_before_the_renewal_was_sent",),
+    ),
+    Bug(
+        "TTL 0 in a renewal's answer is ignored",
+        "keeper/session.py",
+        "if answer.ttl_s <= 0:",
+        "if answer.ttl_s < 0:",
+        (f"{_STORE}::test_ttl_of_zero_is_a_loss",),
+    ),
+    Bug(
+        "renewal counts without the read",
+        "keeper/session.py",
+        "        key, rev = self._place\n",
+        "        return None\n        key, rev = self._place\n",
+        (f"{_STORE}::test_renewal_that_the_read_does_not_confirm_proves_nothing",),
+    ),
+    Bug(
+        "renewal counts at another raft term",
+        "keeper/session.py",
+        "(read.head.member, read.head.term) != (answer.head.member, answer.head.term)",
+        "read.head.member != answer.head.member",
+        (f"{_STORE}::test_renewal_that_the_read_does_not_confirm_proves_nothing",),
+    ),
+    Bug(
+        "our key with another's revision confirms",
+        "keeper/session.py",
+        "if not read.kvs or read.kvs[0].create_revision != rev:",
+        "if not read.kvs:",
+        (f"{_STORE}::test_read_that_does_not_show_our_key_is_a_loss",),
+    ),
+    # -- the end of the command
+    Bug(
+        "supervisor ignores the deadline",
+        "core/supervisor.py",
+        "if self._bound and now >= self._lost_from:",
+        "if False:",
+        (f"{_SUPERVISOR}::test_deadline_that_is_not_renewed",),
+    ),
+    Bug(
+        "warden does not enforce",
+        "keeper/warden.py",
+        "due = [run for run, at in moments if at is not None and now >= at]",
+        "due = []",
+        (f"{_WARDEN}::test_tree_is_killed_at_the_last_moment_and_not_before",),
+    ),
+    Bug(
+        "tree outlives a dead supervisor",
+        "keeper/warden.py",
+        "        self._end_trees()\n",
+        "",
+        (f"{_WARDEN}::test_dead_supervisor_means_kill_until_nothing_is_seen_alive",),
+    ),
+    Bug(
+        "no margin before the deadline",
+        "core/clock.py",
+        "        return deadline - self.margin_s\n",
+        "        return deadline\n",
+        (f"{_SUPERVISOR}::test_deadline_that_is_not_renewed",),
+    ),
+    Bug(
+        "renewal takes a termination back",
+        "core/run.py",
+        "        self._kill_at = kill_at\n",
+        "        self._kill_at = None\n",
+        (f"{_SUPERVISOR}::test_terminating_is_final",),
+    ),
+    Bug(
+        "kill of the process, not of its group",
+        "core/process.py",
+        "            os.killpg(self.pid, number)\n",
+        "            os.kill(self.pid, number)\n",
+        (f"{_RUN}::test_leftover_that_ignores_sigterm_is_killed_after_kill_after",),
+    ),
+    Bug(
+        "processes that left the group are spared",
+        "core/process.py",
+        "            self.signal_strays(number, processes())\n",
+        "            pass\n",
+        (f"{_PROCESS}::test_tree_that_forks_faster_than_one_can_look_is_not_taken_for_empty",),
+    ),
+    Bug(
+        "release before the tree is empty",
+        "core/run.py",
+        "        if self.tree.empty():\n",
+        "        if True:\n",
+        (f"{_SUPERVISOR}::test_kill_is_repeated_until_the_tree_is_empty_and_only_then_released",),
+    ),
+    Bug(
+        "zombies are taken for an empty tree",
+        "core/process.py",
+        "            if not found:\n                return self.exit_code() is not None\n",
+        "            if all(entry.dead for entry in found):\n                return self.exit_code() is not None\n",
+        (f"{_PROCESS}::test_tree_that_forks_faster_than_one_can_look_is_not_taken_for_empty",),
+    ),
+    # -- the start of the command
+    Bug(
+        "late child does not look before exec",
+        "core/process.py",
+        "if start_by is not None and clock.now() > start_by:",
+        "if False:",
+        (f"{_PROCESS}::test_command_looks_at_the_time_last_before_exec",),
+    ),
+    Bug(
+        "command does not wait behind its gate",
+        "core/process.py",
+        'if os.read(gate, 1) != b"g":',
+        "if False:",
+        (f"{_PROCESS}::test_nothing_runs_before_the_gate_is_open",),
+    ),
+    Bug(
+        "command does not die with conch",
+        "core/process.py",
+        "        os.setpgid(0, 0)\n        system.die_with_parent(signal.SIGKILL)\n",
+        "        os.setpgid(0, 0)\n",
+        (f"{_PROCESS}::test_child_dies_with_its_parent",),
+    ),
+    # -- the queue
+    Bug(
+        "our own key is not checked at the promotion",
+        "keeper/queue.py",
+        "if not result.kvs or (result.kvs[0].key, result.kvs[0].create_revision) != (self.key.encode(), rev):",
+        "if False:",
+        (f"{_STORE}::test_entering_twice_keeps_the_first_place",),
+    ),
+    Bug(
+        "promotion by an event, without looking",
+        "keeper/worker.py",
+        "                    place = self._look()\n",
+        "                    place = Place(place.rev, (), place.seen_at)\n",
+        (f"{_RUN}::test_a_waiter_in_the_middle_that_leaves_promotes_nobody",),
+    ),
+    Bug(
+        "waiter watches one key of N",
+        "keeper/queue.py",
+        "return Place(rev, ahead if len(ahead) >= self.slots else (), seen_at)",
+        "return Place(rev, ahead[:1] if len(ahead) >= self.slots else (), seen_at)",
+        (f"{_SEMA}::test_any_order_of_releases_promotes_exactly_the_next_in_line",),
+    ),
+    Bug(
+        "one holder too many",
+        "keeper/queue.py",
+        "ahead if len(ahead) >= self.slots else ()",
+        "ahead if len(ahead) > self.slots else ()",
+        (f"{_STORE}::test_first_n_hold_and_each_watches_the_n_right_ahead",),
+    ),
+    Bug(
+        "repeated acquisition makes its key anew",
+        "keeper/queue.py",
+        "            [CreatedAt(key, 0)],\n",
+        "            [],\n",
+        (f"{_UNCLEAR}::test_an_acquisition_whose_reply_is_lost_acquires_once[Txn-reset]",),
+    ),
+    Bug(
+        "loss by hand is not noticed by the watch",
+        "keeper/worker.py",
+        "            if key in self._own_keys():\n                raise PlaceLost\n            if key is None:\n",
+        "            if key is None:\n",
+        (f"{_DEATH}::test_loss_by_hand_is_noticed_at_once",),
+    ),
+    # -- cron: ticks
+    Bug(
+        "@every counts from the start",
+        "cron/schedule.py",
+        "return (instant // self.seconds + 1) * self.seconds",
+        "return instant + self.seconds",
+        (f"{_SCHEDULE}::test_every_is_aligned_to_the_epoch",),
+    ),
+    Bug(
+        "fixed time fires twice in the repeated hour",
+        "cron/schedule.py",
+        "return (first,) if self.fixed else (first, second)",
+        "return (first, second)",
+        (f"{_SCHEDULE}::test_both_changes_of_the_clock",),
+    ),
+    Bug(
+        "fixed time in the gap does not fire",
+        "cron/schedule.py",
+        "        if not self.fixed:\n            return ()\n",
+        "        return ()\n",
+        (f"{_SCHEDULE}::test_both_changes_of_the_clock",),
+    ),
+    # -- cron: claims and results
+    Bug(
+        "claim is not created once",
+        "cron/claims.py",
+        '            CreatedAt(self._key("fire", *due.id), 0),\n',
+        "",
+        (f"{_CLAIMS}::test_claim_is_created_once_and_a_repeated_one_finds_itself", _GAPS),
+    ),
+    Bug(
+        "claim is not tied to the job's revision",
+        "cron/claims.py",
+        '            ModifiedAt(self._key("job", due.job.name), due.job_rev),\n',
+        "",
+        (f"{_CLAIMS}::test_what_stands_against_a_claim",),
+    ),
+    Bug(
+        "claim of a tick that was trimmed",
+        "cron/claims.py",
+        "            Below(floor, str(due.tick).encode()) if has_floor else CreatedAt(floor, 0),\n",
+        "",
+        (f"{_CLAIMS}::test_what_stands_against_a_claim",),
+    ),
+    Bug(
+        "claim without being registered",
+        "cron/claims.py",
+        "            CreatedAt(self._node_key(), node.rev),\n",
+        "",
+        (f"{_CLAIMS}::test_what_stands_against_a_claim",),
+    ),
+    Bug(
+        "repeated claim does not recognise itself",
+        "cron/claims.py",
+        "            if not self.is_ours(fire, due):\n",
+        "            if True:\n",
+        (f"{_CLAIMS}::test_claim_is_created_once_and_a_repeated_one_finds_itself",),
+    ),
+    Bug(
+        "run key is not compared: forbid overlaps",
+        "cron/claims.py",
+        "            compare.append(CreatedAt(run, 0))\n",
+        "",
+        (f"{_CLAIMS}::test_what_stands_against_a_claim",),
+    ),
+    Bug(
+        "result is written twice",
+        "cron/claims.py",
+        "                CreatedAt(key, 0),\n",
+        "",
+        (f"{_CLAIMS}::test_result_is_created_once",),
+    ),
+    # -- cron: the journal
+    Bug(
+        "journal is not synced",
+        "cron/journal.py",
+        "            os.fdatasync(self._fd)\n        except BaseException:\n            self._roll_back()\n",
+        "        except BaseException:\n            self._roll_back()\n",
+        (f"{_JOURNAL}::test_power_loss_after_any_append_loses_nothing_that_was_promised",),
+    ),
+    Bug(
+        "failed sync is made good by a later one",
+        "cron/journal.py",
+        "            self._roll_back()\n            raise\n",
+        "            raise\n",
+        (f"{_JOURNAL}::test_failed_sync_is_never_made_good_by_a_later_one",),
+    ),
+    Bug(
+        "truncation of one record too many",
+        "cron/journal.py",
+        "                self._mark = upto\n",
+        "                self._mark = upto + 1\n",
+        (f"{_JOURNAL}::test_truncation_removes_up_to_and_with_the_number",),
+    ),
+    Bug(
+        "truncation of a run that is not over",
+        "cron/ledger.py",
+        "self._journal.truncate(low - 1)",
+        "self._journal.truncate(low)",
+        (f"{_LEDGER}::test_runs_are_remembered_until_their_results_are_delivered",),
+    ),
+)
+
+
+class Copy:
+    """The tracked files in a folder of their own, and the environment in which everything comes from there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=_ROOT, text=True)
+        # a test that is being written is not tracked yet
+        tests = {str(path.relative_to(_ROOT)) for path in (_ROOT / "tests").rglob("*.py")}
+        for name in {*listed.split("\0"), *tests} - {""}:
+            if (_ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(_ROOT / name, folder / name)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("CONCH_", "ETCDCTL_"))}
+        self.environment = {**kept, "PYTHONPATH": str(folder)}
+
+    def check_command(self) -> None:
+        """What the installed `conch` imports must be the copy, or no bug would be in it."""
+        script = str(Path(sys.executable).parent / "conch")
+        look = f"import runpy; runpy.run_path({script!r}); import conch; print(conch.__file__)"
+        found = subprocess.check_output([sys.executable, "-c", look], cwd="/", env=self.environment, text=True).strip()
+        print(f"{script} imports {found}", flush=True)
+        if not Path(found).is_relative_to(self.folder):
+            raise SystemExit(f"planted: {script} does not run the copy in {self.folder}")
+
+    def read(self, bug: Bug) -> str:
+        return (self.folder / "conch" / bug.file).read_text("utf-8")
+
+    def write(self, bug: Bug, text: str) -> None:
+        path, second = self.folder / "conch" / bug.file, next(_seconds)
+        path.write_text(text, "utf-8")
+        os.utime(path, (second, second))
+
+    def test(self, tests: Sequence[str], *options: str, limit_s: float = _LIMIT_S) -> tuple[int | None, str]:
+        """Pytest's exit code and what it said; None if it did not end in time."""
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", *options, *tests]
+        pytest = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            said, _ = pytest.communicate(timeout=limit_s)
+            return pytest.returncode, said
+        except subprocess.TimeoutExpired:
+            pytest.send_signal(signal.SIGINT)  # it stops its etcd then
+            try:
+                said, _ = pytest.communicate(timeout=30)
+            except subprocess.TimeoutExpired:
+                os.killpg(pytest.pid, signal.SIGKILL)
+                said, _ = pytest.communicate()
+            return None, said
+
+
+def verdict(code: int | None, said: str) -> str | None:
+    """Which test caught it; None if none did, or if it is not clear: an import that fails says nothing of a test."""
+    found = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py::.+?)(?: - .*)?$", said, re.MULTILINE)
+    return found[1] if code == 1 and found else None
+
+
+def main(names: Sequence[str]) -> int:
+    """Plant those named, or all; 0 if each was caught."""
+    unknown = set(names) - {bug.name for bug in BUGS}
+    if unknown:
+        print(*(f"planted: no bug {name!r}" for name in sorted(unknown)), *(bug.name for bug in BUGS), sep="\n")
+        return 1
+    chosen = [bug for bug in BUGS if not names or bug.name in names]
+    rows: list[tuple[str, str, str]] = []
+    good = True
+    with tempfile.TemporaryDirectory(prefix="planted-") as folder:
+        copy = Copy(Path(folder))
+        copy.check_command()
+        code, said = copy.test(sorted({test for bug in chosen for test in bug.tests}), limit_s=_LIMIT_S * len(chosen))
+        if code != 0:
+            print(said, "planted: these tests fail without any bug", sep="\n")
+            return 1
+        for bug in chosen:
+            source = copy.read(bug)
+            if source.count(bug.old) != 1:
+                where, caught = f"conch/{bug.file}", f"NOT PLANTED: its text is there {source.count(bug.old)} times"
+                good = False
+            else:
+                where = f"conch/{bug.file}:{source[: source.index(bug.old)].count(chr(10)) + 1}"
+                copy.write(bug, source.replace(bug.old, bug.new))
+                code, said = copy.test(bug.tests, "-x")
+                copy.write(bug, source)
+                test = verdict(code, said)
+                caught = f"`{test}`" if test else f"MISSED (pytest: {'no end' if code is None else code})"
+                if test is None:
+                    good = False
+                    print(said)
+            rows.append((bug.name, f"`{where}`", caught))
+            print(*rows[-1], sep=" | ", flush=True)
+    print("\n| bug | where | caught by |\n| --- | --- | --- |")
+    for row in rows:
+        print("|", " | ".join(row), "|")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,67 @@
+"""What bugs planted by hand (`tests/planted.py`) got past all other tests with."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import pytest
+
+from conch.cron.claims import Claims, Due, Node
+from conch.cron.job import decode
+from conch.etcd.store import Below, Compare, CreatedAt, KeyValue, ModifiedAt, Operation, Store, TxnResult, Unreachable
+from conch.holder import Holder
+from conch.keys import Keys
+
+ME = Holder("a", 1, "2026-01-01T00:00:00Z", "conchd")
+BUSY = KeyValue(b"/p/cron/run/j", b"{}", 31, 31, 1)
+TICK = 1_900_000_000
+
+
+class Unsent:
+    """Takes note of what a transaction compares, and never sends it: etcd plays no part in this."""
+
+    compare: Sequence[Compare] = ()
+
+    def txn(
+        self, compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation], **how: Any
+    ) -> TxnResult:
+        self.compare = compare
+        raise Unreachable("not sent")
+
+
+def claim(claims: Claims, due: Due, has_floor: bool) -> None:
+    claims.claim(due, Node(1, 2, 11), ME, 0.0, has_floor=has_floor, timeout_s=1)
+
+
+def claim_to_wait(claims: Claims, due: Due, has_floor: bool) -> None:
+    claims.claim_to_wait(due, Node(1, 2, 11), ME, 0.0, BUSY, has_floor=has_floor, timeout_s=1)
+
+
+def claim_to_skip(claims: Claims, due: Due, has_floor: bool) -> None:
+    claims.claim_to_skip(due, Node(1, 2, 11), ME, 0.0, BUSY, "why", has_floor=has_floor, timeout_s=1)
+
+
+@pytest.mark.parametrize("overlap", ["forbid", "allow", "replace"])
+@pytest.mark.parametrize("has_floor", [False, True])
+@pytest.mark.parametrize("how", [claim, claim_to_wait, claim_to_skip])
+def test_every_claim_compares_all_that_may_stand_against_it(
+    how: Callable[[Claims, Due, bool], None], has_floor: bool, overlap: str
+) -> None:
+    """One comparison must not hide that another is missing: the run key of a forbid job, say, that of its claim."""
+    job = decode("j", {"schedule": "@every 1s", "cmd": ["true"], "overlap": overlap})
+    store = Unsent()
+    with pytest.raises(Unreachable):
+        how(Claims(cast(Store, store), Keys("/p"), "a"), Due(job, 21, TICK, 0.0, "r", now_rev=41), has_floor)
+    floor = b"/p/cron/floor/j"
+    wanted: set[Compare] = {
+        CreatedAt(b"/p/node/a", 11),
+        CreatedAt(b"/p/cron/fire/j/%d" % TICK, 0),
+        CreatedAt(b"/p/cron/result/j/%d" % TICK, 0),
+        ModifiedAt(b"/p/cron/job/j", 21),
+        CreatedAt(b"/p/cron/now/j/%d" % TICK, 41),
+        Below(floor, b"%d" % TICK) if has_floor else CreatedAt(floor, 0),
+    }
+    if how is not claim:
+        wanted.add(CreatedAt(BUSY.key, 31))
+    elif overlap != "allow":
+        wanted.add(CreatedAt(BUSY.key, 0))
+    assert set(store.compare) == wanted
