@@ -1,6 +1,10 @@
 """One etcd for a run, one prefix for a test, and a look at what was left behind."""
 
 import os
+
+# Tests fork with a client of etcd3 open; gRPC's own care for that aborts the process now and then.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 import secrets
 from collections.abc import Iterator
 from pathlib import Path

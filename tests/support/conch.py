@@ -200,7 +200,7 @@ class Bench:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("CONCH_", "ETCDCTL_"))}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("CONCH_", "ETCDCTL_", "GRPC_"))}
         return {
             **kept,
             MARK: self.mark,

@@ -1,10 +1,8 @@
 """A shell on a terminal of its own, typed to and read like a person would."""
 
 import os
-import pty
 import select
-import signal
-import time
+import subprocess
 from collections.abc import Mapping
 
 from tests.support.conch import wait_for
@@ -14,14 +12,18 @@ class Terminal:
     """An interactive bash with job control on a pseudo-terminal."""
 
     def __init__(self, environment: Mapping[str, str], folder: str) -> None:
-        self.pid, self._fd = pty.fork()
-        if self.pid == 0:
-            os.chdir(folder)
-            os.execvpe(
-                "bash",
-                ["bash", "--norc", "--noprofile", "-i"],
-                {**environment, "PS1": "$ ", "TERM": "xterm", "HISTFILE": ""},
-            )
+        self._fd, theirs = os.openpty()
+        # not by fork: gRPC, which the tests' own client runs on, does not always survive that
+        self._shell = subprocess.Popen(
+            ["setsid", "--ctty", "bash", "--norc", "--noprofile", "-i"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=folder,
+            env={**environment, "PS1": "$ ", "TERM": "xterm", "HISTFILE": ""},
+        )
+        os.close(theirs)
+        self.pid = self._shell.pid
         self.text = ""
 
     def read(self) -> str:
@@ -58,10 +60,8 @@ class Terminal:
     def close(self) -> None:
         """Hang up and end the shell."""
         os.close(self._fd)
-        until = time.monotonic() + 5
-        while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
-            if time.monotonic() > until:
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-                break
-            time.sleep(0.01)
+        try:
+            self._shell.wait(5)
+        except subprocess.TimeoutExpired:
+            self._shell.kill()
+            self._shell.wait()
