@@ -55,7 +55,8 @@ def holds(intervals: Iterable[Interval]) -> list[Interval]:
 def overlaps(intervals: Sequence[Interval], most: int, allowances: Sequence[Allowance] = ()) -> list[str]:
     """Every instant at which more than `most` holds ran at once, but for what is allowed."""
     problems = []
-    events = sorted([(one.start, 1, one) for one in intervals] + [(one.end, 0, one) for one in intervals], key=_by_time)
+    lasting = [one for one in intervals if one.end > one.start]  # the others were killed at their first word
+    events = sorted([(one.start, 1, one) for one in lasting] + [(one.end, 0, one) for one in lasting], key=_by_time)
     running: list[Interval] = []
     for at, begins, one in events:
         if not begins:

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ class Field:
     story: list[str] = field(default_factory=list)
     allowances: list[Allowance] = field(default_factory=list)
     undo: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    kills: list[float] = field(default_factory=list)  # by the wall clock
     touched: dict[int, float] = field(default_factory=dict)  # pids of contenders with a fault on, until when
 
     def note(self, text: str) -> None:
@@ -114,6 +116,7 @@ def strike_process(ground: Field, wrappers: list[Wrapper], *, plain: bool) -> No
     pids = [pid for pid in ([one.pid] if what != "keeper" else []) + ([keeper] if what != "supervisor" else []) if pid]
     if ground.rng.random() < 0.5 or what == "both":
         ground.note(f"kill -9 of {what} of {one.pid}")
+        ground.kills.append(time.time())
         ground.touched[one.pid] = now + 1000
         for pid in pids:
             kill_quietly(pid, signal.SIGKILL)
@@ -152,7 +155,10 @@ def strike_member(ground: Field) -> None:
     up = [member for member in ground.cluster.members if member.running()]
     if len(up) < 3 or any("member" in note for note in ground.story[-1:]):
         return
-    first = leader(ground.cluster) or up[0]
+    try:
+        first = leader(ground.cluster) or up[0]
+    except (AssertionError, KeyError, subprocess.TimeoutExpired):
+        first = up[0]  # there is none just now
     which = ground.rng.choice(["one", "leader", "two"])
     chosen = {"one": [ground.rng.choice(up)], "leader": [first], "two": ground.rng.sample(up, 2)}[which]
     seconds = TTL_S * ground.rng.choice([0.5, 1.5])

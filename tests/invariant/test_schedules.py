@@ -173,9 +173,13 @@ def test_each_tick_runs_at_most_once(
         healed = int(time.time()) + 1
         wait_for(lambda: [t for t in fleet.ticks("fire", "j") if t > healed], "ticks go on", CONVERGED_S)
         bench.run("cron", "pause", "j")
-        wait_for(
-            lambda: set(fleet.ticks("fire", "j")) == set(fleet.ticks("result", "j")), "every claim has a result", 30
-        )
+
+        def open_claims() -> list[int]:
+            """Claims without a result, but for those whose daemon was killed before it had noted that it began."""
+            found = set(fleet.ticks("fire", "j")) - set(fleet.ticks("result", "j"))
+            return [tick for tick in found if not any(-1 < kill - tick < 2 for kill in ground.kills)]
+
+        wait_for(lambda: not open_claims(), "every claim has a result", 30)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{replay(request, ground, seed)}") from None
     claims, results = fleet.ticks("fire", "j"), fleet.ticks("result", "j")

@@ -42,6 +42,7 @@ class Proxy:
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
+        self._pairs: list[_Pair] = []
         self._closed = False
         # set: bytes of that direction vanish; the connections stay
         self.lose_requests = threading.Event()
@@ -61,11 +62,18 @@ class Proxy:
         self.lose_replies.set()
 
     def heal(self) -> None:
-        """Let new bytes through again, and forget the faults that are armed."""
+        """Let bytes through again, and forget the faults that are armed.
+
+        A connection that has lost bytes is reset: TCP loses none and goes on.
+        """
         with self._lock:
             self._faults.clear()
+            broken = [pair for pair in self._pairs if pair.lost]
+            self._pairs = [pair for pair in self._pairs if not pair.lost]
         self.lose_requests.clear()
         self.lose_replies.clear()
+        for pair in broken:
+            pair.end()
 
     def cut(self) -> None:
         """Reset all connections."""
@@ -99,7 +107,8 @@ class Proxy:
                 continue
             with self._lock:
                 self._open += [client, server]
-            _Pair(self, client, server)
+            with self._lock:
+                self._pairs.append(_Pair(self, client, server))
 
     def take_fault(self, method: str) -> Fault | None:
         """The fault that this call runs into, if any."""
@@ -139,6 +148,7 @@ class _Pair:
         self._decoder = hpack.Decoder()
         self._streams: dict[int, Fault] = {}
         self._silent = False
+        self.lost = False
         self._fault: Fault | None = None
         threading.Thread(target=self._begin, daemon=True).start()
 
@@ -169,9 +179,11 @@ class _Pair:
                 body, rest = rest[:length], rest[length:]
                 path = head.split(b" ", 2)[1]
                 self._fault = self._proxy.take_fault(_PATHS.get(path, path.decode()))
-                if not self._proxy.lose_requests.is_set():
+                if self._proxy.lose_requests.is_set():
+                    self.lost = True
+                else:
                     self._server.sendall(head + b"\r\n\r\n" + body)
-        self._end()
+        self.end()
 
     def _plain_replies(self) -> None:
         with contextlib.suppress(OSError, EOFError):
@@ -189,9 +201,11 @@ class _Pair:
                     elif fault.how == "delay":
                         self._fault = None
                         time.sleep(fault.delay_s)
-                if not self._silent and not self._proxy.lose_replies.is_set():
+                if self._silent or self._proxy.lose_replies.is_set():
+                    self.lost = True
+                else:
                     self._client.sendall(data)
-        self._end()
+        self.end()
 
     def _requests(self) -> None:
         with contextlib.suppress(OSError, EOFError):
@@ -201,9 +215,11 @@ class _Pair:
                 kind, flags, stream = frame[3], frame[4], int.from_bytes(frame[5:9]) & 0x7FFFFFFF
                 if kind == _HEADERS:
                     self._note(flags, stream, frame[9:])
-                if not self._proxy.lose_requests.is_set():
+                if self._proxy.lose_requests.is_set():
+                    self.lost = True
+                else:
                     self._server.sendall(frame)
-        self._end()
+        self.end()
 
     def _note(self, flags: int, stream: int, payload: bytes) -> None:
         assert flags & _END_HEADERS, "gRPC's headers fit one frame"
@@ -233,11 +249,14 @@ class _Pair:
                     elif fault.how == "delay":
                         del self._streams[stream]
                         time.sleep(fault.delay_s)
-                if not self._silent and not self._proxy.lose_replies.is_set():
+                if self._silent or self._proxy.lose_replies.is_set():
+                    self.lost = True
+                else:
                     self._client.sendall(frame)
-        self._end()
+        self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Close both sides."""
         for one in (self._client, self._server):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

@@ -98,7 +98,6 @@ def test_keeper_of_a_wrapper_loads_nothing_heavy() -> None:
         "croniter",
         "click",
         "http.client",
-        "random",
     )
     ready = "import conch.keeper.main, conch.etcd.connect, conch.keeper.warden, conch.keeper.worker"
     script = f"import sys; {ready}; print(*[m for m in {heavy} if m in sys.modules])"
