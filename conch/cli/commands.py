@@ -1,5 +1,6 @@
 """Finds the subcommand, and is the one place where errors become an exit code."""
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -11,6 +12,8 @@ from conch import __version__
 from conch.errors import EXIT_UNAVAILABLE, EXIT_USAGE, CannotWrite, ConchError, ReaderGone
 from conch.log import Log, escape
 
+# What writing to a stdout that takes nothing gives.
+_OF_WRITING = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EINVAL)
 _COMMANDS = {
     "elect": "conch.cli.elect",
     "sema": "conch.cli.sema",
@@ -86,6 +89,9 @@ def _run(arguments: list[str]) -> int:
         if error.filename is not None:
             _say(f"conch: {escape(f'{error.filename}: {error.strerror}')}")
             return EXIT_UNAVAILABLE
+        if error.errno not in _OF_WRITING:
+            _say(f"conch: {error.strerror or error}")
+            return EXIT_UNAVAILABLE
         # Click's own output (help, version) goes to a stdout that takes nothing
         _say(f"conch: cannot write to stdout: {error.strerror}")
         _forget_stdout()
@@ -102,4 +108,9 @@ def _say(line: str) -> None:
 
 def _forget_stdout() -> None:
     """Python would complain of what it could not write at its exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+    except OSError:
+        pass  # then it does complain

@@ -16,6 +16,7 @@ from conch.cron.clock import FleetClock
 from conch.cron.ledger import Ledger
 from conch.errors import EXIT_UNAVAILABLE, ConchError
 from conch.holder import Holder
+from conch.keeper.main import say_if_no_thread
 from conch.keeper.warden import Warden
 from conch.keys import Keys
 
@@ -95,7 +96,12 @@ def keep(daemon: Daemon, link: Link) -> None:
             serve(daemon.status, new, ledger, store, daemon.connection, daemon.keys, tell)
         new.run()
 
-    threading.Thread(target=work, name="scheduler", daemon=True).start()
+    try:
+        threading.Thread(target=work, name="scheduler", daemon=True).start()
+    except RuntimeError as error:
+        if not say_if_no_thread(error):
+            raise
+        return
     warden.run(inbox.put)
     # The supervisor is gone, and so is all that it ran.
     if scheduler is not None and not scheduler.ended.is_set():
@@ -104,7 +110,8 @@ def keep(daemon: Daemon, link: Link) -> None:
 
 def _crash(args: Any) -> None:
     """A thread died of a defect: so does the keeper, and the supervisor starts another."""
-    threading.__excepthook__(args)
+    if not say_if_no_thread(args.exc_value):
+        threading.__excepthook__(args)
     os._exit(1)
 
 

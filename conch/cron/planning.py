@@ -15,6 +15,8 @@ from conch.names import check_name
 
 # Ticks in a row that are looked at one by one before those that are too late are passed over at once.
 _STEPS = 10_000
+# How far the clock of whoever makes a request may be behind.
+_APART_S = 5.0
 # Requests for jobs that nobody has are not kept without end.
 _REQUESTS = 1000
 
@@ -87,7 +89,7 @@ class Planning(Claiming):
 
     def _on_request(self, name: str, tick: int, kv: KeyValue, *, live: bool) -> None:
         known = self.jobs.get(name)
-        if not live and tick <= self._since:
+        if tick < self._since - _APART_S or (not live and tick <= self._since):
             return
         request = f"{kv.lease:x}"
         if known is not None:
@@ -107,8 +109,8 @@ class Planning(Claiming):
             if known is None or (known.rev != rev and not now_rev):
                 continue  # removed, or changed: planned anew by that
             following = known.schedule.next_after(tick)
-            # a request is made for a moment ago, if anything
-            asked_at = max(tick, self._clock.now()) if now_rev else tick
+            # a request is made for a moment ago, on another host's clock
+            asked_at = now if now_rev and 0 <= now - tick <= _APART_S else tick
             late_at = asked_at + known.job.late_after_s(tick, None if now_rev else following)
             if not now_rev:
                 if late_at < self._clock.now():

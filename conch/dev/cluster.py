@@ -184,7 +184,10 @@ class Cluster:
         command = [sys.executable, "-m", "conch.dev.guardian"]
         if not self._keep:
             command.append(str(self._folder))
-        self._guardian = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        try:
+            self._guardian = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        except OSError as error:
+            raise EtcdFailed(f"cannot start etcd: {error.strerror}") from None
 
     def _use_folder(self, folder: Path) -> None:
         """Take a folder that lasts: for us alone, and with the ports that its members know each other by."""

@@ -31,7 +31,12 @@ def keep(job: Job, link: Link) -> None:
     warden = Warden(link)
     worker = Worker(job, open_store(job.connection), warden)
     thread = threading.Thread(target=worker.run, name="worker", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        if not say_if_no_thread(error):
+            raise
+        return
     system.give_memory_back()
     warden.run(worker.deliver)
     # The supervisor is gone, and so is all that it ran.
@@ -41,5 +46,14 @@ def keep(job: Job, link: Link) -> None:
 
 def _crash(args: Any) -> None:
     """A thread died of a defect: so does the keeper, and the supervisor ends what runs under the hold."""
-    threading.__excepthook__(args)
+    if not say_if_no_thread(args.exc_value):
+        threading.__excepthook__(args)
     os._exit(1)
+
+
+def say_if_no_thread(error: BaseException | None) -> bool:
+    """The system's limit of processes is no defect: one line on stderr says it."""
+    if not isinstance(error, RuntimeError) or "start new thread" not in str(error):
+        return False
+    os.write(2, b"conch: cannot start a thread: the limit of processes is reached\n")
+    return True

@@ -96,7 +96,7 @@ SCHEMES = st.sampled_from(["", "http://", "https://", "HTTP://", "ftp://", "://"
 
 @given(ARGUMENT | st.lists(st.builds("{}{}:{}".format, SCHEMES, HOSTS, PORTS), max_size=4).map(",".join))
 def test_endpoints(text: str) -> None:
-    """Hosts and ports that can be dialled, all with TLS or none, which are read again as they are shown; or bad input."""
+    """Hosts and ports, all with TLS or none, that can be read again as they are shown; or bad input."""
     try:
         found = parse_endpoints(text)
     except BadInput as error:
@@ -231,7 +231,7 @@ def test_jobs(value: bytes) -> None:
     try:
         job = parse("j", value)
     except UnreadableJob as error:
-        assert str(error)
+        one_line(error)
         return
     assert parse("j", job.encode()) == job
     assert job.late_after_s(0, 60) > 0
@@ -245,7 +245,7 @@ def test_holders(value: bytes) -> None:
     try:
         holder = Holder.decode(value)
     except UnreadableHolder as error:
-        assert str(error)
+        one_line(error)
         return
     assert isinstance(holder.pid, int)
     # what is no text becomes a question mark; then it is stable

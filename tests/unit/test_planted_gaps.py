@@ -1,4 +1,4 @@
-"""What bugs planted by hand (`tests/planted.py`) got past all other tests with."""
+"""What each transaction of a tick compares: planted bugs (`tests/planted.py`) got past `test_claims.py`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -7,6 +7,7 @@ import pytest
 
 from conch.cron.claims import Claims, Due, Node
 from conch.cron.job import decode
+from conch.cron.records import Result
 from conch.etcd.store import Below, Compare, CreatedAt, KeyValue, ModifiedAt, Operation, Store, TxnResult, Unreachable
 from conch.holder import Holder
 from conch.keys import Keys
@@ -64,4 +65,22 @@ def test_every_claim_compares_all_that_may_stand_against_it(
         wanted.add(CreatedAt(BUSY.key, 31))
     elif overlap != "allow":
         wanted.add(CreatedAt(BUSY.key, 0))
+    assert set(store.compare) == wanted
+
+
+@pytest.mark.parametrize("run_rev", [None, 31])
+@pytest.mark.parametrize("has_floor", [False, True])
+def test_every_result_is_created_once_and_above_the_floor(has_floor: bool, run_rev: int | None) -> None:
+    """Also where no run key is there to be compared: that of an allow job."""
+    store = Unsent()
+    claims = Claims(cast(Store, store), Keys("/p"), "a")
+    with pytest.raises(Unreachable):
+        claims.deliver("j", TICK, Result("a", "ok"), run_rev, (), 0.0, has_floor=has_floor, timeout_s=1)
+    floor = b"/p/cron/floor/j"
+    wanted: set[Compare] = {
+        CreatedAt(b"/p/cron/result/j/%d" % TICK, 0),
+        Below(floor, b"%d" % TICK) if has_floor else CreatedAt(floor, 0),
+    }
+    if run_rev is not None:
+        wanted.add(CreatedAt(b"/p/cron/run/j", run_rev))
     assert set(store.compare) == wanted
