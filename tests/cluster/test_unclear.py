@@ -30,6 +30,7 @@ def test_an_acquisition_whose_reply_is_lost_acquires_once(
     wrapper.signal(signal.SIGTERM)
     assert waiter.wait() == 0
     assert len(wrapper.events("child-start")) == 1
+    assert not wrapper.events("place-lost")
 
 
 @pytest.mark.parametrize("how", HOW)

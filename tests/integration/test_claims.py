@@ -216,3 +216,32 @@ def test_shared_leases_last_as_long_as_the_contract_says(bed: Bed) -> None:
     left = {lease: bed.store.keep_alive(lease, timeout_s=5).ttl_s for lease in (won.lease, result.lease)}
     assert left[won.lease] >= 25 * 3600
     assert left[result.lease] >= 14 * 86400
+
+
+@pytest.fixture
+def free(conch: Bench) -> Iterator[Bed]:
+    """A job without a run key, which would hide that something else is not compared."""
+    bed = Bed(conch.endpoints, conch.prefix, "allow")
+    yield bed
+    bed.close()
+    conch.etcd.delete_prefix(conch.prefix)
+
+
+def test_claim_of_an_allow_job_is_created_once_too(free: Bed) -> None:
+    """By nothing but its own key; and only while we are registered."""
+    won = free.claim(free.due())
+    assert isinstance(won, Won)
+    assert won.run_rev is None
+    assert free.claim(free.due()) == Taken("claimed by another")
+    free.node = Node(1, free.lease, free.node.rev + 1)
+    assert free.claim(free.due(TICK + 1)) == NodeGone()
+    assert free.get("fire", "j", TICK + 1) is None
+
+
+def test_second_result_of_an_allow_job_changes_nothing(free: Bed) -> None:
+    """Whatever it says."""
+    free.claim(free.due())
+    free.deliver(TICK, None)
+    before = free.get("result", "j", TICK)
+    assert free.deliver(TICK, None).wanted
+    assert free.get("result", "j", TICK) == before
