@@ -100,6 +100,7 @@ class Crew:
             self._pass_output_on(ready)
         self._parent.dismiss_keeper()
         self._last_words()
+        self._parent.close()
         return pool.code
 
     # -- the ends of runs ---------------------------------------------------------------------------------

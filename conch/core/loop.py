@@ -55,6 +55,7 @@ class Loop:
                 self._on_signal(number)
             self._log.flush()
         self._parent.dismiss_keeper()
+        self._parent.close()
         return supervisor.code
 
     def _read_link(self) -> None:

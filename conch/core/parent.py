@@ -48,6 +48,12 @@ class Signals:
         """All that a handler does. The descriptor wakes the loop; a flood may fill it, but loses nothing here."""
         self._noted.append(number)
 
+    def close(self) -> None:
+        """Wake nobody any more; signals are still noted, so that none ends us at the end."""
+        signal.set_wakeup_fd(-1)
+        self._out.close()
+        self._in.close()
+
     def take(self) -> list[int]:
         """The signals that arrived since the last call, in order."""
         try:
@@ -99,6 +105,11 @@ class Parent:
         ready = self.poller.poll()
         self._timer.clear()
         return ready
+
+    def close(self) -> None:
+        """Give back what was opened."""
+        self.signals.close()
+        self._timer.close()
 
     def want_write(self, lines: Lines) -> None:
         """Have `wait` return when lines that wait could be written."""

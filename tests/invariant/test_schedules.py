@@ -40,7 +40,15 @@ def replay(request: pytest.FixtureRequest, ground: Field, seed: int) -> str:
     """What a failure says: how to have it again, and what had happened."""
     name = request.node.nodeid.split("[")[0]
     story = "\n  ".join(ground.story)
-    return f"replay: python -m pytest {name} --seed {seed} --schedules 1\nlogs: {ground.bench.folder}\n  {story}"
+    replayed = f"replay: python -m pytest {name} --seed {seed} --schedules 1\nlogs: {ground.bench.folder}\n  {story}"
+    try:
+        there = ["\nkeys:"]
+        for _, meta in ground.bench.etcd.get_prefix(ground.bench.prefix):
+            left_s = ground.bench.etcd.get_lease_info(meta.lease_id).TTL if meta.lease_id else "-"
+            there.append(f"{meta.key.decode()} rev={meta.create_revision} ttl={left_s}")
+    except Exception as error:
+        there.append(str(error))
+    return replayed + "\n  ".join(there)
 
 
 @pytest.mark.parametrize(("kind", "slots"), [("elect", 1), ("sema", 1), ("sema", 2), ("sema", 3)])
@@ -97,12 +105,15 @@ def test_never_more_than_n_at_once(
     # between lines of a pid that is used again there is no life
     intervals = checker.read(log)
     held = checker.holds(intervals)
-    problems = checker.overlaps(held, slots, ground.allowances) + checker.order(held, slots)
+    problems = checker.overlaps(held, slots, ground.allowances)
+    if slots == 1:  # of several that may hold, whoever hears of it first starts first
+        problems += checker.order(held, slots)
     problems += outlived(line, held)
     odd = [code for code in codes if code not in (0, 69, 70, 75, 137, 143)]
     problems += [f"odd exit code {code}" for code in odd]
     assert not problems, "\n".join([*problems, replay(request, ground, seed)])
     wait_for(lambda: not marked(ground.bench.mark), "no process left")
+    ground.heal()  # a member may have ended by itself after all that
     # what died with both of its processes at once leaves its lease to run out
     wait_for(lambda: not ground.bench.keys(), "no key left")
 

@@ -319,6 +319,7 @@ class Bench:
             raise AssertionError(f"processes left behind: {left}") from None
         for wrapper in self.wrappers:
             assert "Traceback" not in wrapper.err, wrapper.err
+            assert "Warning: " not in wrapper.err, wrapper.err  # of Python, in its development mode
 
     def check_etcd(self, *, leftovers_s: float = 20.0) -> None:
         """Nothing of this test is left in etcd."""
