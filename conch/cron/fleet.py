@@ -11,7 +11,7 @@ from conch.core.clock import Terms
 from conch.core.link import Held
 from conch.cron.claims import Node
 from conch.cron.records import fields_of
-from conch.etcd.store import CreatedAt, KeyValue, LeaseGone, Put, Range, Store
+from conch.etcd.store import CreatedAt, KeyValue, LeaseGone, Put, Range, Store, StoreError
 from conch.holder import Holder
 from conch.keeper.session import Session
 from conch.keeper.warden import Warden
@@ -125,8 +125,8 @@ class Registrar:
     def _abandon(self, lease: int) -> None:
         try:
             self._store.revoke(lease, timeout_s=1.0)
-        except Exception:
-            pass
+        except StoreError:
+            pass  # it expires by itself
 
     def _is_ours(self, kv: KeyValue) -> bool:
         return _field(kv, "state") == self._state

@@ -16,7 +16,7 @@ from conch.names import check_name
 # Ticks in a row that are looked at one by one before those that are too late are passed over at once.
 _STEPS = 10_000
 # How far the clock of whoever makes a request may be behind.
-_APART_S = 5.0
+_APART_S = 60.0
 # Requests for jobs that nobody has are not kept without end.
 _REQUESTS = 1000
 
