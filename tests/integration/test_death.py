@@ -183,6 +183,7 @@ def test_etcd_lost_while_the_supervisor_is_stopped(own: OwnEtcd) -> None:
     wait_for(lambda: all_dead(pids), "the tree is dead", 10)
     assert boottime() <= stopped + 4, "the tree outlived the TTL"
     wrapper.signal(signal.SIGCONT)
+    wrapper.wait_event("lost")
     os.kill(own.member.pid, signal.SIGCONT)
     assert wrapper.wait() == 70
 
