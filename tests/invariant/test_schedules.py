@@ -203,7 +203,7 @@ def test_each_tick_runs_at_most_once(
     problems += [
         f"tick {t} is {results[t]['state']} and never ran"
         for t in claims
-        if results[t]["state"] == "ok" and t not in ran
+        if results.get(t, {}).get("state") == "ok" and t not in ran
     ]
     if overlap == "forbid":
         problems += checker.overlaps(runs, 1, ground.allowances)
