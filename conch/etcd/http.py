@@ -5,7 +5,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from conch.etcd.endpoints import Endpoint
@@ -19,6 +19,9 @@ _IDLE = 4
 _BY_NAME = b"CommonName of client"
 # When a stream that is silent for so long is asked after.
 _SILENCE_S = 5.0
+_LENGTH = b"Content-Length: %d"
+# A server in Go reads no more of a request once it answers, unless the connection is not to be used again.
+_OPEN_ENDED = (b"Transfer-Encoding: chunked", b"Connection: close")
 
 
 class GatewayError(Exception):
@@ -51,6 +54,11 @@ class Gateway:
         self._answered_at = 0.0
 
     @property
+    def encrypted(self) -> bool:
+        """Whether it speaks TLS."""
+        return self._tls is not None
+
+    @property
     def answered_lately(self) -> bool:
         """Whether it answered a request within the time that a stream may be silent."""
         return time.monotonic() - self._answered_at < _SILENCE_S
@@ -63,7 +71,7 @@ class Gateway:
         until = time.monotonic() + timeout_s
         wire = self._take(until)
         try:
-            wire.send(path, body, token, until)
+            wire.send(path, (_LENGTH % len(body),), body, token, until)
             status, headers = wire.head(until)
             data = b"".join(wire.body(headers, until))
         except BaseException:
@@ -74,11 +82,11 @@ class Gateway:
         return _answer(status, headers, data)
 
     def stream(self, path: str, body: bytes, token: str | None, timeout_s: float) -> "Stream":
-        """Send a request whose answer goes on: a line of JSON at a time. The time is for its beginning."""
+        """Send a request that goes on, as does its answer: a line of JSON at a time. The time is for its beginning."""
         until = time.monotonic() + timeout_s
         wire = self._take(until)
         try:
-            wire.send(path, body, token, until)
+            wire.send(path, _OPEN_ENDED, _chunk(body), token, until)
             status, headers = wire.head(until)
             if status != 200:
                 _answer(status, headers, b"".join(wire.body(headers, until)))
@@ -139,7 +147,10 @@ class Gateway:
 
 
 class Stream:
-    """The lines of an answer that goes on until it is closed; `on_silence` may raise to end it."""
+    """A request that can be added to, and the lines of its answer, until it is closed.
+
+    `on_silence` is called every few seconds without an answer, and may raise to end the stream.
+    """
 
     def __init__(self, gateway: Gateway, wire: "_Wire", headers: dict[bytes, bytes]) -> None:
         self.on_silence: Callable[[], None] = lambda: None
@@ -158,6 +169,16 @@ class Stream:
             for line in lines:
                 if line.strip():
                     yield _unwrap(_json(line))
+
+    def add(self, body: bytes) -> bool:
+        """Add to the request, from any thread; False: that cannot be done, open another."""
+        if self._gateway.encrypted:
+            return False  # OpenSSL's connections are not for two threads at once
+        try:
+            self._wire.add(_chunk(body))
+        except OSError:
+            return False
+        return True
 
     def cancel(self) -> None:
         """End the iteration, from any thread."""
@@ -197,17 +218,21 @@ class _Wire:
         poller.register(self._socket, select.POLLIN)
         return not poller.poll(0)
 
-    def send(self, path: str, body: bytes, token: str | None, until: float) -> None:
+    def send(self, path: str, framing: Sequence[bytes], body: bytes, token: str | None, until: float) -> None:
         """Send a request; asked so, a member without a leader says that at once instead of leaving us to wait."""
-        head = b"POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\nGrpc-Metadata-hasleader: true\r\n" % (
+        head = b"POST %s HTTP/1.1\r\nHost: %s\r\nGrpc-Metadata-hasleader: true\r\n%s\r\n" % (
             path.encode(),
             self._host,
-            len(body),
+            b"\r\n".join(framing),
         )
         if token is not None:
             head += b"Authorization: %s\r\n" % token.encode("latin-1", "replace")
         self._socket.settimeout(_left(until))
         self._socket.sendall(head + b"\r\n" + body)
+
+    def add(self, chunk: bytes) -> None:
+        """Send more of a request, from any thread; raises `OSError`."""
+        self._socket.sendall(chunk)
 
     def head(self, until: float) -> tuple[int, dict[bytes, bytes]]:
         """The status and the headers (names in lower case) of the answer."""
@@ -336,6 +361,10 @@ def _resolve(endpoint: Endpoint, until: float) -> list[Any]:
     if not found or not found[0]:
         raise ConnectionError("name resolution failed")
     return found[0]
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 def _left(until: float) -> float:

@@ -143,8 +143,7 @@ class HttpStore(FailOver[Gateway]):
                 requests = b"".join(_body(_watched(one, revision, deletes_only)) for one, revision in wanted)
                 alive = self._ask("/v3/kv/range", {**_range(wanted[0][0]), "limit": "1", "serializable": True})
                 stream = client.stream("/v3/watch", requests, token, _OPEN_S)
-                stream.on_silence = lambda: _check_alive(alive, client, token)
-                return _Stream(client, stream)
+                return _Stream(client, stream, len(wanted), deletes_only, lambda: _check_alive(alive, client, token))
             except self._watch_failures as raised:
                 try:
                     self._judge("watch", self._trouble(raised), str(client.conch_endpoint))
@@ -166,25 +165,41 @@ def _check_alive(ask: Callable[[Gateway, str | None, float], Any], client: Gatew
 
 
 class _Stream:
-    """A watch's stream; ranges that are to be watched too need another."""
+    """A watch's stream, which asks after a member that is silent, and after watches that it has not confirmed."""
 
-    def __init__(self, client: Gateway, stream: Stream) -> None:
+    def __init__(
+        self, client: Gateway, stream: Stream, asked: int, deletes_only: bool, check_alive: Callable[[], None]
+    ) -> None:
         self.client = client
         self._stream = stream
+        self._asked = asked
+        self._confirmed = 0
+        self._asked_before = -1  # at the silence before
+        self._deletes_only = deletes_only
+        self._check_alive = check_alive
+        stream.on_silence = self._check
 
     def __iter__(self) -> Any:
         for answer in self._stream:
-            yield _watch_answer(answer)
+            made = _watch_answer(answer)
+            self._confirmed += made.created
+            yield made
 
-    def add(self, what: Range, revision: int) -> bool:  # noqa: ARG002 - another driver can
-        """It cannot be added: the gateway takes a request's whole body first."""
-        return False
+    def add(self, what: Range, revision: int) -> bool:
+        self._asked += 1
+        return self._stream.add(_body(_watched(what, revision, self._deletes_only)))
 
     def cancel(self) -> None:
         self._stream.cancel()
 
     def close(self) -> None:
         self._stream.close()
+
+    def _check(self) -> None:
+        if self._confirmed < self._asked == self._asked_before:  # what is between us and etcd may hold requests back
+            raise BadAnswer("not all watches of a stream were confirmed")
+        self._asked_before = self._asked
+        self._check_alive()
 
 
 def tls_context(connection: Connection) -> Any:

@@ -32,6 +32,7 @@ from conch.keys import prefix_end
 from conch.record import replace
 from tests.conftest import OwnEtcd
 from tests.support.conch import Bench, new_store, wait_for
+from tests.support.proxy import Proxy
 
 
 def new_lease() -> int:
@@ -50,6 +51,14 @@ def store(conch: Bench, transport: str) -> Iterator[Store]:
     store = new_store(conch.endpoints, transport=transport)
     yield store
     store.close()
+
+
+@pytest.fixture
+def proxy(conch: Bench) -> Iterator[Proxy]:
+    """A proxy before the run's etcd."""
+    proxy = Proxy(conch.endpoints)
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture
@@ -181,6 +190,52 @@ def contenders(store: Store, prefix: str, slots: int, count: int) -> list[tuple[
         place = queue.enter(b"v", timeout_s=5)
         found.append((queue, place.rev))
     return found
+
+
+def test_watch_of_many_keys_hears_of_each_however_slowly_it_was_asked_for(
+    conch: Bench, proxy: Proxy, transport: str, lease: int
+) -> None:
+    """The server may answer the first before it has read the rest; none may be left out."""
+    proxy.dribble.set()
+    store = new_store(proxy.endpoint, transport=transport)
+    keys = [f"{conch.prefix}/many/{number:03}".encode() for number in range(12)]
+    revision = store.range(Range(b"/x"), timeout_s=5).head.revision
+    watch = store.watch([(Range(key), revision + 1) for key in keys])
+    seen: list[bytes] = []
+    reader = threading.Thread(target=lambda: seen.extend(one.kv.key for events in watch for one in events))
+    reader.start()
+    for key in keys:
+        store.txn([], [Put(key, b"x", lease)], timeout_s=5)
+    wait_for(lambda: len(seen) == len(keys), "an event of each key", 4)
+    watch.cancel()
+    reader.join(5)
+    store.close()
+    assert sorted(seen) == keys
+
+
+def test_watch_that_grows_goes_on_over_the_same_stream(conch: Bench, proxy: Proxy, transport: str, lease: int) -> None:
+    """What is added is heard of, without another stream; and an event before the adding is not lost either."""
+    store = new_store(proxy.endpoint, transport=transport)
+    keys = [f"{conch.prefix}/many/{number:03}".encode() for number in range(30)]
+    revision = store.range(Range(b"/x"), timeout_s=5).head.revision
+    watch = store.watch([(Range(keys[0]), revision + 1)])
+    seen: list[bytes] = []
+    reader = threading.Thread(target=lambda: seen.extend(one.kv.key for events in watch for one in events))
+    reader.start()
+    store.txn([], [Put(keys[0], b"x", lease)], timeout_s=5)
+    wait_for(lambda: len(seen) == 1, "the first event", 4)
+    for number, key in enumerate(keys[1:]):
+        if number % 2:
+            store.txn([], [Put(key, b"x", lease)], timeout_s=5)
+        watch.add(Range(key), revision + 1)
+        if not number % 2:
+            store.txn([], [Put(key, b"x", lease)], timeout_s=5)
+    wait_for(lambda: len(seen) == len(keys), "an event of each key", 4)
+    watch.cancel()
+    reader.join(5)
+    store.close()
+    assert sorted(seen) == keys
+    assert proxy.calls.count("Watch") == 1
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])

@@ -47,6 +47,8 @@ class Proxy:
         # set: bytes of that direction vanish; the connections stay
         self.lose_requests = threading.Event()
         self.lose_replies = threading.Event()
+        # set: requests arrive a few bytes at a time (HTTP/1.1 only)
+        self.dribble = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def fault(self, method: str, how: str, *, delay_s: float = 0.0, skip: int = 0, times: int = 1) -> Fault:
@@ -171,19 +173,32 @@ class _Pair:
                 while b"\r\n\r\n" not in rest:
                     rest += _some(self._client)
                 head, _, rest = rest.partition(b"\r\n\r\n")
+                path = head.split(b" ", 2)[1]
+                self._fault = self._proxy.take_fault(_PATHS.get(path, path.decode()))
+                if b"chunked" in head:
+                    self._pass_on(head + b"\r\n\r\n" + rest)
+                    while True:
+                        self._pass_on(_some(self._client))
                 length = next(
                     int(one.split(b":")[1]) for one in head.split(b"\r\n") if one.startswith(b"Content-Length")
                 )
                 while len(rest) < length:
                     rest += _some(self._client)
                 body, rest = rest[:length], rest[length:]
-                path = head.split(b" ", 2)[1]
-                self._fault = self._proxy.take_fault(_PATHS.get(path, path.decode()))
-                if self._proxy.lose_requests.is_set():
-                    self.lost = True
-                else:
-                    self._server.sendall(head + b"\r\n\r\n" + body)
+                self._pass_on(head + b"\r\n\r\n" + body)
         self.end()
+
+    def _pass_on(self, data: bytes) -> None:
+        if self._proxy.lose_requests.is_set():
+            self.lost = True
+            return
+        pieces = [data]
+        if self._proxy.dribble.is_set():
+            pieces = [data[at : at + 200] for at in range(0, len(data), 200)]
+        for piece in pieces:
+            self._server.sendall(piece)
+            if len(pieces) > 1:
+                time.sleep(0.02)
 
     def _plain_replies(self) -> None:
         with contextlib.suppress(OSError, EOFError):
