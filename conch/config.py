@@ -8,7 +8,7 @@ from conch.record import Record
 class Connection(Record):
     """Where etcd is, how long to wait for it (seconds), and who we are there. The password is never shown.
 
-    `transport` is `grpc`, `http` (etcd's JSON gateway, where that works), or `auto`: grpc.
+    `transport` is `grpc`, `http` (etcd's JSON gateway), or `auto`: http where that works.
     """
 
     endpoints: tuple[Endpoint, ...]

@@ -137,7 +137,7 @@ _COMMON: tuple[Callable[[_Command], _Command], ...] = (
         default="auto",
         show_default=True,
         envvar=_env("transport", etcdctl=False),
-        help="How to talk to etcd: gRPC (auto), or its JSON gateway, which starts faster and is new.",
+        help="How to talk to etcd: its JSON gateway, which starts fast, or gRPC. conchd takes gRPC for auto.",
     ),
     click.option(
         "--prefix",

@@ -23,9 +23,11 @@ _Answer = TypeVar("_Answer")
 
 def open_store(connection: Connection) -> Store:
     """The store for a connection's transport. Nothing is sent yet."""
+    if connection.transport == "grpc":
+        return _grpc(connection)
     if connection.transport == "http":
-        return FallingBackStore(connection)
-    return _grpc(connection)
+        return HttpStore(connection)
+    return AutoStore(connection)
 
 
 def _grpc(connection: Connection) -> Store:
@@ -34,7 +36,7 @@ def _grpc(connection: Connection) -> Store:
     return GrpcStore(connection)
 
 
-class FallingBackStore:
+class AutoStore:
     """The light driver, until it meets an etcd whose gateway is switched off, or that knows us by our certificate.
 
     (Through the gateway etcd does not see the client's certificate, and finds no user name.)

@@ -24,26 +24,34 @@ def without_gateway(tmp_path: Path) -> Iterator[Bench]:
         bench.check_etcd()
 
 
-HTTP = {"CONCH_TRANSPORT": "http"}
+AUTO = {"CONCH_TRANSPORT": "auto"}
 
 
-def test_http_falls_back_to_grpc_where_the_gateway_is_off(without_gateway: Bench) -> None:
+def test_auto_falls_back_to_grpc_where_the_gateway_is_off(without_gateway: Bench) -> None:
     """Holding, queueing, handing over, looking: nobody notices."""
     bench = without_gateway
-    first = bench.hold("o", env=HTTP)
-    second = bench.queue("o", command="echo ran >> ran", env=HTTP)
-    assert bench.run("elect", "o", "--who", env=HTTP).returncode == 0
-    watch = bench.start("elect", "o", "--watch", env=HTTP)
+    first = bench.hold("o", env=AUTO)
+    second = bench.queue("o", command="echo ran >> ran", env=AUTO)
+    assert bench.run("elect", "o", "--who", env=AUTO).returncode == 0
+    watch = bench.start("elect", "o", "--watch", env=AUTO)
     wait_for(lambda: watch.out.count("\n") >= 1, "the watch shows the leader")
     first.signal(15)
     assert second.wait() == 0
     wait_for(lambda: watch.out.endswith("o -\n"), "the watch shows that it is vacant")
-    bench.run("cron", "add", "j", "--schedule", "@daily", "--", "true", env=HTTP)
-    assert "j" in bench.run("cron", "ls", env=HTTP).stdout
-    bench.run("cron", "rm", "j", env=HTTP)
+    bench.run("cron", "add", "j", "--schedule", "@daily", "--", "true", env=AUTO)
+    assert "j" in bench.run("cron", "ls", env=AUTO).stdout
+    bench.run("cron", "rm", "j", env=AUTO)
 
 
-@pytest.mark.parametrize(("transport", "speaks_http2"), [("auto", True), ("http", False), ("grpc", True)])
+def test_http_says_that_the_gateway_is_off(without_gateway: Bench) -> None:
+    """One line and 69, as for any etcd that does not do what is asked."""
+    done = without_gateway.run("elect", "o", "--transport", "http", "--quiet", "--", "true")
+    assert done.returncode == 69
+    assert "gateway" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("transport", "speaks_http2"), [("auto", False), ("http", False), ("grpc", True)])
 def test_transport_is_what_was_asked_for(conch: Bench, transport: str, speaks_http2: bool) -> None:
     """As the wire shows; and etcd serves the same requests for each."""
     proxy = Proxy(conch.endpoints)
@@ -62,7 +70,7 @@ def test_unknown_transport_is_bad_input(conch: Bench) -> None:
     assert conch.run("elect", "o", "--transport", "udp", "--", "true").returncode == 64
 
 
-def test_http_falls_back_to_grpc_where_etcd_knows_us_by_our_certificate(tmp_path: Path) -> None:
+def test_auto_falls_back_to_grpc_where_etcd_knows_us_by_our_certificate(tmp_path: Path) -> None:
     """Through the gateway etcd does not see a client's certificate; over gRPC its common name is the user."""
     authority = trustme.CA()
     ca = tmp_path / "ca.pem"
@@ -92,8 +100,11 @@ def test_http_falls_back_to_grpc_where_etcd_knows_us_by_our_certificate(tmp_path
         admin("user", "grant-role", "conch", "conch")
         admin("auth", "enable")
         cert, key = paths["conch"]
-        env = {"CONCH_CACERT": str(ca), "CONCH_CERT": cert, "CONCH_KEY": key, **HTTP}
+        env = {"CONCH_CACERT": str(ca), "CONCH_CERT": cert, "CONCH_KEY": key, **AUTO}
         done = bench.run("elect", "o", "--", "true", env=env)
         assert done.returncode == 0, done.stderr
         assert bench.run("elect", "o", "--who", env=env).returncode == 1
+        refused = bench.run("elect", "o", "--quiet", "--", "true", env={**env, "CONCH_TRANSPORT": "http"})
+        assert refused.returncode == 69
+        assert "common name" in refused.stderr
         bench.finish()

@@ -26,7 +26,7 @@ from conch.etcd.store import Store  # noqa: E402
 CONCH = str(Path(sys.executable).parent / "conch")
 MARK = "CONCH_TEST"
 # The same tests run on the other driver, too.
-TRANSPORT = os.environ.get("CONCH_TESTS_TRANSPORT", "grpc")
+TRANSPORT = os.environ.get("CONCH_TESTS_TRANSPORT", "auto")
 
 _Result = TypeVar("_Result")
 
