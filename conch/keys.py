@@ -1,12 +1,11 @@
 """The keys of conch in etcd: a versioned public API, see the contract's section on keys."""
 
-from dataclasses import dataclass
+from conch.record import Record
 
 DEFAULT_PREFIX = "/conch/v1"
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(Record):
     """Every key that conch reads or writes lies under one prefix."""
 
     prefix: str = DEFAULT_PREFIX

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from conch.cli.options import DURATION, TTL, Parsed, common_options, settings, whole
+from conch.cli.options import DURATION, TTL, Parsed, common_options, given, whole
+from conch.cli.settings import settings
 from conch.errors import EXIT_NOT_ACQUIRED, BadInput, ConchError
 from conch.record import replace
 
@@ -76,7 +77,7 @@ ADDRESS = Parsed("address", _address)
 @common_options
 def command(**values: Any) -> int:
     """Run the ticks of the schedules in etcd, each on exactly one host of those that run conchd."""
-    common = settings(values)
+    common = settings(values, given())
     user = _user(values["run_as"])
     from conch.cli.keyfile import read_key
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conch.cli.options import DURATION, NAME, POSITIVE_DURATION, Parsed, common_options, settings, whole
-from conch.cli.wrapper import WrapperCommand
+from conch.cli.options import DURATION, NAME, POSITIVE_DURATION, Parsed, WrapperCommand, common_options, given, whole
+from conch.cli.settings import settings
 from conch.config import Settings
 from conch.errors import EXIT_NO, BadInput, ConchError
 from conch.log import Log, escape
@@ -53,7 +53,7 @@ class _Session:
     """One command's dealings with etcd."""
 
     def __init__(self, values: dict[str, Any]) -> None:
-        self.common: Settings = settings(values)
+        self.common: Settings = settings(values, given())
         self.log = Log(quiet=self.common.quiet, form=self.common.log_format)
         self.keys = self.common.keys
         connection = self.common.connection

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from conch.cli.wrapper import WrapperCommand, find_command
+from conch.cli.options import WrapperCommand
+from conch.cli.wrapper import find_command
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_SIGNAL, ConchError
 from conch.log import Log
 

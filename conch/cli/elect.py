@@ -1,77 +1,53 @@
 """`conch elect`: run a command only while being the leader of an office, or look at who is."""
 
-from typing import Any
-
-import click
-
-from conch.cli.options import NAME, POSITIVE_DURATION, common_options, settings, whole
-from conch.cli.wrapper import EXIT_CODES, WrapperCommand, hold_options, refuse_with_look, run_under_hold
+from conch.cli.line import COMMON, POSITIVE_DURATION, Command, Line, Option, Usage, whole
+from conch.cli.settings import settings
+from conch.cli.wrapper import EXIT_CODES, HOLD, refuse_with_look, run_under_hold
 from conch.config import Settings
 from conch.errors import EXIT_NO, EXIT_UNAVAILABLE, ConchError
 from conch.record import replace
 
 _LOOKS = ("who", "watch", "assert_")
 _FOR_LOOKS = {"name", "as_json", "min_rev", *_LOOKS}
+_OPTIONS = (
+    Option(("--restart",), "Queue and run again for ever; only a signal ends it."),
+    Option(("--restart-min",), "Shortest back-off between runs.", POSITIVE_DURATION, default="1s"),
+    Option(("--restart-max",), "Longest back-off between runs.", POSITIVE_DURATION, default="30s"),
+    Option(
+        ("--restart-stable",),
+        "A child that lived this long sets the back-off back to the start.",
+        POSITIVE_DURATION,
+        default="60s",
+    ),
+    Option(("--who",), "Show the leader; exit 1 if the office is vacant."),
+    Option(("--watch",), "Show the leader at each change, the present one first."),
+    Option(("--assert",), "Exit 0 if this host leads, 1 if not, 69 if unknown.", name="assert_"),
+    Option(("--min-rev",), "With --assert: and its fencing token is >= N.", whole(0, 2**63 - 1), metavar="N"),
+    Option(("--json",), "With --who, --watch, --assert: one object a line.", name="as_json"),
+)
 
 
-@click.command(
-    "elect",
-    cls=WrapperCommand,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=EXIT_CODES,
-)
-@click.argument("name", type=NAME)
-@hold_options
-@click.option("--restart", is_flag=True, help="Queue and run again for ever; only a signal ends it.")
-@click.option(
-    "--restart-min",
-    type=POSITIVE_DURATION,
-    default="1s",
-    show_default=True,
-    help="Shortest back-off between runs.",
-)
-@click.option(
-    "--restart-max",
-    type=POSITIVE_DURATION,
-    default="30s",
-    show_default=True,
-    help="Longest back-off between runs.",
-)
-@click.option(
-    "--restart-stable",
-    type=POSITIVE_DURATION,
-    default="60s",
-    show_default=True,
-    help="A child that lived this long sets the back-off back to the start.",
-)
-@click.option("--who", is_flag=True, help="Show the leader; exit 1 if the office is vacant.")
-@click.option("--watch", is_flag=True, help="Show the leader at each change, the present one first.")
-@click.option("--assert", "assert_", is_flag=True, help="Exit 0 if this host leads, 1 if not, 69 if unknown.")
-@click.option("--min-rev", type=whole(0, 2**63 - 1), metavar="N", help="With --assert: and its fencing token is >= N.")
-@click.option("--json", "as_json", is_flag=True, help="With --who, --watch, --assert: one object a line.")
-@common_options
-@click.pass_context
-def command(context: click.Context, /, **values: Any) -> int:
-    """Run CMD only while being the leader of the office NAME: conch elect NAME [OPTIONS] -- CMD..."""
+def run(line: Line) -> int:
+    """Do what the line says."""
+    values = dict(line.values)
     looks = [look for look in _LOOKS if values[look]]
-    child: list[str] | None = context.obj
-    common = settings(values)
+    common = settings(values, line.given)
     if looks:
-        _check_look(context, looks, values)
+        _check_look(looks, line, values)
         return _look(common, values["name"], looks[0], as_json=values["as_json"], min_rev=values["min_rev"])
-    if not child:
-        raise click.UsageError("no command: put it after --, or use --who, --watch or --assert", context)
+    if not line.child:
+        raise Usage(COMMAND.path, "no command: put it after --, or use --who, --watch or --assert")
     if values["as_json"] or values["min_rev"] is not None:
-        raise click.UsageError("--json and --min-rev go with --who, --watch or --assert", context)
+        raise Usage(COMMAND.path, "--json and --min-rev go with --who, --watch or --assert")
     if values["restart"] and (values["nonblock"] or values["wait"] is not None):
-        raise click.UsageError("--restart waits for ever: it excludes --wait and --nonblock", context)
+        raise Usage(COMMAND.path, "--restart waits for ever: it excludes --wait and --nonblock")
     if values["restart_min"] > values["restart_max"]:
-        raise click.UsageError("--restart-min is more than --restart-max", context)
+        raise Usage(COMMAND.path, "--restart-min is more than --restart-max")
     from conch.keeper.job import Stage
 
     return run_under_hold(
         common,
-        child,
+        line.child,
         name=values["name"],
         what=f"office {values['name']}",
         stages=(Stage(common.keys.office(values["name"]), 1),),
@@ -79,12 +55,21 @@ def command(context: click.Context, /, **values: Any) -> int:
     )
 
 
-def _check_look(context: click.Context, looks: list[str], values: dict[str, Any]) -> None:
+COMMAND = Command(
+    "elect",
+    "Run CMD only while being the leader of the office NAME: conch elect NAME [OPTIONS] -- CMD...",
+    EXIT_CODES,
+    (*HOLD, *_OPTIONS, *COMMON),
+    run,
+)
+
+
+def _check_look(looks: list[str], line: Line, values: dict[str, object]) -> None:
     if len(looks) > 1:
-        raise click.UsageError("--who, --watch and --assert exclude each other", context)
+        raise Usage(COMMAND.path, "--who, --watch and --assert exclude each other")
     if values["min_rev"] is not None and looks != ["assert_"]:
-        raise click.UsageError("--min-rev goes with --assert", context)
-    refuse_with_look(context, f"--{looks[0].rstrip('_')}", values, _FOR_LOOKS)
+        raise Usage(COMMAND.path, "--min-rev goes with --assert")
+    refuse_with_look(COMMAND, f"--{looks[0].rstrip('_')}", Line(values, line.given, line.child), _FOR_LOOKS)
 
 
 def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: int | None) -> int:

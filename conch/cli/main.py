@@ -8,9 +8,12 @@ import sys
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from conch.cli.line import Command
     from conch.core.link import Link
 
 _WRAPPERS = ("elect", "sema")
@@ -18,7 +21,7 @@ _NO_RUN = {"--who", "--watch", "--assert", "--help", "-h"}
 
 
 def main() -> NoReturn:
-    """Fork the keeper if this is to hold something, then load what reads the command line."""
+    """Fork the keeper if this is to hold something, then read the command line and do what it says."""
     _open_standard_descriptors()
     if _will_hold(sys.argv[1:]):
         import gc
@@ -27,9 +30,22 @@ def main() -> NoReturn:
 
         gc.freeze()  # what both have is shared for longer if the collector leaves it alone
         nursery.fork_early(_keep_when_told)
-    from conch.cli.commands import main as run
+    from conch.cli.exits import end_with
 
-    run()
+    end_with(partial(_run, sys.argv[1:]))
+
+
+def _run(words: list[str]) -> int:
+    if words and words[0] in _WRAPPERS:
+        from conch.cli.line import read
+
+        command: Command = import_module(f"conch.cli.{words[0]}").COMMAND
+        line = read(words[1:], command)
+        if line is not None:
+            return command.run(line)
+    from conch.cli.commands import run
+
+    return run()
 
 
 def _will_hold(arguments: list[str]) -> bool:

@@ -1,47 +1,36 @@
 """`conch sema`: run a command only while holding one of N slots, or look at who holds and waits."""
 
 import re
-from typing import Any
 
-import click
-
-from conch.cli.options import NAME, common_options, settings, whole
-from conch.cli.wrapper import EXIT_CODES, WrapperCommand, hold_options, refuse_with_look, run_under_hold
+from conch.cli.line import COMMON, Command, Line, Option, Usage, whole
+from conch.cli.settings import settings
+from conch.cli.wrapper import EXIT_CODES, HOLD, refuse_with_look, run_under_hold
 from conch.config import Settings
 from conch.errors import EXIT_NO, BadInput
 from conch.names import check_name
 
 _CAPACITY = re.compile(r"[1-9][0-9]{0,3}")
 _FOR_LOOKS = {"name", "max_", "as_json", "who"}
-
-
-@click.command(
-    "sema",
-    cls=WrapperCommand,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=EXIT_CODES,
+_OPTIONS = (
+    Option(("--spread",), "At most one slot a host (CONCH_HOST, else the host name)."),
+    Option(("--who",), "Show who holds and who waits, in queue order; exit 1 if there is nobody."),
+    Option(("--json",), "With --who: one object a line.", name="as_json"),
 )
-@click.argument("name", type=NAME)
-@click.option("--max", "max_", type=whole(1, 1000), metavar="N", help="How many hold at once, 1 to 1000.")
-@hold_options
-@click.option("--spread", is_flag=True, help="At most one slot a host (CONCH_HOST, else the host name).")
-@click.option("--who", is_flag=True, help="Show who holds and who waits, in queue order; exit 1 if there is nobody.")
-@click.option("--json", "as_json", is_flag=True, help="With --who: one object a line.")
-@common_options
-@click.pass_context
-def command(context: click.Context, /, **values: Any) -> int:
-    """Run CMD only while holding one of N slots of the semaphore NAME: conch sema NAME --max N [OPTIONS] -- CMD..."""
-    child: list[str] | None = context.obj
-    common = settings(values)
+
+
+def run(line: Line) -> int:
+    """Do what the line says."""
+    values = dict(line.values)
+    common = settings(values, line.given)
     if values["who"]:
-        refuse_with_look(context, "--who", values, _FOR_LOOKS)
+        refuse_with_look(COMMAND, "--who", Line(values, line.given, line.child), _FOR_LOOKS)
         return _look(common, values["name"], values["max_"], as_json=values["as_json"])
     if values["max_"] is None:
-        raise click.UsageError("--max is missing: how many hold at once", context)
-    if not child:
-        raise click.UsageError("no command: put it after --, or use --who", context)
+        raise Usage(COMMAND.path, "--max is missing: how many hold at once")
+    if not line.child:
+        raise Usage(COMMAND.path, "no command: put it after --, or use --who")
     if values["as_json"]:
-        raise click.UsageError("--json goes with --who", context)
+        raise Usage(COMMAND.path, "--json goes with --who")
 
     from conch.keeper.job import Stage
 
@@ -51,7 +40,21 @@ def command(context: click.Context, /, **values: Any) -> int:
     if values["spread"]:
         stages = (Stage(common.keys.host(name, slots, _host()), 1), stage)
     what = f"semaphore {name}/{slots}"
-    return run_under_hold(common, child, name=name, what=what, stages=stages, values=values)
+    return run_under_hold(common, line.child, name=name, what=what, stages=stages, values=values)
+
+
+COMMAND = Command(
+    "sema",
+    "Run CMD only while holding one of N slots of the semaphore NAME: conch sema NAME --max N [OPTIONS] -- CMD...",
+    EXIT_CODES,
+    (
+        Option(("--max",), "How many hold at once, 1 to 1000.", whole(1, 1000), name="max_", metavar="N"),
+        *HOLD,
+        *_OPTIONS,
+        *COMMON,
+    ),
+    run,
+)
 
 
 def _host() -> str:

@@ -1,21 +1,16 @@
-"""What the commands that run a child under a hold share: their flags, the `--`, and the start of the loop."""
+"""What the commands that run a child under a hold share: their flags, and the start of the loop."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from conch.cli.options import DURATION, POSITIVE_DURATION, TTL, whole
+from conch.cli.line import DURATION, POSITIVE_DURATION, TEXT, TTL, Command, Line, Option, Usage, whole
 from conch.config import Settings
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, BadInput, ConchError
 
 if TYPE_CHECKING:
     from conch.keeper.job import Stage
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
 
 EXIT_CODES = (
     "Hooks read /dev/null. Their environment and the command's: CONCH_NAME, CONCH_REV (the fencing token), "
@@ -24,73 +19,32 @@ EXIT_CODES = (
     "126/127 the command cannot be run, 128+n ended by signal n."
 )
 
-
-class WrapperCommand(click.Command):
-    """Takes what follows the first `--` as the child's command, unparsed, into `ctx.obj`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Cut the command line at the first `--`."""
-        child: list[str] | None = None
-        if "--" in args:
-            at = args.index("--")
-            args, child = args[:at], args[at + 1 :]
-        ctx.obj = child
-        # what stands there without an option before it: the arguments, and a command whose -- was forgotten
-        bare = sum(not word.startswith("-") for word in args) > sum(isinstance(p, click.Argument) for p in self.params)
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            of_a_command = "unexpected extra argument" in error.format_message() or (
-                isinstance(error, click.NoSuchOption) and not error.option_name.startswith("--")
-            )
-            if child is None and bare and of_a_command:
-                raise click.UsageError("the command to run stands after --", ctx) from None
-            raise
+# The flags of contract 3 that every wrapper has.
+HOLD = (
+    Option(("--ttl",), "Lease TTL, at least 2s.", TTL, default="10s"),
+    Option(("--wait",), "Give up after this long, dialling and queueing together.", DURATION),
+    Option(("-n", "--nonblock"), "Take it now or exit 75."),
+    Option(("-E", "--conflict-exit-code"), "Exit code when it was not acquired.", whole(0, 255), default="75"),
+    Option(("--kill-after",), "SIGTERM to SIGKILL.", DURATION, default="5s"),
+    Option(
+        ("--on-acquire",),
+        "/bin/sh -c hook after winning, before the child; its failure gives the hold up.",
+        TEXT,
+        metavar="CMD",
+    ),
+    Option(("--on-lose",), "/bin/sh -c hook after each run of the child.", TEXT, metavar="CMD"),
+    Option(("--hook-timeout",), "A hook that takes longer is killed.", POSITIVE_DURATION, default="30s"),
+)
 
 
-def hold_options(command: _Command) -> _Command:
-    """The flags of contract 3 that every wrapper has."""
-    for option in reversed(
-        (
-            click.option("--ttl", type=TTL, default="10s", show_default=True, help="Lease TTL, at least 2s."),
-            click.option("--wait", type=DURATION, help="Give up after this long, dialling and queueing together."),
-            click.option("-n", "--nonblock", is_flag=True, help="Take it now or exit 75."),
-            click.option(
-                "-E",
-                "--conflict-exit-code",
-                type=whole(0, 255),
-                default=75,
-                show_default=True,
-                help="Exit code when it was not acquired.",
-            ),
-            click.option("--kill-after", type=DURATION, default="5s", show_default=True, help="SIGTERM to SIGKILL."),
-            click.option(
-                "--on-acquire",
-                metavar="CMD",
-                help="/bin/sh -c hook after winning, before the child; its failure gives the hold up.",
-            ),
-            click.option("--on-lose", metavar="CMD", help="/bin/sh -c hook after each run of the child."),
-            click.option(
-                "--hook-timeout",
-                type=POSITIVE_DURATION,
-                default="30s",
-                show_default=True,
-                help="A hook that takes longer is killed.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def refuse_with_look(context: click.Context, look: str, values: dict[str, Any], allowed: set[str]) -> None:
-    """A look takes neither a command nor a flag of `values` that is not allowed with it."""
-    if context.obj is not None:
-        raise click.UsageError(f"{look} takes no command", context)
-    for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
-        if given and parameter.name in values and parameter.name not in allowed:
-            raise click.UsageError(f"{parameter.opts[-1]} does not go with {look}", context)
+def refuse_with_look(command: Command, look: str, line: Line, allowed: set[str]) -> None:
+    """A look takes neither a command nor one of the command's own flags that is not allowed with it."""
+    if line.child is not None:
+        raise Usage(command.path, f"{look} takes no command")
+    for option in command.options:
+        name = option.keyword
+        if name in line.given and name in line.values and name not in allowed:
+            raise Usage(command.path, f"{option.flags[-1]} does not go with {look}")
 
 
 def find_command(child: Sequence[str], path: str | None = None) -> str:

@@ -146,6 +146,8 @@ class Loop:
 
     def _find_strangers(self) -> dict[int, Stat]:
         """What was below conch before it started anything (`job & exec conch …`): not ours to end."""
+        if not nursery.had_children():
+            return {}
         everyone = tree.processes()
         early = nursery.early_pid()
         below = tree.descendants(self._me, everyone, lambda entry: entry.pid == early)

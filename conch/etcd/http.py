@@ -84,7 +84,7 @@ class Gateway:
     def stream(self, path: str, body: bytes, token: str | None, timeout_s: float) -> "Stream":
         """Send a request that goes on, as does its answer: a line of JSON at a time. The time is for its beginning."""
         until = time.monotonic() + timeout_s
-        wire = self._take(until)
+        wire = self._connect(until)  # those that wait are for requests, which are in more of a hurry
         try:
             wire.send(path, _OPEN_ENDED, _chunk(body), token, until)
             status, headers = wire.head(until)
@@ -120,6 +120,9 @@ class Gateway:
                     self._busy.add(wire)
                     return wire
                 wire.close()
+        return self._connect(until)
+
+    def _connect(self, until: float) -> "_Wire":
         wire = _Wire(self.conch_endpoint, self._tls, until)
         if not self._enter(wire):
             wire.close()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from conch.cli.conchd import ADDRESS
 from conch.cli.cron import INSTANT
-from conch.cli.options import PREFIX, TTL
+from conch.cli.line import PREFIX, TTL
 from conch.core.link import _KINDS, LinkError, Message, decode, encode, pair
 from conch.cron.job import UnreadableJob, parse, parse_semaphore, parse_variable
 from conch.cron.journal import Journal
@@ -81,7 +81,7 @@ def test_durations(text: str) -> None:
 def test_ttls(text: str) -> None:
     """A TTL is whole seconds, and at least two."""
     try:
-        seconds = TTL._parse(text)
+        seconds = TTL.parse(text)
     except BadInput as error:
         one_line(error)
     else:
@@ -133,7 +133,7 @@ def test_names(name: str) -> None:
 def test_prefixes(text: str) -> None:
     """A prefix is printable ASCII that begins with a slash and does not end with one."""
     try:
-        prefix = PREFIX._parse(text)
+        prefix = PREFIX.parse(text)
     except BadInput as error:
         one_line(error)
     else:

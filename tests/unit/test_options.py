@@ -4,13 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from conch.cli.dev import command as dev
-from conch.cli.elect import command as elect
-from conch.cli.options import settings
-from conch.cli.sema import command as sema
+from conch.cli.elect import COMMAND as ELECT
+from conch.cli.line import Command, read
+from conch.cli.options import given, wrapper
+from conch.cli.sema import COMMAND as SEMA
+from conch.cli.settings import settings
 from conch.config import Settings
 from conch.etcd.endpoints import parse_endpoints
 
@@ -29,8 +30,12 @@ TABLE: list[tuple[str, bool, list[str], list[Any]]] = [
 ]
 
 
-def parsed(command: click.Command, arguments: list[str]) -> dict[str, Any]:
-    return command.make_context(command.name, list(arguments)).params
+def parsed(command: Command, arguments: list[str]) -> dict[str, Any]:
+    """As Click reads it, and as the quick reader does where it takes it."""
+    values = wrapper(command).make_context(command.name, list(arguments)).params
+    quick = read(list(arguments), command)
+    assert quick is None or quick.values == values
+    return values
 
 
 @pytest.fixture(autouse=True)
@@ -41,11 +46,11 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize("command", [elect, sema], ids=["elect", "sema"])
+@pytest.mark.parametrize("command", [ELECT, SEMA], ids=["elect", "sema"])
 @pytest.mark.parametrize(("option", "etcdctl", "written", "expected"), TABLE, ids=[row[0] for row in TABLE])
 def test_precedence(
     monkeypatch: pytest.MonkeyPatch,
-    command: click.Command,
+    command: Command,
     option: str,
     etcdctl: bool,
     written: list[str],
@@ -72,8 +77,8 @@ def test_precedence(
 def test_quiet_from_the_environment(monkeypatch: pytest.MonkeyPatch, text: str, quiet: bool) -> None:
     """As booleans are written; the flag turns it on."""
     monkeypatch.setenv("CONCH_QUIET", text)
-    assert parsed(elect, ["n"])["quiet"] is quiet
-    assert parsed(elect, ["n", "--quiet"])["quiet"] is True
+    assert parsed(ELECT, ["n"])["quiet"] is quiet
+    assert parsed(ELECT, ["n", "--quiet"])["quiet"] is True
 
 
 def test_dev_has_no_connection_options() -> None:
@@ -82,9 +87,9 @@ def test_dev_has_no_connection_options() -> None:
 
 
 def found(arguments: list[str]) -> Settings:
-    context = elect.make_context("elect", ["n", *arguments])
+    context = wrapper(ELECT).make_context("elect", ["n", *arguments])
     with context:
-        return settings(dict(context.params))
+        return settings(dict(context.params), given())
 
 
 def test_password_precedence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
