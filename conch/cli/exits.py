@@ -4,10 +4,10 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
 
 from conch.cli.line import Usage
 from conch.errors import EXIT_UNAVAILABLE, CannotWrite, ConchError, ReaderGone
+from conch.hints import NoReturn
 from conch.log import Log, escape
 
 # What writing to a stdout that takes nothing gives.

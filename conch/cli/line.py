@@ -8,10 +8,10 @@ same to Click.
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from conch.durations import parse_duration
 from conch.errors import EXIT_USAGE, BadInput, ConchError
+from conch.hints import Any
 from conch.keys import DEFAULT_PREFIX
 from conch.names import check_name
 from conch.record import Record

@@ -10,7 +10,8 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, NoReturn
+
+from conch.hints import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from conch.cli.line import Command

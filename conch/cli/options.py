@@ -1,13 +1,13 @@
 """Options as Click has them: made of `conch.cli.line`'s, with bad input as one line and exit 64."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
 
 import click
 
 from conch.cli import line
 from conch.cli.line import COMMON, Kind, Option
 from conch.errors import BadInput
+from conch.hints import Any, TypeVar
 from conch.names import check_name
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

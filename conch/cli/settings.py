@@ -3,10 +3,10 @@
 import os
 import re
 from collections.abc import Collection
-from typing import Any
 
 from conch.config import Connection, Settings
 from conch.errors import BadInput
+from conch.hints import Any
 from conch.keys import Keys
 from conch.log import Log
 from conch.record import replace

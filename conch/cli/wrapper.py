@@ -3,11 +3,11 @@
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from conch.cli.line import DURATION, POSITIVE_DURATION, TEXT, TTL, Command, Line, Option, Usage, whole
 from conch.config import Settings
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, BadInput, ConchError
+from conch.hints import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conch.keeper.job import Stage

@@ -77,6 +77,11 @@ class Keeping(ABC):
         """Whether `code` is final. What comes after it is ignored."""
         return self.state is State.DONE
 
+    @property
+    def acquiring(self) -> bool:
+        """Whether we are in line, or about to be."""
+        return self.state is State.ACQUIRING
+
     def begin(self) -> None:
         """Queue up for the first time."""
         self._acquire()

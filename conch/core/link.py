@@ -11,8 +11,8 @@ import socket
 import struct
 import zlib
 from collections import deque
-from typing import Any, ClassVar
 
+from conch.hints import Any, ClassVar
 from conch.record import Record, fields_of
 
 _MESSAGE_BYTES = 262144

@@ -38,6 +38,7 @@ class Loop:
         self._parent = Parent(keeper_main, log, brief=brief)
         self._terminal = Terminal()
         self._child: Process | None = None
+        self._ready: Process | None = None  # the next child, behind its gate while we queue
         self._is_hook = False
         self._lent = False
         self._strangers = self._find_strangers()
@@ -48,12 +49,16 @@ class Loop:
         supervisor = self._supervisor
         supervisor.begin()
         while not supervisor.done:
+            if supervisor.acquiring and self._ready is None:
+                self._get_ready()
             self._parent.wait(supervisor.wake_at)
             self._read_link()
             supervisor.on_time()
             for number in self._parent.signals.take():
                 self._on_signal(number)
             self._log.flush()
+        if self._ready is not None:
+            self._ready.discard()
         self._parent.dismiss_keeper()
         self._parent.close()
         return supervisor.code
@@ -64,6 +69,9 @@ class Loop:
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
             self._reap_orphans()
+            if self._ready is not None and self._ready.exit_code() is not None:
+                self._ready.discard()  # killed by somebody: another is made when it is needed
+                self._ready = None
             self._stop_with_child()
             self._supervisor.on_change()
             return
@@ -96,29 +104,41 @@ class Loop:
         self._parent.send(message)
 
     def start_tree(self, hook: str | None, hold: Held, start_by: float | None) -> Tree:
-        """Fork the hook or the child behind its gate; lend it the terminal if it is the child."""
-        environment = {
-            **self._environment,
+        """Have the hook or the child behind its gate; lend it the terminal if it is the child."""
+        if hook is not None:
+            child = self._fork(Spec("/bin/sh", ("/bin/sh", "-c", hook), self._environment, no_input=True))
+        else:
+            ready, self._ready = self._ready, None
+            child = ready or self._fork_child()
+        child.start_by = start_by
+        child.environment = {
             "CONCH_NAME": self._name,
             "CONCH_REV": str(hold.rev),
             "CONCH_LEASE": f"{hold.lease:x}",
             "CONCH_HOLD_KEY": hold.key,
         }
-        if hook is None:
-            spec = Spec(self._file, tuple(self._command), environment)
-        else:
-            spec = Spec("/bin/sh", ("/bin/sh", "-c", hook), environment, no_input=True)
-        child = process.start(
-            spec,
-            tree=process.new_tree_id(),
-            start_by=start_by,
-            dispositions=self._parent.signals.dispositions,
-            spare=self._spared,
-        )
         self._child = child
         self._is_hook = hook is not None
         self._lent = not self._is_hook and self._terminal.lend(child.pid)
         return child
+
+    def _get_ready(self) -> None:
+        """Fork the child in advance, while etcd or others keep us waiting: it then starts with one byte's delay."""
+        try:
+            self._ready = self._fork_child()
+        except OSError:
+            pass  # it is tried again, and told of, when it is needed
+
+    def _fork_child(self) -> Process:
+        return self._fork(Spec(self._file, tuple(self._command), self._environment))
+
+    def _fork(self, spec: Spec) -> Process:
+        return process.start(
+            spec,
+            tree=process.new_tree_id(),
+            dispositions=self._parent.signals.dispositions,
+            spare=self._spared,
+        )
 
     def open_gate(self, tree: Tree) -> None:
         """Let the main process exec."""
@@ -155,7 +175,7 @@ class Loop:
 
     def _spared(self, entry: Stat) -> bool:
         """Whether this child of conch is not part of what runs under the hold."""
-        if entry.pid == self._parent.keeper:
+        if entry.pid == self._parent.keeper or (self._ready is not None and entry.pid == self._ready.pid):
             return True
         if not self._strangers:
             return False
@@ -168,8 +188,9 @@ class Loop:
         return entry.group in groups and not marked
 
     def _reap_orphans(self) -> None:
-        """Reap what was orphaned below us and ended; the child and the keeper have their own moments."""
-        process.reap_orphans({self._parent.keeper, self._child.pid if self._child else None})
+        """Reap what was orphaned below us and ended; the children that we forked have their own moments."""
+        forked = (one.pid for one in (self._child, self._ready) if one is not None)
+        process.reap_orphans({self._parent.keeper, *forked})
 
     # -- job control --------------------------------------------------------------------------------------
 

@@ -3,11 +3,11 @@
 import signal
 from collections.abc import Callable
 from enum import Enum
-from typing import Protocol
 
 from conch.core.link import Held, Message
 from conch.core.run import Tree
 from conch.errors import EXIT_NOT_ACQUIRED
+from conch.hints import Protocol
 from conch.record import Record
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})

@@ -6,7 +6,6 @@ and the same rule of the deadline binds what runs under a hold. Nothing here tou
 
 import signal
 from dataclasses import dataclass
-from typing import Protocol
 
 from conch.core.clock import Terms
 from conch.core.link import (
@@ -31,6 +30,7 @@ from conch.core.link import (
 from conch.core.plan import ENDING, End, next_backoff
 from conch.core.run import Phase, Run, Tree
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_SIGNAL, EXIT_UNAVAILABLE
+from conch.hints import Protocol
 from conch.log import Log
 
 _KEEPER_DIED = "the process that talks to etcd died"

@@ -1,6 +1,7 @@
 """Starting a run: its main process behind a gate, then its whole tree as its ancestor sees it."""
 
 import errno
+import marshal
 import os
 import signal
 from collections.abc import Callable, Collection, Mapping
@@ -81,7 +82,12 @@ class Process:
     The main process stays unreaped, its pid and group therefore nobody else's, until `reap`.
     """
 
-    def __init__(self, pid: int, tree: str, gate: int, errors: int, spare: Callable[[Stat], bool]) -> None:
+    def __init__(
+        self, pid: int, tree: str, gate: int, errors: int, spare: Callable[[Stat], bool], start_by: float | None
+    ) -> None:
+        """`start_by`, and what `environment` adds to the one it was started with, count when the gate is opened."""
+        self.start_by = start_by
+        self.environment: dict[str, str] = {}
         self.pid = pid
         self.tree = tree
         self._gate = gate
@@ -90,11 +96,20 @@ class Process:
 
     def open_gate(self) -> None:
         """Let it exec. Until then nothing of the command has run."""
+        told = marshal.dumps((self.start_by, self.environment))
+        ahead = len(told).to_bytes(4) + told
         try:
-            os.write(self._gate, b"g")
+            while ahead:
+                ahead = ahead[os.write(self._gate, ahead) :]
         except BrokenPipeError:
             pass  # it is dead already
         os.close(self._gate)
+
+    def discard(self) -> None:
+        """Give it up behind its gate: nothing of the command will ever run."""
+        os.close(self._gate)
+        os.kill(self.pid, signal.SIGKILL)
+        self.reap()
 
     def exit_code(self) -> int | None:
         """The main process's exit code as a shell shows it (128+n for signal n), None while it lives."""
@@ -200,14 +215,14 @@ def start(
     spec: Spec,
     *,
     tree: str,
-    start_by: float | None,
     dispositions: Dispositions,
     spare: Callable[[Stat], bool],
+    start_by: float | None = None,
 ) -> Process:
     """Fork a run whose main process waits behind its gate in a group of its own; `OSError` if that fails.
 
     It dies with this process (PR_SET_PDEATHSIG), and looks last before exec whether it is still before
-    `start_by` (CLOCK_BOOTTIME).
+    `start_by` (CLOCK_BOOTTIME; what the process says of it when the gate is opened).
     """
     supervisor = os.getpid()
     environment = dict(spec.environment)
@@ -224,7 +239,7 @@ def start(
     try:
         pid = os.fork()
         if pid == 0:
-            _become(spec, environment, supervisor, gate_out, errors_in, start_by, dispositions)
+            _become(spec, environment, supervisor, gate_out, errors_in, dispositions)
     except OSError:
         for fd in (gate_in, errors_out):
             os.close(fd)
@@ -238,16 +253,15 @@ def start(
     except OSError:
         pass  # it is dead already
     os.set_blocking(errors_out, False)
-    return Process(pid, tree, gate_in, errors_out, spare)
+    return Process(pid, tree, gate_in, errors_out, spare, start_by)
 
 
 def _become(
     spec: Spec,
-    environment: Mapping[str, str],
+    environment: dict[str, str],
     supervisor: int,
     gate: int,
     errors: int,
-    start_by: float | None,
     dispositions: Dispositions,
 ) -> None:
     """Turn the forked child into the command. Never returns, runs no code of the parent's."""
@@ -282,8 +296,8 @@ def _become(
             import resource  # conchd has it loaded
 
             resource.setrlimit(resource.RLIMIT_NOFILE, dispositions.descriptors)
-        if os.read(gate, 1) != b"g":
-            os._exit(code)
+        start_by, more = marshal.loads(_told(gate))  # noqa: S302 - of the process that we were a moment ago
+        environment.update(more)
         if spec.no_input:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, dispositions.mask)
@@ -305,6 +319,17 @@ def _become(
         os.write(errors, f"cannot run {spec.arguments[0]}: {os.strerror(error.errno or 0)}".encode())
     finally:
         os._exit(code)
+
+
+def _told(gate: int) -> bytes:
+    """What is said as the gate is opened; ends this process if the other side is gone instead."""
+    told = b""
+    while len(told) < 4 or len(told) < 4 + int.from_bytes(told[:4]):
+        more = os.read(gate, 65536)
+        if not more:
+            os._exit(EXIT_NOT_EXECUTABLE)
+        told += more
+    return told[4:]
 
 
 def _change_user(user: User, supervisor: int) -> None:

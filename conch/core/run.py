@@ -2,8 +2,8 @@
 
 import signal
 from enum import Enum
-from typing import Protocol
 
+from conch.hints import Protocol
 from conch.log import Field, Log
 
 # Between one SIGKILL of a tree and the next, for what was forked meanwhile; it doubles up to the second.

@@ -3,7 +3,8 @@
 import os
 import signal
 import termios
-from typing import Any
+
+from conch.hints import Any
 
 
 class Terminal:

@@ -1,7 +1,6 @@
 """Which driver talks to etcd: the light one where it can, else gRPC."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from conch.config import Connection
 from conch.etcd.http import NoGateway
@@ -17,6 +16,7 @@ from conch.etcd.store import (
     TxnResult,
     Watch,
 )
+from conch.hints import TypeVar
 
 _Answer = TypeVar("_Answer")
 

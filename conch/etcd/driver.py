@@ -3,7 +3,6 @@
 import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from conch.etcd import protobuf
 from conch.etcd.endpoints import Endpoint
@@ -20,6 +19,7 @@ from conch.etcd.store import (
     TxnResult,
 )
 from conch.etcd.watch import Answer, DriverWatch
+from conch.hints import Any
 
 protobuf.install()
 # gRPC writes to stderr by itself; what it has to say is in the errors

@@ -6,8 +6,9 @@ from conch.errors import BadInput
 from conch.record import Record
 
 DEFAULT_PORT = 2379
-_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?")
-_ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
+# compiled when they are used: not every process reads endpoints
+_HOST = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?"
+_ADDRESS = r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?"
 
 
 class Endpoint(Record):
@@ -41,7 +42,7 @@ def parse_endpoint(text: str) -> Endpoint:
         raise bad("only a host and a port are wanted")
     if rest.startswith("["):
         host, closing, port = rest[1:].partition("]")
-        if not closing or not _ADDRESS.fullmatch(host) or ":" not in host:
+        if not closing or not re.fullmatch(_ADDRESS, host) or ":" not in host:
             raise bad("no IPv6 address in the brackets")
         if port and not port.startswith(":"):
             raise bad("there is something between the address and the port")
@@ -51,7 +52,7 @@ def parse_endpoint(text: str) -> Endpoint:
         has_port = bool(colon)
         if ":" in port:
             raise bad("an IPv6 address needs brackets, as in [::1]:2379")
-        if not _HOST.fullmatch(host):
+        if not re.fullmatch(_HOST, host):
             raise bad("no host name" if not host else "not a host name")
     if not has_port:
         return Endpoint(host, DEFAULT_PORT, scheme.lower() == "https", not separator)

@@ -5,13 +5,13 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
 
 from conch.config import Connection
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.login import Login
 from conch.etcd.reasons import reason
 from conch.etcd.store import Head, Lease, LeaseExists, LeaseGone, Refused, Rejected, Unreachable
+from conch.hints import Generic, Protocol, TypeVar
 from conch.record import Record
 
 # One try on one endpoint; it doubles from round to round, for an etcd that is slow rather than gone.

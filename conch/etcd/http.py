@@ -6,10 +6,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.store import Rejected
+from conch.hints import Any
 
 _READ_BYTES = 65536
 _HEAD_BYTES = 65536

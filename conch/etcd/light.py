@@ -3,7 +3,6 @@
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from conch.config import Connection
 from conch.etcd.endpoints import Endpoint
@@ -27,6 +26,7 @@ from conch.etcd.store import (
     TxnResult,
 )
 from conch.etcd.watch import Answer, DriverWatch
+from conch.hints import Any
 
 _LOGIN_S = 2.0
 _OPEN_S = 2.0

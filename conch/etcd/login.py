@@ -2,9 +2,9 @@
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from conch.config import Connection
+from conch.hints import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from conch.etcd.failover import Trouble

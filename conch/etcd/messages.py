@@ -1,7 +1,5 @@
 """Between etcd's own messages and ours: no protobuf type leaves the driver."""
 
-from typing import Any
-
 from conch.etcd import protobuf
 from conch.etcd.store import (
     Below,
@@ -16,6 +14,7 @@ from conch.etcd.store import (
     Range,
     RangeResult,
 )
+from conch.hints import Any
 
 protobuf.install()
 

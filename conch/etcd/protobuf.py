@@ -10,7 +10,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_loader
 from types import CodeType, ModuleType
-from typing import Any
+
+from conch.hints import Any
 
 _PACKAGE = "etcd3.etcdrpc."
 # rpc_pb2 refers to the messages of the other two

@@ -4,9 +4,9 @@ Timeouts are float seconds and cover the whole call, retries on other endpoints 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 from conch.errors import ConchError
+from conch.hints import Protocol
 from conch.record import Record
 
 

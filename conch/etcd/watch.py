@@ -2,9 +2,9 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
 
 from conch.etcd.store import Compacted, Event, Range, Refused
+from conch.hints import Any, Protocol
 from conch.record import Record
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 1.0

@@ -2,10 +2,9 @@
 
 import os
 import threading
-from typing import Any
 
-from conch.core import system
 from conch.core.link import Link, Release
+from conch.hints import Any
 from conch.keeper.job import Job
 
 
@@ -37,7 +36,6 @@ def keep(job: Job, link: Link) -> None:
         if not say_if_no_thread(error):
             raise
         return
-    system.give_memory_back()
     warden.run(worker.deliver)
     # The supervisor is gone, and so is all that it ran.
     worker.deliver(Release())

@@ -10,7 +10,7 @@ import select
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from conch.core import clock, system, tree
+from conch.core import clock, tree
 from conch.core.clock import Terms
 from conch.core.link import Drain, Ended, Kill, Link, Lost, Message, Renewed, Running
 from conch.core.tree import Stat, Target
@@ -50,7 +50,6 @@ class Warden:
     def __init__(self, link: Link, kill: KillTrees = tree.kill_from_outside) -> None:
         self._link = link
         self._kill = kill
-        self._timer = system.Timer()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._outbox: deque[Message] = deque()
         self._runs: dict[str, _Watched] = {}
@@ -113,20 +112,24 @@ class Warden:
 
     def run(self, deliver: Callable[[Message], None]) -> None:
         """Pass commands on to `deliver` until the link closes and the tree is gone."""
+        self._receive(deliver)
+        from conch.core import system  # late: an order that waits already is served meanwhile
+
+        timer = system.Timer()
+        system.give_memory_back()
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
-        poller.register(self._timer.fileno(), select.POLLIN)
+        poller.register(timer.fileno(), select.POLLIN)
         while not self._link.closed:
-            self._timer.arm(self._next_moment())
+            timer.arm(self._next_moment())
             poller.register(self._link, select.POLLIN | (select.POLLOUT if self._link.pending else 0))
             poller.poll()
-            self._timer.clear()
+            timer.clear()
             self._take_wakes()
             while self._outbox:
                 self._link.send(self._outbox.popleft())
             self._link.flush()
-            for message in self._link.drain():
-                self._on_message(message, deliver)
+            self._receive(deliver)
             self._enforce()
         deliver(Drain())  # nobody would run what is claimed from now on
         self._end_trees()
@@ -136,6 +139,10 @@ class Warden:
             os.eventfd_read(self._wake)
         except BlockingIOError:
             pass  # something else woke us
+
+    def _receive(self, deliver: Callable[[Message], None]) -> None:
+        for message in self._link.drain():
+            self._on_message(message, deliver)
 
     def _on_message(self, message: Message, deliver: Callable[[Message], None]) -> None:
         if isinstance(message, Running):

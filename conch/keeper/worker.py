@@ -4,14 +4,13 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from typing import Protocol
 
 from conch.core import clock
 from conch.core.clock import Terms
 from conch.core.link import Acquire, Answered, Failed, Held, Message, Note, Queued, Release, Released
-from conch.durations import format_duration
 from conch.errors import EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, ConchError
 from conch.etcd.store import LeaseGone, Store, StoreError, Unreachable
+from conch.hints import Protocol
 from conch.keeper.job import Job, Stage
 from conch.keeper.lookout import Gone, Lookout
 from conch.keeper.queue import Place, PlaceLost, Queue
@@ -345,6 +344,8 @@ class Worker:
         if self._cancelled.is_set():
             raise _Cancelled
         if self._give_up_at is not None and clock.now() >= self._give_up_at:
+            from conch.durations import format_duration  # late: only this needs it
+
             wait = format_duration(self._job.wait_s or 0.0)
             if not self._answered:
                 raise _GiveUp(EXIT_UNAVAILABLE, str(error or f"etcd did not answer within {wait}"))
