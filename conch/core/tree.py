@@ -40,14 +40,17 @@ def stat(pid: int) -> Stat | None:
     `OSError` if we cannot look (no descriptor is left, say): what was not seen must not be taken for dead.
     """
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            data = file.read(1024)
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(fd, 1024)
+        finally:
+            os.close(fd)
     except OSError as error:
         if error.errno in _CANNOT_LOOK:
             raise
         return None
     # the name in parentheses may hold anything, so what counts begins after the last one
-    rest = data[data.rindex(b")") + 2 :].split()
+    rest = data[data.rindex(b")") + 2 :].split(None, 20)
     return Stat(pid, chr(rest[0][0]), int(rest[1]), int(rest[2]), int(rest[17]), int(rest[19]))
 
 
