@@ -8,7 +8,7 @@ import click
 from conch import __version__
 from conch.cli import line
 from conch.cli.exits import refuse, say
-from conch.cli.options import wrapper
+from conch.cli.options import made
 from conch.errors import EXIT_USAGE
 
 _COMMANDS = {
@@ -33,9 +33,9 @@ class _Commands(click.Group):
             return None
         module = import_module(_COMMANDS[cmd_name])
         command = getattr(module, "COMMAND", None)
-        made = wrapper(command) if isinstance(command, line.Command) else module.command
-        assert isinstance(made, click.Command)  # noqa: S101 - for the type checker
-        return made
+        found = made(command) if isinstance(command, line.Command) else module.command
+        assert isinstance(found, click.Command)  # noqa: S101 - for the type checker
+        return found
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -4,23 +4,31 @@ import getpass
 import os
 import re
 import shlex
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from conch.cli.options import DURATION, NAME, POSITIVE_DURATION, Parsed, WrapperCommand, common_options, given, whole
-from conch.cli.settings import settings
-from conch.config import Settings
+from conch.cli.jobs import COMMAND as LS
+from conch.cli.jobs import Session, last_cells, table
+from conch.cli.options import (
+    DURATION,
+    NAME,
+    POSITIVE_DURATION,
+    Parsed,
+    WrapperCommand,
+    common_options,
+    given,
+    made,
+    whole,
+)
 from conch.errors import EXIT_NO, BadInput, ConchError
-from conch.log import Log, escape
+from conch.log import escape
 
 if TYPE_CHECKING:
-    from conch.cron.job import Job
-    from conch.etcd.store import RangeResult, Store
+    from conch.etcd.store import RangeResult
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _NOW_LEASE_S = 120
@@ -47,40 +55,6 @@ KEY_FILE = click.option(
     "--job-key-file", envvar="CONCH_JOB_KEY_FILE", metavar="FILE", help="Sign the job with the key in this file."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="One object a line.")
-
-
-class _Session:
-    """One command's dealings with etcd."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.common: Settings = settings(values, given())
-        self.log = Log(quiet=self.common.quiet, form=self.common.log_format)
-        self.keys = self.common.keys
-        connection = self.common.connection
-        self.timeout_s = min(connection.dial_timeout_s, connection.command_timeout_s)
-
-    def __enter__(self) -> "_Session":
-        from conch.etcd.connect import open_store
-
-        self.store: Store = open_store(self.common.connection)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.store.close()
-
-    def read(self, name: str) -> "tuple[Job, int]":
-        """The job and its mod-revision; exit 1 if there is none."""
-        from conch.cron.job import UnreadableJob, parse
-        from conch.etcd.store import Range
-
-        key = self.keys.cron("job", name)
-        found = self.store.range(Range(key.encode()), timeout_s=self.timeout_s).kvs
-        if not found:
-            raise ConchError(f"there is no job {name}", code=EXIT_NO)
-        try:
-            return parse(name, found[0].value), found[0].mod_revision
-        except UnreadableJob as error:
-            raise ConchError(f"job {name} cannot be read ({key}): {error}") from None
 
 
 @command.command("add", cls=WrapperCommand, context_settings=_HELP)
@@ -119,7 +93,7 @@ def add(context: click.Context, /, **values: Any) -> int:
     from conch.cron.job import decode, parse_variable
     from conch.holder import host_name, rfc3339
 
-    session = _Session(values)
+    session = Session(values, given())
     if not context.obj:
         raise click.UsageError("no command: put it after --", context)
     now = time.time()
@@ -171,7 +145,7 @@ def rm(**values: Any) -> int:
     from conch.etcd.store import Delete, Range
 
     name = values["name"]
-    with _Session(values) as session:
+    with Session(values, given()) as session:
         key, floor = (session.keys.cron(kind, name).encode() for kind in ("job", "floor"))
         found = session.store.txn(
             [], [Range(key, keys_only=True), Delete(key), Delete(floor)], timeout_s=session.timeout_s
@@ -189,7 +163,7 @@ def show(**values: Any) -> int:
     """Show a job as it is kept in etcd."""
     from conch.cli.look import put_json, put_line
 
-    with _Session(values) as session:
+    with Session(values, given()) as session:
         job, rev = session.read(values["name"])
     if values["as_json"]:
         put_json({"name": job.name, **{k: v for k, v in job.raw.items() if k not in ("name", "rev")}, "rev": rev})
@@ -214,7 +188,7 @@ def _set_paused(values: dict[str, Any], *, paused: bool) -> int:
     from conch.etcd.store import ModifiedAt, Put
 
     key_file = read_key(values["job_key_file"])
-    with _Session(values) as session:
+    with Session(values, given()) as session:
         for _ in range(_TRIES):
             job, rev = session.read(values["name"])
             if job.paused == paused:
@@ -262,7 +236,7 @@ def run(**values: Any) -> int:
     from conch.etcd.store import CreatedAt, LeaseGone, ModifiedAt, Put, Range
     from conch.holder import myself, rfc3339
 
-    with _Session(values) as session:
+    with Session(values, given()) as session:
         store, keys, limit_s = session.store, session.keys, session.timeout_s
         job, rev = session.read(values["name"])
         if not live_nodes(store.range(everything(keys.node()), timeout_s=limit_s).kvs):
@@ -313,65 +287,7 @@ def _is_made(ranges: "Sequence[RangeResult]", lease: int) -> bool:
     )
 
 
-@command.command("ls", context_settings=_HELP)
-@click.option("--last", is_flag=True, help="With the newest tick of each.")
-@JSON
-@common_options
-def ls(**values: Any) -> int:
-    """List the jobs."""
-    from conch.cli.look import put_json, put_line
-    from conch.cron.history import everything, last_rows
-    from conch.cron.job import UnreadableJob, parse
-    from conch.holder import rfc3339
-
-    with _Session(values) as session:
-        prefix = session.keys.cron("job")
-        found = session.store.range(everything(prefix), timeout_s=session.timeout_s).kvs
-        jobs = []
-        for kv in found:
-            key = kv.key.decode("utf-8", "replace")
-            try:
-                jobs.append(parse(key.removeprefix(prefix), kv.value))
-            except (UnreadableJob, BadInput) as error:
-                session.log("warning", "unreadable", key=key, msg=str(error))
-        last: Mapping[str, Mapping[str, Any]] = {}
-        if values["last"]:
-            last, bad = last_rows(session.store, session.keys, [j.name for j in jobs], timeout_s=session.timeout_s)
-            for key in bad:
-                session.log("warning", "unreadable", key=key)
-    now = time.time()
-    rows = []
-    for job in jobs:
-        following = None if job.paused else job.ticks().next_after(int(now))
-        data: dict[str, object] = {
-            "name": job.name,
-            "schedule": job.schedule,
-            "tz": job.tz,
-            "cmd": list(job.cmd),
-            "paused": job.paused,
-            "next_tick": None if following is None else rfc3339(following),
-        }
-        newest = last.get(job.name, {})
-        if values["last"]:
-            data |= {"last_tick": newest.get("tick")}
-            data |= {field: newest.get(field) for field in ("node", "exit", "state", "duration_s")}
-        if values["as_json"]:
-            put_json(data)
-            continue
-        cells = [job.name, job.schedule, job.tz, "paused" if job.paused else _when(following, now)]
-        if values["last"]:
-            cells += _last_cells(newest, now)
-        rows.append([*cells, shlex.join(job.cmd)])
-    if rows:
-        head = [
-            "NAME",
-            "SCHEDULE",
-            "TZ",
-            "NEXT",
-            *(["LAST", "STATE", "EXIT", "NODE", "TOOK"] if values["last"] else []),
-        ]
-        _table([*head, "COMMAND"], rows, put_line)
-    return 0
+command.add_command(made(LS), "ls")
 
 
 @command.command("history", context_settings=_HELP)
@@ -384,7 +300,7 @@ def history(**values: Any) -> int:
     from conch.cli.look import put_json, put_line
     from conch.cron.history import history as read_history
 
-    with _Session(values) as session:
+    with Session(values, given()) as session:
         rows, bad = read_history(
             session.store, session.keys, values["name"], values["limit"], timeout_s=session.timeout_s
         )
@@ -399,16 +315,16 @@ def history(**values: Any) -> int:
     now = time.time()
     lines = [
         [
-            *_last_cells(one, now)[:4],
+            *last_cells(one, now)[:4],
             one["started"] or "-",
-            _last_cells(one, now)[4],
+            last_cells(one, now)[4],
             str(one["attempt"] or "-"),
             one["reason"] or "",
         ]
         for one in rows
     ]
     if lines:
-        _table(["TICK", "STATE", "EXIT", "NODE", "STARTED", "TOOK", "ATTEMPT", "REASON"], lines, put_line)
+        table(["TICK", "STATE", "EXIT", "NODE", "STARTED", "TOOK", "ATTEMPT", "REASON"], lines, put_line)
     return 0
 
 
@@ -430,7 +346,7 @@ def next_(context: click.Context, /, **values: Any) -> int:
     expression, name = values["expression"], values["job"]
     if (expression is None) == (name is None):
         raise click.UsageError("give an expression, or --job NAME", context)
-    session = _Session(values)
+    session = Session(values, given())
     zone = "UTC" if values["tz"] is None else values["tz"]
     if name is None:
         schedule = parse_schedule(expression, zone=zone)
@@ -465,42 +381,3 @@ def _local(tick: int, zone: str) -> str:
     from zoneinfo import ZoneInfo
 
     return datetime.fromtimestamp(tick, ZoneInfo(zone)).isoformat(timespec="seconds")
-
-
-# -- tables -----------------------------------------------------------------------------------------------
-
-
-def _when(tick: int | None, now: float) -> str:
-    """A moment as people want it on a terminal, RFC 3339 elsewhere."""
-    from conch.holder import rfc3339
-
-    if tick is None:
-        return "-"
-    if sys.stdout is None or not sys.stdout.isatty():
-        return rfc3339(tick)
-    seconds = abs(tick - now)
-    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (129600, 3600, "h")):
-        if seconds < limit:
-            amount = f"{round(seconds / size)} {unit}"
-            break
-    else:
-        amount = f"{round(seconds / 86400)} days"
-    return f"in {amount}" if tick > now else f"{amount} ago"
-
-
-def _last_cells(row: Mapping[str, Any], now: float) -> list[str]:
-    took = row.get("duration_s")
-    return [
-        _when(row.get("tick_unix"), now),
-        row.get("state") or "-",
-        "-" if row.get("exit") is None else str(row["exit"]),
-        row.get("node") or "-",
-        "-" if took is None or row.get("started") is None else f"{took:.1f}s",
-    ]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], put: Callable[[str], None]) -> None:
-    cells = [list(head), *([escape(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    for row in cells:
-        put("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

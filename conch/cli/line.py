@@ -51,13 +51,14 @@ class Line(Record):
 
 
 class Command(Record):
-    """A command that takes one NAME, options, and after `--` a command to run."""
+    """A command that takes one NAME, options, and after `--` a command to run; one that is `alone`, only options."""
 
     name: str
     summary: str
     epilog: str
     options: tuple[Option, ...]
     run: Callable[[Line], int]
+    alone: bool = False
 
     @property
     def path(self) -> str:
@@ -107,15 +108,15 @@ def read(words: list[str], command: Command) -> Line | None:
             if text.startswith("-"):
                 return None  # forgotten, most likely
         texts[option.keyword] = text
-    if len(names) != 1:
+    if len(names) != (0 if command.alone else 1) or (command.alone and child is not None):
         return None
     try:
-        values = {"name": check_name(names[0])}
+        values: dict[str, Any] = {} if command.alone else {"name": check_name(names[0])}
         for option in command.options:
             values[option.keyword] = _value(option, texts, flags)
     except (BadInput, _Unusual):
         return None
-    return Line(values, frozenset({"name", *texts, *flags}), child)
+    return Line(values, frozenset([*(["name"] if names else []), *texts, *flags]), child)
 
 
 class _Unusual(Exception):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from conch.core.link import Link
 
 _WRAPPERS = ("elect", "sema")
+# What is written down as data, so that a plain line of it needs no Click.
+_QUICK = {("elect",): "conch.cli.elect", ("sema",): "conch.cli.sema", ("cron", "ls"): "conch.cli.jobs"}
 _NO_RUN = {"--who", "--watch", "--assert", "--help", "-h"}
 
 
@@ -37,13 +39,14 @@ def main() -> NoReturn:
 
 
 def _run(words: list[str]) -> int:
-    if words and words[0] in _WRAPPERS:
-        from conch.cli.line import read
+    for path, module in _QUICK.items():
+        if words[: len(path)] == list(path):
+            from conch.cli.line import read
 
-        command: Command = import_module(f"conch.cli.{words[0]}").COMMAND
-        line = read(words[1:], command)
-        if line is not None:
-            return command.run(line)
+            command: Command = import_module(module).COMMAND
+            line = read(words[len(path) :], command)
+            if line is not None:
+                return command.run(line)
     from conch.cli.commands import run
 
     return run()

@@ -105,20 +105,21 @@ class WrapperCommand(click.Command):
             raise
 
 
-def wrapper(command: line.Command) -> click.Command:
+def made(command: line.Command) -> click.Command:
     """The Click command for one that is written down as data."""
 
-    @click.command(
-        command.name,
-        cls=WrapperCommand,
-        context_settings={"help_option_names": ["-h", "--help"]},
-        help=command.summary,
-        epilog=command.epilog,
-    )
-    @click.argument("name", type=NAME)
-    @with_options(command.options)
     @click.pass_context
     def run(context: click.Context, /, **values: Any) -> int:
         return command.run(line.Line(values, given(), context.obj))
 
-    return run
+    options: Callable[..., Any] = with_options(command.options)(run)
+    how: dict[str, Any] = {
+        "context_settings": {"help_option_names": ["-h", "--help"]},
+        "help": command.summary,
+        "epilog": command.epilog or None,
+    }
+    name = command.name.rpartition(" ")[2]
+    if not command.alone:
+        options = click.argument("name", type=NAME)(options)
+    found: click.Command = click.command(name, cls=click.Command if command.alone else WrapperCommand, **how)(options)
+    return found

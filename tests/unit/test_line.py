@@ -13,8 +13,9 @@ from hypothesis import settings as how
 from hypothesis import strategies as st
 
 from conch.cli.elect import COMMAND as ELECT
+from conch.cli.jobs import COMMAND as LS
 from conch.cli.line import Command, Option, read
-from conch.cli.options import given, wrapper
+from conch.cli.options import given, made
 from conch.cli.sema import COMMAND as SEMA
 
 _TEXTS = st.sampled_from(
@@ -39,9 +40,11 @@ def words_of(option: Option) -> st.SearchStrategy[list[str]]:
 @st.composite
 def lines(draw: st.DrawFn) -> tuple[Command, list[str], dict[str, str]]:
     """A command, its words, and variables of the environment."""
-    command = draw(st.sampled_from([ELECT, SEMA]))
+    command = draw(st.sampled_from([ELECT, SEMA, LS]))
     parts = draw(st.lists(st.sampled_from(command.options).flatmap(words_of), max_size=4))
-    parts.insert(draw(st.integers(0, len(parts))), draw(st.sampled_from([["name"], ["name"], ["a/b"], [], ["a", "b"]])))
+    parts.insert(
+        draw(st.integers(0, len(parts))), draw(st.sampled_from([["name"], ["name"], ["a/b"], [], [], ["a", "b"]]))
+    )
     words = [word for part in parts for word in part]
     words += draw(st.sampled_from([[], ["--", "true"], ["--"], ["--", "a", "--", "--who"], ["-h"]]))
     variables = [variable for option in command.options for variable in option.env]
@@ -50,7 +53,7 @@ def lines(draw: st.DrawFn) -> tuple[Command, list[str], dict[str, str]]:
 
 def by_click(command: Command, words: list[str]) -> tuple[dict[str, Any], frozenset[str], list[str] | None] | None:
     try:
-        context = wrapper(command).make_context(command.name, list(words))
+        context = made(command).make_context(command.name, list(words))
     except (click.ClickException, click.exceptions.Exit):
         return None
     with context:
@@ -78,6 +81,8 @@ def test_what_the_quick_reader_takes_is_what_click_takes(line: tuple[Command, li
         (ELECT, ["o", "--assert", "--min-rev", "5", "--json"]),
         (SEMA, ["s", "--max", "3", "--spread", "--kill-after=1s", "--", "true"]),
         (SEMA, ["s", "--who", "--json", "--transport", "http"]),
+        (LS, []),
+        (LS, ["--last", "--json", "--endpoints", "a:1"]),
     ],
 )
 def test_everyday_lines_are_read_quickly(command: Command, words: list[str]) -> None:
@@ -87,11 +92,18 @@ def test_everyday_lines_are_read_quickly(command: Command, words: list[str]) -> 
     assert by_click(command, words) == (quick.values, quick.given, quick.child)
 
 
-@pytest.mark.parametrize("words", [["elect", "o", "--who"], ["sema", "s", "--max", "1", "--quiet", "--", "true"]])
-def test_everyday_lines_load_no_click(words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "slow"),
+    [
+        (["elect", "o", "--who"], ("click", "grpc", "typing", "dataclasses")),
+        (["sema", "s", "--max", "1", "--quiet", "--", "true"], ("click", "grpc", "typing", "dataclasses")),
+        (["cron", "ls"], ("click", "grpc")),
+    ],
+)
+def test_everyday_lines_load_no_click(words: list[str], slow: tuple[str, ...]) -> None:
     """It takes as long as everything else together."""
     script = (
-        "import os, sys; me, leave = os.getpid(), os._exit; slow = ('click', 'typing', 'dataclasses', 'grpc')\n"
+        f"import os, sys; me, leave, slow = os.getpid(), os._exit, {slow}\n"
         "def end(code):\n"
         "    if os.getpid() == me: print(code, *[m for m in slow if m in sys.modules])\n"
         "    leave(code)\n"

@@ -9,7 +9,7 @@ import pytest
 from conch.cli.dev import command as dev
 from conch.cli.elect import COMMAND as ELECT
 from conch.cli.line import Command, read
-from conch.cli.options import given, wrapper
+from conch.cli.options import given, made
 from conch.cli.sema import COMMAND as SEMA
 from conch.cli.settings import settings
 from conch.config import Settings
@@ -32,7 +32,7 @@ TABLE: list[tuple[str, bool, list[str], list[Any]]] = [
 
 def parsed(command: Command, arguments: list[str]) -> dict[str, Any]:
     """As Click reads it, and as the quick reader does where it takes it."""
-    values = wrapper(command).make_context(command.name, list(arguments)).params
+    values = made(command).make_context(command.name, list(arguments)).params
     quick = read(list(arguments), command)
     assert quick is None or quick.values == values
     return values
@@ -87,7 +87,7 @@ def test_dev_has_no_connection_options() -> None:
 
 
 def found(arguments: list[str]) -> Settings:
-    context = wrapper(ELECT).make_context("elect", ["n", *arguments])
+    context = made(ELECT).make_context("elect", ["n", *arguments])
     with context:
         return settings(dict(context.params), given())
 
