@@ -14,6 +14,8 @@ from conch.record import Record
 LATE = "late"
 # How often to look again at a tree of which only zombies were seen.
 _LOOKS = 50
+# Signals that mean something only to a command that waits for them.
+_IDLE = (signal.SIGUSR1, signal.SIGUSR2)
 _ALL = frozenset(signal.valid_signals())
 
 
@@ -297,6 +299,10 @@ def _become(
 
             resource.setrlimit(resource.RLIMIT_NOFILE, dispositions.descriptors)
         start_by, more = marshal.loads(_told(gate))  # noqa: S302 - of the process that we were a moment ago
+        for number in _IDLE:  # one that came while we waited was not for the command
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, signal.SIG_IGN)
+                signal.signal(number, signal.SIG_DFL)
         environment.update(more)
         if spec.no_input:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

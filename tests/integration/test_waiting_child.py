@@ -1,0 +1,118 @@
+"""While conch queues, the command waits already behind its gate: nobody may notice, whatever becomes of it."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.support.conch import Bench, Wrapper, alive, children, wait_for
+
+pytestmark = pytest.mark.kinds("elect", "sema")
+
+
+def waiting_child(wrapper: Wrapper) -> int:
+    """The process behind the gate: the child of conch in conch's session, and not in its group."""
+
+    def look() -> int | None:
+        for pid in children(wrapper.pid):
+            try:
+                if os.getsid(pid) != pid and os.getpgid(pid) == pid:
+                    return pid
+            except ProcessLookupError:
+                continue
+        return None
+
+    pid = wait_for(look, "a process behind the gate")
+    assert pid is not None
+    return pid
+
+
+def wait_for_another(wrapper: Wrapper, pid: int) -> int:
+    wait_for(lambda: waiting_child(wrapper) != pid, "another one")
+    return waiting_child(wrapper)
+
+
+def test_it_becomes_the_command(conch: Bench) -> None:
+    """With the environment of the hold that came later, the pid that the log names, and its tree's mark."""
+    first = conch.hold("o")
+    second = conch.queue("o", command="echo $$ $CONCH_REV $CONCH_LEASE $CONCH_HOLD_KEY $CONCH_TREE >> ran")
+    waiting = waiting_child(second)
+    first.signal(signal.SIGTERM)
+    assert second.wait() == 0
+    held = second.wait_event("acquired")
+    pid, rev, lease, key, tree = conch.read("ran").split()
+    assert (pid, rev, lease) == (str(waiting), held["rev"], held["lease"])
+    assert key == conch.key("o", int(lease, 16))
+    assert len(tree) == 16
+
+
+def test_killed_it_is_replaced(conch: Bench) -> None:
+    """More than once; the command runs all the same."""
+    first = conch.hold("o")
+    second = conch.queue("o", command="echo ran >> ran")
+    pid = waiting_child(second)
+    for _ in range(3):
+        os.kill(pid, signal.SIGKILL)
+        pid = wait_for_another(second, pid)
+    first.signal(signal.SIGTERM)
+    assert second.wait() == 0
+    assert conch.read("ran") == "ran\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_signal_for_commands_that_came_too_early_is_forgotten(conch: Bench, number: int) -> None:
+    """As `pkill -USR1 conch` sends it to all of them."""
+    first = conch.hold("o")
+    second = conch.queue("o", command="echo ran >> ran")
+    os.kill(waiting_child(second), number)
+    second.signal(number)
+    first.signal(signal.SIGTERM)
+    assert second.wait() == 0, second.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_with_conch(conch: Bench, number: int) -> None:
+    """Killed or told to leave while it queues, nothing of conch is left, and nothing of the command has run."""
+    conch.hold("o")
+    second = conch.queue("o", command="echo ran >> ran")
+    waiting, keeper = waiting_child(second), second.keeper()
+    second.signal(number)
+    assert second.wait() == 128 + number
+    wait_for(lambda: not alive(waiting) and not alive(keeper), "both are gone")
+    assert not conch.file("ran").exists()
+
+
+def test_stopped_until_the_hold_was_gone_it_runs_nothing(conch: Bench) -> None:
+    """Its last look before the exec finds that it is too late; conch queues again, and then it runs."""
+    first = conch.hold("o", "--ttl", "2s")
+    second = conch.queue("o", "--ttl", "2s", "--kill-after", "0.2s", command="echo ran >> ran")
+    waiting = waiting_child(second)
+    os.kill(waiting, signal.SIGSTOP)
+    first.signal(signal.SIGTERM)
+    first.wait()
+    second.wait_event("child-start")
+    os.kill(second.keeper(), signal.SIGSTOP)  # from now on nothing is renewed
+    stopped = time.monotonic()
+    wait_for(lambda: second.events("lost") or not alive(waiting), "the loss", 10)
+    assert time.monotonic() - stopped < 4
+    assert not conch.file("ran").exists()
+    os.kill(second.keeper(), signal.SIGCONT)
+    assert second.wait() == 70
+    assert not conch.file("ran").exists()
+
+
+def test_with_restart_each_run_has_a_new_one(conch: Bench) -> None:
+    """And during a run none waits: nothing of it counts as left running."""
+    if conch.kind == "sema":
+        return  # it has no --restart
+    flags = ("--restart", "--restart-min", "0.2s", "--restart-max", "0.2s", "--on-acquire", "true", "--on-lose", "true")
+    wrapper = conch.start(*conch.holding("o"), *flags, "--", "sh", "-c", "echo $$ >> pids; sleep 0.3")
+    pids = conch.pids("pids", 3)
+    assert len(set(pids)) == 3
+    wait_for(lambda: alive(conch.pids("pids", 4)[-1]), "a run")
+    running = wrapper.child(4)
+    assert {pid for pid in children(wrapper.pid) if os.getsid(pid) != pid} <= {running, *children(running)}
+    assert not wrapper.events("term-sent")
+    wrapper.signal(signal.SIGTERM)
+    wrapper.wait()
