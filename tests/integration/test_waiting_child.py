@@ -102,6 +102,26 @@ def test_stopped_until_the_hold_was_gone_it_runs_nothing(conch: Bench) -> None:
     assert not conch.file("ran").exists()
 
 
+def test_it_looks_at_the_clock_itself(conch: Bench) -> None:
+    """As after a suspend of the machine: it wakes first, finds that the time to start is over, and leaves it."""
+    first = conch.hold("o", "--ttl", "4s")
+    second = conch.queue("o", "--ttl", "4s", command="echo ran >> ran")
+    waiting, keeper = waiting_child(second), second.keeper()
+    os.kill(waiting, signal.SIGSTOP)
+    first.signal(signal.SIGTERM)
+    second.wait_event("child-start")
+    for pid in (keeper, second.pid):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(4 * 2 / 3)  # SIGTERM would be due at two thirds of the TTL less the margin, and nothing starts after it
+    os.kill(waiting, signal.SIGCONT)
+    wait_for(lambda: not alive(waiting), "it ends by itself")
+    assert not conch.file("ran").exists()
+    for pid in (keeper, second.pid):
+        os.kill(pid, signal.SIGCONT)
+    assert second.wait() in (0, 70)
+    assert (second.process.returncode == 0) == conch.file("ran").exists()
+
+
 def test_with_restart_each_run_has_a_new_one(conch: Bench) -> None:
     """And during a run none waits: nothing of it counts as left running."""
     if conch.kind == "sema":
