@@ -10,6 +10,10 @@ def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+# Of the TTL: often enough to ride out most of it, seldom enough to leave a laptop asleep.
+RENEWED_EVERY = 1 / 5
+
+
 class Terms(Record):
     """The deadline rule of the safety promise for one TTL as etcd granted it; all in seconds.
 
@@ -37,7 +41,7 @@ class Terms(Record):
 
     def ready_by(self, deadline: float) -> float:
         """When it is too late to decide for a start: its first renewal must have time to come through."""
-        return self.term_at(deadline) - self.ttl_s / 6
+        return self.term_at(deadline) - self.ttl_s * RENEWED_EVERY
 
     def kill_at(self, deadline: float) -> float:
         """The last moment for SIGKILL."""

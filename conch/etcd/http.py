@@ -17,8 +17,9 @@ _LARGEST_BYTES = 64 << 20
 _IDLE = 4
 # How etcd says that through the gateway it cannot know us by our certificate.
 _BY_NAME = b"CommonName of client"
-# When a stream that is silent for so long is asked after.
+# When a stream that is silent for so long is asked after; where other requests are answered there is time.
 _SILENCE_S = 5.0
+_QUIET_S = 15.0
 _LENGTH = b"Content-Length: %d"
 # A server in Go reads no more of a request once it answers, unless the connection is not to be used again.
 _OPEN_ENDED = (b"Transfer-Encoding: chunked", b"Connection: close")
@@ -152,11 +153,13 @@ class Gateway:
 class Stream:
     """A request that can be added to, and the lines of its answer, until it is closed.
 
-    `on_silence` is called every few seconds without an answer, and may raise to end the stream.
+    `on_silence` is called after a while without an answer, and may raise to end the stream; `patient` shortens that
+    while to a few seconds by returning False.
     """
 
     def __init__(self, gateway: Gateway, wire: "_Wire", headers: dict[bytes, bytes]) -> None:
         self.on_silence: Callable[[], None] = lambda: None
+        self.patient: Callable[[], bool] = lambda: True
         self._gateway = gateway
         self._wire = wire
         self._headers = headers
@@ -165,6 +168,7 @@ class Stream:
         """Yield each line's JSON; ends when the gateway ends it. Raises as `Gateway.ask` does."""
         rest = b""
         self._wire.on_silence = self.on_silence
+        self._wire.patient = lambda: self._gateway.answered_lately and self.patient()
         for data in self._wire.body(self._headers, None):
             *lines, rest = (rest + data).split(b"\n")
             if len(rest) > _LARGEST_BYTES:
@@ -200,6 +204,7 @@ class _Wire:
         self._rest = b""
         self.clean = True
         self.on_silence: Callable[[], None] = lambda: None
+        self.patient: Callable[[], bool] = lambda: False
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # a peer that vanished is noticed while nothing is sent, as by a watch
@@ -310,8 +315,8 @@ class _Wire:
         return whole[:size]
 
     def _receive(self, until: float | None) -> bytes:
-        self._socket.settimeout(_SILENCE_S if until is None else _left(until))
         while True:
+            self._socket.settimeout((_QUIET_S if self.patient() else _SILENCE_S) if until is None else _left(until))
             try:
                 data: bytes = self._socket.recv(_READ_BYTES)
                 break

@@ -178,6 +178,7 @@ class _Stream:
         self._deletes_only = deletes_only
         self._check_alive = check_alive
         stream.on_silence = self._check
+        stream.patient = lambda: self._confirmed >= self._asked
 
     def __iter__(self) -> Any:
         for answer in self._stream:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 
 from conch.core import clock
+from conch.core.clock import RENEWED_EVERY
 from conch.etcd.store import LeaseGone, Range, Store, StoreError
 
 # One try of a renewal. A hung member is left that early, so that another can still save the lease.
@@ -15,7 +16,7 @@ Tell = Callable[..., None]
 
 
 class Session:
-    """Renews a lease every TTL/6 in a thread of its own, until stopped or lost.
+    """Renews a lease every fifth of its TTL in a thread of its own, until stopped or lost.
 
     A renewal counts only when etcd's answer is followed by a linearizable read from the same member, at the same
     raft term, that shows our key with our create-revision and lease: a former leader that wakes from a freeze still
@@ -66,7 +67,7 @@ class Session:
         self._wake.set()
 
     def _run(self) -> None:
-        interval_s = self.ttl_s / 6
+        interval_s = self.ttl_s * RENEWED_EVERY
         self._next_at = self.deadline - self.ttl_s + interval_s
         failing_since: float | None = None
         doubted = False

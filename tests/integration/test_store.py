@@ -388,10 +388,10 @@ def test_ttl_of_zero_is_a_loss(watched: Watched) -> None:
     wait_for(lambda: watched.losses == ["the lease is gone"], "a loss")
 
 
-def test_session_renews_about_every_sixth_of_the_ttl(watched: Watched) -> None:
+def test_session_renews_about_every_fifth_of_the_ttl(watched: Watched) -> None:
     """Not much more often, and never later than the deadline needs."""
     watched.start()
     wait_for(lambda: len(watched.deadlines) >= 6, "six renewals")
     gaps = [b - a for a, b in zip(watched.deadlines, watched.deadlines[1:], strict=False)]
     assert all(gap > 0.4 for gap in gaps)
-    assert sorted(gaps)[len(gaps) // 2] < 1.0
+    assert sorted(gaps)[len(gaps) // 2] < 1.2

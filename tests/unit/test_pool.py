@@ -381,7 +381,7 @@ def test_long_kill_after_does_not_outlive_a_lost_deadline() -> None:
 
 def test_no_start_when_too_little_time_is_left() -> None:
     """It waits for a renewal and then starts."""
-    world = World().at(TERM_AT - TTL / 6).held().starts_run(holds=[1])
+    world = World().at(TERM_AT - TTL / 5).held().starts_run(holds=[1])
     assert world.starts == []
     world.at(TERM_AT - 0.3)
     assert world.starts == []

@@ -478,7 +478,7 @@ def test_child_that_ended_before_the_loss_was_told_keeps_its_code() -> None:
 
 def test_no_child_starts_when_too_little_time_is_left() -> None:
     """It waits for a newer deadline; without one the hold is given back and queued for again."""
-    world = World().at(TTL - 0.5 - TTL / 3 - TTL / 6).held()
+    world = World().at(TTL - 0.5 - TTL / 3 - TTL / 5).held()
     assert world.state is State.READY
     world.renewed(17)
     assert world.state is State.RUNNING
