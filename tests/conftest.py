@@ -27,9 +27,10 @@ _cluster: Cluster | None = None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--seed` and `--schedules`; a failure names the one command that replays it."""
+    """`--seed` and `--schedules`; a failure names the one command that replays it. `--report` keeps what was seen."""
     parser.addoption("--seed", type=int, default=FIXED_SEED, help="the first schedule's seed")
     parser.addoption("--schedules", type=int, default=0, help="how many schedules of each kind (0: a few)")
+    parser.addoption("--report", help="append a line of JSON a schedule to this file: see tests/invariant/report.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -180,7 +180,8 @@ class Supervisor(Keeping):
             return
         terms = self._terms
         self._lost = reason
-        self._log("error", "lost", **self._about(), reason=reason)
+        left_s = self._deadline - self._ports.now()
+        self._log("error", "lost", **self._about(), reason=reason, left_s=left_s)
         if self.state is State.READY:
             self._requeue = True
             self._release()

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,11 @@ class Field:
 
     def note(self, text: str) -> None:
         self.story.append(f"{boottime():.3f} {text}")
+
+    def faults(self) -> list[str]:
+        """What was done, without the moments, pids and keys."""
+        found = [re.sub(r" of \d+| for [\d.]+ s| on \d| /\S+", "", line.split(" ", 1)[1]) for line in self.story]
+        return [one for one in found if one != "healed"]
 
     def later(self, seconds: float, what: Callable[[], None]) -> None:
         self.undo.append((time.monotonic() + seconds, what))
@@ -95,6 +101,17 @@ def keeper_of(wrapper: Wrapper) -> int | None:
     return None
 
 
+def waiting_child_of(wrapper: Wrapper) -> int | None:
+    """The command that waits behind its gate while conch queues."""
+    for pid in children(wrapper.pid):
+        try:
+            if os.getsid(pid) != pid and b"conch" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        except OSError:
+            continue
+    return None
+
+
 def kill_quietly(pid: int, number: int) -> None:
     """It may have ended by itself."""
     try:
@@ -112,12 +129,21 @@ def strike_process(ground: Field, wrappers: list[Wrapper], *, plain: bool) -> No
         return
     one = ground.rng.choice(free)
     keeper = keeper_of(one)
-    what = ground.rng.choice(["supervisor", "keeper", "both"] if plain else ["supervisor", "keeper"])
-    pids = [pid for pid in ([one.pid] if what != "keeper" else []) + ([keeper] if what != "supervisor" else []) if pid]
+    what = ground.rng.choice(["supervisor", "keeper", "waiting child", *(["both"] if plain else [])])
+    struck: dict[str, list[int | None]] = {
+        "supervisor": [one.pid],
+        "keeper": [keeper],
+        "waiting child": [waiting_child_of(one)],
+        "both": [one.pid, keeper],
+    }
+    pids = [pid for pid in struck[what] if pid]
+    if not pids:
+        return
     if ground.rng.random() < 0.5 or what == "both":
         ground.note(f"kill -9 of {what} of {one.pid}")
-        ground.kills.append(time.time())
-        ground.touched[one.pid] = now + 1000
+        if what != "waiting child":
+            ground.kills.append(time.time())
+            ground.touched[one.pid] = now + 1000
         for pid in pids:
             kill_quietly(pid, signal.SIGKILL)
     else:

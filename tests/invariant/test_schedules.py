@@ -1,6 +1,7 @@
 """The promise itself, under seeded schedules of faults."""
 
 import datetime
+import json
 import random
 import secrets
 import signal
@@ -8,18 +9,33 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conch.dev import Cluster
 from tests.invariant import checker, faults
+from tests.invariant.conftest import PASSED
 from tests.invariant.faults import Field
-from tests.support.conch import Bench, Wrapper, alive, boottime, marked, wait_for
+from tests.support.conch import TRANSPORT, Bench, Wrapper, alive, boottime, marked, wait_for
 from tests.support.cron import Fleet
 from tests.support.proxy import Proxy
 
 FAULTS_S = 9.0
 CONVERGED_S = faults.TTL_S + 5
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest, seed: int) -> Iterator[dict[str, Any]]:
+    """What a schedule saw, for `--report`."""
+    kind = "-".join(part for part in request.node.callspec.id.split("-") if part != str(seed))
+    seen: dict[str, Any] = {"seed": seed, "of": kind, "transport": TRANSPORT}
+    yield seen
+    path = request.config.getoption("--report")
+    if path:
+        seen["passed"] = request.node.stash.get(PASSED, False)
+        with open(path, "a") as file:
+            file.write(json.dumps(seen) + "\n")
 
 
 @pytest.fixture
@@ -53,7 +69,7 @@ def replay(request: pytest.FixtureRequest, ground: Field, seed: int) -> str:
 
 @pytest.mark.parametrize(("kind", "slots"), [("elect", 1), ("sema", 1), ("sema", 2), ("sema", 3)])
 def test_never_more_than_n_at_once(
-    ground: Field, seed: int, kind: str, slots: int, request: pytest.FixtureRequest
+    ground: Field, seed: int, kind: str, slots: int, request: pytest.FixtureRequest, report: dict[str, Any]
 ) -> None:
     """N + 2 contenders that come and go, through kills, stops, revocations, dead members and broken networks."""
     rng = ground.rng
@@ -94,8 +110,11 @@ def test_never_more_than_n_at_once(
             line.append(faults.contender(ground, kind, slots, log, plain=True))
         return len(fresh) == slots
 
+    healed = time.monotonic()
+    report["faults"] = ground.faults()
     try:
         wait_for(converged, f"{slots} holders", CONVERGED_S + 5)
+        report["converged_s"] = time.monotonic() - healed
     except AssertionError as error:
         raise AssertionError(f"{error}\n{replay(request, ground, seed)}") from None
     for one in line:
@@ -109,6 +128,9 @@ def test_never_more_than_n_at_once(
     if slots == 1:  # of several that may hold, whoever hears of it first starts first
         problems += checker.order(held, slots)
     problems += outlived(line, held)
+    report["holds"], report["slack_s"] = len(held), slack(line, held)
+    if slots == 1:
+        report["hand_over_s"] = checker.gaps(held)
     odd = [code for code in codes if code not in (0, 69, 70, 75, 137, 143)]
     problems += [f"odd exit code {code}" for code in odd]
     assert not problems, "\n".join([*problems, replay(request, ground, seed)])
@@ -131,13 +153,25 @@ def outlived(line: list[Wrapper], held: list[checker.Interval]) -> list[str]:
     return problems
 
 
+def slack(line: list[Wrapper], held: list[checker.Interval]) -> list[float]:
+    """From the last sign of life of what was ended because its hold could not be renewed, to its deadline."""
+    offset = time.time() - boottime()
+    last = {one.rev: one.end for one in held}
+    return [
+        stamp(event["ts"]) - offset + float(event["left_s"]) - last[int(event["rev"])]
+        for one in line
+        for event in one.events("lost")
+        if int(event["rev"]) in last and not event["reason"].startswith("our key")
+    ]
+
+
 def stamp(text: str) -> float:
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 @pytest.mark.parametrize(("hosts", "overlap"), [(2, "allow"), (3, "forbid")])
 def test_each_tick_runs_at_most_once(
-    ground: Field, seed: int, hosts: int, overlap: str, request: pytest.FixtureRequest
+    ground: Field, seed: int, hosts: int, overlap: str, request: pytest.FixtureRequest, report: dict[str, Any]
 ) -> None:
     """Daemons killed, stopped, cut off and started again: a tick has one claim, at most one run, and a result."""
     rng, bench = ground.rng, ground.bench
@@ -176,6 +210,9 @@ def test_each_tick_runs_at_most_once(
         if daemons[name].process.poll() is not None:
             daemons[name] = start(name)
 
+    mended = time.monotonic()
+    report["faults"] = ground.faults()
+
     def node_keys() -> bool:
         return len(bench.keys_below("node/")) == hosts
 
@@ -183,6 +220,7 @@ def test_each_tick_runs_at_most_once(
         wait_for(node_keys, "all daemons are registered", CONVERGED_S + 5)
         healed = int(time.time()) + 1
         wait_for(lambda: [t for t in fleet.ticks("fire", "j") if t > healed], "ticks go on", CONVERGED_S)
+        report["converged_s"] = time.monotonic() - mended
         bench.run("cron", "pause", "j")
 
         def open_claims() -> list[int]:
@@ -196,6 +234,7 @@ def test_each_tick_runs_at_most_once(
     claims, results = fleet.ticks("fire", "j"), fleet.ticks("result", "j")
     fleet.clean()
     runs = checker.read(log)
+    report["ticks"], report["runs"] = len(claims), len(runs)
     problems = []
     ran = [one.rev for one in runs]
     problems += [f"tick {tick} ran {ran.count(tick)} times" for tick in set(ran) if ran.count(tick) > 1]
