@@ -35,6 +35,7 @@ class Bug:
 
 _STORE, _CLAIMS = "tests/integration/test_store.py", "tests/integration/test_claims.py"
 _RUN, _SEMA = "tests/integration/test_elect_run.py", "tests/integration/test_sema.py"
+_WAITING = "tests/integration/test_waiting_child.py"
 _PROCESS, _DEATH = "tests/integration/test_process.py", "tests/integration/test_death.py"
 _SUPERVISOR, _WARDEN = "tests/unit/test_supervisor.py", "tests/unit/test_warden.py"
 _SCHEDULE, _JOURNAL, _LEDGER = (f"tests/unit/test_{name}.py" for name in ("schedule", "journal", "ledger"))
@@ -152,9 +153,30 @@ BUGS = (
     Bug(
         "command does not wait behind its gate",
         "core/process.py",
-        'if os.read(gate, 1) != b"g":',
-        "if False:",
+        "start_by, more = marshal.loads(_told(gate))",
+        "start_by, more = None, {}",
         (f"{_PROCESS}::test_nothing_runs_before_the_gate_is_open",),
+    ),
+    Bug(
+        "command that waited is not told how late it may start",
+        "core/loop.py",
+        "        child.start_by = start_by\n",
+        "",
+        (f"{_WAITING}::test_it_looks_at_the_clock_itself",),
+    ),
+    Bug(
+        "command that waited and was killed is not replaced",
+        "core/loop.py",
+        "if self._ready is not None and self._ready.exit_code() is not None:",
+        "if False:",
+        (f"{_WAITING}::test_killed_it_is_replaced",),
+    ),
+    Bug(
+        "next command that waits counts as left running",
+        "core/loop.py",
+        "if entry.pid == self._parent.keeper or (self._ready is not None and entry.pid == self._ready.pid):",
+        "if entry.pid == self._parent.keeper:",
+        (f"{_WAITING}::test_with_restart_each_run_has_a_new_one",),
     ),
     Bug(
         "command does not die with conch",
@@ -177,6 +199,13 @@ BUGS = (
         "                    place = self._look()\n",
         "                    place = Place(place.rev, (), place.seen_at)\n",
         (f"{_RUN}::test_a_waiter_in_the_middle_that_leaves_promotes_nobody",),
+    ),
+    Bug(
+        "watches over HTTP are asked for by a request that ends when the answer begins",
+        "etcd/http.py",
+        '_OPEN_ENDED = (b"Transfer-Encoding: chunked", b"Connection: close")',
+        '_OPEN_ENDED = (b"Transfer-Encoding: chunked",)',
+        (f"{_STORE}::test_watch_of_many_keys_hears_of_each_however_slowly_it_was_asked_for",),
     ),
     Bug(
         "waiter watches one key of N",

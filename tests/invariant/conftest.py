@@ -15,7 +15,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seed", range(first, first + count))
 
 
-PASSED: pytest.StashKey[bool] = pytest.StashKey()
+# How a test failed; empty if it passed.
+FAILURE: pytest.StashKey[str] = pytest.StashKey()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -23,7 +24,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Let fixtures know how a test went."""
     report = yield
     if report.when == "call":
-        item.stash[PASSED] = report.passed
+        item.stash[FAILURE] = "" if report.passed else report.longreprtext
     return report
 
 

@@ -30,7 +30,7 @@ def main(paths: list[str]) -> None:
     print("| schedules | of | passed | holds, or ticks | faults | converged (smallest / median / p99 / largest) |")
     print("| --- | --- | --- | --- | --- | --- |")
     for (of, transport), some in sorted(groups.items()):
-        passed = sum(one["passed"] for one in some)
+        passed = sum(not one["failure"] for one in some)
         holds = sum(one.get("holds", one.get("ticks", 0)) for one in some)
         faults = sum(len(one.get("faults", ())) for one in some)
         converged = spread([one["converged_s"] for one in some if "converged_s" in one])

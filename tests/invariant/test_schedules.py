@@ -15,7 +15,7 @@ import pytest
 
 from conch.dev import Cluster
 from tests.invariant import checker, faults
-from tests.invariant.conftest import PASSED
+from tests.invariant.conftest import FAILURE
 from tests.invariant.faults import Field
 from tests.support.conch import TRANSPORT, Bench, Wrapper, alive, boottime, marked, wait_for
 from tests.support.cron import Fleet
@@ -33,7 +33,7 @@ def report(request: pytest.FixtureRequest, seed: int) -> Iterator[dict[str, Any]
     yield seen
     path = request.config.getoption("--report")
     if path:
-        seen["passed"] = request.node.stash.get(PASSED, False)
+        seen["failure"] = request.node.stash.get(FAILURE, "it was not run")
         with open(path, "a") as file:
             file.write(json.dumps(seen) + "\n")
 
