@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import etcd3
+import grpc
+
 from conch.dev import Cluster
 from tests.invariant.checker import Allowance
 from tests.support.conch import Bench, Wrapper, boottime, children
@@ -37,6 +40,17 @@ class Field:
 
     def note(self, text: str) -> None:
         self.story.append(f"{boottime():.3f} {text}")
+
+    def keys(self) -> list[str] | None:
+        """All keys; None while etcd cannot tell. A member that has ended by itself after all that is started again."""
+        try:
+            return self.bench.keys()
+        except (etcd3.exceptions.Etcd3Exception, grpc.RpcError):
+            for member in self.cluster.members:
+                if not member.running():
+                    self.note(f"member {member.name} ended by itself: {member.log_tail()}")
+            self.heal()
+            return None
 
     def faults(self) -> list[str]:
         """What was done, without the moments, pids and keys."""

@@ -135,9 +135,8 @@ def test_never_more_than_n_at_once(
     problems += [f"odd exit code {code}" for code in odd]
     assert not problems, "\n".join([*problems, replay(request, ground, seed)])
     wait_for(lambda: not marked(ground.bench.mark), "no process left")
-    ground.heal()  # a member may have ended by itself after all that
     # what died with both of its processes at once leaves its lease to run out
-    wait_for(lambda: not ground.bench.keys(), "no key left")
+    wait_for(lambda: ground.keys() == [], f"no key left\n{replay(request, ground, seed)}")
 
 
 def outlived(line: list[Wrapper], held: list[checker.Interval]) -> list[str]:
