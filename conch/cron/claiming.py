@@ -14,6 +14,7 @@ from conch.holder import rfc3339
 
 # Each host in line for a tick gives the ones before it this much time.
 _TURN_S = 0.1
+_TOO_LATE = "etcd confirmed the claim too late"
 # How soon to look again whether what could not be claimed now can be.
 _HELD_BACK_S = 0.2
 # Claims of late are remembered, so that a tick that others took is not tried.
@@ -181,7 +182,7 @@ class Claiming(Replacing):
             self._launch(due, entry, won.lease, number)
         else:
             # an earlier try was made, in another way than this one; what it was for is over
-            self._record(entry, "skipped", why or "etcd confirmed the claim too late")
+            self._record(entry, "skipped", why or _TOO_LATE)
 
     def _on_claim_failed(self, due: Due, error: StoreError) -> None:
         due.trying = False
@@ -198,7 +199,48 @@ class Claiming(Replacing):
         if not due.unclear:
             if reason is None:
                 self._missed(due.job.name, due.tick, due.tick, 1)
+        elif reason is None and self._node is not None:
+            self._close(due)
+        else:
+            self._look_for_claim(due, reason)
+
+    def _close(self, due: Due) -> None:
+        """Nobody may claim this tick any more, above all not a try of ours that etcd still has somewhere.
+
+        To look is not enough: a request that was given up may be served at any later time, as by a leader that was
+        frozen, and what it then claims nobody would ever end. So the tick is claimed to be skipped.
+        """
+        known, registered = self.jobs.get(due.job.name), self._node
+        if known is None or registered is None:
+            self._look_for_claim(due, None)
             return
+        node, now, has_floor = registered.node, self._clock.own(), known.has_floor
+        self._busy_claiming += 1
+
+        def work() -> Outcome:
+            return self._claims.claim_to_skip(
+                due, node, self._me, now, None, _TOO_LATE, has_floor=has_floor, timeout_s=self._limit_s
+            )
+
+        def then(outcome: Outcome) -> None:
+            self._busy_claiming -= 1
+            match outcome:
+                case Won():
+                    entry = Entry(due.run, due.job.name, due.tick, outcome.rev, outcome.run_rev)
+                    self._record(entry, "skipped", _TOO_LATE)
+                case Again(has_floor):
+                    known.has_floor = has_floor
+                    self._close(due)
+                case NodeGone():
+                    self._look_for_claim(due, None)  # a claim that lands later finds no registration either
+                case _:
+                    self._missed(due.job.name, due.tick, due.tick, 1)  # of what others have not claimed
+            self._end_if_released()
+
+        self._work(work, then, lambda _: self._settle_later(due, None))
+
+    def _look_for_claim(self, due: Due, reason: str | None) -> None:
+        """Record our claim if it was made; a claim that lands later does not find the job or us as they were."""
         self._busy_claiming += 1
 
         def then(found: tuple[KeyValue | None, KeyValue | None]) -> None:
@@ -208,16 +250,18 @@ class Claiming(Replacing):
                 entry = Entry(due.run, due.job.name, due.tick, fire.create_revision)
                 if run is not None and self._claims.is_ours(run, due):
                     entry = replace(entry, run_rev=run.create_revision)
-                self._record(entry, "skipped", reason or "etcd confirmed the claim too late")
+                self._record(entry, "skipped", reason or _TOO_LATE)
             elif fire is None and reason is None:
                 self._missed(due.job.name, due.tick, due.tick, 1)
             self._end_if_released()
 
-        def failed(_: StoreError) -> None:
-            self._busy_claiming -= 1
-            self._later(PAUSE_MOST_S, lambda: self._settle(due, reason))
+        self._work(
+            lambda: self._claims.whose(due, timeout_s=self._limit_s), then, lambda _: self._settle_later(due, reason)
+        )
 
-        self._work(lambda: self._claims.whose(due, timeout_s=self._limit_s), then, failed)
+    def _settle_later(self, due: Due, reason: str | None) -> None:
+        self._busy_claiming -= 1
+        self._later(PAUSE_MOST_S, lambda: self._settle(due, reason))
 
     # -- what cannot be claimed now, and what was missed --------------------------------------------------
 

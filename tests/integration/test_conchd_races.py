@@ -8,7 +8,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from conch.core.link import Drain, Ended, Finished, Kill, Note, Running, Start
 from conch.cron.journal import Journal
 from conch.cron.ledger import Entry, Ledger
+from conch.etcd.store import Put, TxnResult, Unreachable
 from tests.conftest import OwnEtcd
 from tests.support.conch import Bench, alive, boottime, marked, throughout, wait_for
 from tests.support.cron import Fleet
@@ -169,6 +170,34 @@ def test_unclear_claim_past_its_deadline_leaves_no_run_key(bed: Bed) -> None:
     assert tick not in [one for one, _ in host.runs]
     bed.fleet.request("j", tick + 1)
     host.wait_start(tick + 1)
+
+
+def test_claim_that_etcd_makes_long_after_it_was_given_up_finds_the_tick_closed(bed: Bed) -> None:
+    """A request may stay with a frozen leader for any time: what it claims then would stand in every tick's way."""
+    host = bed.host()
+    bed.put(start_deadline=1.0)
+    held: list[Callable[[], object]] = []
+    serve = host._store.txn
+
+    def txn(compare: Any, success: Any, failure: Any = (), *, timeout_s: float) -> TxnResult:
+        puts = [one.key for one in success if isinstance(one, Put)]
+        if any(b"/cron/fire/j/" in key for key in puts) and not any(b"/cron/result/" in key for key in puts):
+            held.append(lambda: serve(compare, success, failure, timeout_s=5))
+            raise Unreachable("it is on its way")
+        return serve(compare, success, failure, timeout_s=timeout_s)
+
+    host._store.txn = txn  # type: ignore[method-assign]
+    tick = int(time.time()) + 1
+    bed.fleet.request("j", tick)
+    wait_for(lambda: host.events("missed") or bed.fleet.value("result", "j", tick), "it is given up", 10)
+    assert held
+    for land in held:
+        land()
+    host._store.txn = serve  # type: ignore[method-assign]
+    assert bed.run_key() is None
+    assert bed.fleet.result("j", tick)["state"] == "skipped"
+    bed.fleet.request("j", tick + 5)
+    host.wait_start(tick + 5)
 
 
 def test_unclear_claim_is_not_taken_for_anothers_run(bed: Bed) -> None:
