@@ -165,11 +165,11 @@ BUGS = (
         (f"{_WAITING}::test_it_looks_at_the_clock_itself",),
     ),
     Bug(
-        "command that waited and was killed is not replaced",
+        "command that was killed while it waited is taken for one that ran",
         "core/loop.py",
-        "if self._ready is not None and self._ready.exit_code() is not None:",
+        "if self._ready is not None and not self._ready.untouched():",
         "if False:",
-        (f"{_WAITING}::test_killed_it_is_replaced",),
+        (f"{_WAITING}::test_killed_just_before_its_turn_it_is_not_taken_for_the_command",),
     ),
     Bug(
         "next command that waits counts as left running",

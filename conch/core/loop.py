@@ -39,6 +39,7 @@ class Loop:
         self._terminal = Terminal()
         self._child: Process | None = None
         self._ready: Process | None = None  # the next child, behind its gate while we queue
+        self._prepared = False  # tried once in this acquisition
         self._is_hook = False
         self._lent = False
         self._strangers = self._find_strangers()
@@ -49,16 +50,14 @@ class Loop:
         supervisor = self._supervisor
         supervisor.begin()
         while not supervisor.done:
-            if supervisor.acquiring and self._ready is None:
-                self._get_ready()
+            self._get_ready()
             self._parent.wait(supervisor.wake_at)
             self._read_link()
             supervisor.on_time()
             for number in self._parent.signals.take():
                 self._on_signal(number)
             self._log.flush()
-        if self._ready is not None:
-            self._ready.discard()
+        self._discard_ready()
         self._parent.dismiss_keeper()
         self._parent.close()
         return supervisor.code
@@ -70,8 +69,7 @@ class Loop:
         if number == signal.SIGCHLD:
             self._reap_orphans()
             if self._ready is not None and self._ready.exit_code() is not None:
-                self._ready.discard()  # killed by somebody: another is made when it is needed
-                self._ready = None
+                self._discard_ready()  # killed by somebody; not at once forked again, should that go on
             self._stop_with_child()
             self._supervisor.on_change()
             return
@@ -108,6 +106,8 @@ class Loop:
         if hook is not None:
             child = self._fork(Spec("/bin/sh", ("/bin/sh", "-c", hook), self._environment, no_input=True))
         else:
+            if self._ready is not None and not self._ready.untouched():
+                self._discard_ready()
             ready, self._ready = self._ready, None
             child = ready or self._fork_child()
         child.start_by = start_by
@@ -123,11 +123,21 @@ class Loop:
         return child
 
     def _get_ready(self) -> None:
-        """Fork the child in advance, while etcd or others keep us waiting: it then starts with one byte's delay."""
-        try:
-            self._ready = self._fork_child()
-        except OSError:
-            pass  # it is tried again, and told of, when it is needed
+        """Fork the child in advance, once, while etcd or others keep us waiting: it then starts at one message."""
+        if not self._supervisor.acquiring:
+            self._prepared = False
+        elif not self._prepared:
+            self._prepared = True
+            if self._ready is None:
+                try:
+                    self._ready = self._fork_child()
+                except OSError:
+                    pass  # it is tried again, and told of, when it is needed
+
+    def _discard_ready(self) -> None:
+        if self._ready is not None:
+            self._ready.discard()
+            self._ready = None
 
     def _fork_child(self) -> Process:
         return self._fork(Spec(self._file, tuple(self._command), self._environment))

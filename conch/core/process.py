@@ -14,8 +14,6 @@ from conch.record import Record
 LATE = "late"
 # How often to look again at a tree of which only zombies were seen.
 _LOOKS = 50
-# Signals that mean something only to a command that waits for them.
-_IDLE = (signal.SIGUSR1, signal.SIGUSR2)
 _ALL = frozenset(signal.valid_signals())
 
 
@@ -106,6 +104,16 @@ class Process:
         except BrokenPipeError:
             pass  # it is dead already
         os.close(self._gate)
+
+    def untouched(self) -> bool:
+        """Whether it lives behind its gate as it was forked: no signal waits there to meet the command instead."""
+        try:
+            with open(f"/proc/{self.pid}/status", "rb", buffering=0) as file:
+                lines = file.read(8192).split(b"\n")
+        except OSError:
+            return False
+        pending = [line.split()[1] for line in lines if line.startswith((b"SigPnd:", b"ShdPnd:"))]
+        return len(pending) == 2 and not any(int(mask, 16) for mask in pending) and self.exit_code() is None
 
     def discard(self) -> None:
         """Give it up behind its gate: nothing of the command will ever run."""
@@ -299,10 +307,6 @@ def _become(
 
             resource.setrlimit(resource.RLIMIT_NOFILE, dispositions.descriptors)
         start_by, more = marshal.loads(_told(gate))  # noqa: S302 - of the process that we were a moment ago
-        for number in _IDLE:  # one that came while we waited was not for the command
-            if signal.getsignal(number) == signal.SIG_DFL:
-                signal.signal(number, signal.SIG_IGN)
-                signal.signal(number, signal.SIG_DFL)
         environment.update(more)
         if spec.no_input:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

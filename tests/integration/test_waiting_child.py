@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.support.conch import Bench, Wrapper, alive, children, wait_for
+from tests.support.conch import Bench, Wrapper, alive, children, throughout, wait_for
 
 pytestmark = pytest.mark.kinds("elect", "sema")
 
@@ -28,11 +28,6 @@ def waiting_child(wrapper: Wrapper) -> int:
     return pid
 
 
-def wait_for_another(wrapper: Wrapper, pid: int) -> int:
-    wait_for(lambda: waiting_child(wrapper) != pid, "another one")
-    return waiting_child(wrapper)
-
-
 def test_it_becomes_the_command(conch: Bench) -> None:
     """With the environment of the hold that came later, the pid that the log names, and its tree's mark."""
     first = conch.hold("o")
@@ -47,28 +42,42 @@ def test_it_becomes_the_command(conch: Bench) -> None:
     assert len(tree) == 16
 
 
-def test_killed_it_is_replaced(conch: Bench) -> None:
-    """More than once; the command runs all the same."""
+def test_killed_it_is_forked_again_when_its_turn_comes(conch: Bench) -> None:
+    """And not before: whatever kills it could go on killing."""
     first = conch.hold("o")
     second = conch.queue("o", command="echo ran >> ran")
-    pid = waiting_child(second)
-    for _ in range(3):
-        os.kill(pid, signal.SIGKILL)
-        pid = wait_for_another(second, pid)
+    waiting = waiting_child(second)
+    os.kill(waiting, signal.SIGKILL)
+    wait_for(lambda: not alive(waiting), "it is gone")
+    throughout(0.5, lambda: children(second.pid) == [second.keeper()])
     first.signal(signal.SIGTERM)
     assert second.wait() == 0
     assert conch.read("ran") == "ran\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
-def test_signal_for_commands_that_came_too_early_is_forgotten(conch: Bench, number: int) -> None:
-    """As `pkill -USR1 conch` sends it to all of them."""
+def test_killed_just_before_its_turn_it_is_not_taken_for_the_command(conch: Bench) -> None:
+    """Its death and the hold arrive together, after conch was stopped."""
+    first = conch.hold("o")
+    second = conch.queue("o", command="echo ran >> ran")
+    second.signal(signal.SIGSTOP)
+    os.kill(waiting_child(second), signal.SIGKILL)
+    first.signal(signal.SIGTERM)
+    first.wait()
+    wait_for(lambda: len(conch.keys()) == 1, "its turn has come")
+    second.signal(signal.SIGCONT)
+    assert second.wait() == 0
+    assert conch.read("ran") == "ran\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP])
+def test_signal_that_came_too_early_does_not_meet_the_command(conch: Bench, number: int) -> None:
+    """As `pkill -P` sends it to what is below conch."""
     first = conch.hold("o")
     second = conch.queue("o", command="echo ran >> ran")
     os.kill(waiting_child(second), number)
-    second.signal(number)
     first.signal(signal.SIGTERM)
     assert second.wait() == 0, second.err
+    assert conch.read("ran") == "ran\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
