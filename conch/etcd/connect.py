@@ -37,14 +37,14 @@ def _grpc(connection: Connection) -> Store:
 
 
 class AutoStore:
-    """The light driver, until it meets an etcd whose gateway is switched off, or that knows us by our certificate.
+    """The light driver, until it meets an etcd without a gateway, or one that knows us by our certificate.
 
     (Through the gateway etcd does not see the client's certificate, and finds no user name.)
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._store: Store = HttpStore(connection)
+        self._store: Store = HttpStore(connection, tentative=True)
 
     def _ask(self, call: Callable[[Store], _Answer]) -> _Answer:
         store = self._store
@@ -94,9 +94,10 @@ class AutoStore:
         *,
         deletes_only: bool = False,
         tell: Callable[[str], None] = lambda _event: None,
+        blind: Callable[[], None] = lambda: None,
     ) -> Watch:
         """See `Store`. It stays with the driver that answers now."""
-        return self._store.watch(what, deletes_only=deletes_only, tell=tell)
+        return self._store.watch(what, deletes_only=deletes_only, tell=tell, blind=blind)
 
     def close(self) -> None:
         """See `Store`."""

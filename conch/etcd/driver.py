@@ -192,6 +192,7 @@ class GrpcStore(FailOver[Any]):
         *,
         deletes_only: bool = False,
         tell: Callable[[str], None] = lambda _event: None,
+        blind: Callable[[], None] = lambda: None,
     ) -> DriverWatch:
         """See `Store`."""
         filters = [etcdrpc.WatchCreateRequest.NOPUT] if deletes_only else []
@@ -214,7 +215,7 @@ class GrpcStore(FailOver[Any]):
                 raise ValueError(f"{endpoint}: {why}") from None
             return _Stream(client, token, request, wanted)
 
-        return DriverWatch(what, open_stream, self.leave, self._login.forget, _FAILURES, tell)
+        return DriverWatch(what, open_stream, self.leave, self._login.forget, _FAILURES, tell, blind)
 
 
 class _Stream:

@@ -17,12 +17,12 @@ _LARGEST_BYTES = 64 << 20
 _IDLE = 4
 # How etcd says that through the gateway it cannot know us by our certificate.
 _BY_NAME = b"CommonName of client"
-# When a stream that is silent for so long is asked after; where other requests are answered there is time.
-_SILENCE_S = 5.0
-_QUIET_S = 15.0
+# How long a stream may be silent before it is asked after.
+SILENCE_S = 5.0
 _LENGTH = b"Content-Length: %d"
 # A server in Go reads no more of a request once it answers, unless the connection is not to be used again.
-_OPEN_ENDED = (b"Transfer-Encoding: chunked", b"Connection: close")
+_CLOSE = b"Connection: close"
+_CHUNKED = b"Transfer-Encoding: chunked"
 
 
 class GatewayError(Exception):
@@ -62,7 +62,7 @@ class Gateway:
     @property
     def answered_lately(self) -> bool:
         """Whether it answered a request within the time that a stream may be silent."""
-        return time.monotonic() - self._answered_at < _SILENCE_S
+        return time.monotonic() - self._answered_at < SILENCE_S
 
     def ask(self, path: str, body: bytes, token: str | None, timeout_s: float) -> Any:
         """Send a request and return the JSON of its answer.
@@ -82,19 +82,25 @@ class Gateway:
         self._keep(wire, reusable=wire.clean and headers.get(b"connection", b"").lower() != b"close")
         return _answer(status, headers, data)
 
-    def stream(self, path: str, body: bytes, token: str | None, timeout_s: float) -> "Stream":
-        """Send a request that goes on, as does its answer: a line of JSON at a time. The time is for its beginning."""
+    def stream(self, path: str, body: bytes, token: str | None, timeout_s: float, *, ended: bool) -> "Stream":
+        """Send a request whose answer goes on, a line of JSON at a time; and the request too, unless it is `ended`.
+
+        The time is for the answer's beginning.
+        """
         until = time.monotonic() + timeout_s
         wire = self._connect(until)  # those that wait are for requests, which are in more of a hurry
         try:
-            wire.send(path, _OPEN_ENDED, _chunk(body), token, until)
+            if ended:
+                wire.send(path, (_LENGTH % len(body), _CLOSE), body, token, until)
+            else:
+                wire.send(path, (_CHUNKED, _CLOSE), _chunk(body), token, until)
             status, headers = wire.head(until)
             if status != 200:
                 _answer(status, headers, b"".join(wire.body(headers, until)))
         except BaseException:
             self._drop(wire)
             raise
-        return Stream(self, wire, headers)
+        return Stream(self, wire, headers, ended=ended)
 
     def end(self, wire: "_Wire") -> None:
         """A stream is over."""
@@ -153,13 +159,13 @@ class Gateway:
 class Stream:
     """A request that can be added to, and the lines of its answer, until it is closed.
 
-    `on_silence` is called after a while without an answer, and may raise to end the stream; `patient` shortens that
-    while to a few seconds by returning False.
+    `on_silence` is called after `silence_s()` without an answer, and may raise to end the stream.
     """
 
-    def __init__(self, gateway: Gateway, wire: "_Wire", headers: dict[bytes, bytes]) -> None:
+    def __init__(self, gateway: Gateway, wire: "_Wire", headers: dict[bytes, bytes], *, ended: bool) -> None:
         self.on_silence: Callable[[], None] = lambda: None
-        self.patient: Callable[[], bool] = lambda: True
+        self.silence_s: Callable[[], float] = lambda: SILENCE_S
+        self._ended = ended
         self._gateway = gateway
         self._wire = wire
         self._headers = headers
@@ -168,7 +174,7 @@ class Stream:
         """Yield each line's JSON; ends when the gateway ends it. Raises as `Gateway.ask` does."""
         rest = b""
         self._wire.on_silence = self.on_silence
-        self._wire.patient = lambda: self._gateway.answered_lately and self.patient()
+        self._wire.silence_s = self.silence_s
         for data in self._wire.body(self._headers, None):
             *lines, rest = (rest + data).split(b"\n")
             if len(rest) > _LARGEST_BYTES:
@@ -179,7 +185,7 @@ class Stream:
 
     def add(self, body: bytes) -> bool:
         """Add to the request, from any thread; False: that cannot be done, open another."""
-        if self._gateway.encrypted:
+        if self._ended or self._gateway.encrypted:
             return False  # OpenSSL's connections are not for two threads at once
         try:
             self._wire.add(_chunk(body))
@@ -204,7 +210,7 @@ class _Wire:
         self._rest = b""
         self.clean = True
         self.on_silence: Callable[[], None] = lambda: None
-        self.patient: Callable[[], bool] = lambda: False
+        self.silence_s: Callable[[], float] = lambda: SILENCE_S
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # a peer that vanished is noticed while nothing is sent, as by a watch
@@ -316,7 +322,7 @@ class _Wire:
 
     def _receive(self, until: float | None) -> bytes:
         while True:
-            self._socket.settimeout((_QUIET_S if self.patient() else _SILENCE_S) if until is None else _left(until))
+            self._socket.settimeout(self.silence_s() if until is None else _left(until))
             try:
                 data: bytes = self._socket.recv(_READ_BYTES)
                 break

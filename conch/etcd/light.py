@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from conch.config import Connection
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.failover import FailOver, Trouble, granted
-from conch.etcd.http import BadAnswer, Gateway, GatewayError, NoGateway, Stream
+from conch.etcd.http import SILENCE_S, BadAnswer, Gateway, GatewayError, NoGateway, Stream
 from conch.etcd.store import (
     Below,
     Compare,
@@ -31,6 +31,7 @@ from conch.hints import Any
 _LOGIN_S = 2.0
 _OPEN_S = 2.0
 _ALIVE_S = 1.5
+_QUIET_S = 15.0
 
 
 class HttpStore(FailOver[Gateway]):
@@ -39,6 +40,11 @@ class HttpStore(FailOver[Gateway]):
     failures = (OSError, GatewayError, BadAnswer, ValueError)
     # a watch goes on to another member; a request's caller may choose another driver
     _watch_failures = (*failures, NoGateway)
+
+    def __init__(self, connection: Connection, *, tentative: bool = False) -> None:
+        """`tentative`: unless something answers as a gateway does, raise `NoGateway` for whatever else it says."""
+        super().__init__(connection)
+        self._tentative = tentative
 
     def _open(self, endpoint: Endpoint) -> Gateway:
         # certificates are read anew for each connection: they may have been replaced
@@ -58,7 +64,8 @@ class HttpStore(FailOver[Gateway]):
         return Trouble(None, str(getattr(raised, "strerror", None) or raised) or type(raised).__name__)
 
     def _authenticate(self, client: Gateway, user: str, password: str, timeout_s: float) -> str:
-        answer = client.ask("/v3/auth/authenticate", _body({"name": user, "password": password}), None, timeout_s)
+        body = _body({"name": user, "password": password})
+        answer = self._request(client, "/v3/auth/authenticate", body, None, timeout_s)
         token = answer.get("token")
         if not isinstance(token, str):
             raise BadAnswer("a login without a token")
@@ -66,7 +73,20 @@ class HttpStore(FailOver[Gateway]):
 
     def _ask(self, path: str, request: dict[str, Any]) -> Callable[[Gateway, str | None, float], Any]:
         body = _body(request)
-        return lambda client, token, limit_s: client.ask(path, body, token, limit_s)
+        return lambda client, token, limit_s: self._request(client, path, body, token, limit_s)
+
+    def _request(self, client: Gateway, path: str, body: bytes, token: str | None, limit_s: float) -> Any:
+        try:
+            answer = client.ask(path, body, token, limit_s)
+        except GatewayError:
+            self._tentative = False
+            raise
+        except (BadAnswer, ConnectionResetError, BrokenPipeError) as raised:
+            if self._tentative:
+                raise NoGateway(f"etcd's JSON gateway is not there: {raised}") from None
+            raise
+        self._tentative = False
+        return answer
 
     # -- calls --------------------------------------------------------------------------------------------
 
@@ -133,25 +153,29 @@ class HttpStore(FailOver[Gateway]):
         *,
         deletes_only: bool = False,
         tell: Callable[[str], None] = lambda _event: None,
+        blind: Callable[[], None] = lambda: None,
     ) -> DriverWatch:
         """See `Store`."""
+        ended = False
 
         def open_stream(wanted: Sequence[tuple[Range, int]]) -> "_Stream":
+            nonlocal ended
             client = self.connected()
             try:
                 token = self._token(client, _LOGIN_S)
                 requests = b"".join(_body(_watched(one, revision, deletes_only)) for one, revision in wanted)
                 alive = self._ask("/v3/kv/range", {**_range(wanted[0][0]), "limit": "1", "serializable": True})
-                stream = client.stream("/v3/watch", requests, token, _OPEN_S)
+                stream = client.stream("/v3/watch", requests, token, _OPEN_S, ended=ended)
                 return _Stream(client, stream, len(wanted), deletes_only, lambda: _check_alive(alive, client, token))
             except self._watch_failures as raised:
+                ended = not ended  # what is between us and etcd may take no request that goes on
                 try:
                     self._judge("watch", self._trouble(raised), str(client.conch_endpoint))
                 finally:
                     self.leave(client)
                 raise
 
-        return DriverWatch(what, open_stream, self.leave, self._login.forget, self._watch_failures, tell)
+        return DriverWatch(what, open_stream, self.leave, self._login.forget, self._watch_failures, tell, blind)
 
 
 def _check_alive(ask: Callable[[Gateway, str | None, float], Any], client: Gateway, token: str | None) -> None:
@@ -165,7 +189,7 @@ def _check_alive(ask: Callable[[Gateway, str | None, float], Any], client: Gatew
 
 
 class _Stream:
-    """A watch's stream, which asks after a member that is silent, and after watches that it has not confirmed."""
+    """A watch's stream. After a silence it asks whether it still is one, and whether all its watches were made."""
 
     def __init__(
         self, client: Gateway, stream: Stream, asked: int, deletes_only: bool, check_alive: Callable[[], None]
@@ -175,13 +199,15 @@ class _Stream:
         self._asked = asked
         self._confirmed = 0
         self._asked_before = -1  # at the silence before
+        self._probed = False
         self._deletes_only = deletes_only
         self._check_alive = check_alive
         stream.on_silence = self._check
-        stream.patient = lambda: self._confirmed >= self._asked
+        stream.silence_s = self._silence_s
 
     def __iter__(self) -> Any:
         for answer in self._stream:
+            self._probed = False
             made = _watch_answer(answer)
             self._confirmed += made.created
             yield made
@@ -196,11 +222,22 @@ class _Stream:
     def close(self) -> None:
         self._stream.close()
 
+    def _silence_s(self) -> float:
+        if self._probed:
+            return _ALIVE_S
+        # who watches for deletions alone is a keeper: its renewals notice a silent member sooner
+        return _QUIET_S if self._deletes_only and self._confirmed >= self._asked else SILENCE_S
+
     def _check(self) -> None:
+        if self._probed:
+            raise TimeoutError("the stream does not answer")
         if self._confirmed < self._asked == self._asked_before:  # what is between us and etcd may hold requests back
             raise BadAnswer("not all watches of a stream were confirmed")
         self._asked_before = self._asked
-        self._check_alive()
+        # the stream itself is asked where it can be: other requests may go to another member
+        self._probed = self._stream.add(_body({"progress_request": {}}))
+        if not self._probed:
+            self._check_alive()
 
 
 def tls_context(connection: Connection) -> Any:

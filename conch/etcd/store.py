@@ -194,8 +194,12 @@ class Store(Protocol):
         *,
         deletes_only: bool = False,
         tell: Callable[[str], None] = lambda _event: None,
+        blind: Callable[[], None] = lambda: None,
     ) -> Watch:
-        """Watch keys or ranges, each from a revision on; `tell` hears `watch-interrupted` and `watch-resumed`."""
+        """Watch keys or ranges, each from a revision on; `tell` hears `watch-interrupted` and `watch-resumed`.
+
+        `blind` is called every few seconds while no endpoint lets it watch.
+        """
         ...
 
     def close(self) -> None:

@@ -45,6 +45,7 @@ class DriverWatch:
         cancelled: Callable[[], None],
         failures: tuple[type[Exception], ...],
         tell: Callable[[str], None],
+        blind: Callable[[], None],
     ) -> None:
         self._what = [one for one, _ in what]
         self._next = [revision for _, revision in what]
@@ -54,6 +55,7 @@ class DriverWatch:
         self._on_cancelled = cancelled
         self._failures = failures
         self._tell = tell
+        self._blind = blind
         self._broken = 0  # streams in a row that brought nothing
         self._cancelled = threading.Event()
         self._stream: Stream | None = None
@@ -99,8 +101,10 @@ class DriverWatch:
             if stream is not None and not self._cancelled.is_set():
                 self._leave(stream.client)
             self._broken += 1
-            if self._broken == _BROKEN and not self._cancelled.is_set():
-                self._tell("watch-interrupted")
+            if self._broken % _BROKEN == 0 and not self._cancelled.is_set():
+                if self._broken == _BROKEN:
+                    self._tell("watch-interrupted")
+                self._blind()
             self._cancelled.wait(self._pause_s)
             self._pause_s = min(2 * self._pause_s, _PAUSE_MOST_S)
 

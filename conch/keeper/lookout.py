@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from conch.etcd.store import Compacted, Range, Store, StoreError, Watch
 from conch.record import Record
@@ -19,13 +20,19 @@ class Gone(Record):
     key: bytes | None
 
 
+class Blind(Record):
+    """Watch number `watch` has heard nothing for some seconds, because it cannot be had; it goes on trying."""
+
+    watch: int
+
+
 class Lookout:
     """One watch at a time, in a thread of its own; `number` tells its news from an earlier one's.
 
     Its methods are for one thread; news come from others, through `put`.
     """
 
-    def __init__(self, store: Store, put: Callable[[Gone], None], tell: Tell) -> None:
+    def __init__(self, store: Store, put: Callable[[Gone | Blind], None], tell: Tell) -> None:
         self._store = store
         self._put = put
         self._tell = tell
@@ -45,7 +52,11 @@ class Lookout:
                 self._watch.add(Range(key), seen_at + 1)
             return
         self.number += 1
-        self._watch = self._store.watch([(Range(key), at + 1) for key, at in new.items()], deletes_only=True)
+        self._watch = self._store.watch(
+            [(Range(key), at + 1) for key, at in new.items()],
+            deletes_only=True,
+            blind=partial(self._blind, self.number),
+        )
         listener = threading.Thread(target=self._listen, args=(self._watch, self.number), name="lookout", daemon=True)
         listener.start()
 
@@ -62,6 +73,9 @@ class Lookout:
         timer = threading.Timer(_REFUSED_S, self._put, (gone,))
         timer.daemon = True
         timer.start()
+
+    def _blind(self, number: int) -> None:
+        self._put(Blind(number))
 
     def _listen(self, watch: Watch, number: int) -> None:
         try:

@@ -12,7 +12,7 @@ from conch.errors import EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, ConchError
 from conch.etcd.store import LeaseGone, Store, StoreError, Unreachable
 from conch.hints import Protocol
 from conch.keeper.job import Job, Stage
-from conch.keeper.lookout import Gone, Lookout
+from conch.keeper.lookout import Blind, Gone, Lookout
 from conch.keeper.queue import Place, PlaceLost, Queue
 from conch.keeper.session import Session
 from conch.record import Record
@@ -69,7 +69,7 @@ class Worker:
         self._job = job
         self._store = store
         self._warden = warden
-        self._inbox: queue.SimpleQueue[Message | Gone | _SessionLost | _Renewed] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message | Gone | Blind | _SessionLost | _Renewed] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._releases = 0  # asked for and not served yet
         self._cancelled = threading.Event()
@@ -267,6 +267,8 @@ class Worker:
                     place = self._look()
                     if not place.held:
                         self._watch_keys(place)
+                case Blind(watch) if watch == self._lookout.number:
+                    place = self._look()  # what is between us and etcd may let requests through and no watches
                 case _SessionLost(session) if session == self._sessions:
                     raise PlaceLost
                 case _:
@@ -324,7 +326,7 @@ class Worker:
             capacity = key.decode("utf-8", "replace").removeprefix(stage.family or "").split("/")[0]
             self._tell("warning", "other-capacity", max=stage.slots, other=capacity, msg="a semaphore of its own")
 
-    def _next_event(self) -> "Message | Gone | _SessionLost | _Renewed":
+    def _next_event(self) -> "Message | Gone | Blind | _SessionLost | _Renewed":
         self._check_time()
         timeout_s = None if self._give_up_at is None else max(0.0, self._give_up_at - clock.now())
         try:

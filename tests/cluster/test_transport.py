@@ -10,6 +10,7 @@ import trustme
 from conch.dev import Cluster, Tls
 from tests.support.conch import Bench, wait_for
 from tests.support.etcdctl import etcdctl
+from tests.support.fronts import Balancer, Front, GrpcOnly, NoWatches, WholeRequests
 from tests.support.metrics import difference, requests
 from tests.support.proxy import Proxy
 
@@ -108,3 +109,77 @@ def test_auto_falls_back_to_grpc_where_etcd_knows_us_by_our_certificate(tmp_path
         assert refused.returncode == 69
         assert "common name" in refused.stderr
         bench.finish()
+
+
+@pytest.fixture
+def fronts() -> Iterator[list[Front]]:
+    """Fronts of this test, to be closed."""
+    made: list[Front] = []
+    yield made
+    for one in made:
+        one.close()
+
+
+def test_auto_falls_back_to_grpc_where_the_port_speaks_nothing_else(conch: Bench, fronts: list[Front]) -> None:
+    """Looks and runs; `--transport http` says what is wrong."""
+    front = GrpcOnly(conch.endpoints)
+    fronts.append(front)
+    env = {**AUTO, "CONCH_ENDPOINTS": front.endpoint}
+    assert conch.run("elect", "o", "--who", env=env).returncode == 1
+    assert conch.run("elect", "o", "--", "true", env=env).returncode == 0
+    strict = conch.run(
+        "elect", "o", "--transport", "http", "--dial-timeout", "1s", "--endpoints", front.endpoint, "--", "true"
+    )
+    assert strict.returncode == 69
+
+
+def test_auto_falls_back_to_grpc_where_etcd_heeds_host_names_over_http(tmp_path: Path) -> None:
+    """`--host-whitelist` is for HTTP alone."""
+    with Cluster(arguments=("--host-whitelist", "etcd.example")) as cluster:
+        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+        assert bench.run("elect", "o", "--", "true", env=AUTO).returncode == 0
+        assert bench.run("elect", "o", "--who", env=AUTO).returncode == 1
+        bench.finish()
+        bench.check_etcd()
+
+
+@pytest.mark.parametrize("transport", ["auto", "http"])
+def test_waiter_is_promoted_through_a_proxy_that_takes_whole_requests(
+    conch: Bench, fronts: list[Front], transport: str
+) -> None:
+    """A watch that is asked for by a request without end would never reach etcd."""
+    front = WholeRequests(conch.endpoints)
+    fronts.append(front)
+    first = conch.hold("o")
+    env = {"CONCH_TRANSPORT": transport, "CONCH_ENDPOINTS": front.endpoint}
+    second = conch.queue("o", command="echo ran >> ran", env=env)
+    wait_for(lambda: front.watches, "the other way to ask is tried")
+    first.signal(15)
+    assert second.wait() == 0
+    assert conch.read("ran") == "ran\n"
+
+
+def test_waiter_whose_watch_alone_hangs_is_promoted(conch: Bench, fronts: list[Front]) -> None:
+    """Behind a balancer each connection may go to another member: renewals do not vouch for a watch."""
+    front = Balancer(conch.endpoints)
+    fronts.append(front)
+    first = conch.hold("o")
+    env = {"CONCH_TRANSPORT": "http", "CONCH_ENDPOINTS": front.endpoint}
+    second = conch.queue("o", command="echo ran >> ran", env=env)
+    wait_for(lambda: front.confirmed == 2, "its watches are there: our key, and the one ahead")
+    front.freeze()
+    first.signal(15)
+    assert second.wait(40) == 0
+    assert conch.read("ran") == "ran\n"
+
+
+def test_waiter_that_may_not_watch_looks_now_and_then(conch: Bench, fronts: list[Front]) -> None:
+    """While it cannot hear of its turn it asks."""
+    front = NoWatches(conch.endpoints)
+    fronts.append(front)
+    first = conch.hold("o")
+    env = {"CONCH_TRANSPORT": "http", "CONCH_ENDPOINTS": front.endpoint}
+    second = conch.queue("o", command="echo ran >> ran", env=env)
+    first.signal(15)
+    assert second.wait(30) == 0
+    assert conch.read("ran") == "ran\n"

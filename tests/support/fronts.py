@@ -1,0 +1,141 @@
+"""What may stand between conch and etcd, or instead of it: each takes connections and passes them on in its own way."""
+
+import contextlib
+import socket
+import threading
+import time
+
+_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+
+
+class Front:
+    """Passes bytes on, both ways; subclasses bend that."""
+
+    def __init__(self, target: str) -> None:
+        host, port = target.rsplit(":", 1)
+        self._target = (host, int(port))
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"127.0.0.1:{self._server.getsockname()[1]}"
+        self._sockets: list[socket.socket] = []
+        self.watches = 0  # asked for over HTTP and passed on
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                self._sockets.append(client)
+                threading.Thread(target=self._quietly, args=(client,), daemon=True).start()
+
+    def _quietly(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            self.serve(client)
+        client.close()
+
+    def serve(self, client: socket.socket) -> None:
+        """What becomes of a connection."""
+        server = self.connect()
+        threading.Thread(target=self.pump, args=(server, client), daemon=True).start()
+        self.pump(client, server)
+
+    def connect(self) -> socket.socket:
+        server = socket.create_connection(self._target)
+        self._sockets.append(server)
+        return server
+
+    def pump(self, source: socket.socket, sink: socket.socket, first: bytes = b"") -> None:
+        with contextlib.suppress(OSError):
+            if first:
+                sink.sendall(first)
+            while data := source.recv(65536):
+                self.pass_on(data, sink)
+        for one in (source, sink):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def pass_on(self, data: bytes, sink: socket.socket) -> None:
+        sink.sendall(data)
+
+    def close(self) -> None:
+        for one in [self._server, *self._sockets]:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+class GrpcOnly(Front):
+    """A client port without HTTP/1.1, as etcd's is with `--listen-client-http-urls`: says its settings and hangs up."""
+
+    def serve(self, client: socket.socket) -> None:
+        if client.recv(3, socket.MSG_PEEK) == b"PRI":
+            super().serve(client)
+        else:
+            client.recv(65536)
+            client.sendall(_SETTINGS)
+
+
+class WholeRequests(Front):
+    """An HTTP proxy that passes a request on only when it has all of it."""
+
+    def serve(self, client: socket.socket) -> None:
+        server = self.connect()
+        threading.Thread(target=self.pump, args=(server, client), daemon=True).start()
+        data = b""
+        while True:
+            while b"\r\n\r\n" not in data:
+                data += self._some(client)
+            head, _, rest = data.partition(b"\r\n\r\n")
+            if b"chunked" in head:
+                while not rest.endswith(b"\r\n0\r\n\r\n"):
+                    rest += self._some(client)
+                data, rest = b"", rest
+            else:
+                length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+                while len(rest) < length:
+                    rest += self._some(client)
+                rest, data = rest[:length], rest[length:]
+            server.sendall(head + b"\r\n\r\n" + rest)
+            self.watches += b"POST /v3/watch" in head
+
+    def _some(self, client: socket.socket) -> bytes:
+        data = client.recv(65536)
+        if not data:
+            raise ConnectionResetError
+        return data
+
+
+class NoWatches(Front):
+    """Hangs up on whoever wants to watch."""
+
+    def pass_on(self, data: bytes, sink: socket.socket) -> None:
+        if b"POST /v3/watch" in data:
+            raise ConnectionResetError
+        super().pass_on(data, sink)
+
+
+class Balancer(Front):
+    """Connections are served each for itself: `freeze` leaves the watches that are there without a word."""
+
+    def __init__(self, target: str) -> None:
+        self._frozen_at = 0.0
+        self.confirmed = 0  # watches that etcd has made
+        super().__init__(target)
+
+    def freeze(self) -> None:
+        self._frozen_at = time.monotonic()
+
+    def serve(self, client: socket.socket) -> None:
+        server, made_at, watch = self.connect(), time.monotonic(), threading.Event()
+
+        def pump(source: socket.socket, sink: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(65536):
+                    if b"POST /v3/watch" in data:
+                        watch.set()
+                        self.watches += 1
+                    if not watch.is_set() or made_at >= self._frozen_at:
+                        sink.sendall(data)
+                        self.confirmed += data.count(b'"created":true')
+
+        threading.Thread(target=pump, args=(server, client), daemon=True).start()
+        pump(client, server)
