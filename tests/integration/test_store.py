@@ -24,6 +24,7 @@ from conch.etcd.store import (
     Rejected,
     Store,
     Unreachable,
+    Watch,
 )
 from conch.keeper.job import Stage
 from conch.keeper.queue import PlaceLost, Queue
@@ -192,6 +193,14 @@ def contenders(store: Store, prefix: str, slots: int, count: int) -> list[tuple[
     return found
 
 
+def hear(watch: Watch) -> tuple[list[bytes], threading.Thread]:
+    """The keys that a watch tells of, as they come; the thread ends with the watch."""
+    seen: list[bytes] = []
+    reader = threading.Thread(target=lambda: seen.extend(one.kv.key for events in watch for one in events))
+    reader.start()
+    return seen, reader
+
+
 def test_watch_of_many_keys_hears_of_each_however_slowly_it_was_asked_for(
     conch: Bench, proxy: Proxy, transport: str, lease: int
 ) -> None:
@@ -201,9 +210,7 @@ def test_watch_of_many_keys_hears_of_each_however_slowly_it_was_asked_for(
     keys = [f"{conch.prefix}/many/{number:03}".encode() for number in range(12)]
     revision = store.range(Range(b"/x"), timeout_s=5).head.revision
     watch = store.watch([(Range(key), revision + 1) for key in keys])
-    seen: list[bytes] = []
-    reader = threading.Thread(target=lambda: seen.extend(one.kv.key for events in watch for one in events))
-    reader.start()
+    seen, reader = hear(watch)
     for key in keys:
         store.txn([], [Put(key, b"x", lease)], timeout_s=5)
     wait_for(lambda: len(seen) == len(keys), "an event of each key", 4)
@@ -219,9 +226,7 @@ def test_watch_that_grows_goes_on_over_the_same_stream(conch: Bench, proxy: Prox
     keys = [f"{conch.prefix}/many/{number:03}".encode() for number in range(30)]
     revision = store.range(Range(b"/x"), timeout_s=5).head.revision
     watch = store.watch([(Range(keys[0]), revision + 1)])
-    seen: list[bytes] = []
-    reader = threading.Thread(target=lambda: seen.extend(one.kv.key for events in watch for one in events))
-    reader.start()
+    seen, reader = hear(watch)
     store.txn([], [Put(keys[0], b"x", lease)], timeout_s=5)
     wait_for(lambda: len(seen) == 1, "the first event", 4)
     for number, key in enumerate(keys[1:]):
