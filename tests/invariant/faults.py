@@ -35,7 +35,7 @@ class Field:
     story: list[str] = field(default_factory=list)
     allowances: list[Allowance] = field(default_factory=list)
     undo: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
-    kills: list[float] = field(default_factory=list)  # by the wall clock
+    kills: dict[int, float] = field(default_factory=dict)  # pids of those that were killed, by the wall clock
     touched: dict[int, float] = field(default_factory=dict)  # pids of contenders with a fault on, until when
 
     def note(self, text: str) -> None:
@@ -156,7 +156,7 @@ def strike_process(ground: Field, wrappers: list[Wrapper], *, plain: bool) -> No
     if ground.rng.random() < 0.5 or what == "both":
         ground.note(f"kill -9 of {what} of {one.pid}")
         if what != "waiting child":
-            ground.kills.append(time.time())
+            ground.kills[one.pid] = time.time()
             ground.touched[one.pid] = now + 1000
         for pid in pids:
             kill_quietly(pid, signal.SIGKILL)
