@@ -179,9 +179,10 @@ class _Pair:
                     self._pass_on(head + b"\r\n\r\n" + rest)
                     while True:
                         self._pass_on(_some(self._client))
-                length = next(
-                    int(one.split(b":")[1]) for one in head.split(b"\r\n") if one.startswith(b"Content-Length")
-                )
+                lengths = [one for one in head.split(b"\r\n") if one.startswith(b"Content-Length")]
+                if not lengths:
+                    break  # no request of a client: another member, which looks for one that had our port before
+                length = int(lengths[0].split(b":")[1])
                 while len(rest) < length:
                     rest += _some(self._client)
                 body, rest = rest[:length], rest[length:]
