@@ -39,7 +39,7 @@ def main(paths: list[str]) -> None:
     def everything(field: str) -> list[float]:
         return [value for one in schedules for value in one.get(field, ())]
 
-    print(f"\n{len(schedules)} schedules, {sum(one['passed'] for one in schedules)} passed")
+    print(f"\n{len(schedules)} schedules, {sum(not one['failure'] for one in schedules)} passed")
     print(f"slack, last beat to deadline: {spread(everything('slack_s'))}")
     print(f"hand-over, last beat of one to first word of the next: {spread(everything('hand_over_s'))}")
     what = Counter(fault for one in schedules for fault in one.get("faults", ()))
