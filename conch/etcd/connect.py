@@ -1,5 +1,6 @@
 """Which driver talks to etcd: the light one where it can, else gRPC."""
 
+import time
 from collections.abc import Callable, Sequence
 
 from conch.config import Connection
@@ -7,7 +8,9 @@ from conch.etcd.http import NoGateway
 from conch.etcd.light import HttpStore
 from conch.etcd.store import (
     Compare,
+    Head,
     Lease,
+    LeaseExists,
     Operation,
     Range,
     RangeResult,
@@ -19,6 +22,8 @@ from conch.etcd.store import (
 from conch.hints import TypeVar
 
 _Answer = TypeVar("_Answer")
+# What the other driver has at least, where the first one used up the time.
+_LEAST_S = 0.5
 
 
 def open_store(connection: Connection) -> Store:
@@ -46,10 +51,10 @@ class AutoStore:
         self._connection = connection
         self._store: Store = HttpStore(connection, tentative=True)
 
-    def _ask(self, call: Callable[[Store], _Answer]) -> _Answer:
-        store = self._store
+    def _ask(self, timeout_s: float, call: Callable[[Store, float], _Answer]) -> _Answer:
+        store, until = self._store, time.monotonic() + timeout_s
         try:
-            return call(store)
+            return call(store, timeout_s)
         except NoGateway:
             pass
         except Refused as error:
@@ -59,23 +64,29 @@ class AutoStore:
         if store is self._store:
             self._store = _grpc(self._connection)
             store.close()
-        return call(self._store)
+        return call(self._store, max(_LEAST_S, until - time.monotonic()))
 
     def grant(self, lease: int, ttl_s: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
-        return self._ask(lambda store: store.grant(lease, ttl_s, timeout_s=timeout_s))
+        store = self._store
+        try:
+            return self._ask(timeout_s, lambda store, left_s: store.grant(lease, ttl_s, timeout_s=left_s))
+        except LeaseExists:
+            if store is self._store:
+                raise
+            return Lease(Head(0, 0, 0), ttl_s)  # the other driver's try was made, and its answer lost
 
     def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
-        return self._ask(lambda store: store.keep_alive(lease, timeout_s=timeout_s))
+        return self._ask(timeout_s, lambda store, left_s: store.keep_alive(lease, timeout_s=left_s))
 
     def revoke(self, lease: int, *, timeout_s: float) -> None:
         """See `Store`."""
-        self._ask(lambda store: store.revoke(lease, timeout_s=timeout_s))
+        self._ask(timeout_s, lambda store, left_s: store.revoke(lease, timeout_s=left_s))
 
     def range(self, what: Range, *, timeout_s: float) -> RangeResult:
         """See `Store`."""
-        return self._ask(lambda store: store.range(what, timeout_s=timeout_s))
+        return self._ask(timeout_s, lambda store, left_s: store.range(what, timeout_s=left_s))
 
     def txn(
         self,
@@ -86,7 +97,7 @@ class AutoStore:
         timeout_s: float,
     ) -> TxnResult:
         """See `Store`."""
-        return self._ask(lambda store: store.txn(compare, success, failure, timeout_s=timeout_s))
+        return self._ask(timeout_s, lambda store, left_s: store.txn(compare, success, failure, timeout_s=left_s))
 
     def watch(
         self,

@@ -41,6 +41,10 @@ class BadAnswer(Exception):
     """What arrived is not the answer of a gateway."""
 
 
+class HungUp(ConnectionError):
+    """It took the request, or some of it, and closed the connection."""
+
+
 class Gateway:
     """Connections to one endpoint, kept open for the next request; from any thread."""
 
@@ -75,8 +79,10 @@ class Gateway:
             wire.send(path, (_LENGTH % len(body),), body, token, until)
             status, headers = wire.head(until)
             data = b"".join(wire.body(headers, until))
-        except BaseException:
+        except BaseException as raised:
             self._drop(wire)
+            if isinstance(raised, ConnectionError):
+                raise HungUp(raised.strerror or str(raised)) from None
             raise
         self._answered_at = time.monotonic()
         self._keep(wire, reusable=wire.clean and headers.get(b"connection", b"").lower() != b"close")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from conch.config import Connection
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.failover import FailOver, Trouble, granted
-from conch.etcd.http import SILENCE_S, BadAnswer, Gateway, GatewayError, NoGateway, Stream
+from conch.etcd.http import SILENCE_S, BadAnswer, Gateway, GatewayError, HungUp, NoGateway, Stream
 from conch.etcd.store import (
     Below,
     Compare,
@@ -81,7 +81,7 @@ class HttpStore(FailOver[Gateway]):
         except GatewayError:
             self._tentative = False
             raise
-        except (BadAnswer, ConnectionResetError, BrokenPipeError) as raised:
+        except (BadAnswer, HungUp) as raised:
             if self._tentative:
                 raise NoGateway(f"etcd's JSON gateway is not there: {raised}") from None
             raise

@@ -192,7 +192,7 @@ def test_metrics(fleet: Fleet) -> None:
         fleet.result(name, fleet.run_now(name))
     fleet.run_now("long")
     fleet.results("beat", 2)
-    wait_for(lambda: samples(address)["conch_running"][()] >= 1, "the long run")
+    wait_for(lambda: samples(address)["conch_start_lag_seconds_count"][()] >= 6, "the long run, and all others")
     found = samples(address)
     runs = {dict(labels)["state"]: value for labels, value in found["conch_runs_total"].items()}
     assert runs["ok"] >= 3
