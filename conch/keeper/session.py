@@ -72,7 +72,7 @@ class Session:
         failing_since: float | None = None
         doubted = False
         pause_s = _PAUSE_S
-        try_s = first_try_s = min(_TRY_MOST_S, max(_TRY_LEAST_S, interval_s))
+        try_s = first_try_s = min(_TRY_MOST_S, max(_TRY_LEAST_S, self.ttl_s / 6))
         while not self._stop.is_set():
             if self._wake.wait(max(0.0, self._next_at - clock.now())):
                 self._wake.clear()
