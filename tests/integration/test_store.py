@@ -196,7 +196,7 @@ def contenders(store: Store, prefix: str, slots: int, count: int) -> list[tuple[
 def hear(watch: Watch) -> tuple[list[bytes], threading.Thread]:
     """The keys that a watch tells of, as they come; the thread ends with the watch."""
     seen: list[bytes] = []
-    reader = threading.Thread(target=lambda: seen.extend(one.kv.key for events in watch for one in events))
+    reader = threading.Thread(target=lambda: seen.extend(one.kv.key for events in watch for one in events), daemon=True)
     reader.start()
     return seen, reader
 
