@@ -199,7 +199,7 @@ class Claiming(Replacing):
         if not due.unclear:
             if reason is None:
                 self._missed(due.job.name, due.tick, due.tick, 1)
-        elif reason is None and self._node is not None:
+        elif reason is None:
             self._close(due)
         else:
             self._look_for_claim(due, reason)

@@ -214,6 +214,7 @@ class _Wire:
     def __init__(self, endpoint: Endpoint, tls: Any, until: float) -> None:
         self._socket: Any = _connect(endpoint, until)
         self._rest = b""
+        self._adding = threading.Lock()
         self.clean = True
         self.on_silence: Callable[[], None] = lambda: None
         self.silence_s: Callable[[], float] = lambda: SILENCE_S
@@ -251,8 +252,9 @@ class _Wire:
         self._socket.sendall(head + b"\r\n" + body)
 
     def add(self, chunk: bytes) -> None:
-        """Send more of a request, from any thread; raises `OSError`."""
-        self._socket.sendall(chunk)
+        """Send more of a request, from any thread, whole; raises `OSError`."""
+        with self._adding:
+            self._socket.sendall(chunk)
 
     def head(self, until: float) -> tuple[int, dict[bytes, bytes]]:
         """The status and the headers (names in lower case) of the answer."""
