@@ -128,17 +128,17 @@ def test_woken_former_leader_extends_no_deadline_and_what_it_revokes_is_a_revoca
     Each loss is told.
     """
     beat = "echo start $CONCH_REV >> log; while :; do sleep 0.02; echo beat $CONCH_REV >> log; done"
-    wrapper = three.bench.hold("o", "--ttl", "5s", "--restart", "--restart-min", "100ms", command=beat)
-    second = three.bench.queue("o", "--ttl", "5s", "--restart", "--restart-min", "100ms", command=beat)
+    wrapper = three.bench.hold("o", "--ttl", "7s", "--restart", "--restart-min", "100ms", command=beat)
+    second = three.bench.queue("o", "--ttl", "7s", "--restart", "--restart-min", "100ms", command=beat)
     frozen = three.leader()
     os.kill(frozen.pid, signal.SIGSTOP)
-    until = boottime() + 8
+    until = boottime() + 10
     while boottime() < until:
         assert not wrapper.events("lost"), wrapper.err
         time.sleep(0.1)
     os.kill(frozen.pid, signal.SIGCONT)
     # what a woken leader does, it does within a TTL
-    throughout(6, lambda: check_running(wrapper, second))
+    throughout(8, lambda: check_running(wrapper, second))
     lines = [line.split() for line in three.bench.file("log").read_text().splitlines()]
     losses = wrapper.events("lost") + second.events("lost")
     if not losses:

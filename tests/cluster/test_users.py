@@ -249,16 +249,20 @@ def test_child_gets_conchs_environment_whole(conch: Bench) -> None:
 
 
 def test_user_where_nobody_asks_for_one_does_no_harm(own: OwnEtcd) -> None:
-    """As with etcdctl; also when authentication is switched on and off under a holder."""
+    """As with etcdctl; also when authentication is switched on and off under a holder.
+
+    A member without others takes up to two seconds to serve again after a restart: the TTL has room for it.
+    """
     login = {"CONCH_USER": "root", "CONCH_PASSWORD": "rootpw"}
     ctl = ["--endpoints", own.member.endpoint]
-    holder = own.bench.hold("o", "--ttl", "4s", env=login)
+    holder = own.bench.hold("o", "--ttl", "9s", env=login)
+    unrenewed_s = 6  # longer than the child lives without a renewal
     enable_authentication(ctl)
-    throughout(3, lambda: check_held(holder))
+    throughout(unrenewed_s, lambda: check_held(holder))
     etcdctl(*ctl, "--user", "root:rootpw", "auth", "disable")
-    throughout(3, lambda: check_held(holder))
+    throughout(unrenewed_s, lambda: check_held(holder))
     own.cluster.restart(own.member)
-    throughout(3, lambda: check_held(holder))
+    throughout(unrenewed_s, lambda: check_held(holder))
 
 
 @pytest.mark.timeout(180)
