@@ -16,8 +16,8 @@ from conch.cron.clock import FleetClock
 from conch.cron.ledger import Ledger
 from conch.errors import EXIT_UNAVAILABLE, ConchError
 from conch.holder import Holder
-from conch.keeper.main import say_if_no_thread
-from conch.keeper.warden import Warden
+from conch.keeper.main import say_if_short
+from conch.keeper.warden import NotReady, Warden
 from conch.keys import Keys
 
 _STATE_FILE = "id"
@@ -45,7 +45,6 @@ def keep(daemon: Daemon, link: Link) -> None:
     from conch.etcd.connect import open_store
 
     threading.excepthook = _crash
-    warden = Warden(link)
     inbox: queue.SimpleQueue[Message | Callable[[], None]] = queue.SimpleQueue()
     scheduler: Scheduler | None = None
 
@@ -97,12 +96,17 @@ def keep(daemon: Daemon, link: Link) -> None:
         new.run()
 
     try:
+        warden = Warden(link)
         threading.Thread(target=work, name="scheduler", daemon=True).start()
-    except RuntimeError as error:
-        if not say_if_no_thread(error):
+    except (OSError, RuntimeError) as error:
+        if not say_if_short(error):
             raise
         return
-    warden.run(inbox.put)
+    try:
+        warden.run(inbox.put)
+    except NotReady as error:
+        say_if_short(error)
+        return  # what an earlier keeper's runs hold is not given back while they run
     # The supervisor is gone, and so is all that it ran.
     if scheduler is not None and not scheduler.ended.is_set():
         scheduler.abandon()
@@ -110,7 +114,7 @@ def keep(daemon: Daemon, link: Link) -> None:
 
 def _crash(args: Any) -> None:
     """A thread died of a defect: so does the keeper, and the supervisor starts another."""
-    if not say_if_no_thread(args.exc_value):
+    if not say_if_short(args.exc_value):
         threading.__excepthook__(args)
     os._exit(1)
 

@@ -20,6 +20,10 @@ _AGAIN_S, _AGAIN_MOST_S = 0.02, 1.0
 KillTrees = Callable[[Sequence[Target]], list[list[Stat]]]
 
 
+class NotReady(OSError):
+    """The system refused what the warden needs. The supervisor heard of no hold, and runs nothing."""
+
+
 class _Hold:
     """A hold as etcd last confirmed it, for one run or ("") for any; other threads write single fields of it."""
 
@@ -111,11 +115,14 @@ class Warden:
     # -- the thread ---------------------------------------------------------------------------------------
 
     def run(self, deliver: Callable[[Message], None]) -> None:
-        """Pass commands on to `deliver` until the link closes and the tree is gone."""
+        """Pass commands on to `deliver` until the link closes and the tree is gone; `NotReady` instead of the start."""
         self._receive(deliver)
         from conch.core import system  # late: an order that waits already is served meanwhile
 
-        timer = system.Timer()
+        try:
+            timer = system.Timer()
+        except OSError as error:
+            raise NotReady(error.errno, error.strerror) from None
         system.give_memory_back()
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import OwnEtcd
 from tests.support.conch import CONCH, Bench, alive, wait_for
+from tests.support.etcdctl import etcdctl
 
 HEAD = """
 import os
@@ -52,3 +54,44 @@ def test_keeper_knows_what_the_command_line_says(conch: Bench, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == b"\xff\xfe"
+
+
+NO_TIMER = """
+import errno, os, sys, threading
+from conch.cli.main import main
+from conch.core import system
+from conch.keeper.worker import Worker
+
+supervisor, granted = os.getpid(), threading.Event()
+make, enter = system.Timer.__init__, Worker._enter
+
+def make_or_not(timer):
+    if os.getpid() == supervisor:
+        return make(timer)
+    granted.wait(10)
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+def enter_and_tell(*arguments):
+    granted.set()
+    return enter(*arguments)
+
+system.Timer.__init__, Worker._enter = make_or_not, enter_and_tell
+sys.argv[0] = "conch"
+main()
+"""
+
+
+def test_keeper_that_gets_too_little_gives_back_what_it_has(own: OwnEtcd) -> None:
+    """Its order came before the system refused it the last descriptor: no lease stays behind, and nobody holds."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TIMER, "elect", "o", "--quiet", "--", "true"],
+        env=own.bench.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 69, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "conch: cannot start the process that talks to etcd: Too many open files\n" in done.stderr
+    assert "0 leases" in etcdctl("--endpoints", own.member.endpoint, "lease", "list")
