@@ -138,9 +138,30 @@ BUGS = (
     Bug(
         "zombies are taken for an empty tree",
         "core/process.py",
-        "            if not found:\n                return self.exit_code() is not None\n",
-        "            if all(entry.dead for entry in found):\n                return self.exit_code() is not None\n",
+        "            if not found:\n                return True\n",
+        "            if all(entry.dead for entry in found):\n                return True\n",
         (f"{_PROCESS}::test_tree_that_forks_faster_than_one_can_look_is_not_taken_for_empty",),
+    ),
+    Bug(
+        "the main process's end is taken for the tree's",
+        "core/forker.py",
+        "            pass\n    except ChildProcessError:\n        return True\n    return False\n",
+        "            pass\n    except ChildProcessError:\n        return True\n    return True\n",
+        (f"{_PROCESS}::test_emptiness_needs_no_look_at_all_processes",),
+    ),
+    Bug(
+        "children of before count for the tree",
+        "core/forker.py",
+        "or not _first_born or",
+        "or",
+        (f"{_PROCESS}::test_children_of_before_are_no_part_of_the_tree",),
+    ),
+    Bug(
+        "a main process that lives is no part of its tree",
+        "core/process.py",
+        "        if self.exit_code() is None:\n            return False\n        gone",
+        "        gone",
+        (f"{_PROCESS}::test_nothing_runs_before_the_gate_is_open",),
     ),
     # -- the start of the command
     Bug(

@@ -3,14 +3,12 @@
 import os
 import signal
 from collections.abc import Callable, Collection
+from functools import partial
 
+from conch.core import forker
 from conch.core.link import Link, pair
 
-# Children of every kind; Python does not name it.
-_WALL = 0x40000000
-
 _early: tuple[int, Link] | None = None
-_first_born = False  # the early keeper was our only child
 
 
 def fork_keeper(main: Callable[[Link], None], *, holds: int = 1, kept_open: Collection[int] = ()) -> tuple[int, Link]:
@@ -18,9 +16,7 @@ def fork_keeper(main: Callable[[Link], None], *, holds: int = 1, kept_open: Coll
     ours, theirs = pair(holds)
     before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     try:
-        pid = os.fork()
-        if pid == 0:
-            _become_keeper(main, theirs, kept_open)
+        pid = forker.fork(partial(_become_keeper, main, theirs, kept_open))
     except OSError:
         ours.close()
         theirs.close()
@@ -61,20 +57,11 @@ def _become_keeper(main: Callable[[Link], None], link: Link, kept_open: Collecti
 
 def fork_early(main: Callable[[Link], None]) -> None:
     """Fork a keeper that waits to be told its job; if that cannot be, one is forked later as usual."""
-    global _early, _first_born
-    _first_born = _childless()
+    global _early
     try:
         _early = fork_keeper(main)
     except OSError:
         _early = None
-
-
-def _childless() -> bool:
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
-    except ChildProcessError:
-        return True
-    return False
 
 
 def take_early() -> tuple[int, Link] | None:
@@ -87,11 +74,6 @@ def take_early() -> tuple[int, Link] | None:
 def early_pid() -> int | None:
     """The pid of the keeper that waits."""
     return None if _early is None else _early[0]
-
-
-def had_children() -> bool:
-    """Whether there were children of ours before any keeper, as a shell leaves them by `job & exec conch`."""
-    return not _first_born and not _childless()
 
 
 def discard_early() -> None:

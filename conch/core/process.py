@@ -5,8 +5,9 @@ import marshal
 import os
 import signal
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
-from conch.core import clock, system
+from conch.core import clock, forker, system
 from conch.core.tree import TREE_VARIABLE, Stat, descendants, processes, signal_exactly
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
 from conch.record import Record
@@ -155,6 +156,11 @@ class Process:
         What lived when a look began is found alive, or as a zombie that only we can reap: so a look that found
         neither proves it, however fast they fork and end.
         """
+        if self.exit_code() is None:
+            return False
+        gone = forker.no_orphans()
+        if gone is not None:
+            return gone
         try:
             return self._look_for_emptiness()
         except OSError:
@@ -164,7 +170,7 @@ class Process:
         for _ in range(_LOOKS):
             found = self.below(processes())
             if not found:
-                return self.exit_code() is not None
+                return True
             if not all(entry.dead for entry in found):
                 return False
             for entry in found:
@@ -211,6 +217,8 @@ class Process:
 
 def reap_orphans(kept: Collection[int | None]) -> None:
     """Reap what was orphaned below us and has ended; those kept have their own moments."""
+    if forker.no_orphans() is not None:
+        return
     try:
         while True:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -247,9 +255,7 @@ def start(
         raise
     before = signal.pthread_sigmask(signal.SIG_SETMASK, _ALL)
     try:
-        pid = os.fork()
-        if pid == 0:
-            _become(spec, environment, supervisor, gate_out, errors_in, dispositions)
+        pid = forker.fork(partial(_become, spec, environment, supervisor, gate_out, errors_in, dispositions))
     except OSError:
         for fd in (gate_in, errors_out):
             os.close(fd)

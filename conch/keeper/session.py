@@ -56,6 +56,10 @@ class Session:
         if not self._thread.ident:
             self._thread.start()
 
+    def cease(self) -> None:
+        """Renew no more, and wake nobody; `stop` is to follow."""
+        self._stop.set()
+
     def stop(self) -> None:
         """Renew no more. Does not wait for a renewal under way."""
         self._stop.set()

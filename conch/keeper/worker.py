@@ -377,13 +377,17 @@ class Worker:
 
     def _give_back(self, lease: int | None) -> str:
         """Revoke what we have (or `lease`, a crashed keeper's); return why that is not certain, or nothing."""
-        if self._session is not None:
-            self._session.stop()
-            self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            session.cease()
         self._warden.forget(self._number)
-        self._lookout.end()
         mine, self._lease = self._lease or lease, None
-        return "" if mine is None else self._revoke(mine)
+        reason = "" if mine is None else self._revoke(mine)
+        # others may wait for the lease, and nobody for these threads to end
+        if session is not None:
+            session.stop()
+        self._lookout.end()
+        return reason
 
     def _revoke(self, lease: int) -> str:
         try:

@@ -11,7 +11,7 @@ from tests.support.conch import alive, wait_for
 
 HEAD = """
 import os, signal, sys, time
-from conch.core import clock, process, system, tree
+from conch.core import clock, forker, process, system, tree
 from conch.core.process import Dispositions, Spec
 
 def start(*command, start_by=None):
@@ -25,8 +25,21 @@ def wait(child):
         time.sleep(0.01)
     return child.exit_code()
 
+def refuse(*_):
+    raise RuntimeError("can't start new thread")
+
+if "WITHOUT_FORKER" in os.environ:
+    forker.start_new_thread = refuse
 system.become_subreaper()
 """
+
+
+@pytest.fixture(autouse=True, params=["by the kernel's word", "by looking at all"])
+def proof(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a tree is seen empty; where no thread can be had to fork in, only a look at all processes is left."""
+    if request.param == "by looking at all":
+        monkeypatch.setenv("WITHOUT_FORKER", "1")
+    return str(request.param)
 
 
 def script(text: str, folder: Path) -> "subprocess.Popen[str]":
@@ -48,7 +61,7 @@ def test_nothing_runs_before_the_gate_is_open(tmp_path: Path) -> None:
 child = start("touch", "ran")
 assert os.getpgid(child.pid) == child.pid
 time.sleep(0.2)
-assert not os.path.exists("ran")
+assert not os.path.exists("ran") and not child.empty()
 child.open_gate()
 assert wait(child) == 0 and child.empty() and child.exec_error() is None
 child.reap()
@@ -132,6 +145,54 @@ assert child.empty()
 print("gone")
 """
     assert run(text, tmp_path) == "gone\n"
+
+
+def test_emptiness_needs_no_look_at_all_processes(tmp_path: Path, proof: str) -> None:
+    """What left its group and session and lost its parents is found, and seen to go, by one system call."""
+    text = """
+def look():
+    raise OSError("looked at all")
+process.processes = look
+child = start("sh", "-c", "(setsid sleep 1000 & echo $! > orphan) & wait; exit 3")
+other = start("sleep", "1000")  # behind its gate: nobody's orphan
+child.open_gate()
+assert wait(child) == 3
+assert not child.empty()
+threads = []
+from _thread import start_new_thread
+start_new_thread(lambda: threads.append(forker.no_orphans()), ())
+while not threads:
+    time.sleep(0.01)
+assert threads == [None]
+os.kill(int(open("orphan").read()), signal.SIGKILL)
+until = time.monotonic() + 5
+while not child.empty() and time.monotonic() < until:
+    time.sleep(0.01)
+print(child.empty(), forker.no_orphans())
+other.discard()
+"""
+    assert run(text, tmp_path) == ("True True\n" if proof == "by the kernel's word" else "False None\n")
+
+
+def test_children_of_before_are_no_part_of_the_tree(tmp_path: Path) -> None:
+    """`job & exec conch …`: the kernel's word would count them, so all processes are looked at."""
+    text = """
+import subprocess
+job = subprocess.Popen(["sleep", "1000"])
+child = start("sh", "-c", "sleep 1000 & echo $! > orphan")
+child._spare = lambda entry: entry.pid == job.pid
+child.open_gate()
+wait(child)
+assert forker.had_children() and forker.no_orphans() is None
+assert not child.empty()
+os.kill(int(open("orphan").read()), signal.SIGKILL)
+while not child.empty():
+    time.sleep(0.01)
+print(job.poll())
+job.kill()
+job.wait()
+"""
+    assert run(text, tmp_path) == "None\n"
 
 
 def test_stopped_members_and_those_of_other_groups_are_signalled(tmp_path: Path) -> None:

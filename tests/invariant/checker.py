@@ -7,6 +7,8 @@ from pathlib import Path
 
 # Beats come every 10 ms; a process that is starved of CPU writes them later, never earlier.
 _CLOSE_S = 0.3
+# A daemon says that it missed a tick when that is late, and when it can ask etcd whether another has claimed it.
+_SPOKEN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,20 @@ def order(intervals: Sequence[Interval], most: int) -> list[str]:
         if second < first and (most == 1 or after - before > _CLOSE_S):
             problems.append(f"{second} started at {after:.3f}, after {first} at {before:.3f}")
     return problems
+
+
+def unexplained(
+    missing: Iterable[int], said: Sequence[tuple[float, float]], witnesses: Sequence[tuple[float, float]]
+) -> list[int]:
+    """Of the ticks that nobody claimed, those that no daemon called missed (`said`: first and last tick of each word)
+    though one was a witness: registered a second before, and alive until it must have spoken.
+    """
+    return [
+        tick
+        for tick in missing
+        if not any(first <= tick <= last for first, last in said)
+        and any(since < tick - 1 and until > tick + _SPOKEN_S for since, until in witnesses)
+    ]
 
 
 def gaps(intervals: Sequence[Interval]) -> list[float]:

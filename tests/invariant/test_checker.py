@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.invariant.checker import Allowance, Interval, holds, order, overlaps, read
+from tests.invariant.checker import Allowance, Interval, holds, order, overlaps, read, unexplained
 from tests.invariant.faults import BEAT
 from tests.support.conch import Bench, marked, wait_for
 
@@ -47,6 +47,13 @@ def test_grandchildren_count(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("elect x 5 10 start 1.0\nelect x 5 11 start 1.1\nelect x 5 10 end 2.0\nelect x 5 11 beat 4.0\n")
     assert holds(read(log)) == [Interval("elect", "x", 5, 10, 1.0, 4.0)]
+
+
+def test_tick_without_claim_or_word_is_seen() -> None:
+    """Unless nobody was there, for long enough, who could have said it."""
+    assert unexplained([50], [], [(10, 70)]) == [50]
+    assert unexplained([50, 51, 52], [(49, 51)], [(10, 70)]) == [52]
+    assert unexplained([50], [], [(10, 52), (49.5, 70)]) == []
 
 
 # A wrapper as one writes it in a hurry: `etcdctl lock` with a shell that loses its command when it is killed.

@@ -164,6 +164,28 @@ def slack(line: list[Wrapper], held: list[checker.Interval]) -> list[float]:
     ]
 
 
+def missed(bench: Bench) -> list[tuple[float, float]]:
+    """First and last tick of each word of the daemons on ticks that nobody claimed."""
+    return [(stamp(one["tick"]), stamp(one["until"])) for all_ in bench.wrappers for one in all_.events("missed")]
+
+
+def witnesses(ground: Field) -> list[tuple[float, float]]:
+    """From when until when each scheduler was registered, or at least remembered what it had to claim."""
+    now = time.time()
+    found = []
+    for daemon in ground.bench.wrappers:
+        since = None
+        for event in [*daemon.events("registered", "keeper-died"), None]:
+            if event is None or event["event"] == "keeper-died":
+                ended = ground.kills.get(daemon.pid, 0.0) if daemon.process.poll() is not None else now
+                if since is not None:
+                    found.append((since, ended if event is None else stamp(event["ts"])))
+                since = None
+            elif since is None:
+                since = stamp(event["ts"])
+    return found
+
+
 def stamp(text: str) -> float:
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
@@ -231,6 +253,9 @@ def test_each_tick_runs_at_most_once(
     except AssertionError as error:
         raise AssertionError(f"{error}\n{replay(request, ground, seed)}") from None
     claims, results = fleet.ticks("fire", "j"), fleet.ticks("result", "j")
+    missing = [tick for tick in range(began, max(claims)) if tick not in claims]
+    unexplained = checker.unexplained(missing, missed(bench), witnesses(ground))
+    report["missing"] = len(missing)
     fleet.clean()
     runs = checker.read(log)
     report["ticks"], report["runs"] = len(claims), len(runs)
@@ -245,10 +270,7 @@ def test_each_tick_runs_at_most_once(
     ]
     if overlap == "forbid":
         problems += checker.overlaps(runs, 1, ground.allowances)
-    missing = [tick for tick in range(began, max(claims)) if tick not in claims]
-    reasons = [one for daemon in bench.wrappers for one in daemon.events("missed")]
-    excused = ground.story or reasons  # under faults a tick may be missed, and is said to be
-    problems += [f"tick {tick} has neither claim nor reason" for tick in missing if not excused]
+    problems += [f"tick {tick} has neither claim nor reason" for tick in unexplained]
     assert not problems, "\n".join([*problems, replay(request, ground, seed)])
     wait_for(lambda: not marked(bench.mark), "no process left")
     assert not [one.pid for one in runs if alive(one.pid)]

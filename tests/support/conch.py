@@ -127,9 +127,9 @@ class Wrapper:
     def err(self) -> str:
         return self.err_path.read_text("utf-8", "replace")
 
-    def events(self, name: str) -> list[dict[str, str]]:
-        """The log lines of one event."""
-        return [line for line in log_lines(self.err) if line["event"] == name]
+    def events(self, *names: str) -> list[dict[str, str]]:
+        """The log lines of these events."""
+        return [line for line in log_lines(self.err) if line["event"] in names]
 
     def wait_event(self, name: str, count: int = 1, timeout_s: float = 20.0) -> dict[str, str]:
         """The count-th log line of an event, once it is there."""
