@@ -7,8 +7,6 @@ from pathlib import Path
 
 # Beats come every 10 ms; a process that is starved of CPU writes them later, never earlier.
 _CLOSE_S = 0.3
-# A daemon says that it missed a tick when that is late, and when it can ask etcd whether another has claimed it.
-_SPOKEN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +90,14 @@ def order(intervals: Sequence[Interval], most: int) -> list[str]:
     return problems
 
 
-def unexplained(
-    missing: Iterable[int], said: Sequence[tuple[float, float]], witnesses: Sequence[tuple[float, float]]
-) -> list[int]:
+def unexplained(missing: Iterable[int], said: Sequence[tuple[float, float]], witnesses: Sequence[float]) -> list[int]:
     """Of the ticks that nobody claimed, those that no daemon called missed (`said`: first and last tick of each word)
-    though one was a witness: registered a second before, and alive until it must have spoken.
+    though there is a witness: one that was registered a second before, and is alive.
     """
     return [
         tick
         for tick in missing
-        if not any(first <= tick <= last for first, last in said)
-        and any(since < tick - 1 and until > tick + _SPOKEN_S for since, until in witnesses)
+        if not any(first <= tick <= last for first, last in said) and any(since < tick - 1 for since in witnesses)
     ]
 
 
