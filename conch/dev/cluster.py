@@ -26,6 +26,7 @@ from conch.etcd.store import Range, StoreError
 _READY_S = 30.0
 _STOP_S = 5.0
 _PORT_TRIES = 5
+_LOWEST_PORT = 20_000
 _PAUSE_S = 0.02
 
 
@@ -48,8 +49,27 @@ def find_etcd() -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now; held open together so that they differ."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """Ports that are free now; held open together so that they differ.
+
+    They lie below those that the kernel hands out by itself, as for outgoing connections: it gives a member's port to
+    nobody while the member is away.
+    """
+    try:
+        handed_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        handed_out = 0
+    tried = range(_LOWEST_PORT, max(handed_out, _LOWEST_PORT))
+    random = secrets.SystemRandom()
+    sockets: list[socket.socket] = []
+    for port in random.sample(tried, min(len(tried), 8 * count)):
+        try:
+            sockets.append(socket.create_server(("127.0.0.1", port)))
+        except OSError:
+            continue  # another's
+        if len(sockets) == count:
+            break
+    while len(sockets) < count:
+        sockets.append(socket.create_server(("127.0.0.1", 0)))
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:
         s.close()
