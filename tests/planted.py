@@ -197,7 +197,7 @@ BUGS = (
         "core/loop.py",
         "if entry.pid == self._parent.keeper or (self._ready is not None and entry.pid == self._ready.pid):",
         "if entry.pid == self._parent.keeper:",
-        (f"{_WAITING}::test_with_restart_each_run_has_a_new_one",),
+        (f"{_RUN}::test_command_that_waits_is_not_left_running_by_a_hook",),
     ),
     Bug(
         "command does not die with conch",

@@ -211,6 +211,18 @@ def test_processes_that_conch_had_before_are_not_its_to_end(conch: Bench) -> Non
     os.kill(job, signal.SIGKILL)
 
 
+def test_command_that_waits_is_not_left_running_by_a_hook(conch: Bench) -> None:
+    """Beside a job of before, too, where all processes are looked at and not only orphans."""
+    script = f"sleep 1000 > out 2>&1 & echo $! >> jobs; exec {CONCH} elect o --on-acquire true --on-lose true -- true"
+    done = subprocess.run(
+        ["bash", "-c", script], env=conch.environment, timeout=30, cwd=conch.folder, check=False, stderr=subprocess.PIPE
+    )
+    os.kill(conch.pids("jobs", 1)[0], signal.SIGKILL)
+    assert done.returncode == 0
+    assert b"event=hook-exit" in done.stderr
+    assert b"event=term-sent" not in done.stderr
+
+
 def test_free_office_costs_one_grant_and_one_transaction(own: OwnEtcd) -> None:
     """Counted by etcd itself."""
     before = requests(own.member.endpoint)
