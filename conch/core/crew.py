@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from conch.core import clock, forker, process, tree
+from conch.core import clock, process, tree
 from conch.core.link import Link, Message, Start
 from conch.core.output import Relay
 from conch.core.parent import Parent
@@ -119,8 +119,7 @@ class Crew:
         if self._look_at is None or now < self._look_at:
             return
         try:
-            # where nothing was left running there is nothing to look at
-            self._seen = {} if forker.no_orphans() else tree.processes()
+            self._seen = tree.processes()
             clear = self._attribute(self._seen)
             # a stream of unclear ones, of other runs perhaps, must not put off the judgement for ever
             judged = {
@@ -301,6 +300,7 @@ class Crew:
     def reap(self, tree: Tree) -> End:
         """Pass on its last output and let the main process go."""
         run = self._runs.pop(tree.tree)
+        self._ended.pop(tree.tree, None)  # should it be started again, under the same id
         del self._trees[run.process.pid]
         if self._seen is not None:
             self._seen.pop(run.process.pid, None)

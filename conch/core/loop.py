@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 
-from conch.core import clock, forker, nursery, process, system, tree
+from conch.core import clock, nursery, process, system, tree
 from conch.core.link import Held, Link, Message
 from conch.core.parent import Parent
 from conch.core.plan import End, Plan
@@ -176,7 +176,7 @@ class Loop:
 
     def _find_strangers(self) -> dict[int, Stat]:
         """What was below conch before it started anything (`job & exec conch …`): not ours to end."""
-        if not forker.had_children():
+        if not nursery.had_children():
             return {}
         everyone = tree.processes()
         early = nursery.early_pid()

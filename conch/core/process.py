@@ -4,10 +4,10 @@ import errno
 import marshal
 import os
 import signal
+from _thread import get_native_id
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 
-from conch.core import clock, forker, system
+from conch.core import clock, system
 from conch.core.tree import TREE_VARIABLE, Stat, descendants, processes, signal_exactly
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
 from conch.record import Record
@@ -16,6 +16,8 @@ LATE = "late"
 # How often to look again at a tree of which only zombies were seen.
 _LOOKS = 50
 _ALL = frozenset(signal.valid_signals())
+# Children of every kind, and of the calling thread only; Python names neither.
+_WALL, _WNOTHREAD = 0x40000000, 0x20000000
 
 
 def new_tree_id() -> str:
@@ -158,11 +160,8 @@ class Process:
         """
         if self.exit_code() is None:
             return False
-        gone = forker.no_orphans()
-        if gone is not None:
-            return gone
         try:
-            return self._look_for_emptiness()
+            return nothing_lives() or self._look_for_emptiness()
         except OSError:
             return False  # we cannot look now
 
@@ -215,10 +214,24 @@ class Process:
         os.close(self._errors)
 
 
+def nothing_lives() -> bool:
+    """Whether no child of the main thread lives: nothing that it forked, and nothing that was orphaned below.
+
+    True is a proof: what is orphaned below a subreaper becomes a child of its first thread. One system call, true at
+    one moment, however many processes there are. False is none: what lives may be another's.
+    """
+    if get_native_id() != os.getpid():
+        return False
+    try:
+        # asked for stops alone, the kernel finds nothing to wait for in the dead (its exit.c, wait_consider_child)
+        os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WNOHANG | os.WNOWAIT | _WALL | _WNOTHREAD)
+    except ChildProcessError:
+        return True
+    return False
+
+
 def reap_orphans(kept: Collection[int | None]) -> None:
     """Reap what was orphaned below us and has ended; those kept have their own moments."""
-    if forker.no_orphans() is not None:
-        return
     try:
         while True:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -255,7 +268,9 @@ def start(
         raise
     before = signal.pthread_sigmask(signal.SIG_SETMASK, _ALL)
     try:
-        pid = forker.fork(partial(_become, spec, environment, supervisor, gate_out, errors_in, dispositions))
+        pid = os.fork()
+        if pid == 0:
+            _become(spec, environment, supervisor, gate_out, errors_in, dispositions)
     except OSError:
         for fd in (gate_in, errors_out):
             os.close(fd)

@@ -79,18 +79,31 @@ def trees_of(pid: int) -> list[str] | None:
 
     None if it shows no environment: it is gone or of another user, a zombie, just in exec, or has wiped it.
     """
+    environment = _environment(pid, pid)
+    if not environment:
+        # a first thread that has ended shows none, as a zombie does, and the others still do
+        try:
+            threads = os.listdir(f"/proc/{pid}/task")
+        except OSError as error:
+            if error.errno in _CANNOT_LOOK:
+                raise
+            return None
+        environment = next(filter(None, (_environment(pid, int(one)) for one in threads if int(one) != pid)), b"")
+    if not environment:
+        return None
+    name = f"{TREE_VARIABLE}=".encode()
+    found = (entry[len(name) :] for entry in environment.split(b"\0") if entry.startswith(name))
+    return [one.decode("utf-8", "replace") for entry in found for one in entry.split(b",")]
+
+
+def _environment(pid: int, thread: int) -> bytes:
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            environment = file.read()
+        with open(f"/proc/{pid}/task/{thread}/environ", "rb") as file:
+            return file.read()
     except OSError as error:
         if error.errno in _CANNOT_LOOK:
             raise
-        return None
-    name = f"{TREE_VARIABLE}=".encode()
-    if not environment:
-        return None
-    found = (entry[len(name) :] for entry in environment.split(b"\0") if entry.startswith(name))
-    return [one.decode("utf-8", "replace") for entry in found for one in entry.split(b",")]
+        return b""
 
 
 def carries(pid: int, tree: str) -> bool:

@@ -78,7 +78,10 @@ class Session:
         pause_s = _PAUSE_S
         try_s = first_try_s = min(_TRY_MOST_S, max(_TRY_LEAST_S, self.ttl_s / 6))
         while not self._stop.is_set():
-            if self._wake.wait(max(0.0, self._next_at - clock.now())):
+            woken = self._wake.wait(max(0.0, self._next_at - clock.now()))
+            if self._stop.is_set():
+                return
+            if woken:
                 self._wake.clear()
                 continue
             sent_at = clock.now()

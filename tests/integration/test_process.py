@@ -11,7 +11,7 @@ from tests.support.conch import alive, wait_for
 
 HEAD = """
 import os, signal, sys, time
-from conch.core import clock, forker, process, system, tree
+from conch.core import clock, nursery, process, system, tree
 from conch.core.process import Dispositions, Spec
 
 def start(*command, start_by=None):
@@ -25,20 +25,17 @@ def wait(child):
         time.sleep(0.01)
     return child.exit_code()
 
-def refuse(*_):
-    raise RuntimeError("can't start new thread")
-
-if "WITHOUT_FORKER" in os.environ:
-    forker.start_new_thread = refuse
+if "LOOK_AT_ALL" in os.environ:
+    process.nothing_lives = lambda: False
 system.become_subreaper()
 """
 
 
 @pytest.fixture(autouse=True, params=["by the kernel's word", "by looking at all"])
 def proof(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How a tree is seen empty; where no thread can be had to fork in, only a look at all processes is left."""
+    """How a tree is seen empty; where other children of conch live, only a look at all processes is left."""
     if request.param == "by looking at all":
-        monkeypatch.setenv("WITHOUT_FORKER", "1")
+        monkeypatch.setenv("LOOK_AT_ALL", "1")
     return str(request.param)
 
 
@@ -153,29 +150,30 @@ def test_emptiness_needs_no_look_at_all_processes(tmp_path: Path, proof: str) ->
 def look():
     raise OSError("looked at all")
 process.processes = look
+keeper, link = nursery.fork_keeper(lambda link: link.wait_for_brief())  # lives, and is none of the tree
 child = start("sh", "-c", "(setsid sleep 1000 & echo $! > orphan) & wait; exit 3")
-other = start("sleep", "1000")  # behind its gate: nobody's orphan
 child.open_gate()
 assert wait(child) == 3
 assert not child.empty()
 threads = []
 from _thread import start_new_thread
-start_new_thread(lambda: threads.append(forker.no_orphans()), ())
+start_new_thread(lambda: threads.append(process.nothing_lives()), ())
 while not threads:
     time.sleep(0.01)
-assert threads == [None]
-os.kill(int(open("orphan").read()), signal.SIGKILL)
+assert threads == [False]  # it has no children, which says nothing
+with open("orphan") as file:
+    os.kill(int(file.read()), signal.SIGKILL)
 until = time.monotonic() + 5
 while not child.empty() and time.monotonic() < until:
     time.sleep(0.01)
-print(child.empty(), forker.no_orphans())
-other.discard()
+os.kill(keeper, 0)
+print(child.empty())
 """
-    assert run(text, tmp_path) == ("True True\n" if proof == "by the kernel's word" else "False None\n")
+    assert run(text, tmp_path) == ("True\n" if proof == "by the kernel's word" else "False\n")
 
 
 def test_children_of_before_are_no_part_of_the_tree(tmp_path: Path) -> None:
-    """`job & exec conch …`: the kernel's word would count them, so all processes are looked at."""
+    """`job & exec conch …`: the kernel's word counts them, so all processes are looked at."""
     text = """
 import subprocess
 job = subprocess.Popen(["sleep", "1000"])
@@ -183,9 +181,9 @@ child = start("sh", "-c", "sleep 1000 & echo $! > orphan")
 child._spare = lambda entry: entry.pid == job.pid
 child.open_gate()
 wait(child)
-assert forker.had_children() and forker.no_orphans() is None
 assert not child.empty()
-os.kill(int(open("orphan").read()), signal.SIGKILL)
+with open("orphan") as file:
+    os.kill(int(file.read()), signal.SIGKILL)
 while not child.empty():
     time.sleep(0.01)
 print(job.poll())
@@ -193,6 +191,78 @@ job.kill()
 job.wait()
 """
     assert run(text, tmp_path) == "None\n"
+
+
+def test_sibling_that_the_main_process_made_is_part_of_the_tree(tmp_path: Path) -> None:
+    """By clone with CLONE_PARENT: a child of conch that conch has never heard of."""
+    (tmp_path / "clone.py").write_text(
+        "import ctypes, os, platform, time\n"
+        "number = {'x86_64': 56, 'aarch64': 220}[platform.machine()]\n"
+        "pid = ctypes.CDLL(None).syscall(number, 0x8000 | 17, 0, 0, 0, 0)\n"  # CLONE_PARENT | SIGCHLD
+        "if pid:\n"
+        "    with open('sibling', 'w') as file: file.write(str(pid))\n"
+        "    os._exit(0)\n"
+        "time.sleep(1000)\n"
+    )
+    text = f"""
+keeper, link = nursery.fork_keeper(lambda link: link.wait_for_brief())
+child = start("sh", "-c", "exec {sys.executable} clone.py")
+child._spare = lambda entry: entry.pid == keeper
+child.open_gate()
+assert wait(child) == 0
+for _ in range(20):
+    assert not child.empty()
+with open("sibling") as file:
+    os.kill(int(file.read()), 0)
+until = time.monotonic() + 5
+while not child.empty() and time.monotonic() < until:
+    child.signal_tree(signal.SIGKILL)
+print(child.empty())
+"""
+    assert run(text, tmp_path) == "True\n"
+
+
+def test_mark_of_a_process_whose_first_thread_has_ended_is_read(tmp_path: Path) -> None:
+    """It shows as a zombie with no environment, and its other threads run on."""
+    (tmp_path / "leave.py").write_text(
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(1000,)).start()\n"
+        "ctypes.CDLL(None).pthread_exit(None)\n"
+    )
+    text = f"""
+child = start("sh", "-c", "exec {sys.executable} leave.py")
+child.open_gate()
+while tree.stat(child.pid).state != "Z":
+    time.sleep(0.01)
+print(tree.stat(child.pid).dead, tree.trees_of(child.pid), child.empty())
+os.kill(child.pid, signal.SIGKILL)
+while not child.empty():
+    time.sleep(0.01)
+print(tree.trees_of(child.pid))
+"""
+    assert run(text, tmp_path) == "False ['cafe'] False\nNone\n"
+
+
+def test_run_that_is_started_again_is_not_judged_by_the_end_of_its_first_process(tmp_path: Path) -> None:
+    """As one whose process found that it was too late: the next one under the same id lives."""
+    text = """
+from conch.core.crew import Crew
+from conch.core.link import Start
+from conch.log import Log
+crew = Crew(lambda link: None, os.environ, Log(quiet=True), drain_s=0, release_s=0, user=None, kept_open=())
+order = Start("r", "j", ["/bin/true"], {}, None, [], 0, 1, 1, 1, 0, 0)
+for attempt in (1, 2):
+    tree = crew.start_tree(order, attempt, None)
+    if attempt == 1:
+        crew.open_gate(tree)
+        while tree.exit_code() is None:
+            time.sleep(0.01)
+        crew._note_ends()
+        print(list(crew._ended))
+        crew.reap(tree)
+print(list(crew._ended))
+"""
+    assert run(text, tmp_path) == "['r']\n[]\n"
 
 
 def test_stopped_members_and_those_of_other_groups_are_signalled(tmp_path: Path) -> None:

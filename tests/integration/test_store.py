@@ -393,6 +393,16 @@ def test_ttl_of_zero_is_a_loss(watched: Watched) -> None:
     wait_for(lambda: watched.losses == ["the lease is gone"], "a loss")
 
 
+def test_session_that_ceased_renews_no_more(watched: Watched) -> None:
+    """Also when its moment comes: what is being given back must not live longer for that."""
+    sent: list[Lease] = []
+    watched.store.bend_alive = sent.append
+    watched.start()
+    watched.session.cease()
+    wait_for(lambda: all(one.name != "session" for one in threading.enumerate()), "its thread ends at that moment")
+    assert sent == []
+
+
 def test_session_renews_about_every_fifth_of_the_ttl(watched: Watched) -> None:
     """Not much more often, and never later than the deadline needs."""
     watched.start()
