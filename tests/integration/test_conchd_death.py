@@ -35,7 +35,7 @@ def kill(daemon: Wrapper, what: str) -> None:
 def test_killed_daemons_run_is_gone_and_never_run_again(fleet: Fleet, what: str, overlap: str) -> None:
     """The claim stays without a result; after a restart of that host it is `lost`."""
     daemon = fleet.start("a", "--ttl", "3s")
-    fleet.add("j", "@hourly", "--overlap", overlap, command=LONG)
+    fleet.add("j", "@yearly", "--overlap", overlap, command=LONG)
     tick = fleet.run_now("j")
     (pid, run_tick), *_ = runs(fleet)
     child = int(fleet.bench.read("kids").split()[0])
@@ -66,7 +66,7 @@ def test_killed_keeper_ends_what_holds_something_and_nothing_else(fleet: Fleet, 
     daemon = fleet.start("a", "--ttl", "3s")
     fleet.add(
         "j",
-        "@hourly",
+        "@yearly",
         "--overlap",
         overlap,
         command="echo $$ $CONCH_TICK >> runs; while [ ! -e go ]; do sleep 0.1; done",
@@ -127,7 +127,7 @@ def test_long_outage_of_etcd_ends_what_holds_something(own_fleet: Fleet, own: Ow
     """By the deadline; an `allow` run goes on, and every end arrives once etcd is back."""
     fleet = own_fleet
     daemon = fleet.start("a", "--ttl", "3s")
-    fleet.add("j", "@hourly", "--overlap", overlap, command="echo $$ $CONCH_TICK >> runs; exec sleep 6")
+    fleet.add("j", "@yearly", "--overlap", overlap, command="echo $$ $CONCH_TICK >> runs; exec sleep 6")
     tick = fleet.run_now("j")
     (pid, _), *_ = runs(fleet)
     os.kill(own.member.pid, signal.SIGSTOP)
@@ -154,7 +154,7 @@ def test_result_survives_outage_and_crash(own_fleet: Fleet, own: OwnEtcd) -> Non
     daemon = fleet.start("a", "--ttl", "3s")
     fleet.add(
         "j",
-        "@hourly",
+        "@yearly",
         "--overlap",
         "allow",
         command="echo $$ $CONCH_TICK >> runs; while [ ! -e go ]; do sleep 0.1; done; exit 3",
@@ -180,7 +180,7 @@ def test_result_survives_outage_and_crash(own_fleet: Fleet, own: OwnEtcd) -> Non
 def test_run_key_deleted_by_hand_ends_the_run(fleet: Fleet) -> None:
     """SIGTERM at once, SIGKILL after kill-after; the next tick may run."""
     fleet.start("a")
-    fleet.add("j", "@hourly", "--kill-after", "1s", command=LONG)
+    fleet.add("j", "@yearly", "--kill-after", "1s", command=LONG)
     tick = fleet.run_now("j")
     (pid, _), *_ = runs(fleet)
     child = int(fleet.bench.read("kids").split()[0])
@@ -195,8 +195,8 @@ def test_run_key_deleted_by_hand_ends_the_run(fleet: Fleet) -> None:
 def test_revoked_registration_ends_bound_runs(fleet: Fleet, stopped: bool) -> None:
     """The daemon's lease revoked: TERM and KILL, by the keeper if the supervisor is stopped; then it is back."""
     daemon = fleet.start("a", "--ttl", "5s")
-    fleet.add("j", "@hourly", "--kill-after", "1s", command=LONG)
-    fleet.add("free", "@hourly", "--overlap", "allow", command="exec sleep 1000")
+    fleet.add("j", "@yearly", "--kill-after", "1s", command=LONG)
+    fleet.add("free", "@yearly", "--overlap", "allow", command="exec sleep 1000")
     tick = fleet.run_now("j")
     (pid, _), *_ = runs(fleet)
     if stopped:

@@ -22,7 +22,7 @@ def runs(fleet: Fleet, count: int = 1) -> list[list[int]]:
 def test_rm_lets_a_run_finish(fleet: Fleet) -> None:
     """It is removed for the ticks to come; the result of the run is recorded."""
     fleet.start("a")
-    fleet.add("j", "@hourly", command=UNTIL_GO)
+    fleet.add("j", "@yearly", command=UNTIL_GO)
     tick = fleet.run_now("j")
     pid = runs(fleet)[0][0]
     assert fleet.bench.run("cron", "rm", "j").returncode == 0
@@ -54,9 +54,9 @@ def test_edit_counts_from_the_next_tick(fleet: Fleet) -> None:
 def test_sigterm_drains(fleet: Fleet) -> None:
     """It claims nothing more, waits for runs, then ends them; every end is recorded, and conchd exits 0."""
     daemon = fleet.start("a", "--drain", "2s")
-    fleet.add("quick", "@hourly", "--overlap", "allow", command=UNTIL_GO)
+    fleet.add("quick", "@yearly", "--overlap", "allow", command=UNTIL_GO)
     fleet.add(
-        "slow", "@hourly", "--kill-after", "1s", command="trap '' TERM; echo $$ >> slow; while :; do sleep 0.1; done"
+        "slow", "@yearly", "--kill-after", "1s", command="trap '' TERM; echo $$ >> slow; while :; do sleep 0.1; done"
     )
     fleet.add("every", "@every 1s")
     quick, slow = fleet.run_now("quick"), fleet.run_now("slow")
@@ -79,7 +79,7 @@ def test_sigterm_drains(fleet: Fleet) -> None:
 def test_second_sigterm_ends_the_waiting(fleet: Fleet) -> None:
     """The drain may be long; whoever cannot wait says so."""
     daemon = fleet.start("a", "--drain", "1h")
-    fleet.add("j", "@hourly", command=UNTIL_GO)
+    fleet.add("j", "@yearly", command=UNTIL_GO)
     tick = fleet.run_now("j")
     runs(fleet)
     daemon.signal(signal.SIGTERM)
@@ -94,7 +94,7 @@ def test_run_ttl_ends_the_whole_tree(fleet: Fleet) -> None:
     fleet.start("a")
     fleet.add(
         "j",
-        "@hourly",
+        "@yearly",
         *("--run-ttl", "1s", "--kill-after", "0.5s"),
         command="trap '' TERM; (echo $$ >> pids; setsid sleep 1000) & echo $$ >> pids; while :; do sleep 0.1; done",
     )
@@ -126,7 +126,7 @@ def test_retries_are_attempts_of_the_same_claim(fleet: Fleet) -> None:
 def test_retries_run_out(fleet: Fleet) -> None:
     """The last attempt's failure is the result."""
     fleet.start("a")
-    fleet.add("j", "@hourly", "--retries", "1", "--retry-delay", "0", command="exit $((CONCH_ATTEMPT + 4))")
+    fleet.add("j", "@yearly", "--retries", "1", "--retry-delay", "0", command="exit $((CONCH_ATTEMPT + 4))")
     result = fleet.result("j", fleet.run_now("j"))
     assert (result["state"], result["attempt"], result["exit"]) == ("failed", 2, 6)
 
@@ -137,8 +137,8 @@ def test_semaphore_bounds_runs_and_wrappers_together(fleet: Fleet) -> None:
     fleet.start("b")
     holder = fleet.bench.start("sema", "s", "--max", "1", "--", "sleep", "1000")
     holder.child()
-    fleet.add("j", "@hourly", "--sema", "s:1", "--overlap", "allow", command=UNTIL_GO)
-    fleet.add("late", "@hourly", "--sema", "s:1", "--run-ttl", "1s", command=UNTIL_GO)
+    fleet.add("j", "@yearly", "--sema", "s:1", "--overlap", "allow", command=UNTIL_GO)
+    fleet.add("late", "@yearly", "--sema", "s:1", "--run-ttl", "1s", command=UNTIL_GO)
     late = fleet.run_now("late")
     assert fleet.result("late", late)["state"] == "timeout"
     first = fleet.run_now("j")
@@ -160,7 +160,7 @@ def test_semaphore_bounds_runs_and_wrappers_together(fleet: Fleet) -> None:
 def test_lost_slot_ends_the_run(fleet: Fleet) -> None:
     """An `allow` run under a semaphore is bound to its slot."""
     fleet.start("a")
-    fleet.add("j", "@hourly", "--sema", "s:1", "--overlap", "allow", command=UNTIL_GO)
+    fleet.add("j", "@yearly", "--sema", "s:1", "--overlap", "allow", command=UNTIL_GO)
     tick = fleet.run_now("j")
     pid = runs(fleet)[0][0]
     (key,) = fleet.bench.keys_below("sema/s/1/")
@@ -219,7 +219,7 @@ def test_two_requests_and_a_tick_of_the_same_second_are_three(fleet: Fleet) -> N
 def test_max_runs_leaves_ticks_to_others(fleet: Fleet) -> None:
     """A full daemon claims nothing; another does."""
     fleet.start("a", "--max-runs", "1")
-    fleet.add("long", "@hourly", command=UNTIL_GO)
+    fleet.add("long", "@yearly", command=UNTIL_GO)
     fleet.run_now("long")
     runs(fleet)
     fleet.start("b")
@@ -235,9 +235,9 @@ def test_only_signed_jobs_run_where_a_key_is_given(fleet: Fleet) -> None:
     key.write_text(secrets.token_hex(16))
     key.chmod(0o600)
     fleet.start("a", "--job-key-file", str(key))
-    fleet.add("signed", "@hourly", "--job-key-file", str(key), command="echo signed >> log")
-    fleet.add("unsigned", "@hourly", command="echo unsigned >> log")
-    fleet.add("altered", "@hourly", "--job-key-file", str(key), command="echo honest >> log")
+    fleet.add("signed", "@yearly", "--job-key-file", str(key), command="echo signed >> log")
+    fleet.add("unsigned", "@yearly", command="echo unsigned >> log")
+    fleet.add("altered", "@yearly", "--job-key-file", str(key), command="echo honest >> log")
     path = f"{fleet.bench.prefix}/cron/job/altered"
     value, _ = fleet.bench.etcd.get(path)
     fleet.bench.etcd.put(path, value.replace(b"honest", b"forged"))
@@ -255,7 +255,7 @@ def test_history_is_trimmed_and_what_is_trimmed_cannot_be_claimed_again(fleet: F
     now = int(time.time())
     etcd, prefix = fleet.bench.etcd, fleet.bench.prefix
     lease = etcd.lease(600)
-    fleet.add("j", "@hourly", command="true")
+    fleet.add("j", "@yearly", command="true")
     for tick in range(now - 1100, now - 90):
         etcd.put(f"{prefix}/cron/fire/j/{tick}", "{}", lease)
         etcd.put(f"{prefix}/cron/result/j/{tick}", "{}", lease)
@@ -279,7 +279,7 @@ def test_full_disk_stops_no_run(fleet: Fleet) -> None:
     import resource
 
     daemon = fleet.start("a")
-    fleet.add("j", "@hourly", "--overlap", "allow", command="exit 4")
+    fleet.add("j", "@yearly", "--overlap", "allow", command="exit 4")
     resource.prlimit(daemon.keeper(), resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
     assert fleet.result("j", fleet.run_now("j"))["state"] == "failed"
     assert daemon.wait_event("journal-failed")["level"] == "error"
