@@ -273,7 +273,7 @@ def test_restart_of_a_member_is_no_storm_of_logins(tmp_path: Path) -> None:
         enable_authentication(ctl)
         login = {"CONCH_USER": "root", "CONCH_PASSWORD": "rootpw"}
         bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
-        holders = [bench.hold(f"o{i}", env=login) for i in range(6)]
+        holders = [bench.hold(f"o{i}", "--ttl", "15s", env=login) for i in range(6)]
         cluster.restart(cluster.members[0])
         throughout(14, lambda: check_held(*holders))  # longer than any child lives unrenewed
         bench.finish()
