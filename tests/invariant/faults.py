@@ -1,5 +1,6 @@
 """Seeded schedules: which faults, to whom, when; and the contenders that go through them."""
 
+import json
 import os
 import random
 import re
@@ -37,6 +38,7 @@ class Field:
     undo: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
     kills: dict[int, float] = field(default_factory=dict)  # pids of those that were killed, by the wall clock
     touched: dict[int, float] = field(default_factory=dict)  # pids of contenders with a fault on, until when
+    deaf_until: float = 0.0  # so long what is between conch and etcd may keep news back
 
     def note(self, text: str) -> None:
         self.story.append(f"{boottime():.3f} {text}")
@@ -170,7 +172,7 @@ def strike_process(ground: Field, wrappers: list[Wrapper], *, plain: bool) -> No
 
 
 def strike_hold(ground: Field, kind: str) -> None:
-    """Revoke a contender's lease, or delete its key, by hand."""
+    """Revoke a contender's lease, or delete its key, by hand: one that cannot hear of it ends by its deadline."""
     try:
         keys = ground.bench.keys_below("elect/x/" if kind == "elect" else "sema/x/")
     except Exception:
@@ -178,9 +180,16 @@ def strike_hold(ground: Field, kind: str) -> None:
     if not keys:
         return
     key = ground.rng.choice(keys[:2])
+    try:
+        owner = json.loads(ground.bench.etcd.get(key)[0] or b"{}").get("pid", 0)
+    except Exception:
+        return
+    now = time.monotonic()
+    stopped = owner not in ground.kills and ground.touched.get(owner, 0) > now
     revoke = ground.rng.random() < 0.5
     ground.note(f"{'revoke' if revoke else 'delete'} {key}")
-    ground.allowances.append(Allowance(boottime(), KILL_AFTER_S))
+    deaf = stopped or now < ground.deaf_until
+    ground.allowances.append(Allowance(boottime(), TTL_S if deaf else KILL_AFTER_S))
     if revoke:
         try:
             ground.bench.etcd.revoke_lease(int(key.rpartition("/")[2], 16))
@@ -204,6 +213,7 @@ def strike_member(ground: Field) -> None:
     seconds = TTL_S * ground.rng.choice([0.5, 1.5])
     freeze = ground.rng.random() < 0.5
     ground.note(f"member: {'freeze' if freeze else 'kill'} {which} for {seconds} s")
+    ground.deaf_until = max(ground.deaf_until, time.monotonic() + seconds + 1)
     for member in chosen:
         if freeze:
             os.kill(member.pid, signal.SIGSTOP)
@@ -225,6 +235,7 @@ def strike_network(ground: Field) -> None:
     several = ground.proxies if ground.rng.random() < 0.3 else [ground.rng.choice(ground.proxies)]
     seconds = TTL_S * ground.rng.choice([0.3, 0.7, 1.5])
     ground.note(f"network: {how} on {len(several)} for {seconds:.1f} s")
+    ground.deaf_until = max(ground.deaf_until, time.monotonic() + seconds + 1)
     for proxy in several:
         if how == "blackhole":
             proxy.blackhole()
