@@ -129,6 +129,7 @@ def test_never_more_than_n_at_once(
         problems += checker.order(held, slots)
     problems += outlived(line, held)
     report["holds"], report["slack_s"] = len(held), slack(line, held)
+    problems += [f"a command lived {-one:.3f} s longer than its deadline" for one in report["slack_s"] if one < 0]
     if slots == 1:
         report["hand_over_s"] = checker.gaps(held)
     odd = [code for code in codes if code not in (0, 69, 70, 75, 137, 143)]
