@@ -29,6 +29,7 @@ class Host:
         self.ahead_s = ahead_s
         self.runs: list[tuple[int, float]] = []  # tick, and the true time of its start
         self.notes: list[Note] = []
+        self._closing = False
         folder.mkdir()
         self._ours, theirs = pair(HOLDS)
         self._warden = Warden(theirs, lambda targets: [[] for _ in targets])
@@ -66,7 +67,7 @@ class Host:
         self.notes.append(Note(level, event, text))
 
     def _supervise(self) -> None:
-        while not self._ours.closed:
+        while not self._ours.closed and not self._closing:
             for message in self._ours.drain():
                 if isinstance(message, Note):
                     self.notes.append(message)
@@ -94,6 +95,8 @@ class Host:
         """End and give everything back."""
         self._inbox.put(Release())
         self.scheduler.ended.wait(10)
+        self._closing = True
+        self._threads[2].join(5)  # it reads what is closed next
         self._ours.close()
         self._threads[1].join(5)
         self._store.close()
