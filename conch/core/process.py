@@ -153,11 +153,7 @@ class Process:
         return [entry for entry in descendants(os.getpid(), among, self._spare) if entry.pid != self.pid]
 
     def empty(self) -> bool:
-        """Whether nothing of the tree lives; its main process may still wait to be reaped.
-
-        What lived when a look began is found alive, or as a zombie that only we can reap: so a look that found
-        neither proves it, however fast they fork and end.
-        """
+        """Whether nothing of the tree lives; its main process may still wait to be reaped."""
         if self.exit_code() is None:
             return False
         try:
@@ -166,6 +162,11 @@ class Process:
             return False  # we cannot look now
 
     def _look_for_emptiness(self) -> bool:
+        """Look at all processes, where others of ours live that are none of the tree.
+
+        What lived when a look began is found alive, or as a zombie that only we can reap: so a look that found
+        neither proves it, however fast they fork and end.
+        """
         for _ in range(_LOOKS):
             found = self.below(processes())
             if not found:

@@ -213,7 +213,8 @@ def strike_member(ground: Field) -> None:
     seconds = TTL_S * ground.rng.choice([0.5, 1.5])
     freeze = ground.rng.random() < 0.5
     ground.note(f"member: {'freeze' if freeze else 'kill'} {which} for {seconds} s")
-    ground.deaf_until = max(ground.deaf_until, time.monotonic() + seconds + 1)
+    if freeze:  # who watches at a dead one hears so at once
+        ground.deaf_until = max(ground.deaf_until, time.monotonic() + seconds + 1)
     for member in chosen:
         if freeze:
             os.kill(member.pid, signal.SIGSTOP)
@@ -235,7 +236,8 @@ def strike_network(ground: Field) -> None:
     several = ground.proxies if ground.rng.random() < 0.3 else [ground.rng.choice(ground.proxies)]
     seconds = TTL_S * ground.rng.choice([0.3, 0.7, 1.5])
     ground.note(f"network: {how} on {len(several)} for {seconds:.1f} s")
-    ground.deaf_until = max(ground.deaf_until, time.monotonic() + seconds + 1)
+    if how in ("blackhole", "lose replies", "delay"):  # these keep a watch's news back; a cut one is opened anew at once
+        ground.deaf_until = max(ground.deaf_until, time.monotonic() + seconds + 1)
     for proxy in several:
         if how == "blackhole":
             proxy.blackhole()
