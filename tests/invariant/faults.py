@@ -236,7 +236,7 @@ def strike_network(ground: Field) -> None:
     several = ground.proxies if ground.rng.random() < 0.3 else [ground.rng.choice(ground.proxies)]
     seconds = TTL_S * ground.rng.choice([0.3, 0.7, 1.5])
     ground.note(f"network: {how} on {len(several)} for {seconds:.1f} s")
-    if how in ("blackhole", "lose replies", "delay"):  # these keep a watch's news back; a cut one is opened anew at once
+    if how in ("blackhole", "lose replies", "delay"):  # a watch that is cut is opened anew at once
         ground.deaf_until = max(ground.deaf_until, time.monotonic() + seconds + 1)
     for proxy in several:
         if how == "blackhole":
