@@ -1,6 +1,16 @@
-"""`python -m conch` is the same as `conch`."""
+"""`python -m conch` is the same as `conch`; it isolates itself as far as a module can."""
 
-from conch.cli.main import main
+import os
+import sys
 
 if __name__ == "__main__":
+    if not sys.flags.ignore_environment and any(name.startswith("PYTHON") for name in os.environ):
+        # conch may be found by the very path that is to be left alone
+        home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        code = f"import sys; sys.path.append({home!r}); from conch.cli.main import main; main()"
+        from conch.core.host import environment
+
+        os.execve(sys.executable, [sys.executable, "-I", "-c", code, *sys.argv[1:]], environment())
+    from conch.cli.main import main
+
     main()

@@ -37,3 +37,11 @@ class BadInput(ConchError):
     """The user's input is wrong; nothing was sent to etcd."""
 
     code = EXIT_USAGE
+
+
+class EndedBySignal(Exception):
+    """A signal is the end, the command's or conch's own: all is given back, and conch is to die of it, too."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by signal {number}")
+        self.number = number

@@ -12,6 +12,7 @@ import click
 
 from conch.cli.options import DURATION, TTL, Parsed, common_options, given, whole
 from conch.cli.settings import settings
+from conch.cli.wrapper import check_host
 from conch.errors import EXIT_NOT_ACQUIRED, BadInput, ConchError
 from conch.record import replace
 
@@ -78,6 +79,11 @@ ADDRESS = Parsed("address", _address)
 def command(**values: Any) -> int:
     """Run the ticks of the schedules in etcd, each on exactly one host of those that run conchd."""
     common = settings(values, given())
+    check_host()
+    from conch.core import host
+
+    if host.hides_processes():
+        raise ConchError("cannot run anything: /proc hides processes of other users (hidepid), jobs' own perhaps")
     user = _user(values["run_as"])
     from conch.cli.keyfile import read_key
 
@@ -137,7 +143,9 @@ def _keep(daemon: Any, link: Any) -> None:
 
 def _environment(user: Any) -> dict[str, str]:
     """What runs inherit: not our etcd password, and of the user whose rights they get."""
-    environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    from conch.core import host
+
+    environment = {name: value for name, value in host.environment().items() if name not in _SECRETS}
     for name in ("CONCH_USER", "ETCDCTL_USER"):
         if name in environment:
             environment[name] = environment[name].partition(":")[0]

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,10 @@ import click
 
 from conch.cli.options import WrapperCommand
 from conch.cli.wrapper import find_command
-from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_SIGNAL, ConchError
+from conch.core import host
+from conch.core.plan import SAME_REQUEST_S
+from conch.core.terminal import Terminal
+from conch.errors import EXIT_NOT_EXECUTABLE, ConchError, EndedBySignal
 from conch.log import Log
 
 if TYPE_CHECKING:
@@ -38,7 +42,7 @@ def command(context: click.Context, members: str, data_dir: Path | None) -> int:
     """Run CMD with a real etcd on free loopback ports: conch dev [OPTIONS] -- CMD..."""
     from conch.dev import Cluster
 
-    environment = dict(os.environ)  # before anything of ours leaves a mark in it
+    environment = host.environment()
     child: list[str] | None = context.obj
     if child is not None and not child:
         raise click.UsageError("no command after --", context)
@@ -72,7 +76,7 @@ def command(context: click.Context, members: str, data_dir: Path | None) -> int:
                     noted.append(arrived)
             check()
     except _Interrupted as interrupted:
-        return EXIT_SIGNAL + interrupted.number
+        raise EndedBySignal(interrupted.number) from None
     return 0
 
 
@@ -84,40 +88,71 @@ def _run(
     taken: list[signal.Signals],
     early: list[int],
 ) -> int:
-    """Run the command in our own process group: the terminal's signals reach it by themselves.
+    """Run the command in a group of its own, with the terminal; return its exit code or raise `EndedBySignal`.
 
     `early` has the signals that came before it could take them.
     """
     environment.update(CONCH_ENDPOINTS=cluster.endpoints, ETCDCTL_ENDPOINTS=cluster.endpoints, ETCDCTL_API="3")
-    running: subprocess.Popen[bytes] | None = None
+    terminal = Terminal()
+    group: int | None = None
+    passed_on: dict[int, float] = {}
 
     def pass_on(number: int, _frame: object) -> None:
-        if running is None:
+        if group is None:
             early.append(number)
-        elif number not in (signal.SIGINT, signal.SIGQUIT) or not _from_our_terminal():
-            running.send_signal(number)
+        elif time.monotonic() - passed_on.get(number, -SAME_REQUEST_S) >= SAME_REQUEST_S:
+            passed_on[number] = time.monotonic()
+            _signal(group, number)
 
-    for number in taken:
+    for number in (*taken, *((signal.SIGTSTP,) if terminal.ours else ())):
         signal.signal(number, pass_on)
     try:
-        running = subprocess.Popen(child, executable=file, env=environment)
+        # as for conch elect: descriptors of the caller's own are the command's, too
+        running = subprocess.Popen(child, executable=file, env=environment, process_group=0, close_fds=False)
     except OSError as error:
         raise ConchError(f"cannot run {child[0]}: {error.strerror}", code=EXIT_NOT_EXECUTABLE) from None
-    cluster.guard(running.pid)
-    for waiting in early:
-        running.send_signal(waiting)
-    code = running.wait()
+    group = running.pid
+    cluster.guard(group)
+    for number in early:
+        _signal(group, number)
+    running.returncode = code = _wait(group, terminal)
     try:
         cluster.check_running()
     except ConchError as error:
         Log().plain(str(error))
-    return code if code >= 0 else EXIT_SIGNAL - code
+    if code < 0:
+        raise EndedBySignal(-code)
+    return code
 
 
-def _from_our_terminal() -> bool:
-    """Whether Ctrl-C would have reached the command too, as one of the foreground group."""
+def _wait(group: int, terminal: Terminal) -> int:
+    """Wait for the command, and for its job control; the exit code is negative for a signal."""
+    wants_terminal = terminal.lent_at_once
+    lent = wants_terminal and terminal.lend(group)
+    while True:
+        _, status = os.waitpid(group, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            break
+        stopped_by = os.WSTOPSIG(status)
+        if stopped_by == signal.SIGSTOP and not lent:
+            continue
+        asked = stopped_by in (signal.SIGTTIN, signal.SIGTTOU)
+        wants_terminal = wants_terminal or asked
+        if not (asked and terminal.foreground() in (os.getpgrp(), group)):
+            terminal.take_back(group)
+            terminal.stop_ourselves()
+        lent = (wants_terminal and terminal.lend(group)) or lent
+        _signal(group, signal.SIGCONT)
+    code = os.waitstatus_to_exitcode(status)
+    if lent:
+        terminal.take_back(group, restore=code < 0)
+        if -code in (signal.SIGINT, signal.SIGQUIT):
+            terminal.signal_others(-code)
+    return code
+
+
+def _signal(group: int, number: int) -> None:
     try:
-        with open("/dev/tty", "rb") as terminal:
-            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
-    except OSError:
-        return False
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # all of it has ended, or is another user's

@@ -2,11 +2,12 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 from conch.cli.line import Usage
-from conch.errors import EXIT_UNAVAILABLE, CannotWrite, ConchError, ReaderGone
+from conch.errors import EXIT_SIGNAL, EXIT_UNAVAILABLE, CannotWrite, ConchError, EndedBySignal, ReaderGone
 from conch.hints import NoReturn
 from conch.log import Log, escape
 
@@ -19,7 +20,11 @@ def end_with(work: Callable[[], int]) -> NoReturn:
     if sys.stdout is not None:
         # a holder's words may be in letters that this terminal does not have
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    code = _code(work)
+    died_of = None
+    try:
+        code = _code(work)
+    except EndedBySignal as end:
+        code, died_of = EXIT_SIGNAL + end.number, end.number
     if "conch.core.nursery" in sys.modules:
         sys.modules["conch.core.nursery"].discard_early()
     try:
@@ -28,8 +33,27 @@ def end_with(work: Callable[[], int]) -> NoReturn:
     except OSError as error:
         say(f"conch: cannot write to stdout: {error.strerror}")
         code = code or CannotWrite.code
+    if died_of is not None:
+        _die_of(died_of)
     # nothing is left to be done: to take all modules apart takes longer than to give a hold back
     os._exit(code)
+
+
+def _die_of(number: int) -> None:
+    """Die of this signal without a core, so that a shell ends its loop, and systemd takes a stop for a stop.
+
+    Returns only where that cannot be: the first process of a namespace is spared.
+    """
+    from conch.core import system  # what ends so has it already
+
+    try:
+        system.leave_no_core()
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        os.kill(os.getpid(), number)
+    except (OSError, ValueError):
+        pass  # a signal of the C library's own
 
 
 def _code(work: Callable[[], int]) -> int:

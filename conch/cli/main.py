@@ -11,6 +11,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 from functools import partial
 from importlib import import_module
 
+from conch.errors import EXIT_UNAVAILABLE
 from conch.hints import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ def main() -> NoReturn:
     if _will_hold(sys.argv[1:]):
         import gc
 
-        from conch.core import nursery
+        from conch.core import host, nursery
 
         gc.freeze()  # what both have is shared for longer if the collector leaves it alone
-        nursery.fork_early(_keep_when_told)
+        if host.problem() is None:
+            nursery.fork_early(_keep_when_told)
     from conch.cli.exits import end_with
 
     end_with(partial(_run, sys.argv[1:]))
@@ -71,4 +73,9 @@ def _open_standard_descriptors() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            try:
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            except OSError as error:
+                if fd < 2:
+                    os.write(2, f"conch: cannot open {os.devnull}: {error.strerror}\n".encode())
+                os._exit(EXIT_UNAVAILABLE)

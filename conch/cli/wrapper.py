@@ -59,6 +59,15 @@ def find_command(child: Sequence[str], path: str | None = None) -> str:
         raise ConchError(f"cannot run {child[0]!r}: not executable", code=EXIT_NOT_EXECUTABLE) from None
 
 
+def check_host() -> None:
+    """Exit 69 before etcd is touched where nothing could be watched over."""
+    from conch.core import host
+
+    problem = host.problem()
+    if problem is not None:
+        raise ConchError(f"cannot run anything: {problem}")
+
+
 def run_under_hold(
     settings: Settings,
     child: Sequence[str],
@@ -69,6 +78,7 @@ def run_under_hold(
     values: dict[str, Any],
 ) -> int:
     """Hold, run, release; returns conch's exit code."""
+    check_host()
     file = find_command(child)
     nonblock = values["nonblock"] or values["wait"] == 0
     if values["nonblock"] and values["wait"]:

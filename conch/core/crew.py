@@ -17,6 +17,7 @@ from conch.core.pool import Pool
 from conch.core.process import Process, Spec, User
 from conch.core.run import Tree
 from conch.core.tree import Stat
+from conch.errors import EXIT_SIGNAL, EndedBySignal
 from conch.log import Lines, Log
 from conch.record import replace
 
@@ -80,7 +81,7 @@ class Crew:
         self._pool = Pool(self, log, drain_s=drain_s, release_s=release_s)
 
     def run(self) -> int:
-        """Work until the pool is done; return conchd's exit code."""
+        """Work until the pool is done; return conchd's exit code. Raises `EndedBySignal` where one was its end."""
         pool = self._pool
         pool.begin()
         while not pool.done:
@@ -101,6 +102,8 @@ class Crew:
         self._parent.dismiss_keeper()
         self._last_words()
         self._parent.close()
+        if pool.ended_by is not None and pool.code == EXIT_SIGNAL + pool.ended_by:
+            raise EndedBySignal(pool.ended_by)
         return pool.code
 
     # -- the ends of runs ---------------------------------------------------------------------------------
@@ -347,6 +350,9 @@ class _Watched:
 
     def empty(self) -> bool:
         return self._crew.empty(self._child)
+
+    def refused(self) -> list[int]:
+        return self._child.refused()
 
     def signal_group(self, number: int) -> None:
         self._child.signal_group(number)

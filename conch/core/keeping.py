@@ -41,6 +41,7 @@ class Keeping(ABC):
         self._log = log
         self.state = State.BACKOFF
         self.code = 0
+        self.ended_by: int | None = None  # the signal that `code` stands for, where it is 128+n
         self._timer: float | None = None
         self._give_up_at = None if plan.wait_s is None else ports.now() + plan.wait_s
         self._backoff_s = plan.restart_min_s

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 
-from conch.core import clock, nursery, process, system, tree
+from conch.core import clock, host, nursery, process, system, tree
 from conch.core.link import Held, Link, Message
 from conch.core.parent import Parent
 from conch.core.plan import End, Plan
@@ -13,6 +13,7 @@ from conch.core.run import Tree
 from conch.core.supervisor import Supervisor
 from conch.core.terminal import Terminal
 from conch.core.tree import Stat
+from conch.errors import EXIT_SIGNAL, ConchError, EndedBySignal
 from conch.log import Log
 
 
@@ -33,8 +34,7 @@ class Loop:
         self._file = file
         self._log = log
         self._me = os.getpid()
-        # Python answers with a lazily changing environment; children get what conch was started with.
-        self._environment: Mapping[str, str] = dict(os.environ)
+        self._environment: Mapping[str, str] = host.environment()
         self._parent = Parent(keeper_main, log, brief=brief)
         self._terminal = Terminal()
         self._child: Process | None = None
@@ -42,11 +42,15 @@ class Loop:
         self._prepared = False  # tried once in this acquisition
         self._is_hook = False
         self._lent = False
+        self._wants_terminal = False  # this child gets it, now and whenever conch comes to the foreground
+        self._some_hidden = host.hides_processes()
         self._strangers = self._find_strangers()
+        if self._terminal.ours:
+            self._parent.signals.note(signal.SIGTSTP)
         self._supervisor = Supervisor(plan, self, log)
 
     def run(self) -> int:
-        """Work until the supervisor is done; return conch's exit code."""
+        """Work until the supervisor is done; return conch's exit code. Raises `EndedBySignal` where one was its end."""
         supervisor = self._supervisor
         supervisor.begin()
         while not supervisor.done:
@@ -60,6 +64,8 @@ class Loop:
         self._discard_ready()
         self._parent.dismiss_keeper()
         self._parent.close()
+        if supervisor.ended_by is not None and supervisor.code == EXIT_SIGNAL + supervisor.ended_by:
+            raise EndedBySignal(supervisor.ended_by)
         return supervisor.code
 
     def _read_link(self) -> None:
@@ -72,6 +78,9 @@ class Loop:
                 self._discard_ready()  # killed by somebody; not at once forked again, should that go on
             self._stop_with_child()
             self._supervisor.on_change()
+            return
+        if number == signal.SIGTSTP:
+            self._stop_on_request()
             return
         if number == signal.SIGCONT:
             self._continue_child()
@@ -119,14 +128,15 @@ class Loop:
         }
         self._child = child
         self._is_hook = hook is not None
-        self._lent = not self._is_hook and self._terminal.lend(child.pid)
+        self._wants_terminal = not self._is_hook and self._terminal.lent_at_once
+        self._lent = self._wants_terminal and self._terminal.lend(child.pid)
         return child
 
     def _get_ready(self) -> None:
         """Fork the child in advance, once, while etcd or others keep us waiting: it then starts at one message."""
         if not self._supervisor.acquiring:
             self._prepared = False
-        elif not self._prepared:
+        elif not self._prepared and not self._some_hidden:  # a hook is then seen to end by having no other child
             self._prepared = True
             if self._ready is None:
                 try:
@@ -140,7 +150,7 @@ class Loop:
             self._ready = None
 
     def _fork_child(self) -> Process:
-        return self._fork(Spec(self._file, tuple(self._command), self._environment))
+        return self._fork(Spec(self._file, tuple(self._command), self._environment, in_our_place=True))
 
     def _fork(self, spec: Spec) -> Process:
         return process.start(
@@ -148,6 +158,7 @@ class Loop:
             tree=process.new_tree_id(),
             dispositions=self._parent.signals.dispositions,
             spare=self._spared,
+            some_hidden=self._some_hidden,
         )
 
     def open_gate(self, tree: Tree) -> None:
@@ -169,8 +180,13 @@ class Loop:
         child.reap()
         self._child = None
         interrupted = self._lent and died_of in (signal.SIGINT, signal.SIGQUIT)
+        if interrupted and died_of is not None:
+            self._terminal.signal_others(died_of)
+        # nohup means that the terminal's end is not conch's
+        hung_up = self._lent and self._parent.signals.heard(signal.SIGHUP)
+        hung_up = hung_up and (died_of == signal.SIGHUP or self._terminal.hung_up())
         self._lent = False
-        return End(None if late else error, late, interrupted)
+        return End(None if late else error, late, died_of, interrupted or hung_up)
 
     # -- processes ----------------------------------------------------------------------------------------
 
@@ -178,6 +194,11 @@ class Loop:
         """What was below conch before it started anything (`job & exec conch …`): not ours to end."""
         if not nursery.had_children():
             return {}
+        if self._some_hidden:
+            raise ConchError(
+                "/proc hides processes of other users (hidepid), and conch had children before it started: "
+                "what its command leaves running could not be told from them"
+            )
         everyone = tree.processes()
         early = nursery.early_pid()
         below = tree.descendants(self._me, everyone, lambda entry: entry.pid == early)
@@ -204,6 +225,13 @@ class Loop:
 
     # -- job control --------------------------------------------------------------------------------------
 
+    def _stop_on_request(self) -> None:
+        """Ctrl-Z while conch's group has the terminal: the command is to stop, and conch with it."""
+        if self._child is not None and not self._is_hook:
+            self._child.signal_group(signal.SIGTSTP)
+        else:
+            self._terminal.stop_ourselves()
+
     def _stop_with_child(self) -> None:
         """A child of the terminal was stopped (Ctrl-Z, or a read in the background): stop too, as its shell expects."""
         child = self._child
@@ -212,9 +240,15 @@ class Loop:
         stopped_by = child.stopped_by()
         if stopped_by is None or (stopped_by == signal.SIGSTOP and not self._lent):
             return
-        if stopped_by in (signal.SIGTTIN, signal.SIGTTOU) and self._terminal.in_foreground():
-            self._continue_child()  # brought to the foreground by a shell that saw no reason to continue us
-            return
+        wants_terminal = stopped_by in (signal.SIGTTIN, signal.SIGTTOU)
+        if wants_terminal:
+            self._wants_terminal = True
+            if self._terminal.foreground() in (os.getpgrp(), child.pid):
+                self._continue_child()
+                return
+            name = signal.Signals(stopped_by).name
+            text = "the command wants the terminal, which another job has: bring conch to the foreground"
+            self._log("warning", "stopped", name=self._name, signal=name, msg=text)
         self._terminal.take_back(child.pid)
         self._terminal.stop_ourselves()
         # Continued; or never stopped, because nobody could continue us (an orphaned process group).
@@ -222,7 +256,8 @@ class Loop:
         self._read_link()
         self._supervisor.on_time()
         if signal.SIGCONT not in arrived and self._child is child:
-            self._continue_child(only_with_terminal=True)
+            # without the terminal, a child that wants it would be stopped again at once
+            self._continue_child(only_with_terminal=wants_terminal)
         for number in arrived:
             self._on_signal(number)
 
@@ -231,6 +266,7 @@ class Loop:
         child = self._child
         if child is None or self._is_hook or not self._terminal.ours:
             return
-        self._lent = self._terminal.lend(child.pid) or self._lent
+        if self._wants_terminal:
+            self._lent = self._terminal.lend(child.pid) or self._lent
         if self._lent or not only_with_terminal:
             child.signal_group(signal.SIGCONT)

@@ -33,9 +33,7 @@ class Signals:
                 reset.add(number)
             signal.signal(number, signal.SIG_IGN)
         for number in _NOTED:
-            # what was ignored when conch started (nohup, a shell's &) stays ignored, here and in the child
-            if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._note)
+            self.note(number)
         signal.set_wakeup_fd(self._in.fileno(), warn_on_full_buffer=False)
         mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOTED)
         self.dispositions = Dispositions(tuple(reset), frozenset(mask))
@@ -43,6 +41,16 @@ class Signals:
     def fileno(self) -> int:
         """The descriptor to poll."""
         return self._out.fileno()
+
+    def note(self, number: int) -> None:
+        """Take note of this signal. One that was ignored when conch started (nohup, a shell's &) stays ignored."""
+        if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, self._note)
+
+    @staticmethod
+    def heard(number: int) -> bool:
+        """Whether this signal is noted; else it was ignored when conch started."""
+        return signal.getsignal(number) != signal.SIG_IGN
 
     def _note(self, number: int, _frame: object) -> None:
         """All that a handler does. The descriptor wakes the loop; a flood may fill it, but loses nothing here."""

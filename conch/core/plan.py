@@ -11,6 +11,9 @@ from conch.hints import Protocol
 from conch.record import Record
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+# A signal that follows another sooner is the same request: `timeout`, a service manager and an outer conch signal both
+# conch and its group.
+SAME_REQUEST_S = 1.0
 PASSED_ON = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT})
 
 
@@ -78,12 +81,13 @@ class Ports(Protocol):
 class End(Record):
     """What only the parent learns at the end of a run.
 
-    `error` says why the command was not run, `late` that too little time was left; `interrupted` that it
-    had the terminal and died of SIGINT or SIGQUIT.
+    `error` says why the command was not run, `late` that too little time was left, `died_of` which signal ended it;
+    `interrupted` that it had the terminal and died of SIGINT, SIGQUIT or SIGHUP, or that the terminal is gone.
     """
 
     error: str | None = None
     late: bool = False
+    died_of: int | None = None
     interrupted: bool = False
 
 

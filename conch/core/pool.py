@@ -27,7 +27,7 @@ from conch.core.link import (
     Running,
     Start,
 )
-from conch.core.plan import ENDING, End, next_backoff
+from conch.core.plan import ENDING, SAME_REQUEST_S, End, next_backoff
 from conch.core.run import Phase, Run, Tree
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_SIGNAL, EXIT_UNAVAILABLE
 from conch.hints import Protocol
@@ -98,6 +98,8 @@ class Pool:
         self._again_s = _AGAIN_S
         self._begun = False
         self._signals = 0
+        self._signalled_at = 0.0
+        self.ended_by: int | None = None  # the signal that `code` stands for
         self._drain_at: float | None = None
         self._drained = False
         self._release_by: float | None = None
@@ -187,14 +189,20 @@ class Pool:
             self._keeper_at = now + self._again_s
 
     def on_signal(self, number: int) -> None:
-        """SIGTERM, SIGINT, SIGQUIT, SIGHUP: drain; the second ends the waiting, the third kills."""
+        """SIGTERM, SIGINT, SIGQUIT, SIGHUP: drain; the second ends the waiting, the third kills.
+
+        Each counts from a second after the one before.
+        """
         if self.done or (number not in ENDING and number != signal.SIGHUP):
             return
-        self._signals += 1
         now = self._ports.now()
+        if self._signals and now - self._signalled_at < SAME_REQUEST_S:
+            return
+        self._signals += 1
+        self._signalled_at = now
         self._log("info", "signal", signal=signal.Signals(number).name)
         if not self._begun and not self.tasks:
-            self.code = EXIT_SIGNAL + number
+            self.code, self.ended_by = EXIT_SIGNAL + number, number
         elif self._signals == 1:
             self._drain_at = now + self._drain_s
             self._log("info", "draining", runs=len(self._live()), wait_s=self._drain_s)

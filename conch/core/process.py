@@ -56,7 +56,8 @@ class Spec(Record):
     """What to start: the command's file, its arguments (the name first), its environment.
 
     Without a file the command is looked for by the child itself, in its own directory and with its own rights.
-    `outputs` are the descriptors that become its stdout and stderr; by default it has ours.
+    `outputs` are the descriptors that become its stdout and stderr; by default it has ours. What a service manager
+    meant for this process by its pid (sockets, a watchdog) is meant for one that stands `in_our_place`.
     """
 
     file: str
@@ -66,6 +67,7 @@ class Spec(Record):
     directory: str | None = None
     outputs: tuple[int, int] | None = None
     user: User | None = None
+    in_our_place: bool = False
 
 
 class Dispositions(Record):
@@ -86,7 +88,14 @@ class Process:
     """
 
     def __init__(
-        self, pid: int, tree: str, gate: int, errors: int, spare: Callable[[Stat], bool], start_by: float | None
+        self,
+        pid: int,
+        tree: str,
+        gate: int,
+        errors: int,
+        spare: Callable[[Stat], bool],
+        start_by: float | None,
+        some_hidden: bool,
     ) -> None:
         """`start_by`, and what `environment` adds to the one it was started with, count when the gate is opened."""
         self.start_by = start_by
@@ -96,6 +105,8 @@ class Process:
         self._gate = gate
         self._errors = errors
         self._spare = spare
+        self._some_hidden = some_hidden
+        self._refused: dict[int, bool] = {}  # what we may not kill, and whether that was told
 
     def open_gate(self) -> None:
         """Let it exec. Until then nothing of the command has run."""
@@ -157,7 +168,8 @@ class Process:
         if self.exit_code() is None:
             return False
         try:
-            return nothing_lives() or self._look_for_emptiness()
+            # what /proc hides from us, the kernel's own answer counts all the same
+            return nothing_lives() or (not self._some_hidden and self._look_for_emptiness())
         except OSError:
             return False  # we cannot look now
 
@@ -198,6 +210,8 @@ class Process:
     def signal_strays(self, number: int, everyone: Mapping[int, Stat]) -> None:
         """Signal the descendants that left the group."""
         ours = [entry for entry in descendants(os.getpid(), everyone, self._spare) if entry.group != self.pid]
+        if number == signal.SIGKILL:
+            self._note_refusals(everyone)
         inside = {entry.pid for entry in ours}
         foreign = {entry.group for entry in everyone.values() if entry.pid not in inside}
         for group in {entry.group for entry in ours} - foreign:
@@ -208,6 +222,21 @@ class Process:
         for entry in ours:
             if entry.group in foreign and not entry.dead:
                 signal_exactly(entry, number)
+
+    def _note_refusals(self, everyone: Mapping[int, Stat]) -> None:
+        for entry in descendants(os.getpid(), everyone, self._spare):
+            try:
+                os.kill(entry.pid, 0)
+            except ProcessLookupError:
+                pass  # gone meanwhile
+            except PermissionError:
+                self._refused.setdefault(entry.pid, False)
+
+    def refused(self) -> list[int]:
+        """What belongs to the tree and may not be killed by us, as the latest SIGKILL showed; each is told once."""
+        new = [pid for pid, told in self._refused.items() if not told]
+        self._refused.update(dict.fromkeys(new, True))
+        return new
 
     def reap(self) -> None:
         """Let the main process go; its pid may be another's from now on."""
@@ -250,11 +279,13 @@ def start(
     dispositions: Dispositions,
     spare: Callable[[Stat], bool],
     start_by: float | None = None,
+    some_hidden: bool = False,
 ) -> Process:
     """Fork a run whose main process waits behind its gate in a group of its own; `OSError` if that fails.
 
     It dies with this process (PR_SET_PDEATHSIG), and looks last before exec whether it is still before
-    `start_by` (CLOCK_BOOTTIME; what the process says of it when the gate is opened).
+    `start_by` (CLOCK_BOOTTIME; what the process says of it when the gate is opened). `some_hidden`: /proc does not show
+    all of its processes.
     """
     supervisor = os.getpid()
     environment = dict(spec.environment)
@@ -285,7 +316,7 @@ def start(
     except OSError:
         pass  # it is dead already
     os.set_blocking(errors_out, False)
-    return Process(pid, tree, gate_in, errors_out, spare, start_by)
+    return Process(pid, tree, gate_in, errors_out, spare, start_by, some_hidden)
 
 
 def _become(
@@ -330,6 +361,8 @@ def _become(
             resource.setrlimit(resource.RLIMIT_NOFILE, dispositions.descriptors)
         start_by, more = marshal.loads(_told(gate))  # noqa: S302 - of the process that we were a moment ago
         environment.update(more)
+        if spec.in_our_place:
+            _take_place(environment, supervisor)
         if spec.no_input:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, dispositions.mask)
@@ -362,6 +395,15 @@ def _told(gate: int) -> bytes:
             os._exit(EXIT_NOT_EXECUTABLE)
         told += more
     return told[4:]
+
+
+def _take_place(environment: dict[str, str], supervisor: int) -> None:
+    """Have systemd's variables that name the supervisor name this process (sd_listen_fds, sd_watchdog_enabled)."""
+    for name in ("LISTEN_PID", "WATCHDOG_PID"):
+        if environment.get(name) == str(supervisor):
+            environment[name] = str(os.getpid())
+            if name == "LISTEN_PID":
+                environment.pop("LISTEN_PIDFDID", None)  # of the supervisor, too
 
 
 def _change_user(user: User, supervisor: int) -> None:

@@ -20,6 +20,7 @@ class Tree(Protocol):
     def empty(self) -> bool: ...
     def signal_group(self, number: int) -> None: ...
     def signal_tree(self, number: int) -> None: ...
+    def refused(self) -> list[int]: ...  # the processes that we were not allowed to kill, each told once
 
 
 class Phase(Enum):
@@ -95,6 +96,9 @@ class Run:
         self._again_at = now + self._again_s
         self._again_s = min(2 * self._again_s, _AGAIN_MOST_S)
         self.tree.signal_tree(signal.SIGKILL)
+        for pid in self.tree.refused():
+            text = "it belongs to another user and cannot be killed: the hold is kept while it runs"
+            self._log("warning", "kill-refused", **self._about, pid=pid, msg=text)
 
     def alive_or_killed(self) -> bool:
         """Whether the main process runs, or was killed (by a keeper that enforced a loss first)."""

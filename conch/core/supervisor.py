@@ -7,7 +7,7 @@ import signal
 
 from conch.core.keeping import Keeping
 from conch.core.link import Ended, Running
-from conch.core.plan import ENDING, PASSED_ON, End, IllegalTransition, Plan, Ports, State
+from conch.core.plan import ENDING, PASSED_ON, SAME_REQUEST_S, End, IllegalTransition, Plan, Ports, State
 from conch.core.run import Phase, Run
 from conch.errors import EXIT_LOST, EXIT_NOT_EXECUTABLE, EXIT_SIGNAL
 from conch.log import Log
@@ -20,6 +20,7 @@ class Supervisor(Keeping):
         super().__init__(plan, ports, log)
         self.run: Run | None = None
         self._signals = 0
+        self._signalled_at, self._signal = 0.0, 0
         self._hook_passed = False
         self._hook_late = False
         self._ended_by_loss = False
@@ -42,6 +43,7 @@ class Supervisor(Keeping):
         if number in ENDING or (number == signal.SIGHUP and self.state is not State.RUNNING):
             self._on_ending_signal(number)
         elif self.state is State.RUNNING and self.run is not None and number in PASSED_ON:
+            self._ending = self._ending or number == signal.SIGHUP
             self.run.tree.signal_group(number)
 
     def on_change(self) -> None:
@@ -165,6 +167,7 @@ class Supervisor(Keeping):
             self._release()
             return
         self.code = EXIT_LOST if self._ended_by_loss else code
+        self.ended_by = end.died_of
         if end.interrupted:
             self._ending = True
         if self._ports.now() - self._child_started_at >= self._plan.restart_stable_s:
@@ -192,29 +195,38 @@ class Supervisor(Keeping):
     # -- ending -------------------------------------------------------------------------------------------
 
     def _on_ending_signal(self, number: int) -> None:
+        now = self._ports.now()
+        if self._signals and now - self._signalled_at < SAME_REQUEST_S:
+            if self.run is not None and number != self._signal:
+                self.run.tree.signal_group(number)
+            return
         self._signals += 1
+        self._signalled_at, self._signal = now, number
         first = self._signals == 1
         self._ending = True
-        now = self._ports.now()
         self._log("info", "signal", name=self._plan.name, signal=signal.Signals(number).name)
         match self.state:
             case State.ACQUIRING | State.READY:
-                self.code = EXIT_SIGNAL + number
+                self._end_by(number)
                 self._requeue = False
                 self._release()
             case State.BACKOFF:
-                self.code = EXIT_SIGNAL + number
+                self._end_by(number)
                 self._finish()
             case State.RELEASING:
                 if first and (self._plan.restart or self._requeue):
-                    self.code = EXIT_SIGNAL + number
+                    self._end_by(number)
                 self._requeue = False
                 if not first:
                     self._give_up_release()
             case State.RUNNING | State.ON_ACQUIRE | State.ON_LOSE if self.run is not None:
                 if first and self.state is not State.RUNNING and not self._ended_by_loss:
-                    self.code = EXIT_SIGNAL + number
+                    self._end_by(number)
                 if first:
                     self.run.terminate(now, "signal", number=number)
                 else:
                     self.run.kill(now, "second signal")
+
+    def _end_by(self, number: int) -> None:
+        """A signal to conch itself decides how it ends."""
+        self.code, self.ended_by = EXIT_SIGNAL + number, number

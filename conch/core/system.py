@@ -6,6 +6,7 @@ import os
 import time
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _TFD_TIMER_ABSTIME = 1
 _TFD_TIMER_CANCEL_ON_SET = 2
@@ -39,6 +40,11 @@ def become_subreaper() -> None:
 def die_with_parent(signal_number: int) -> None:
     """Ask the kernel for a signal when the parent dies (prctl, PR_SET_PDEATHSIG); it survives exec."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0))
+
+
+def leave_no_core() -> None:
+    """Have no core written of this process, whatever handles cores on this host (prctl, PR_SET_DUMPABLE)."""
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
 def give_memory_back() -> None:

@@ -201,7 +201,7 @@ class Cluster:
             self._folder = Path(tempfile.mkdtemp(prefix="conch-etcd-"))
         else:
             self._use_folder(self._folder)
-        command = [sys.executable, "-m", "conch.dev.guardian"]
+        command = [sys.executable, "-I", str(Path(__file__).with_name("guardian.py"))]
         if not self._keep:
             command.append(str(self._folder))
         try:

@@ -49,9 +49,11 @@ def test_editor_under_conch_works(terminal: Terminal, conch: Bench) -> None:
 @pytest.mark.parametrize("flags", ["", "--restart"])
 def test_ctrl_c_ends_child_and_conch(terminal: Terminal, conch: Bench, flags: str) -> None:
     """Also under --restart; the shell has its terminal back."""
-    terminal.line(f"{ELECT} {flags} -- sh -c 'echo up; exec sleep 1000'; echo code=$?")
+    terminal.line(f"{ELECT} {flags} -- sh -c 'echo up; exec sleep 1000'")
     terminal.wait("up\r\n")
     terminal.type("\x03")
+    terminal.wait("$ ", 2)
+    terminal.line("echo code=$?")
     terminal.wait("code=130")
     assert conch.keys() == []
     terminal.line("echo still=here")
@@ -61,9 +63,11 @@ def test_ctrl_c_ends_child_and_conch(terminal: Terminal, conch: Bench, flags: st
 def test_ctrl_c_while_queued_leaves_the_queue(terminal: Terminal, conch: Bench) -> None:
     """Conch itself is in the foreground then."""
     conch.hold("o")
-    terminal.line(f"{CONCH} elect o -- true; echo code=$?")
+    terminal.line(f"{CONCH} elect o -- true")
     terminal.wait("event=queued")
     terminal.type("\x03")
+    terminal.wait("$ ", 2)
+    terminal.line("echo code=$?")
     terminal.wait("code=130")
     assert len(conch.keys()) == 1
 

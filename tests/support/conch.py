@@ -238,6 +238,8 @@ class Bench:
             [CONCH, *arguments], env={**self.environment, **(env or {})}, text=True, cwd=self.folder, check=False, **how
         )
         assert "Traceback" not in (done.stderr or ""), done.stderr
+        if done.returncode < 0:  # it died of a signal: as a shell shows it
+            done.returncode = 128 - done.returncode
         return done
 
     def holding(self, name: str) -> tuple[str, ...]:

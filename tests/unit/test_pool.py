@@ -65,6 +65,9 @@ class FakeTree:
     def signal_group(self, number: int) -> None:
         raise AssertionError("nobody but the pool signals runs, and it means their trees")
 
+    def refused(self) -> list[int]:
+        return []
+
     def signal_tree(self, number: int) -> None:
         assert not self.gone, "its pid may be another's by now"
         self.signals.append((self.now(), number))
@@ -785,12 +788,12 @@ def test_retries_are_not_waited_for() -> None:
 
 
 def test_second_signal_ends_the_waiting_and_the_third_kills() -> None:
-    """TERM, TERM, TERM."""
+    """TERM, TERM, TERM, each a second after the one before; what comes sooner is the same request."""
     world = World(drain_s=3600).starts_run("a", kill_after_s=600.0).signalled(TERM)
-    assert world.tree.signals == []
-    world.signalled(TERM)
-    assert world.tree.numbers == [TERM]
-    world.signalled(INT)
+    assert world.at(0.9).signalled(TERM).tree.signals == []
+    world.at(1).signalled(TERM)
+    assert world.at(1.9).signalled(TERM).tree.numbers == [TERM]
+    world.at(2).signalled(INT)
     assert world.tree.numbers == [TERM, KILL]
     assert world.ends(137).outcome == ("a", "killed", 137, 1)
 
@@ -830,7 +833,7 @@ def test_second_signal_does_not_wait_for_a_keeper() -> None:
     """What could not be recorded is in the journal; that it is not in etcd is 69."""
     world = World().starts_run("a").dies().ends(5)
     world.fail_keeper = True
-    world.signalled(TERM, TERM).at(0)
+    world.signalled(TERM).at(1).signalled(TERM).at(1)
     assert (world.pool.done, world.pool.code) == (True, 69)
 
 

@@ -55,6 +55,9 @@ class FakeTree:
     def signal_tree(self, number: int) -> None:
         self.signals.append(("tree", number))
 
+    def refused(self) -> list[int]:
+        return []
+
 
 class World:
     """Ports, clock and log for a supervisor."""
@@ -260,10 +263,12 @@ def test_leftovers_are_terminated_before_the_release() -> None:
 
 @pytest.mark.parametrize("number", [TERM, INT, signal.SIGQUIT])
 def test_users_signal_goes_to_the_group_and_the_childs_code_is_conchs(number: int) -> None:
-    """A second one kills at once."""
+    """The same within a second is the same request; one that comes later kills at once."""
     world = World(kill_after_s=60).held().at(1).signalled(number)
     assert world.tree.signals == [("group", number), ("group", CONT)]
-    world.signalled(number)
+    world.signalled(number).at(1.9).signalled(number)
+    assert world.tree.signals[2:] == []
+    world.at(2).signalled(number)
     assert world.tree.signals[2:] == [("tree", KILL)]
     assert world.ends(9).hears(Released()).code == 9
 
@@ -374,9 +379,9 @@ def test_signal_while_releasing_ends_a_restart_and_a_second_one_the_wait() -> No
     """The first has nobody to be passed on to."""
     world = World(restart=True).held().ends(0).signalled(TERM)
     assert world.state is State.RELEASING
-    assert world.signalled(TERM).code == 128 + TERM
+    assert world.at(1).signalled(TERM).code == 128 + TERM
     assert world.dropped == 1
-    assert World().held().ends(5).signalled(TERM, TERM).code == 5
+    assert World().held().ends(5).signalled(TERM).at(1).signalled(TERM).code == 5
 
 
 def test_release_that_etcd_does_not_confirm_is_waited_for_at_most_the_command_timeout() -> None:
@@ -447,7 +452,7 @@ def test_signal_in_a_hook(hook: str, number: int) -> None:
 
 def test_signal_to_the_child_leaves_its_code_through_on_lose() -> None:
     """The signal that ended conch came while running."""
-    world = World(on_lose="l").held().signalled(TERM).ends(7).signalled(TERM)
+    world = World(on_lose="l").held().signalled(TERM).ends(7).at(1).signalled(TERM)
     assert world.tree.signals == [("tree", KILL)]
     assert world.ends(137).hears(Released()).code == 7
 
