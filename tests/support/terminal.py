@@ -7,15 +7,17 @@ from collections.abc import Mapping
 
 from tests.support.conch import wait_for
 
+_SHELLS = {"bash": ["bash", "--norc", "--noprofile", "-i"], "dash": ["dash", "-i"], "zsh": ["zsh", "-f", "-i"]}
+
 
 class Terminal:
-    """An interactive bash with job control on a pseudo-terminal."""
+    """An interactive shell (bash) with job control on a pseudo-terminal."""
 
-    def __init__(self, environment: Mapping[str, str], folder: str) -> None:
+    def __init__(self, environment: Mapping[str, str], folder: str, shell: str = "bash") -> None:
         self._fd, theirs = os.openpty()
         # not by fork: gRPC, which the tests' own client runs on, does not always survive that
         self._shell = subprocess.Popen(
-            ["setsid", "--ctty", "bash", "--norc", "--noprofile", "-i"],
+            ["setsid", "--ctty", *_SHELLS[shell]],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -53,13 +55,19 @@ class Terminal:
         except AssertionError as error:
             raise AssertionError(f"{error}; there is:\n{self.text}") from None
 
+    def hang_up(self) -> None:
+        """Close the terminal, as a window or a connection is closed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     def foreground(self) -> int:
         """The foreground process group."""
         return os.tcgetpgrp(self._fd)
 
     def close(self) -> None:
         """Hang up and end the shell."""
-        os.close(self._fd)
+        self.hang_up()
         try:
             self._shell.wait(5)
         except subprocess.TimeoutExpired:

@@ -52,7 +52,11 @@ def test_imports_run_one_way(path: Path) -> None:
     parts = path.relative_to(ROOT).parts
     ours = {name for name in imports(path) if name.split(".")[0] == "conch"}
     if len(parts) == 1:
-        allowed = {"conch.cli.main", "conch.core.host"} if parts[0] == "__main__.py" else SMALL_MODULES | {"conch.etcd.endpoints"}
+        allowed = (
+            {"conch.cli.main", "conch.core.host"}
+            if parts[0] == "__main__.py"
+            else SMALL_MODULES | {"conch.etcd.endpoints"}
+        )
     else:
         allowed = ALLOWED[parts[0]] | {f"conch.{parts[0]}"}
     for name in ours:

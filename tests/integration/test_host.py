@@ -1,0 +1,152 @@
+"""Hosts on which conch could not watch over what it runs: it says so and runs nothing; or it can, and does."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.conch import CONCH, Bench, alive, log_lines, wait_for
+
+# Each makes the host odd in a mount namespace of its own.
+_NO_PROC = "umount -l /proc"
+_NO_NULL = "mount -t tmpfs none /dev"
+_HIDDEN = "mount -t proc -o hidepid=invisible proc /proc"
+USER = 54321
+
+
+def on_host(conch: Bench, odd: str, command: str, *flags: str) -> "subprocess.CompletedProcess[str]":
+    """Run a shell command in namespaces of its own, made odd first."""
+    return subprocess.run(
+        ["unshare", "-m", *flags, "sh", "-c", f"{odd}; {command}"],
+        env=conch.environment,
+        cwd=conch.folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def as_user(command: str) -> str:
+    """A plain user; that files may be read is for a Python that stands where only root looks."""
+    caps = "-all,+dac_read_search"
+    return f"setpriv --reuid {USER} --regid {USER} --clear-groups --inh-caps={caps} --ambient-caps={caps} {command}"
+
+
+@pytest.fixture
+def open_folder(conch: Bench) -> Iterator[Path]:
+    """A folder that any user may reach; with a program that becomes root for good, whoever starts it."""
+    folder = Path(f"/tmp/conch-{conch.mark}")
+    folder.mkdir()
+    folder.chmod(0o777)
+    becomes_root = folder / "root"
+    shutil.copy("/usr/bin/setpriv", becomes_root)
+    becomes_root.chmod(0o4755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("command", ["elect o -- touch ran", "sema s --max 1 -- touch ran", "conchd --state-dir state"])
+@pytest.mark.parametrize(
+    ("odd", "why"), [(_NO_PROC, "/proc is not mounted"), (_NO_NULL, "cannot open /dev/null"), ("", "another process")]
+)
+def test_host_without_what_conch_needs(conch: Bench, odd: str, why: str, command: str) -> None:
+    """One line and 69, before etcd is touched; a /proc that is another namespace's is as good as none."""
+    flags = () if odd else ("-p", "-f")
+    done = on_host(conch, odd or "true", f"{CONCH} {command} --endpoints 127.0.0.1:1; exit $?", *flags)
+    assert done.returncode == 69
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert why in done.stderr
+    assert not conch.file("ran").exists()
+
+
+@pytest.mark.parametrize("odd", [_NO_PROC, _NO_NULL])
+def test_looks_need_nothing_of_that(conch: Bench, odd: str) -> None:
+    """They run nothing."""
+    assert on_host(conch, odd, f"{CONCH} elect o --who; exit $?").returncode == 1
+    done = on_host(conch, odd, f"{CONCH} cron ls 0<&- 1<&-; exit $?")
+    assert "Traceback" not in done.stderr
+
+
+def test_first_process_of_a_namespace_with_its_own_proc(conch: Bench) -> None:
+    """It sees what its command left, and ends it."""
+    command = f"exec {CONCH} elect o --kill-after 300ms -- sh -c 'setsid sleep 1000 & echo started'"
+    done = on_host(conch, "true", command, "-p", "-f", "--mount-proc")
+    assert (done.returncode, done.stdout) == (0, "started\n")
+    assert conch.keys() == []
+
+
+def test_first_process_of_a_namespace_exits_with_what_it_cannot_die_of(conch: Bench) -> None:
+    """The kernel spares it."""
+    command = f"exec {CONCH} elect o --quiet -- sh -c 'kill -TERM $$'"
+    assert on_host(conch, "true", command, "-p", "-f", "--mount-proc").returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("hook", ["", "--on-acquire true --on-lose true"])
+def test_plain_user_where_other_users_processes_are_hidden(conch: Bench, hook: str) -> None:
+    """What belongs to the user is seen; that nothing else is left the kernel says."""
+    command = as_user(f"{CONCH} elect o --kill-after 300ms {hook} -- sh -c 'setsid sleep 1000 & echo started'")
+    done = on_host(conch, _HIDDEN, command)
+    assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
+    assert conch.keys() == []
+
+
+def test_hidden_leftover_of_another_user_keeps_the_hold(conch: Bench, open_folder: Path) -> None:
+    """It cannot be seen, nor killed; but the hold is not given to anybody beside it."""
+    left = f"setsid {open_folder}/root --reuid 0 sh -c 'echo $$ > {open_folder}/pid; exec sleep 1000' &"
+    script = open_folder / "command"
+    script.write_text(f"{left} while ! test -s {open_folder}/pid; do sleep 0.05; done")
+    command = as_user(f"{CONCH} elect o --kill-after 100ms -- sh {script}")
+    with conch.file("err").open("wb") as err:
+        holder = subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", f"{_HIDDEN}; exec {command}"],
+            env=conch.environment,
+            stderr=err,
+            cwd=open_folder,
+        )
+    try:
+        pid = int(wait_for(lambda: _text(open_folder / "pid"), "the leftover"))
+        waiter = conch.queue("o", command="echo mine")
+        wait_for(lambda: "kill-sent" in conch.file("err").read_text(), "a kill in vain")
+        assert alive(pid)
+        assert waiter.out == ""
+        os.kill(pid, signal.SIGKILL)
+        assert holder.wait(20) == 0
+        assert waiter.wait() == 0
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_refused_kill_is_told_once_with_its_pid(conch: Bench, open_folder: Path) -> None:
+    """A command that became another user's; the hold is kept until somebody else ends it."""
+    command = as_user(f"{CONCH} elect o --kill-after 100ms -- {open_folder}/root --reuid 0 sleep 1000")
+    with conch.file("err").open("wb") as err:
+        holder = subprocess.Popen(["sh", "-c", f"exec {command}"], env=conch.environment, stderr=err, cwd=open_folder)
+
+    def events(name: str) -> list[dict[str, str]]:
+        return [line for line in log_lines(conch.file("err").read_text()) if line["event"] == name]
+
+    try:
+        wait_for(lambda: events("child-start"), "the start")
+        pid = int(events("child-start")[0]["pid"])
+        wait_for(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n", "the command")
+        holder.send_signal(signal.SIGTERM)
+        wait_for(lambda: events("kill-refused"), "the warning")
+        assert [event["pid"] for event in events("kill-refused")] == [str(pid)]
+        assert len(conch.keys()) == 1
+        os.kill(pid, signal.SIGKILL)
+        assert holder.wait(20) == -signal.SIGKILL
+        assert len(events("kill-refused")) == 1
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""

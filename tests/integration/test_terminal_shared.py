@@ -1,0 +1,205 @@
+"""The terminal in pipelines and scripts, in three shells; what ends with it, and what ends with Ctrl-C."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support.conch import CONCH, Bench, alive, marked, wait_for
+from tests.support.terminal import Terminal
+
+ELECT = f"{CONCH} elect o --quiet"
+Open = Callable[[str], Terminal]
+
+
+@pytest.fixture
+def shell_on_terminal(conch: Bench) -> Iterator[Open]:
+    """Starts a shell on a terminal."""
+    opened: list[Terminal] = []
+
+    def start(shell: str) -> Terminal:
+        terminal = Terminal(conch.environment, str(conch.folder), shell)
+        opened.append(terminal)
+        terminal.wait("$ ")
+        return terminal
+
+    yield start
+    for terminal in opened:
+        terminal.close()
+
+
+@pytest.mark.parametrize("shell", ["bash", "dash", "zsh"])
+def test_command_in_a_pipeline_reads_the_terminal(shell_on_terminal: Open, shell: str) -> None:
+    """Whichever end of the pipeline conch is."""
+    terminal = shell_on_terminal(shell)
+    terminal.line(f"{ELECT} -- sh -c 'echo rea''dy; read a; echo got:$a' | cat")
+    terminal.wait("ready")
+    terminal.line("hello")
+    terminal.wait("got:hello")
+    terminal.line(f"seq 31 33 | {ELECT} -- less")
+    terminal.wait("33")
+    terminal.type("q")
+    terminal.line("echo co''de=$?")
+    terminal.wait("code=0")
+
+
+@pytest.mark.parametrize("shell", ["bash", "dash", "zsh"])
+def test_reader_after_conch_in_a_pipeline_keeps_the_terminal(shell_on_terminal: Open, shell: str) -> None:
+    """The command has not asked for it."""
+    terminal = shell_on_terminal(shell)
+    terminal.line(f"{ELECT} -- seq 31 33 | less")
+    terminal.wait("33")
+    terminal.type("q")
+    terminal.line("echo en''d")
+    terminal.wait("end")
+
+
+@pytest.mark.parametrize("shell", ["bash", "dash", "zsh"])
+def test_ctrl_z_and_fg_work_in_a_pipeline(shell_on_terminal: Open, conch: Bench, shell: str) -> None:
+    """The command is stopped with conch and goes on with it."""
+    terminal = shell_on_terminal(shell)
+    terminal.line(f"{ELECT} -- sh -c 'echo $$ > pid; exec sleep 1000' | cat")
+    child = int(conch.read("pid"))
+    terminal.type("\x1a")
+    wait_for(lambda: state(child) == "T", "the command is stopped")
+    wait_for(lambda: terminal.foreground() == terminal.pid, "the shell has the terminal")
+    terminal.line("fg")
+    wait_for(lambda: state(child) == "S", "the command runs")
+    terminal.type("\x03")
+    wait_for(lambda: not alive(child), "the end of the command")
+
+
+@pytest.mark.parametrize("flags", ["", "--restart"])
+@pytest.mark.parametrize("end", ["", "| cat"])
+def test_hangup_of_the_terminal_ends_conch(shell_on_terminal: Open, conch: Bench, flags: str, end: str) -> None:
+    """The shell passes nothing on: it dies first."""
+    terminal = shell_on_terminal("dash")
+    terminal.line(f"exec sh -c \"{ELECT} {flags} --restart-min 10ms -- sh -c 'echo x >> runs; exec sleep 1000' {end}\"")
+    conch.read("runs")
+    terminal.hang_up()
+    wait_for(lambda: not marked(conch.mark), "the end of everything")
+    assert conch.read("runs") == "x\n"
+    assert conch.keys() == []
+
+
+@pytest.mark.parametrize("end", ["exit 0", "exec cat", "trap - HUP; sleep 1000"])
+def test_restart_ends_with_the_terminal_of_a_command_that_outlives_it(
+    shell_on_terminal: Open, conch: Bench, end: str
+) -> None:
+    """It ignored the hangup, or met the end of its input: it is not run again on a dead terminal."""
+    command = f"trap : HUP; echo x >> runs; while test -t 0 && stty >/dev/null 2>&1; do sleep 0.05; done; {end}"
+    conch.file("command").write_text(command)
+    terminal = shell_on_terminal("bash")
+    terminal.line(f"exec {ELECT} --restart --restart-min 10ms --kill-after 300ms -- sh command")
+    conch.read("runs")
+    terminal.hang_up()
+    if "trap -" in end:
+        os.kill(wait_for(lambda: command_pid(conch), "the command"), signal.SIGTERM)
+    wait_for(lambda: not marked(conch.mark), "the end of everything")
+    assert conch.read("runs") == "x\n"
+
+
+def test_restart_survives_a_hangup_under_nohup(shell_on_terminal: Open, conch: Bench) -> None:
+    """The command is run again, as long as the caller wants it to."""
+    terminal = shell_on_terminal("bash")
+    terminal.line(f"nohup {ELECT} --restart --restart-min 10ms -- sh -c 'echo $PPID >> runs; sleep 0.1' &")
+    conch.read("runs")
+    terminal.hang_up()
+    terminal.close()
+    seen = conch.file("runs").read_text().count("\n")
+    pid = conch.pids("runs", seen + 3)[-1]
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: not alive(pid), "the end of conch")
+
+
+def test_sighup_to_conch_is_the_end_of_restart(conch: Bench) -> None:
+    """It goes on to the command, which may take its time; then there is no next run."""
+    wrapper = conch.start(
+        "elect",
+        "o",
+        "--restart",
+        "--restart-min",
+        "10ms",
+        "--",
+        "sh",
+        "-c",
+        "trap 'exit 3' HUP; echo x; sleep 1000 & wait",
+    )
+    wait_for(lambda: wrapper.out == "x\n", "the command")
+    wrapper.signal(signal.SIGHUP)
+    assert wrapper.wait() == 3
+    assert wrapper.out == "x\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "dash", "zsh"])
+def test_ctrl_c_ends_a_loop_of_the_shell(shell_on_terminal: Open, shell: str) -> None:
+    """The shell sees what it waits for die of SIGINT."""
+    terminal = shell_on_terminal(shell)
+    terminal.line(f"for i in 1 2 3; do {ELECT} -- sh -c 'echo ru''n; exec sleep 1000'; done")
+    terminal.wait("run\r\n")
+    terminal.type("\x03")
+    terminal.line("echo co''de=$?")
+    terminal.wait("code=130")
+    assert terminal.text.count("run\r\n") == 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "dash"])
+@pytest.mark.parametrize("state", ["running", "queued", "piped"])
+def test_ctrl_c_ends_a_script(shell_on_terminal: Open, conch: Bench, shell: str, state: str) -> None:
+    """Its next step does not run."""
+    if state == "queued":
+        conch.hold("o")
+    pipe = "| cat" if state == "piped" else ""
+    conch.file("script").write_text(
+        f"{CONCH} elect o -- sh -c 'echo x >> runs; exec sleep 1000' {pipe}\necho next >> runs\n"
+    )
+    terminal = shell_on_terminal("bash")
+    terminal.line(f"{shell} script")
+    terminal.wait("event=queued" if state == "queued" else "event=child-start")
+    if state != "queued":
+        conch.read("runs")
+    terminal.type("\x03")
+    wait_for(lambda: terminal.foreground() == terminal.pid, "the shell has the terminal")
+    terminal.line("echo en''d")
+    terminal.wait("end")
+    assert not conch.file("runs").exists() or "next" not in conch.read("runs")
+
+
+def test_command_of_a_background_job_that_wants_the_terminal_says_so(shell_on_terminal: Open) -> None:
+    """It is stopped with conch, which names the reason; `fg` gives it the terminal."""
+    terminal = shell_on_terminal("bash")
+    terminal.line(f"{ELECT} -- sh -c 'read a; echo got:$a' &")
+    terminal.wait("event=stopped name=o signal=SIGTTIN")
+    terminal.line("fg")
+    terminal.line("hello")
+    terminal.wait("got:hello")
+
+
+def test_command_in_a_script_without_job_control_reads_the_terminal(shell_on_terminal: Open, conch: Bench) -> None:
+    """All of the script is one group; `script` gives it another terminal."""
+    conch.file("steps").write_text(f"{ELECT} -- sh -c 'echo ready; read a; echo got:$a' | cat\necho after\n")
+    terminal = shell_on_terminal("bash")
+    terminal.line("script -qec 'sh steps' /dev/null")
+    terminal.wait("ready")
+    terminal.line("hello")
+    terminal.wait("got:hello")
+    terminal.wait("after")
+
+
+def state(pid: int) -> str:
+    """The state of a process as /proc has it."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rsplit(")", 1)[1].split()[0]
+
+
+def command_pid(conch: Bench) -> int | None:
+    """The pid of the shell that runs the file `command`."""
+    for pid in marked(conch.mark):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if file.read() == b"sh\0command\0":
+                    return pid
+        except FileNotFoundError:
+            continue
+    return None
