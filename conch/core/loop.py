@@ -243,12 +243,13 @@ class Loop:
         wants_terminal = stopped_by in (signal.SIGTTIN, signal.SIGTTOU)
         if wants_terminal:
             self._wants_terminal = True
-            if self._terminal.foreground() in (os.getpgrp(), child.pid):
+            if not self._can_lend(child):
+                name = signal.Signals(stopped_by).name
+                text = "the command wants the terminal, which another job has: bring conch to the foreground"
+                self._log("warning", "stopped", name=self._name, signal=name, msg=text)
+            if self._can_lend(child):  # from the first, or brought to the foreground since
                 self._continue_child()
                 return
-            name = signal.Signals(stopped_by).name
-            text = "the command wants the terminal, which another job has: bring conch to the foreground"
-            self._log("warning", "stopped", name=self._name, signal=name, msg=text)
         self._terminal.take_back(child.pid)
         self._terminal.stop_ourselves()
         # Continued; or never stopped, because nobody could continue us (an orphaned process group).
@@ -260,6 +261,9 @@ class Loop:
             self._continue_child(only_with_terminal=wants_terminal)
         for number in arrived:
             self._on_signal(number)
+
+    def _can_lend(self, child: Process) -> bool:
+        return self._terminal.foreground() in (os.getpgrp(), child.pid)
 
     def _continue_child(self, *, only_with_terminal: bool = False) -> None:
         """`fg` gives the terminal to the child again; `bg` only lets it run on."""

@@ -11,6 +11,7 @@ from tests.support.terminal import Terminal
 
 ELECT = f"{CONCH} elect o --quiet"
 Open = Callable[[str], Terminal]
+_UNTIL_HANGUP = "while stty > /dev/null 2>&1; do sleep 0.05; done"
 
 
 @pytest.fixture
@@ -45,14 +46,17 @@ def test_command_in_a_pipeline_reads_the_terminal(shell_on_terminal: Open, shell
 
 
 @pytest.mark.parametrize("shell", ["bash", "dash", "zsh"])
-def test_reader_after_conch_in_a_pipeline_keeps_the_terminal(shell_on_terminal: Open, shell: str) -> None:
-    """The command has not asked for it."""
+def test_reader_after_conch_in_a_pipeline_keeps_the_terminal(shell_on_terminal: Open, conch: Bench, shell: str) -> None:
+    """The command, which runs on, has not asked for it."""
     terminal = shell_on_terminal(shell)
-    terminal.line(f"{ELECT} -- seq 31 33 | less")
-    terminal.wait("33")
-    terminal.type("q")
-    terminal.line("echo en''d")
-    terminal.wait("end")
+    command = "sh -c 'echo $$ > pid; echo ready; exec sleep 1000'"
+    terminal.line(f"{ELECT} -- {command} | sh -c 'read a; read b < /dev/tty; echo $a:$b'")
+    child = int(conch.read("pid"))
+    terminal.line("hello")
+    terminal.wait("ready:hello")
+    assert alive(child)
+    terminal.type("\x03")
+    wait_for(lambda: terminal.foreground() == terminal.pid, "the shell has the terminal")
 
 
 @pytest.mark.parametrize("shell", ["bash", "dash", "zsh"])
@@ -83,32 +87,31 @@ def test_hangup_of_the_terminal_ends_conch(shell_on_terminal: Open, conch: Bench
     assert conch.keys() == []
 
 
-@pytest.mark.parametrize("end", ["exit 0", "exec cat", "trap - HUP; sleep 1000"])
+@pytest.mark.parametrize("end", ["exit 0", "exec cat", "echo $$ > late; exec sleep 1000"])
 def test_restart_ends_with_the_terminal_of_a_command_that_outlives_it(
     shell_on_terminal: Open, conch: Bench, end: str
 ) -> None:
     """It ignored the hangup, or met the end of its input: it is not run again on a dead terminal."""
-    command = f"trap : HUP; echo x >> runs; while test -t 0 && stty >/dev/null 2>&1; do sleep 0.05; done; {end}"
-    conch.file("command").write_text(command)
-    terminal = shell_on_terminal("bash")
-    terminal.line(f"exec {ELECT} --restart --restart-min 10ms --kill-after 300ms -- sh command")
+    conch.file("command").write_text(f"trap : HUP; echo x >> runs; {_UNTIL_HANGUP}; {end}")
+    terminal = shell_on_terminal("dash")  # it passes nothing on to its jobs
+    terminal.line(f"{ELECT} --restart --restart-min 10ms --kill-after 300ms -- sh command")
     conch.read("runs")
     terminal.hang_up()
-    if "trap -" in end:
-        os.kill(wait_for(lambda: command_pid(conch), "the command"), signal.SIGTERM)
+    if "late" in end:
+        os.kill(int(conch.read("late")), signal.SIGTERM)
     wait_for(lambda: not marked(conch.mark), "the end of everything")
     assert conch.read("runs") == "x\n"
 
 
-def test_restart_survives_a_hangup_under_nohup(shell_on_terminal: Open, conch: Bench) -> None:
-    """The command is run again, as long as the caller wants it to."""
-    terminal = shell_on_terminal("bash")
-    terminal.line(f"nohup {ELECT} --restart --restart-min 10ms -- sh -c 'echo $PPID >> runs; sleep 0.1' &")
+def test_restart_survives_a_hangup_that_its_caller_ignores(shell_on_terminal: Open, conch: Bench) -> None:
+    """As under nohup: the command, which had the terminal, is run again, as long as the caller wants it to."""
+    conch.file("command").write_text(f"echo $PPID >> runs; {_UNTIL_HANGUP}; sleep 0.1")
+    terminal = shell_on_terminal("dash")
+    terminal.line("trap '' HUP")
+    terminal.line(f"{ELECT} --restart --restart-min 10ms -- sh command")
     conch.read("runs")
     terminal.hang_up()
-    terminal.close()
-    seen = conch.file("runs").read_text().count("\n")
-    pid = conch.pids("runs", seen + 3)[-1]
+    pid = conch.pids("runs", 4)[-1]
     os.kill(pid, signal.SIGTERM)
     wait_for(lambda: not alive(pid), "the end of conch")
 
@@ -166,11 +169,12 @@ def test_ctrl_c_ends_a_script(shell_on_terminal: Open, conch: Bench, shell: str,
     assert not conch.file("runs").exists() or "next" not in conch.read("runs")
 
 
-def test_command_of_a_background_job_that_wants_the_terminal_says_so(shell_on_terminal: Open) -> None:
+def test_command_of_a_background_job_that_wants_the_terminal_says_so(shell_on_terminal: Open, conch: Bench) -> None:
     """It is stopped with conch, which names the reason; `fg` gives it the terminal."""
     terminal = shell_on_terminal("bash")
     terminal.line(f"{ELECT} -- sh -c 'read a; echo got:$a' &")
     terminal.wait("event=stopped name=o signal=SIGTTIN")
+    wait_for(lambda: state(programs(conch)["conch"]) == "T", "conch is stopped, too")
     terminal.line("fg")
     terminal.line("hello")
     terminal.wait("got:hello")
@@ -193,13 +197,13 @@ def state(pid: int) -> str:
         return file.read().rsplit(")", 1)[1].split()[0]
 
 
-def command_pid(conch: Bench) -> int | None:
-    """The pid of the shell that runs the file `command`."""
-    for pid in marked(conch.mark):
+def programs(conch: Bench) -> dict[str, int]:
+    """The living processes of this test, by the names of their programs; the oldest of each."""
+    found: dict[str, int] = {}
+    for pid in sorted(marked(conch.mark)):
         try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                if file.read() == b"sh\0command\0":
-                    return pid
+            with open(f"/proc/{pid}/comm") as file:
+                found.setdefault(file.read().strip(), pid)
         except FileNotFoundError:
             continue
-    return None
+    return found
