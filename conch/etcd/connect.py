@@ -51,14 +51,14 @@ class AutoStore:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._store: Store = HttpStore(connection, tentative=True)
-        self._without_gateway = ""
 
     def _ask(self, timeout_s: float, call: Callable[[Store, float], _Answer]) -> _Answer:
         store, until = self._store, time.monotonic() + timeout_s
+        why = ""
         try:
             return call(store, timeout_s)
         except NoGateway as error:
-            self._without_gateway = str(error)
+            why = f"; without gRPC: {error}"
         except Refused as error:
             known_by_certificate = self._connection.cert is not None and self._connection.user is None
             if not known_by_certificate or "user name is empty" not in str(error) or store is not self._store:
@@ -69,10 +69,7 @@ class AutoStore:
         try:
             return call(self._store, max(_LEAST_S, until - time.monotonic()))
         except Unreachable as error:
-            # with neither driver: what the first one met says more
-            raise Unreachable(
-                f"{error}; before gRPC: {self._without_gateway}" if self._without_gateway else str(error)
-            ) from None
+            raise Unreachable(f"{error}{why}") from None
 
     def grant(self, lease: int, ttl_s: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
