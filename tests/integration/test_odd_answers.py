@@ -10,7 +10,7 @@ import pytest
 from tests.support.conch import Bench, wait_for
 from tests.support.odd import HEADER, OddGateway, empty_grpc, shapes
 
-SHORT = ("--dial-timeout", "600ms", "--command-timeout", "600ms")
+SHORT = ("--dial-timeout", "400ms", "--command-timeout", "400ms")
 COMMANDS = {
     "elect": ("elect", "o", *SHORT, "--", "touch", "ran"),
     "elect-nonblock": ("elect", "o", "-n", *SHORT, "--", "touch", "ran"),
