@@ -73,6 +73,7 @@ def _check_look(looks: list[str], line: Line, values: dict[str, object]) -> None
 
 
 def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: int | None) -> int:
+    from conch.cli.exits import guard_threads
     from conch.cli.look import everyone, fields, first_in_line, holder_of, line, put_json, put_line
     from conch.etcd.connect import open_store
     from conch.holder import host_name
@@ -81,6 +82,7 @@ def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: i
     log = Log(quiet=common.quiet, form=common.log_format)
     queue = common.keys.office(office)
     dial_s, command_s = common.connection.dial_timeout_s, common.connection.command_timeout_s
+    guard_threads()
     store = open_store(common.connection)
     try:
         if look == "watch":

@@ -1,18 +1,23 @@
 """The one place where a command's end and its errors become an exit code."""
 
-import errno
 import os
 import signal
 import sys
 from collections.abc import Callable
 
 from conch.cli.line import Usage
-from conch.errors import EXIT_SIGNAL, EXIT_UNAVAILABLE, CannotWrite, ConchError, EndedBySignal, ReaderGone
+from conch.errors import (
+    EXIT_SIGNAL,
+    EXIT_UNAVAILABLE,
+    CannotWrite,
+    ConchError,
+    EndedBySignal,
+    ReaderGone,
+    end_unexpectedly,
+    unexpected,
+)
 from conch.hints import NoReturn
 from conch.log import Log, escape
-
-# What writing to a stdout that takes nothing gives.
-_OF_WRITING = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EINVAL)
 
 
 def end_with(work: Callable[[], int]) -> NoReturn:
@@ -59,6 +64,8 @@ def _die_of(number: int) -> None:
 def _code(work: Callable[[], int]) -> int:
     try:
         return work()
+    except EndedBySignal:
+        raise
     except Usage as error:
         refuse(error.where, str(error))
         return error.code
@@ -71,16 +78,31 @@ def _code(work: Callable[[], int]) -> int:
         Log().plain(str(error))
         return error.code
     except OSError as error:
-        if error.filename is not None:
-            say(f"conch: {escape(f'{error.filename}: {error.strerror}')}")
-            return EXIT_UNAVAILABLE
-        if error.errno not in _OF_WRITING:
-            say(f"conch: {error.strerror or error}")
-            return EXIT_UNAVAILABLE
-        # Click's own output (help, version) goes to a stdout that takes nothing
-        say(f"conch: cannot write to stdout: {error.strerror}")
-        _forget_stdout()
-        return CannotWrite.code
+        if _of_click(error):  # its own output (help, version) goes to a stdout that takes nothing
+            say(f"conch: cannot write to stdout: {error.strerror}")
+            _forget_stdout()
+            return CannotWrite.code
+        if error.filename is None:
+            return unexpected(error)
+        say(f"conch: {escape(f'{error.filename}: {error.strerror}')}")
+        return EXIT_UNAVAILABLE
+    except BaseException as error:
+        return unexpected(error)
+
+
+def _of_click(error: BaseException) -> bool:
+    """Whether an error was raised in Click's code, as it writes."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("click.")
+
+
+def guard_threads() -> None:
+    """Have an error that nobody catches in any thread of a command end it; before the first one is started."""
+    import threading
+
+    threading.excepthook = lambda args: end_unexpectedly(args.exc_value)
 
 
 def refuse(where: str, text: str) -> None:

@@ -29,8 +29,10 @@ class Session:
         self.timeout_s = min(connection.dial_timeout_s, connection.command_timeout_s)
 
     def __enter__(self) -> "Session":
+        from conch.cli.exits import guard_threads
         from conch.etcd.connect import open_store
 
+        guard_threads()
         self.store: Store = open_store(self.common.connection)
         return self
 

@@ -11,7 +11,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 from functools import partial
 from importlib import import_module
 
-from conch.errors import EXIT_UNAVAILABLE
+from conch.errors import EXIT_UNAVAILABLE, end_unexpectedly
 from conch.hints import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ _NO_RUN = {"--who", "--watch", "--assert", "--help", "-h"}
 
 def main() -> NoReturn:
     """Fork the keeper if this is to hold something, then read the command line and do what it says."""
+    # for what is raised outside of `end_with`, as by the imports on the way there
+    sys.excepthook = lambda _kind, error, _trace: end_unexpectedly(error)
     _open_standard_descriptors()
     if _will_hold(sys.argv[1:]):
         import gc

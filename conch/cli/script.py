@@ -9,6 +9,11 @@ before it reads a file.
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
 
 def _complete_first_line() -> None:
     path = os.path.realpath(__file__)
@@ -38,15 +43,26 @@ def _isolate() -> None:
     del sys.path[0]  # where this file is
 
 
-if not sys.flags.isolated:
-    _isolate()
-try:
-    from conch.cli.main import main
-except ModuleNotFoundError as error:
-    if error.name != "conch":
-        raise
-    import site  # installed for this user alone: isolated, Python does not look there
+def _import_main() -> "Callable[[], NoReturn]":
+    try:
+        from conch.cli.main import main
+    except ModuleNotFoundError as error:
+        if error.name != "conch":
+            raise
+        import site  # installed for this user alone: isolated, Python does not look there
 
-    site.addsitedir(site.getusersitepackages())
-    from conch.cli.main import main
+        site.addsitedir(site.getusersitepackages())
+        from conch.cli.main import main
+    return main
+
+
+try:
+    if not sys.flags.isolated:
+        _isolate()
+    main = _import_main()
+except BaseException as error:
+    if os.environ.get("CONCH_DEBUG") == "1":
+        sys.excepthook(type(error), error, error.__traceback__)
+    os.write(2, f"conch: cannot start ({type(error).__name__}: {error}): is it installed whole?\n".encode())
+    os._exit(71)
 main()

@@ -67,12 +67,14 @@ def _host() -> str:
 
 
 def _look(common: Settings, name: str, slots: int | None, *, as_json: bool) -> int:
+    from conch.cli.exits import guard_threads
     from conch.cli.look import everyone, fields, holder_of, line, put_json, put_line
     from conch.etcd.connect import open_store
     from conch.log import Log
 
     log = Log(quiet=common.quiet, form=common.log_format)
     family = common.keys.semaphore(name)
+    guard_threads()
     store = open_store(common.connection)
     try:
         asked = everyone(family if slots is None else common.keys.slots(name, slots))

@@ -246,9 +246,9 @@ class Crew:
         """Fork the keeper."""
         self._parent.start_keeper()
 
-    def drop_keeper(self) -> None:
-        """SIGKILL the keeper and reap it."""
-        self._parent.drop_keeper()
+    def drop_keeper(self) -> bool:
+        """SIGKILL the keeper and reap it; return whether it had ended of a defect of its own."""
+        return self._parent.drop_keeper()
 
     def send(self, message: Message) -> None:
         """Send to the keeper."""

@@ -20,7 +20,7 @@ from conch.core.link import (
     Renewed,
 )
 from conch.core.plan import NEXT, IllegalTransition, Plan, Ports, State, next_backoff
-from conch.errors import EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE
+from conch.errors import EXIT_DEFECT, EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE
 from conch.log import Field, Log
 
 # A signal while no endpoint ever answered leaves nothing to give back, but for a request just under way.
@@ -50,6 +50,7 @@ class Keeping(ABC):
         # the keeper
         self._keeper = False
         self._keeper_replaced = False
+        self._keeper_defect = False  # one of this acquisition ended of a defect
         self._ever_answered = False
         self._started = False  # it was in line once: from now on nothing but a signal ends a restart
         # this acquisition
@@ -119,7 +120,7 @@ class Keeping(ABC):
     def on_keeper_death(self) -> None:
         """The keeper ended by itself; it is replaced once to queue, and once to give the lease back."""
         self._keeper = False
-        self._ports.drop_keeper()
+        self._keeper_defect |= self._ports.drop_keeper()
         if self.state in (State.DONE, State.BACKOFF):
             return
         self._log("warning", "keeper-died", **self._about(), state=self.state.value)
@@ -129,11 +130,11 @@ class Keeping(ABC):
             self._ask_for_hold(abandon=self._lease)
         elif self.state is State.ACQUIRING and self._lease is not None:
             self._log.plain(_DIED_TWICE)
-            self.code = EXIT_UNAVAILABLE
+            self.code = self._died_code
             self._keeper_replaced = False
             self._release()
         elif self.state is State.ACQUIRING:
-            self._on_failed(EXIT_UNAVAILABLE, _DIED_TWICE)
+            self._on_failed(self._died_code, _DIED_TWICE)
         elif self.state is State.RELEASING and again and self._lease is not None:
             self._keeper_replaced = True
             self._ask_for_release()
@@ -141,6 +142,10 @@ class Keeping(ABC):
             self._on_released("the process that talks to etcd died; the lease expires by itself")
         else:
             self._lose("the process that talks to etcd died")
+
+    @property
+    def _died_code(self) -> int:
+        return EXIT_DEFECT if self._keeper_defect else EXIT_UNAVAILABLE
 
     # -- states -------------------------------------------------------------------------------------------
 
@@ -183,7 +188,7 @@ class Keeping(ABC):
 
     def _acquire(self) -> None:
         self._enter(State.ACQUIRING)
-        self._keeper_replaced = False
+        self._keeper_replaced = self._keeper_defect = False
         self._log("info", "acquiring", name=self._plan.name)
         self._ask_for_hold()
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from conch.core.link import Link, pair
+from conch.errors import EXIT_UNAVAILABLE, unexpected
 
 # Children of every kind; Python does not name it.
 _WALL = 0x40000000
@@ -90,7 +91,7 @@ class _Forker:
 
 
 def _become_keeper(main: Callable[[Link], None], link: Link, kept_open: Collection[int]) -> None:
-    code = 1
+    code = EXIT_UNAVAILABLE
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
@@ -109,10 +110,8 @@ def _become_keeper(main: Callable[[Link], None], link: Link, kept_open: Collecti
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         main(link)
         code = 0
-    except Exception:
-        import traceback  # the top of a process: a defect is shown, and the supervisor fails closed
-
-        traceback.print_exc()
+    except BaseException as error:  # the top of a process
+        code = unexpected(error)
     finally:
         os._exit(code)
 

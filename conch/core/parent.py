@@ -10,6 +10,7 @@ from conch.core import nursery, system, tree
 from conch.core.link import Link, Message, Renewed
 from conch.core.plan import ENDING, PASSED_ON
 from conch.core.process import Dispositions
+from conch.errors import EXIT_DEFECT
 from conch.log import Lines, Log
 
 _NOTED = frozenset({*ENDING, *PASSED_ON, signal.SIGCHLD})
@@ -162,16 +163,19 @@ class Parent:
             self._link.brief(self._brief)
         self.poller.register(self._link, select.POLLIN)
 
-    def drop_keeper(self) -> None:
-        """SIGKILL the keeper and reap it."""
+    def drop_keeper(self) -> bool:
+        """SIGKILL the keeper and reap it; return whether it had ended of a defect of its own."""
+        defect = False
         if self.keeper is not None:
             os.kill(self.keeper, signal.SIGKILL)
-            os.waitpid(self.keeper, 0)
+            _, status = os.waitpid(self.keeper, 0)
+            defect = os.waitstatus_to_exitcode(status) == EXIT_DEFECT
             self.keeper = None
         if self._link is not None:
             self.poller.unregister(self._link)
             self._link.close()
             self._link = None
+        return defect
 
     def send(self, message: Message) -> None:
         """Send to the keeper."""

@@ -29,7 +29,7 @@ from conch.core.link import (
 )
 from conch.core.plan import ENDING, SAME_REQUEST_S, End, next_backoff
 from conch.core.run import Phase, Run, Tree
-from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_SIGNAL, EXIT_UNAVAILABLE
+from conch.errors import EXIT_DEFECT, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_SIGNAL, EXIT_UNAVAILABLE
 from conch.hints import Protocol
 from conch.log import Log
 
@@ -48,7 +48,7 @@ class PoolPorts(Protocol):
     def wall(self) -> float: ...
     def jitter(self, low: float, high: float) -> float: ...
     def start_keeper(self) -> None: ...  # or OSError
-    def drop_keeper(self) -> None: ...  # SIGKILL and reap; harmless if there is none
+    def drop_keeper(self) -> bool: ...  # SIGKILL and reap; whether it had ended of a defect
     def send(self, message: Message) -> None: ...
     def start_tree(self, order: Start, attempt: int, start_by: float | None) -> Tree: ...  # or OSError
     def open_gate(self, tree: Tree) -> None: ...
@@ -95,6 +95,7 @@ class Pool:
         self._keeper = False
         self._keeper_at: float | None = None
         self._keeper_since = 0.0
+        self._defects = 0  # keepers in a row that ended of one
         self._again_s = _AGAIN_S
         self._begun = False
         self._signals = 0
@@ -171,10 +172,14 @@ class Pool:
     def on_keeper_death(self) -> None:
         """It is replaced, once nothing runs any more under what it held; what holds nothing runs on."""
         self._keeper = False
-        self._ports.drop_keeper()
+        self._defects = self._defects + 1 if self._ports.drop_keeper() else 0
         if self.done:
             return
         self._log("warning", "keeper-died")
+        if self._defects > 1 and not self._begun and not self.tasks:
+            self.code = EXIT_DEFECT  # it never came to work, and will not
+            self._give_up()
+            return
         now = self._ports.now()
         if now - self._keeper_since >= _STABLE_S:
             self._again_s = _AGAIN_S
@@ -182,6 +187,7 @@ class Pool:
         for number in list(self._holds):
             self._lose(number, _KEEPER_DIED)
         if self._release_by is not None and not any(task.finished for task in self.tasks.values()):
+            self.code = self.code or (EXIT_DEFECT if self._defects else 0)
             self.done = True  # all is recorded; leases expire by themselves
         else:
             self._release_by = None if self._releasing else self._release_by
@@ -300,7 +306,7 @@ class Pool:
             self._give_up()
         elif not self._keeper and not self._live() and self._signals > 1:
             self._log.plain(f"the ends of {len(self.tasks)} runs could not be recorded: {_KEEPER_DIED}")
-            self.code = EXIT_UNAVAILABLE
+            self.code = EXIT_DEFECT if self._defects else EXIT_UNAVAILABLE
             self._give_up()
         elif not self._live() and self._drained:
             # only the recording of ends is waited for, and not for ever

@@ -16,7 +16,7 @@ from conch.cron.clock import FleetClock
 from conch.cron.ledger import Ledger
 from conch.errors import EXIT_UNAVAILABLE, ConchError
 from conch.holder import Holder
-from conch.keeper.main import say_if_short
+from conch.keeper.main import crash, say_if_short
 from conch.keeper.warden import NotReady, Warden
 from conch.keys import Keys
 
@@ -44,7 +44,7 @@ def keep(daemon: Daemon, link: Link) -> None:
     from conch.cron.scheduler import Scheduler
     from conch.etcd.connect import open_store
 
-    threading.excepthook = _crash
+    threading.excepthook = crash
     inbox: queue.SimpleQueue[Message | Callable[[], None]] = queue.SimpleQueue()
     scheduler: Scheduler | None = None
 
@@ -110,13 +110,6 @@ def keep(daemon: Daemon, link: Link) -> None:
     # The supervisor is gone, and so is all that it ran.
     if scheduler is not None and not scheduler.ended.is_set():
         scheduler.abandon()
-
-
-def _crash(args: Any) -> None:
-    """A thread died of a defect: so does the keeper, and the supervisor starts another."""
-    if not say_if_short(args.exc_value):
-        threading.__excepthook__(args)
-    os._exit(1)
 
 
 def _state_id(folder: str, prefix: str) -> str:

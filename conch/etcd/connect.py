@@ -17,6 +17,7 @@ from conch.etcd.store import (
     Refused,
     Store,
     TxnResult,
+    Unreachable,
     Watch,
 )
 from conch.hints import TypeVar
@@ -53,10 +54,11 @@ class AutoStore:
 
     def _ask(self, timeout_s: float, call: Callable[[Store, float], _Answer]) -> _Answer:
         store, until = self._store, time.monotonic() + timeout_s
+        why = ""
         try:
             return call(store, timeout_s)
-        except NoGateway:
-            pass
+        except NoGateway as error:
+            why = f"; without gRPC: {error}"
         except Refused as error:
             known_by_certificate = self._connection.cert is not None and self._connection.user is None
             if not known_by_certificate or "user name is empty" not in str(error) or store is not self._store:
@@ -64,7 +66,10 @@ class AutoStore:
         if store is self._store:
             self._store = _grpc(self._connection)
             store.close()
-        return call(self._store, max(_LEAST_S, until - time.monotonic()))
+        try:
+            return call(self._store, max(_LEAST_S, until - time.monotonic()))
+        except Unreachable as error:
+            raise Unreachable(f"{error}{why}") from None
 
     def grant(self, lease: int, ttl_s: int, *, timeout_s: float) -> Lease:
         """See `Store`."""

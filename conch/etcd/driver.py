@@ -5,11 +5,11 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 
 from conch.etcd import protobuf
+from conch.etcd.answers import BadAnswer
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.failover import FailOver, Trouble, granted
 from conch.etcd.store import (
     Compare,
-    Event,
     Lease,
     LeaseGone,
     Operation,
@@ -29,11 +29,12 @@ import etcd3  # noqa: E402 - after its protobuf modules can be loaded
 import grpc  # noqa: E402
 from etcd3 import etcdrpc  # noqa: E402
 
-from conch.etcd.messages import compare_request, head_of, key_value, operation, range_request, range_result  # noqa: E402
+from conch.etcd import messages  # noqa: E402
+from conch.etcd.messages import compare_request, operation, range_request  # noqa: E402
 
 # ValueError is gRPC's word for a channel that another thread has closed.
 # OSError is a certificate file that is not there just now.
-_FAILURES = (grpc.RpcError, etcd3.Etcd3Exception, ValueError, OSError)
+_FAILURES = (grpc.RpcError, etcd3.Etcd3Exception, BadAnswer, ValueError, OSError)
 
 _NEEDS_LEADER = ("hasleader", "true")
 
@@ -112,7 +113,7 @@ class GrpcStore(FailOver[Any]):
 
     def _authenticate(self, client: Any, user: str, password: str, timeout_s: float) -> str:
         request = etcdrpc.AuthenticateRequest(name=user, password=password)
-        return str(etcdrpc.AuthStub(client.channel).Authenticate(request, timeout_s).token)
+        return messages.token(etcdrpc.AuthStub(client.channel).Authenticate(request, timeout_s))
 
     # -- calls --------------------------------------------------------------------------------------------
 
@@ -121,8 +122,7 @@ class GrpcStore(FailOver[Any]):
         request = etcdrpc.LeaseGrantRequest(TTL=ttl_s, ID=lease)
 
         def call(client: Any, token: str | None, timeout_s: float) -> Lease:
-            answer = client.leasestub.LeaseGrant(request, **_how(token, timeout_s))
-            return Lease(head_of(answer.header), answer.TTL)
+            return messages.granted(lease, client.leasestub.LeaseGrant(request, **_how(token, timeout_s)))
 
         return self._call("get a lease", timeout_s, call, lambda trouble, again: granted(trouble, again, lease, ttl_s))
 
@@ -133,7 +133,7 @@ class GrpcStore(FailOver[Any]):
         def call(client: Any, token: str | None, timeout_s: float) -> Lease:
             stream = client.leasestub.LeaseKeepAlive(iter((request,)), **_how(token, timeout_s))
             for answer in stream:
-                return Lease(head_of(answer.header), answer.TTL)
+                return messages.renewed(lease, answer)
             raise ValueError("the stream ended without an answer")
 
         return self._call(f"renew lease {lease:x}", timeout_s, call)
@@ -145,7 +145,9 @@ class GrpcStore(FailOver[Any]):
             self._call(
                 f"revoke lease {lease:x}",
                 timeout_s,
-                lambda client, token, limit_s: client.leasestub.LeaseRevoke(request, **_how(token, limit_s)),
+                lambda client, token, limit_s: messages.head_of(
+                    client.leasestub.LeaseRevoke(request, **_how(token, limit_s))
+                ),
             )
         except LeaseGone:
             pass  # it expired, or an earlier try was made and its answer lost
@@ -156,7 +158,9 @@ class GrpcStore(FailOver[Any]):
         return self._call(
             f"read {what.key.decode('utf-8', 'replace')}",
             timeout_s,
-            lambda client, token, limit_s: range_result(client.kvstub.Range(request, **_how(token, limit_s))),
+            lambda client, token, limit_s: messages.range_result(
+                what, client.kvstub.Range(request, **_how(token, limit_s))
+            ),
         )
 
     def txn(
@@ -176,13 +180,7 @@ class GrpcStore(FailOver[Any]):
 
         def call(client: Any, token: str | None, timeout_s: float) -> TxnResult:
             answer = client.kvstub.Txn(request, **_how(token, timeout_s))
-            head = head_of(answer.header)
-            ranges = tuple(
-                range_result(one.response_range, head)
-                for one in answer.responses
-                if one.WhichOneof("response") == "response_range"
-            )
-            return TxnResult(head, answer.succeeded, ranges)
+            return messages.txn_result(compare, success, failure, answer)
 
         return self._call("make a transaction", timeout_s, call)
 
@@ -236,16 +234,7 @@ class _Stream:
             self.add(one, revision)
 
     def __iter__(self) -> Iterator[Answer]:
-        for answer in self._call:
-            events = tuple(Event(key_value(one.kv), one.type == one.DELETE) for one in answer.events)
-            yield Answer(
-                answer.watch_id,
-                answer.created,
-                answer.canceled,
-                answer.cancel_reason,
-                answer.compact_revision,
-                events,
-            )
+        return map(messages.watch_answer, self._call)
 
     def add(self, what: Range, revision: int) -> bool:
         self._requests.put(self._request(what, revision))

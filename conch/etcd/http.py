@@ -1,13 +1,14 @@
 """HTTP/1.1 as etcd's JSON gateway speaks it, over plain sockets: little to import, little to keep in memory."""
 
-import json
 import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from conch.etcd.answers import BadAnswer
 from conch.etcd.endpoints import Endpoint
+from conch.etcd.gateway_codec import answer, stream_answer
 from conch.etcd.store import Rejected
 from conch.hints import Any
 
@@ -25,20 +26,8 @@ _CLOSE = b"Connection: close"
 _CHUNKED = b"Transfer-Encoding: chunked"
 
 
-class GatewayError(Exception):
-    """The gateway answered an error: gRPC's code and etcd's words."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 class NoGateway(Rejected):
     """An HTTP server, but not etcd's gateway: it is switched off, or this is no etcd."""
-
-
-class BadAnswer(Exception):
-    """What arrived is not the answer of a gateway."""
 
 
 class HungUp(ConnectionError):
@@ -78,7 +67,7 @@ class Gateway:
         try:
             wire.send(path, (_LENGTH % len(body),), body, token, until)
             status, headers = wire.head(until)
-            data = b"".join(wire.body(headers, until))
+            data = _whole(wire.body(headers, until))
         except BaseException as raised:
             self._drop(wire)
             if isinstance(raised, ConnectionError):
@@ -102,7 +91,8 @@ class Gateway:
                 wire.send(path, (_CHUNKED, _CLOSE), _chunk(body), token, until)
             status, headers = wire.head(until)
             if status != 200:
-                _answer(status, headers, b"".join(wire.body(headers, until)))
+                _answer(status, headers, _whole(wire.body(headers, until)))
+                raise BadAnswer(f"HTTP status {status} for a stream")
         except BaseException:
             self._drop(wire)
             raise
@@ -187,7 +177,7 @@ class Stream:
                 raise BadAnswer("a line without end")
             for line in lines:
                 if line.strip():
-                    yield _unwrap(_json(line))
+                    yield stream_answer(line)
 
     def add(self, body: bytes) -> bool:
         """Add to the request, from any thread; False: that cannot be done, open another."""
@@ -265,7 +255,8 @@ class _Wire:
         head, _, self._rest = self._rest.partition(b"\r\n\r\n")
         first, *lines = head.split(b"\r\n")
         words = first.split(None, 2)
-        if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+        speaks_http = len(words) > 1 and words[0].startswith(b"HTTP/1.") and len(words[1]) == 3 and words[1].isdigit()
+        if not speaks_http:
             raise BadAnswer("it does not speak HTTP (does it want https?)")
         headers = {}
         for line in lines:
@@ -374,15 +365,29 @@ def _resolve(endpoint: Endpoint, until: float) -> list[Any]:
     def resolve() -> None:
         try:
             found.append(socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM))
-        except OSError:
+        except (OSError, UnicodeError):  # the latter of a part that is empty or too long
             found.append([])
 
     resolver = threading.Thread(target=resolve, daemon=True)
-    resolver.start()
+    try:
+        resolver.start()
+    except RuntimeError:
+        raise ConnectionError("cannot start a thread to resolve its name") from None
     resolver.join(_left(until))
     if not found or not found[0]:
         raise ConnectionError("name resolution failed")
     return found[0]
+
+
+def _whole(parts: Iterator[bytes]) -> bytes:
+    """The parts of an answer that is to have an end."""
+    data, size = [], 0
+    for part in parts:
+        size += len(part)
+        if size > _LARGEST_BYTES:
+            raise BadAnswer("an answer without end")
+        data.append(part)
+    return b"".join(data)
 
 
 def _chunk(data: bytes) -> bytes:
@@ -396,37 +401,9 @@ def _left(until: float) -> float:
     return left_s
 
 
-def _json(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        raise BadAnswer(f"it answers no JSON: {data[:60]!r}") from None
-
-
-def _answer(status: int, headers: dict[bytes, bytes], data: bytes) -> Any:
+def _answer(status: int, headers: dict[bytes, bytes], data: bytes) -> dict[str, Any]:
     if status in (404, 405) and not headers.get(b"content-type", b"").startswith(b"application/json"):
         raise NoGateway("etcd's JSON gateway is switched off there, or it is no etcd: try --transport grpc")
     if data.startswith(_BY_NAME):
         raise NoGateway("etcd's JSON gateway takes no client certificate with a common name: try --transport grpc")
-    answer = _json(data)
-    if status != 200:
-        if not isinstance(answer, dict):
-            raise BadAnswer(f"HTTP status {status}")
-        raise _error(answer)
-    return _unwrap(answer)
-
-
-def _unwrap(answer: Any) -> Any:
-    """A stream's answer stands in `result`, its error in `error`."""
-    if not isinstance(answer, dict):
-        raise BadAnswer("it answers no object")
-    error = answer.get("error")
-    if error is not None:
-        raise _error(error if isinstance(error, dict) else answer)
-    return answer.get("result", answer)
-
-
-def _error(answer: dict[str, Any]) -> GatewayError:
-    code = answer.get("code", answer.get("grpc_code", 2))
-    message = answer.get("message") or answer.get("error") or "an error without words"
-    return GatewayError(code if isinstance(code, int) else 2, str(message))
+    return answer(status, data)

@@ -1,32 +1,20 @@
 """The light driver: etcd's JSON gateway instead of gRPC, for commands that must start fast and stay small."""
 
-import json
-from base64 import b64decode, b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from conch.config import Connection
+from conch.etcd import gateway_codec as codec
+from conch.etcd.answers import BadAnswer
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.failover import FailOver, Trouble, granted
-from conch.etcd.http import SILENCE_S, BadAnswer, Gateway, GatewayError, HungUp, NoGateway, Stream
-from conch.etcd.store import (
-    Below,
-    Compare,
-    CreatedAt,
-    Delete,
-    Event,
-    Head,
-    KeyValue,
-    Lease,
-    LeaseGone,
-    ModifiedAt,
-    Operation,
-    Put,
-    Range,
-    RangeResult,
-    TxnResult,
-)
+from conch.etcd.gateway_codec import GatewayError
+from conch.etcd.http import SILENCE_S, Gateway, HungUp, NoGateway, Stream
+from conch.etcd.store import Compare, Head, Lease, LeaseGone, Operation, Range, RangeResult, TxnResult
 from conch.etcd.watch import Answer, DriverWatch
-from conch.hints import Any
+from conch.hints import Any, TypeVar
+
+_Read = TypeVar("_Read")
+_Call = Callable[[Gateway, str | None, float], _Read]
 
 _LOGIN_S = 2.0
 _OPEN_S = 2.0
@@ -64,64 +52,53 @@ class HttpStore(FailOver[Gateway]):
         return Trouble(None, str(getattr(raised, "strerror", None) or raised) or type(raised).__name__)
 
     def _authenticate(self, client: Gateway, user: str, password: str, timeout_s: float) -> str:
-        body = _body({"name": user, "password": password})
-        answer = self._request(client, "/v3/auth/authenticate", body, None, timeout_s)
-        token = answer.get("token")
-        if not isinstance(token, str):
-            raise BadAnswer("a login without a token")
-        return token
+        return self._ask("/v3/auth/authenticate", codec.login(user, password), codec.token)(client, None, timeout_s)
 
-    def _ask(self, path: str, request: dict[str, Any]) -> Callable[[Gateway, str | None, float], Any]:
-        body = _body(request)
-        return lambda client, token, limit_s: self._request(client, path, body, token, limit_s)
+    def _ask(self, path: str, body: bytes, read: Callable[[dict[str, Any]], _Read]) -> "_Call[_Read]":
+        """A call that sends a request and reads its answer; `read` raises `BadAnswer`."""
 
-    def _request(self, client: Gateway, path: str, body: bytes, token: str | None, limit_s: float) -> Any:
-        try:
-            answer = client.ask(path, body, token, limit_s)
-        except GatewayError:
+        def call(client: Gateway, token: str | None, limit_s: float) -> _Read:
+            try:
+                answer = read(client.ask(path, body, token, limit_s))
+            except GatewayError:
+                self._tentative = False
+                raise
+            except (BadAnswer, HungUp) as raised:
+                if self._tentative:
+                    raise NoGateway(f"etcd's JSON gateway is not there: {raised}") from None
+                raise
             self._tentative = False
-            raise
-        except (BadAnswer, HungUp) as raised:
-            if self._tentative:
-                raise NoGateway(f"etcd's JSON gateway is not there: {raised}") from None
-            raise
-        self._tentative = False
-        return answer
+            return answer
+
+        return call
 
     # -- calls --------------------------------------------------------------------------------------------
 
     def grant(self, lease: int, ttl_s: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
-        ask = self._ask("/v3/lease/grant", {"TTL": str(ttl_s), "ID": str(lease)})
-
-        def call(client: Gateway, token: str | None, limit_s: float) -> Lease:
-            return _lease(ask(client, token, limit_s))
-
-        return self._call("get a lease", timeout_s, call, lambda trouble, again: granted(trouble, again, lease, ttl_s))
+        ask = self._ask("/v3/lease/grant", codec.grant(lease, ttl_s), lambda answer: codec.granted(lease, answer))
+        return self._call("get a lease", timeout_s, ask, lambda trouble, again: granted(trouble, again, lease, ttl_s))
 
     def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
-        ask = self._ask("/v3/lease/keepalive", {"ID": str(lease)})
-        return self._call(
-            f"renew lease {lease:x}", timeout_s, lambda client, token, limit_s: _lease(ask(client, token, limit_s))
-        )
+        ask = self._ask("/v3/lease/keepalive", codec.lease_id(lease), lambda answer: codec.renewed(lease, answer))
+        return self._call(f"renew lease {lease:x}", timeout_s, ask)
 
     def revoke(self, lease: int, *, timeout_s: float) -> None:
         """See `Store`."""
-        ask = self._ask("/v3/lease/revoke", {"ID": str(lease)})
         try:
-            self._call(f"revoke lease {lease:x}", timeout_s, ask)
+            self._call(
+                f"revoke lease {lease:x}",
+                timeout_s,
+                self._ask("/v3/lease/revoke", codec.lease_id(lease), codec.head),
+            )
         except LeaseGone:
             pass  # it expired, or an earlier try was made and its answer lost
 
     def range(self, what: Range, *, timeout_s: float) -> RangeResult:
         """See `Store`."""
-        ask = self._ask("/v3/kv/range", _range(what))
-        return self._call(
-            f"read {what.key.decode('utf-8', 'replace')}",
-            timeout_s,
-            lambda client, token, limit_s: _found(ask(client, token, limit_s)),
-        )
+        ask = self._ask("/v3/kv/range", codec.read(what), lambda answer: codec.found(what, answer))
+        return self._call(f"read {what.key.decode('utf-8', 'replace')}", timeout_s, ask)
 
     def txn(
         self,
@@ -132,20 +109,12 @@ class HttpStore(FailOver[Gateway]):
         timeout_s: float,
     ) -> TxnResult:
         """See `Store`."""
-        request = {
-            "compare": [_compare(one) for one in compare],
-            "success": [_operation(one) for one in success],
-            "failure": [_operation(one) for one in failure],
-        }
-        ask = self._ask("/v3/kv/txn", request)
-
-        def call(client: Gateway, token: str | None, limit_s: float) -> TxnResult:
-            answer = ask(client, token, limit_s)
-            head = _head(answer)
-            made = [one["response_range"] for one in answer.get("responses", ()) if "response_range" in one]
-            return TxnResult(head, bool(answer.get("succeeded")), tuple(_found(one, head) for one in made))
-
-        return self._call("make a transaction", timeout_s, call)
+        ask = self._ask(
+            "/v3/kv/txn",
+            codec.transact(compare, success, failure),
+            lambda answer: codec.transaction(compare, success, failure, answer),
+        )
+        return self._call("make a transaction", timeout_s, ask)
 
     def watch(
         self,
@@ -163,8 +132,8 @@ class HttpStore(FailOver[Gateway]):
             client = self.connected()
             try:
                 token = self._token(client, _LOGIN_S)
-                requests = b"".join(_body(_watched(one, revision, deletes_only)) for one, revision in wanted)
-                alive = self._ask("/v3/kv/range", {**_range(wanted[0][0]), "limit": "1", "serializable": True})
+                requests = b"".join(codec.watch(one, revision, deletes_only=deletes_only) for one, revision in wanted)
+                alive = self._ask("/v3/kv/range", codec.local_read(wanted[0][0].key), codec.head)
                 stream = client.stream("/v3/watch", requests, token, _OPEN_S, ended=ended)
                 return _Stream(client, stream, len(wanted), deletes_only, lambda: _check_alive(alive, client, token))
             except self._watch_failures as raised:
@@ -178,7 +147,7 @@ class HttpStore(FailOver[Gateway]):
         return DriverWatch(what, open_stream, self.leave, self._login.forget, self._watch_failures, tell, blind)
 
 
-def _check_alive(ask: Callable[[Gateway, str | None, float], Any], client: Gateway, token: str | None) -> None:
+def _check_alive(ask: "_Call[Head]", client: Gateway, token: str | None) -> None:
     """Raise unless the member answers something: a stopped one keeps a silent stream open for ever."""
     if client.answered_lately:
         return
@@ -205,16 +174,16 @@ class _Stream:
         stream.on_silence = self._check
         stream.silence_s = self._silence_s
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Answer]:
         for answer in self._stream:
+            made = codec.watch_answer(answer)
             self._probed = False
-            made = _watch_answer(answer)
             self._confirmed += made.created
             yield made
 
     def add(self, what: Range, revision: int) -> bool:
         self._asked += 1
-        return self._stream.add(_body(_watched(what, revision, self._deletes_only)))
+        return self._stream.add(codec.watch(what, revision, deletes_only=self._deletes_only))
 
     def cancel(self) -> None:
         self._stream.cancel()
@@ -235,7 +204,7 @@ class _Stream:
             raise BadAnswer("not all watches of a stream were confirmed")
         self._asked_before = self._asked
         # the stream itself is asked where it can be: other requests may go to another member
-        self._probed = self._stream.add(_body({"progress_request": {}}))
+        self._probed = self._stream.add(codec.progress())
         if not self._probed:
             self._check_alive()
 
@@ -251,103 +220,3 @@ def tls_context(connection: Connection) -> Any:
     if connection.cert is not None:
         context.load_cert_chain(connection.cert, connection.key, password=lambda: "")
     return context
-
-
-# -- between the gateway's JSON and ours: 64-bit numbers are texts, bytes are base64, zeros are left out -----------
-
-
-def _body(request: dict[str, Any]) -> bytes:
-    return json.dumps(request).encode()
-
-
-def _text(data: bytes) -> str:
-    return b64encode(data).decode()
-
-
-def _number(answer: dict[str, Any], field: str) -> int:
-    return int(answer.get(field, 0))
-
-
-def _head(answer: dict[str, Any]) -> Head:
-    header = answer.get("header", {})
-    return Head(_number(header, "revision"), _number(header, "member_id"), _number(header, "raft_term"))
-
-
-def _lease(answer: dict[str, Any]) -> Lease:
-    return Lease(_head(answer), _number(answer, "TTL"))
-
-
-def _key_value(kv: dict[str, Any]) -> KeyValue:
-    return KeyValue(
-        b64decode(kv.get("key", "")),
-        b64decode(kv.get("value", "")),
-        _number(kv, "create_revision"),
-        _number(kv, "mod_revision"),
-        _number(kv, "lease"),
-    )
-
-
-def _found(answer: dict[str, Any], head: Head | None = None) -> RangeResult:
-    kvs = tuple(_key_value(kv) for kv in answer.get("kvs", ()))
-    return RangeResult(head or _head(answer), kvs, _number(answer, "count"))
-
-
-def _range(what: Range) -> dict[str, Any]:
-    request: dict[str, Any] = {"key": _text(what.key)}
-    if what.end:
-        request["range_end"] = _text(what.end)
-    if what.limit:
-        request["limit"] = str(what.limit)
-    if what.newest_first or what.oldest_first:
-        request["sort_target"] = "CREATE"
-        request["sort_order"] = "DESCEND" if what.newest_first else "ASCEND"
-    elif what.last_first:
-        request["sort_target"], request["sort_order"] = "KEY", "DESCEND"
-    if what.created_by:
-        request["max_create_revision"] = str(what.created_by)
-    if what.keys_only:
-        request["keys_only"] = True
-    return request
-
-
-def _compare(one: Compare) -> dict[str, Any]:
-    match one:
-        case CreatedAt(key, revision):
-            return {"result": "EQUAL", "target": "CREATE", "key": _text(key), "create_revision": str(revision)}
-        case ModifiedAt(key, revision):
-            return {"result": "EQUAL", "target": "MOD", "key": _text(key), "mod_revision": str(revision)}
-        case Below(key, value):
-            return {"result": "LESS", "target": "VALUE", "key": _text(key), "value": _text(value)}
-
-
-def _operation(one: Operation) -> dict[str, Any]:
-    match one:
-        case Range():
-            return {"request_range": _range(one)}
-        case Put(key, value, lease):
-            return {"request_put": {"key": _text(key), "value": _text(value), "lease": str(lease)}}
-        case Delete(key):
-            return {"request_delete_range": {"key": _text(key)}}
-
-
-def _watched(what: Range, revision: int, deletes_only: bool) -> dict[str, Any]:
-    request: dict[str, Any] = {"key": _text(what.key), "start_revision": str(revision)}
-    if what.end:
-        request["range_end"] = _text(what.end)
-    if deletes_only:
-        request["filters"] = ["NOPUT"]
-    return {"create_request": request}
-
-
-def _watch_answer(answer: dict[str, Any]) -> Answer:
-    events = tuple(
-        Event(_key_value(one["kv"]), one.get("type") == "DELETE") for one in answer.get("events", ()) if "kv" in one
-    )
-    return Answer(
-        _number(answer, "watch_id"),
-        bool(answer.get("created")),
-        bool(answer.get("canceled")),
-        str(answer.get("cancel_reason", "")),
-        _number(answer, "compact_revision"),
-        events,
-    )

@@ -17,6 +17,8 @@ _MEANINGS = {
     "dns resolution": "name resolution failed",
     "deadline exceeded": "no answer in time",
     "no leader": "it has no leader",
+    "failed parsing http/2": "it does not speak HTTP/2 (is it etcd?)",
+    "connect an http1.x server": "it does not speak HTTP/2 (is it etcd?)",
 }
 
 

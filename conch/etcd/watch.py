@@ -1,8 +1,10 @@
 """A watch that resumes: events in order and none twice, whatever endpoints come and go."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
+from conch.etcd.answers import BadAnswer, covers
 from conch.etcd.store import Compacted, Event, Range, Refused
 from conch.hints import Any, Protocol
 from conch.record import Record
@@ -10,6 +12,8 @@ from conch.record import Record
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 1.0
 # After so many streams in vain it is worth a word: the restart of a member takes fewer.
 _BROKEN = 5
+# A stream that lived so long was not in vain, though it brought nothing.
+_PROVEN_S = 1.0
 
 
 class Answer(Record):
@@ -56,7 +60,8 @@ class DriverWatch:
         self._failures = failures
         self._tell = tell
         self._blind = blind
-        self._broken = 0  # streams in a row that brought nothing
+        self._broken = 0  # streams in a row that brought nothing, whatever they promised
+        self._interrupted = False  # and that was told
         self._cancelled = threading.Event()
         self._stream: Stream | None = None
         self._outgrown = False  # the stream was ended to open one with more ranges
@@ -84,7 +89,7 @@ class DriverWatch:
     def __iter__(self) -> Iterator[Sequence[Event]]:
         """See `Watch`."""
         while not self._cancelled.is_set():
-            stream = None
+            stream, opened_at = None, time.monotonic()
             try:
                 stream = self._open()
                 yield from self._events(stream)
@@ -100,13 +105,20 @@ class DriverWatch:
                 continue
             if stream is not None and not self._cancelled.is_set():
                 self._leave(stream.client)
+                if time.monotonic() - opened_at >= _PROVEN_S:
+                    self._prove()
             self._broken += 1
             if self._broken % _BROKEN == 0 and not self._cancelled.is_set():
-                if self._broken == _BROKEN:
+                if not self._interrupted:
+                    self._interrupted = True
                     self._tell("watch-interrupted")
                 self._blind()
             self._cancelled.wait(self._pause_s)
             self._pause_s = min(2 * self._pause_s, _PAUSE_MOST_S)
+
+    def _prove(self) -> None:
+        """Take the stream for one that works, or did."""
+        self._pause_s, self._broken = _PAUSE_S, 0
 
     def _open(self) -> Stream:
         with self._lock:
@@ -129,9 +141,13 @@ class DriverWatch:
         if self._cancelled.is_set():
             return
         for answer in stream:
-            if answer.created:
+            if answer.created and not answer.canceled:
+                if answer.watch_id in index or len(index) == len(self._what):
+                    raise BadAnswer("an odd answer: a watch that was not asked for")
                 index[answer.watch_id] = len(index)
             if answer.compact_revision:
+                if answer.compact_revision <= min(self._next):
+                    raise BadAnswer("an odd answer: a compaction of what was not asked for")
                 raise Compacted(f"the history before revision {answer.compact_revision} is gone")
             if answer.canceled:
                 self._on_cancelled()  # a token that expired shows itself in this way, too
@@ -140,15 +156,28 @@ class DriverWatch:
                 if "permission denied" in answer.cancel_reason and self._refusals > 1:
                     raise Refused(f"cannot watch: etcd refuses it ({answer.cancel_reason})")
                 return
-            self._pause_s, self._refusals = _PAUSE_S, 0  # this stream works
-            if self._broken >= _BROKEN:
+            self._refusals = 0
+            where = self._place(answer, index)
+            if self._interrupted:
+                self._interrupted = False
                 self._tell("watch-resumed")
-            self._broken = 0
-            if not answer.events:
+            if where is None:
                 continue
-            where = index[answer.watch_id]
+            self._prove()
             events = [one for one in answer.events if one.kv.mod_revision >= self._next[where]]
             with self._lock:
                 self._next[where] = max(self._next[where], answer.events[-1].kv.mod_revision + 1)
             if events:
                 yield events
+
+    def _place(self, answer: Answer, index: dict[int, int]) -> int | None:
+        """Which range an answer's events are of, None if it has none; `BadAnswer` if they are of no such range."""
+        if not answer.events:
+            return None
+        where = index.get(answer.watch_id)
+        if where is None or not all(covers(self._what[where], one.kv.key) for one in answer.events):
+            raise BadAnswer("an odd answer: events that were not asked for")
+        revisions = [one.kv.mod_revision for one in answer.events]
+        if revisions != sorted(revisions):
+            raise BadAnswer("an odd answer: events out of order")
+        return where

@@ -1,14 +1,12 @@
 """The keeper's start and end."""
 
-import errno
 import os
 import threading
 
 from conch.core.link import Link, Release
+from conch.errors import EXIT_UNAVAILABLE, end_unexpectedly, shortage
 from conch.hints import Any
 from conch.keeper.job import Job
-
-_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 def keep_when_told(link: Link) -> None:
@@ -29,7 +27,7 @@ def keep(job: Job, link: Link) -> None:
     from conch.keeper.warden import NotReady, Warden
     from conch.keeper.worker import Worker
 
-    threading.excepthook = _crash
+    threading.excepthook = crash
     try:
         warden = Warden(link)
         worker = Worker(job, open_store(job.connection), warden)
@@ -47,20 +45,18 @@ def keep(job: Job, link: Link) -> None:
     worker.released.wait(2 * job.connection.command_timeout_s)
 
 
-def _crash(args: Any) -> None:
+def crash(args: Any) -> None:
     """A thread died of a defect: so does the keeper, and the supervisor ends what runs under the hold."""
-    if not say_if_short(args.exc_value):
-        threading.__excepthook__(args)
-    os._exit(1)
+    if say_if_short(args.exc_value):
+        os._exit(EXIT_UNAVAILABLE)
+    end_unexpectedly(args.exc_value)
 
 
 def say_if_short(error: BaseException | None) -> bool:
     """That the system has no more to give is no defect: one line on stderr says it."""
-    if isinstance(error, RuntimeError) and "start new thread" in str(error):
-        text = "cannot start a thread: the limit of processes is reached"
-    elif isinstance(error, OSError) and error.errno in _SHORTAGES:
-        text = f"cannot start the process that talks to etcd: {error.strerror}"
-    else:
+    short = shortage(error)
+    if short is None:
         return False
+    text = short if short.startswith("cannot") else f"cannot start the process that talks to etcd: {short}"
     os.write(2, f"conch: {text}\n".encode())
     return True

@@ -95,6 +95,7 @@ class World:
         self.fail_start: OSError | None = None
         self.fail_keeper = False
         self.low_jitter = True
+        self.defect = False
         self.events: list[str] = []
         world = self
 
@@ -128,8 +129,9 @@ class World:
         self.has_keeper = True
         self.keepers.append(self.time - BEGAN)
 
-    def drop_keeper(self) -> None:
+    def drop_keeper(self) -> bool:
         self.has_keeper = False
+        return self.defect
 
     def send(self, message: Message) -> None:
         assert self.has_keeper, f"nobody to send to: {message}"

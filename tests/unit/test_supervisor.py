@@ -69,6 +69,7 @@ class World:
         self.started: list[tuple[str | None, float | None]] = []
         self.keepers = 0
         self.dropped = 0
+        self.defect = False
         self.end = End()
         self.fail_start = False
         self.fail_keeper = fail_keeper
@@ -100,8 +101,9 @@ class World:
             raise OSError(11, "Resource temporarily unavailable")
         self.keepers += 1
 
-    def drop_keeper(self) -> None:
+    def drop_keeper(self) -> bool:
         self.dropped += 1
+        return self.defect
 
     def send(self, message: Message) -> None:
         self.sent.append(message)

@@ -1,0 +1,184 @@
+"""What answers, and oddly: no traceback, one clear line, the exit code of the contract, and the next endpoint asked."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.conch import Bench, wait_for
+from tests.support.odd import HEADER, OddGateway, empty_grpc, shapes
+
+SHORT = ("--dial-timeout", "400ms", "--command-timeout", "400ms")
+COMMANDS = {
+    "elect": ("elect", "o", *SHORT, "--", "touch", "ran"),
+    "elect-nonblock": ("elect", "o", "-n", *SHORT, "--", "touch", "ran"),
+    "elect-who": ("elect", "o", "--who", *SHORT),
+    "elect-watch": ("elect", "o", "--watch", *SHORT),
+    "elect-assert": ("elect", "o", "--assert", *SHORT),
+    "sema": ("sema", "s", "--max", "2", "--spread", *SHORT, "--", "touch", "ran"),
+    "sema-who": ("sema", "s", "--who", *SHORT),
+    "cron-add": ("cron", "add", "j", "--schedule", "@daily", *SHORT, "--", "true"),
+    "cron-rm": ("cron", "rm", "j", *SHORT),
+    "cron-show": ("cron", "show", "j", *SHORT),
+    "cron-pause": ("cron", "pause", "j", *SHORT),
+    "cron-resume": ("cron", "resume", "j", *SHORT),
+    "cron-run": ("cron", "run", "j", *SHORT),
+    "cron-ls": ("cron", "ls", "--last", *SHORT),
+    "cron-history": ("cron", "history", "j", *SHORT),
+    "cron-next": ("cron", "next", "--job", "j", *SHORT),
+    "conchd": ("conchd", "--state-dir", "state", *SHORT),
+}
+
+
+@pytest.fixture
+def gateway(conch: Bench) -> Iterator[OddGateway]:
+    """The run's etcd, rewritten as a test says."""
+    front = OddGateway(conch.endpoints, {})
+    yield front
+    front.close()
+
+
+def env(front: OddGateway, transport: str = "http", **more: str) -> dict[str, str]:
+    return {"CONCH_TRANSPORT": transport, "CONCH_ENDPOINTS": front.endpoint, **more}
+
+
+def words(text: str) -> list[str]:
+    """The lines that are none of the log's."""
+    return [line for line in text.splitlines() if not line.startswith("ts=")]
+
+
+def refused(conch: Bench, command: tuple[str, ...], environment: dict[str, str]) -> str:
+    """Run it: 69 in time, and one line, which it returns."""
+    began = time.monotonic()
+    done = conch.run(*command, env=environment)
+    assert done.returncode == 69, done.stderr
+    assert time.monotonic() - began < 20
+    assert done.stdout == ""
+    (line,) = words(done.stderr)
+    assert line.startswith("conch: cannot "), line
+    assert not conch.file("ran").exists()
+    return line
+
+
+@pytest.mark.parametrize("transport", ["http", "auto"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_server_whose_answers_are_all_odd(conch: Bench, gateway: OddGateway, name: str, transport: str) -> None:
+    """Whatever the command and the shape: 69, and a line that says what is odd where."""
+    gateway.rewrite = {"": shapes(list(COMMANDS).index(name))}
+    line = refused(conch, COMMANDS[name], env(gateway, transport))
+    if not (name == "conchd" and transport == "auto"):  # which is gRPC, and never gets so far
+        assert f"{gateway.endpoint}: " in line
+        assert "odd answer" in line or "no JSON" in line or "bad answer" in line, line
+        assert gateway.asked.total() > 0
+
+
+@pytest.mark.parametrize(
+    "name", ["elect", "elect-nonblock", "elect-who", "elect-watch", "cron-ls", "cron-run", "conchd"]
+)
+def test_grpc_server_whose_answers_are_empty(conch: Bench, name: str) -> None:
+    """An empty message is valid protobuf: read as it stands, the office would be vacant and the job unknown."""
+    with empty_grpc() as endpoint:
+        line = refused(conch, COMMANDS[name], {"CONCH_TRANSPORT": "grpc", "CONCH_ENDPOINTS": endpoint})
+    assert "header" in line
+
+
+@pytest.mark.parametrize("transport", ["http", "auto"])
+@pytest.mark.parametrize("name", ["elect-who", "elect", "cron-ls"])
+def test_next_endpoint_is_asked(conch: Bench, gateway: OddGateway, name: str, transport: str) -> None:
+    """An endpoint that answers oddly costs nothing but the time of asking it."""
+    gateway.rewrite = {"": shapes()}
+    both = env(gateway, transport, CONCH_ENDPOINTS=f"{gateway.endpoint},{conch.endpoints}")
+    command = tuple(word for word in COMMANDS[name] if word not in SHORT)
+
+    def asked() -> bool:
+        done = conch.run(*command, env=both)
+        assert done.returncode == (1 if name == "elect-who" else 0), done.stderr
+        assert words(done.stderr) == []
+        return gateway.asked.total() > 0  # which endpoint is the first is left to chance
+
+    wait_for(asked, "the odd one was the first to be asked")
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [("/v3/lease/grant", "get a lease"), ("/v3/kv/txn", "make a transaction"), ("/v3/kv/range", "read ")],
+)
+def test_odd_answer_on_the_way_to_a_hold(conch: Bench, gateway: OddGateway, path: str, what: str) -> None:
+    """The request was served, only its answer is odd: nothing runs, and what was made is given back."""
+    gateway.rewrite = {path: shapes(3)}
+    assert what in refused(conch, COMMANDS["elect-nonblock"], env(gateway))
+    wait_for(lambda: not conch.keys(), "nothing is left")
+
+
+def test_transaction_without_what_it_read_is_no_hold(conch: Bench, gateway: OddGateway) -> None:
+    """An answer that says that we are in line, and lacks those ahead, must not start anything."""
+
+    def without_keys(answer: bytes) -> Any:
+        data = json.loads(answer)
+        for one in data.get("responses", ()):
+            if "response_range" in one:
+                one["response_range"].pop("kvs", None)
+        return data
+
+    conch.hold("o")
+    gateway.rewrite = {"/v3/kv/txn": without_keys}
+    late = conch.run("elect", "o", "--wait", "1s", "--", "touch", "ran", env=env(gateway))
+    assert (late.returncode, conch.file("ran").exists()) == (75, False), late.stderr
+    assert "odd answer" in late.stderr
+
+
+@pytest.mark.parametrize("path", ["/v3/lease/keepalive", "/v3/kv/range"])
+def test_odd_answer_to_a_renewal_or_its_confirmation(conch: Bench, gateway: OddGateway, path: str) -> None:
+    """Is none: the command is ended by the deadline that was confirmed before, with 70."""
+    wrapper = conch.hold("o", "--ttl", "2s", env=env(gateway))
+    gateway.rewrite = {path: shapes()}
+    assert wrapper.wait() == 70
+    assert "odd answer" in wrapper.wait_event("renew-failed")["msg"]
+    assert words(wrapper.err) == []
+
+
+def test_odd_answer_to_the_release(conch: Bench, gateway: OddGateway) -> None:
+    """The command's code is passed on; that the lease was given back is not said."""
+    gateway.rewrite = {"/v3/lease/revoke": lambda _: {}}
+    done = conch.run("elect", "o", "--command-timeout", "1s", "--", "sh", "-c", "exit 3", env=env(gateway))
+    assert done.returncode == 3, done.stderr
+    assert "expires by itself" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [{"header": None}],
+        [{"result": {"header": HEADER, "created": True}}, {"result": {"header": HEADER, "events": [5]}}],
+        [{"result": {"header": HEADER, "events": [{"kv": {"key": "eA==", "mod_revision": "9"}, "type": "DELETE"}]}}],
+        [{"error": {"message": 5}}],
+    ],
+    ids=["header", "events", "unasked", "error"],
+)
+def test_odd_watch(conch: Bench, gateway: OddGateway, lines: list[Any]) -> None:
+    """Who waits looks now and then, and is promoted; a stream is not asked for over and over without a pause."""
+    gateway.rewrite = {"/v3/watch": lambda _: lines}
+    first = conch.hold("o")
+    began = time.monotonic()
+    second = conch.queue("o", command="echo ran >> ran", env=env(gateway))
+    looker = conch.start("elect", "o", "--watch", env=env(gateway))
+    looker.wait_event("watch-interrupted")
+    asked, for_s = gateway.asked["/v3/watch"], time.monotonic() - began
+    assert asked < 2 * (6 + 4 * for_s)  # 0.05 s of pause at first, then twice as long each time, up to a second
+    first.signal(15)
+    assert second.wait(30) == 0, second.err
+    assert conch.read("ran") == "ran\n"
+    assert words(second.err) == []
+    looker.signal(15)
+    assert looker.wait() == 143
+    assert words(looker.err) == []
+
+
+@pytest.mark.parametrize("answer", [{}, {"token": 5}, {"token": "a\r\nX: b"}, {"header": HEADER, "token": ""}])
+def test_odd_login(conch: Bench, gateway: OddGateway, answer: Any) -> None:
+    """As any other answer: the next endpoint, and at the end 69."""
+    gateway.rewrite = {"/v3/auth/authenticate": lambda _: answer}
+    as_user = {"CONCH_USER": "u", "CONCH_PASSWORD": "p"}
+    assert "odd answer" in refused(conch, COMMANDS["elect-who"], env(gateway, **as_user))
