@@ -5,9 +5,10 @@ import sys
 
 if __name__ == "__main__":
     if not sys.flags.ignore_environment and any(name.startswith("PYTHON") for name in os.environ):
-        # conch may be found by the very path that is to be left alone
+        # this very package, though it may be found by the very path that is to be left alone
         home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        code = f"import sys; sys.path.append({home!r}); from conch.cli.main import main; main()"
+        found = f"import sys; sys.path.insert(0, {home!r}); import conch; del sys.path[0]"
+        code = f"{found}; from conch.cli.main import main; main()"
         from conch.core.host import environment
 
         os.execve(sys.executable, [sys.executable, "-I", "-c", code, *sys.argv[1:]], environment())

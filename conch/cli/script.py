@@ -9,11 +9,6 @@ before it reads a file.
 import os
 import sys
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import NoReturn
-
 
 def _complete_first_line() -> None:
     path = os.path.realpath(__file__)
@@ -43,23 +38,16 @@ def _isolate() -> None:
     del sys.path[0]  # where this file is
 
 
-def _import_main() -> "Callable[[], NoReturn]":
-    try:
-        from conch.cli.main import main
-    except ModuleNotFoundError as error:
-        if error.name != "conch":
-            raise
-        import site  # installed for this user alone: isolated, Python does not look there
-
-        site.addsitedir(site.getusersitepackages())
-        from conch.cli.main import main
-    return main
-
-
 try:
     if not sys.flags.isolated:
         _isolate()
-    main = _import_main()
+    try:
+        import conch  # noqa: F401 - whether it is found
+    except ModuleNotFoundError:
+        import site  # installed for this user alone: isolated, Python does not look there
+
+        site.addsitedir(site.getusersitepackages())
+    from conch.cli.main import main
 except BaseException as error:
     if os.environ.get("CONCH_DEBUG") == "1":
         sys.excepthook(type(error), error, error.__traceback__)

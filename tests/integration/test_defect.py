@@ -66,7 +66,7 @@ COMMANDS = [
     ("cli/conchd.py", "me = myself([", ("conchd", "--state-dir", "s")),
     ("core/crew.py", "pool = self._pool", ("conchd", "--state-dir", "s")),
     ("core/loop.py", "supervisor.begin()", ("elect", "o", "--", "true")),
-    ("cli/dev.py", "environment = dict(os.environ)", ("dev", "--", "true")),
+    ("cli/dev.py", "environment = host.environment()", ("dev", "--", "true")),
     ("cli/commands.py", "result = conch.main(", ("--help",)),
 ]
 
