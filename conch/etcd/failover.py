@@ -69,8 +69,9 @@ class FailOver(ABC, Generic[_Client]):
         self._client: _Client | None = None
         self._login = Login(connection)
         self._try_s = _TRY_S
-        # what a try gets at least: grows while nobody answers in time, for a cluster that is slow all over
-        self._patience_s = 0.0
+        # What a try gets at least: all, until an answer came, where there is nobody else to ask; and all again after a
+        # call that nobody answered in time, for a cluster that is slow all over.
+        self._patience_s = math.inf if len(self._endpoints) == 1 else 0.0
 
     @abstractmethod
     def _open(self, endpoint: Endpoint) -> _Client:
@@ -173,7 +174,7 @@ class FailOver(ABC, Generic[_Client]):
         tried = "; ".join(f"{name}: {why}" for name, why in failures.items()) or "no time was left"
         silent = [endpoint for endpoint, why in failures.items() if why == NO_ANSWER]
         if silent and timeout_s >= _TRY_S:
-            self._patience_s = min(timeout_s, max(_TRY_S, 2 * self._patience_s))
+            self._patience_s = math.inf
         return Unreachable(
             f"cannot {what}: no endpoint answered within {timeout_s:.3g} s ({tried})",
             lambda: answered or any(accepts(endpoint, _ACCEPT_S) for endpoint in silent),
