@@ -46,7 +46,7 @@ BUGS = (
     Bug(
         "deadline counts from the reply",
         "keeper/session.py",
-        "self.deadline = sent_at + self.ttl_s",
+        "self.deadline = tried.sent_at + self.ttl_s",
         "self.deadline = clock.now() + self.ttl_s",
         (f"{_STORE}::test_deadline_counts_from_before_the_renewal_was_sent",),
     ),

@@ -74,19 +74,18 @@ def _check_look(looks: list[str], line: Line, values: dict[str, object]) -> None
 
 def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: int | None) -> int:
     from conch.cli.exits import guard_threads
-    from conch.cli.look import everyone, fields, first_in_line, holder_of, line, put_json, put_line
+    from conch.cli.look import everyone, fields, first_in_line, holder_of, line, list_once, put_json, put_line
     from conch.etcd.connect import open_store
     from conch.holder import host_name
     from conch.log import Log
 
     log = Log(quiet=common.quiet, form=common.log_format)
     queue = common.keys.office(office)
-    dial_s, command_s = common.connection.dial_timeout_s, common.connection.command_timeout_s
     guard_threads()
     store = open_store(common.connection)
     try:
         if look == "watch":
-            for kv in first_in_line(store, queue, dial_timeout_s=dial_s, command_timeout_s=command_s, log=log):
+            for kv in first_in_line(store, queue, common.connection, log):
                 holder = None if kv is None else holder_of(kv, log)
                 if kv is None:
                     put_json({"office": office, "vacant": True}) if as_json else put_line(f"{office} -")
@@ -94,7 +93,7 @@ def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: i
                     shown = {"office": office, **fields(kv, holder)}
                     put_json(shown) if as_json else put_line(f"{office} {line(kv, holder)}")
             return 0
-        found = store.range(replace(everyone(queue), limit=1), timeout_s=min(dial_s, command_s)).kvs
+        found = list_once(store, replace(everyone(queue), limit=1), common.connection).kvs
     finally:
         store.close()
     kv = found[0] if found else None

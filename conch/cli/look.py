@@ -5,8 +5,10 @@ import sys
 import time
 from collections.abc import Iterator
 
+from conch.config import Connection
 from conch.errors import CannotWrite, ReaderGone
-from conch.etcd.store import Compacted, KeyValue, Range, Store, Unreachable
+from conch.etcd.patience import first_answer
+from conch.etcd.store import Compacted, KeyValue, Range, RangeResult, Store, Unreachable
 from conch.holder import Holder, UnreadableHolder
 from conch.keys import prefix_end
 from conch.log import Log, escape
@@ -63,15 +65,22 @@ def put_json(data: dict[str, object]) -> None:
     put_line(json.dumps(data))
 
 
-def first_in_line(
-    store: Store, queue: str, *, dial_timeout_s: float, command_timeout_s: float, log: Log
-) -> Iterator[KeyValue | None]:
+def list_once(store: Store, what: Range, connection: Connection) -> RangeResult:
+    """Read for a look: an etcd that is there, if slow, has the command timeout."""
+
+    def ask(timeout_s: float) -> RangeResult:
+        return store.range(what, timeout_s=timeout_s)
+
+    return first_answer(ask, connection, within_s=connection.command_timeout_s)
+
+
+def first_in_line(store: Store, queue: str, connection: Connection, log: Log) -> Iterator[KeyValue | None]:
     """Yield the first contender (None: vacant) now and after each change of it; no change is left out."""
-    timeout_s, started = dial_timeout_s, False
+    started = False
     shown: tuple[bytes, int, bytes] | None = None
     while True:
         try:
-            listed = store.range(everyone(queue), timeout_s=timeout_s)
+            listed = list_once(store, everyone(queue), connection)
         except Unreachable as error:
             if not started:
                 raise
@@ -79,7 +88,6 @@ def first_in_line(
             time.sleep(_RETRY_S)
             continue
         waiting = {kv.key: kv for kv in listed.kvs}
-        timeout_s = command_timeout_s
         for now in _after_each_revision(store, queue, waiting, listed.head.revision, log):
             mark = None if now is None else (now.key, now.create_revision, now.value)
             if not started or mark != shown:

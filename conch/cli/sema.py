@@ -68,7 +68,7 @@ def _host() -> str:
 
 def _look(common: Settings, name: str, slots: int | None, *, as_json: bool) -> int:
     from conch.cli.exits import guard_threads
-    from conch.cli.look import everyone, fields, holder_of, line, put_json, put_line
+    from conch.cli.look import everyone, fields, holder_of, line, list_once, put_json, put_line
     from conch.etcd.connect import open_store
     from conch.log import Log
 
@@ -78,8 +78,7 @@ def _look(common: Settings, name: str, slots: int | None, *, as_json: bool) -> i
     store = open_store(common.connection)
     try:
         asked = everyone(family if slots is None else common.keys.slots(name, slots))
-        timeout_s = min(common.connection.dial_timeout_s, common.connection.command_timeout_s)
-        found = store.range(asked, timeout_s=timeout_s).kvs
+        found = list_once(store, asked, common.connection).kvs
     finally:
         store.close()
     ranks: dict[int, int] = {}

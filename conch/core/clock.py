@@ -10,6 +10,9 @@ def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+# How long etcd may leave a start without its first answer, if it takes connections: it is slow then, and not away.
+ANSWERS_WITHIN_S = 60.0
+
 # Of the TTL: often enough to ride out most of it, seldom enough to leave a laptop asleep.
 RENEWED_EVERY = 1 / 5
 

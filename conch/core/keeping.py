@@ -5,7 +5,7 @@ The half of the supervisor's decisions that knows nothing of what runs; see `con
 
 from abc import ABC, abstractmethod
 
-from conch.core.clock import Terms
+from conch.core.clock import ANSWERS_WITHIN_S, Terms
 from conch.core.link import (
     Acquire,
     Answered,
@@ -215,7 +215,7 @@ class Keeping(ABC):
         plan, now = self._plan, self._ports.now()
         moments = [self._give_up_at]
         if not self._ever_answered:
-            moments.append(now + plan.dial_timeout_s)
+            moments.append(now + max(ANSWERS_WITHIN_S, plan.dial_timeout_s))
         elif plan.nonblock:
             moments.append(now + 2 * plan.command_timeout_s)  # the transaction, and the lease given back
         moment = min((m for m in moments if m is not None), default=None)

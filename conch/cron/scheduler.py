@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from conch.core import clock
+from conch.core.clock import ANSWERS_WITHIN_S
 from conch.core.link import Drain, Finished, Message, Release, Released, Running
 from conch.cron.actor import Base
 from conch.cron.job import Job
@@ -12,6 +13,7 @@ from conch.cron.ledger import ended
 from conch.cron.planning import Planning
 from conch.cron.records import Result, tick_of
 from conch.cron.runs import Live
+from conch.etcd.patience import first_answer
 from conch.etcd.store import Compacted, Event, KeyValue, Range, RangeResult, StoreError
 from conch.keys import prefix_end
 from conch.record import replace
@@ -48,7 +50,10 @@ class Scheduler(Planning):
 
         Raises `StoreError` if etcd must answer at the start and does not; else it is asked until it does.
         """
-        watched = self._list(self._connection.dial_timeout_s) if self._first else None
+        watched = None
+        if self._first:
+            within_s = max(ANSWERS_WITHIN_S, self._connection.dial_timeout_s)
+            watched = first_answer(self._list, self._connection, within_s=within_s)
         threading.Thread(target=self._watch, args=(watched,), name="watch", daemon=True).start()
         threading.Thread(target=self._watch_clock, name="clock", daemon=True).start()
         for one in list(self._live.values()):

@@ -115,6 +115,10 @@ class AutoStore:
         """See `Store`. It stays with the driver that answers now."""
         return self._store.watch(what, deletes_only=deletes_only, tell=tell, blind=blind)
 
+    def each_member(self) -> Sequence[Store]:
+        """See `Store`. Over the driver that answers now."""
+        return self._store.each_member()
+
     def close(self) -> None:
         """See `Store`."""
         self._store.close()

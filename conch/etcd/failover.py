@@ -1,5 +1,6 @@
 """What the drivers share: one endpoint after the other until one answers, a login, and what an error means."""
 
+import math
 import os
 import threading
 import time
@@ -8,11 +9,12 @@ from collections.abc import Callable
 
 from conch.config import Connection
 from conch.etcd.endpoints import Endpoint
+from conch.etcd.http import accepts
 from conch.etcd.login import Login
-from conch.etcd.reasons import reason
+from conch.etcd.reasons import NO_ANSWER, reason
 from conch.etcd.store import Head, Lease, LeaseExists, LeaseGone, Refused, Rejected, Unreachable
-from conch.hints import Generic, Protocol, TypeVar
-from conch.record import Record
+from conch.hints import Any, Generic, Protocol, TypeVar
+from conch.record import Record, replace
 
 # One try on one endpoint; it doubles from round to round, for an etcd that is slow rather than gone.
 _TRY_S = 2.0
@@ -20,6 +22,8 @@ _TRY_S = 2.0
 _SHARE_LEAST_S = 0.3
 # Short to the end: sleeping through the end of a fault may cost a hold, and there is one requester a lease.
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 0.25
+# To find out whether anybody takes connections at an endpoint that did not answer.
+_ACCEPT_S = 0.5
 
 # gRPC's status codes, which the JSON gateway answers too.
 CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, PERMISSION_DENIED = 1, 2, 3, 4, 5, 7
@@ -27,6 +31,8 @@ FAILED_PRECONDITION, INTERNAL, UNAVAILABLE, UNAUTHENTICATED = 9, 13, 14, 16
 _TRY_ELSEWHERE = frozenset({UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNKNOWN, INTERNAL, UNAUTHENTICATED})
 # Answers of other codes that do not last.
 _PASSING = ("too many requests",)
+# What etcd's own errors begin with: who says this serves.
+_ETCDS_OWN = "etcdserver:"
 
 
 class Trouble(Record):
@@ -46,6 +52,7 @@ class Client(Protocol):
 
 _Client = TypeVar("_Client", bound=Client)
 _Answer = TypeVar("_Answer")
+_Self = TypeVar("_Self", bound="FailOver[Any]")
 
 
 class FailOver(ABC, Generic[_Client]):
@@ -61,6 +68,10 @@ class FailOver(ABC, Generic[_Client]):
         self._lock = threading.Lock()
         self._client: _Client | None = None
         self._login = Login(connection)
+        self._try_s = _TRY_S
+        # What a try gets at least: all, until an answer came, where there is nobody else to ask; and all again after a
+        # call that nobody answered in time, for a cluster that is slow all over.
+        self._patience_s = math.inf if len(self._endpoints) == 1 else 0.0
 
     @abstractmethod
     def _open(self, endpoint: Endpoint) -> _Client:
@@ -90,6 +101,18 @@ class FailOver(ABC, Generic[_Client]):
                 self._client = None
         client.close()
 
+    def each_member(self: _Self) -> list[_Self]:
+        """See `Store`; the one that was asked last comes last. A try has all the time of its call."""
+        members = []
+        with self._lock:
+            endpoints = list(self._endpoints)
+        for endpoint in endpoints:
+            member = type(self)(replace(self._connection, endpoints=(endpoint,)))
+            member._login = self._login
+            member._try_s = math.inf
+            members.append(member)
+        return members
+
     def close(self) -> None:
         """Close the connection."""
         with self._lock:
@@ -109,39 +132,53 @@ class FailOver(ABC, Generic[_Client]):
         `verdict(error, again)` may turn an error into an answer; `again` says that the call was tried before.
         """
         until = time.monotonic() + timeout_s
-        try_s, pause_s, tries = _TRY_S, _PAUSE_S, 0
-        failures: dict[str, str] = {}
+        try_s, pause_s, tries = self._try_s, _PAUSE_S, 0
+        failures: dict[Endpoint, str] = {}
+        answered = False
         while True:
-            members = len(self._endpoints)
-            for at in range(members):
+            for still in range(len(self._endpoints), 0, -1):
                 left_s = until - time.monotonic()
                 if left_s <= 0:
                     break
                 # those that are still to be asked in this round get their share of the time
-                limit_s = min(left_s, try_s, max(_SHARE_LEAST_S, left_s / (members - at)))
+                limit_s = min(left_s, max(self._patience_s, min(try_s, max(_SHARE_LEAST_S, left_s / still))))
                 ends_at = time.monotonic() + limit_s
                 client = None
                 try:
                     client = self.connected()
                     token = self._token(client, limit_s)
-                    return call(client, token, max(0.001, ends_at - time.monotonic()))
+                    answer = call(client, token, max(0.001, ends_at - time.monotonic()))
+                    self._patience_s = 0.0
+                    return answer
                 except self.failures as raised:
                     trouble = self._trouble(raised)
                     if trouble.code is not None and client is not None:
-                        answer = verdict(trouble, tries > 0)
-                        if answer is not None:
-                            return answer
+                        settled = verdict(trouble, tries > 0)
+                        if settled is not None:
+                            return settled
                     tries += 1
-                    endpoint = str(client.conch_endpoint if client is not None else self._endpoints[-1])
-                    failures[endpoint] = self._judge(what, trouble, endpoint)
+                    endpoint = client.conch_endpoint if client is not None else self._endpoints[-1]
+                    failures[endpoint] = self._judge(what, trouble, str(endpoint))
+                    answered = answered or _ETCDS_OWN in trouble.details
                     if client is not None:
                         self.leave(client)
             left_s = until - time.monotonic()
             if left_s <= 0:
-                tried = "; ".join(f"{name}: {why}" for name, why in failures.items()) or "no time was left"
-                raise Unreachable(f"cannot {what}: no endpoint answered within {timeout_s:.3g} s ({tried})")
+                raise self._unreachable(what, timeout_s, failures, answered=answered)
             time.sleep(min(left_s, pause_s * (0.5 + os.urandom(1)[0] / 512)))
             pause_s, try_s = min(2 * pause_s, _PAUSE_MOST_S), 2 * try_s
+
+    def _unreachable(
+        self, what: str, timeout_s: float, failures: dict[Endpoint, str], *, answered: bool
+    ) -> Unreachable:
+        tried = "; ".join(f"{name}: {why}" for name, why in failures.items()) or "no time was left"
+        silent = [endpoint for endpoint, why in failures.items() if why == NO_ANSWER]
+        if silent and timeout_s >= _TRY_S:
+            self._patience_s = math.inf
+        return Unreachable(
+            f"cannot {what}: no endpoint answered within {timeout_s:.3g} s ({tried})",
+            lambda: answered or any(accepts(endpoint, _ACCEPT_S) for endpoint in silent),
+        )
 
     def _token(self, client: _Client, limit_s: float) -> str | None:
         return self._login.token(limit_s, lambda u, p, left_s: self._authenticate(client, u, p, left_s), self._trouble)

@@ -352,6 +352,15 @@ def _connect(endpoint: Endpoint, until: float) -> socket.socket:
     raise problem
 
 
+def accepts(endpoint: Endpoint, timeout_s: float) -> bool:
+    """Whether somebody takes connections there, however slow to answer."""
+    try:
+        _connect(endpoint, time.monotonic() + timeout_s).close()
+    except OSError:
+        return False
+    return True
+
+
 def _resolve(endpoint: Endpoint, until: float) -> list[Any]:
     """The addresses of a host. The system's resolver takes no time limit, so it is left behind when ours is up."""
     for family in (socket.AF_INET, socket.AF_INET6):

@@ -2,6 +2,7 @@
 
 import re
 
+NO_ANSWER = "no answer in time"
 _MEANINGS = {
     "hostname verification": "its certificate is for another host name",
     "alert_bad_certificate": "it does not accept our certificate, or wants one (--cert, --key)",
@@ -15,7 +16,7 @@ _MEANINGS = {
     "connection refused": "connection refused",
     "name resolution": "name resolution failed",
     "dns resolution": "name resolution failed",
-    "deadline exceeded": "no answer in time",
+    "deadline exceeded": NO_ANSWER,
     "no leader": "it has no leader",
     "failed parsing http/2": "it does not speak HTTP/2 (is it etcd?)",
     "connect an http1.x server": "it does not speak HTTP/2 (is it etcd?)",
@@ -34,5 +35,5 @@ def reason(code: int | None, details: str) -> str:
         if sign in details.lower():
             return meaning
     if code == _DEADLINE_EXCEEDED:
-        return "no answer in time"
+        return NO_ANSWER
     return details.splitlines()[0][:200] if details else f"code {code}"

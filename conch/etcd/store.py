@@ -17,6 +17,11 @@ class StoreError(ConchError):
 class Unreachable(StoreError):
     """No endpoint answered in time. A write may have been made all the same."""
 
+    def __init__(self, text: str, accepted: Callable[[], bool] = lambda: False) -> None:
+        """`accepted` finds out whether somebody serves there all the same: slow is not away."""
+        super().__init__(text)
+        self.accepted = accepted
+
 
 class Refused(StoreError):
     """etcd does not accept our credentials, or they do not allow this."""
@@ -200,6 +205,10 @@ class Store(Protocol):
 
         `blind` is called every few seconds while no endpoint lets it watch.
         """
+        ...
+
+    def each_member(self) -> "Sequence[Store]":
+        """A store for each endpoint, which asks that one alone; the caller closes them. They share one login."""
         ...
 
     def close(self) -> None:

@@ -1,16 +1,23 @@
 """A lease kept alive, and the deadline that each confirmed renewal proves."""
 
+import math
+import queue
 import threading
 from collections.abc import Callable
 
 from conch.core import clock
-from conch.core.clock import RENEWED_EVERY
+from conch.core.clock import RENEWED_EVERY, Terms
 from conch.etcd.store import LeaseGone, Range, Store, StoreError
+from conch.keeper.hedge import Hedge, Tried
 
-# One try of a renewal. A hung member is left that early, so that another can still save the lease.
-_TRY_MOST_S, _TRY_LEAST_S = 2.0, 0.5
-# Short to the end: sleeping through the end of a fault may cost the hold.
-_PAUSE_S, _PAUSE_MOST_S = 0.05, 0.2
+# How long one member may take before others are asked beside it: an eighth of the time that is left, so that nobody
+# sleeps through the end of a fault when it matters most. An etcd that was slow the last time gets up to a quarter.
+_SHARE, _SHARE_LEAST_S, _SHARE_MOST_S = 1 / 8, 0.1, 0.4
+_SLOW_SHARE = 1 / 4
+# The first try is made alone: on a busy machine others beside it would only add to the load.
+_FIRST_LEAST_S = 0.25
+# How often to see whether renewals are still wanted while none comes through.
+_CHECK_S = 1.0
 
 Tell = Callable[..., None]
 
@@ -46,7 +53,11 @@ class Session:
         self._lost = lost
         self._tell = tell
         self._stop = threading.Event()
-        self._wake = threading.Event()
+        self._news: queue.SimpleQueue[Tried | None] = queue.SimpleQueue()  # None: look whether there is something to do
+        self._hedge: Hedge | None = None  # while a renewal does not come through
+        self._took_s = 0.0  # the last renewal that was confirmed
+        self._failing_since: float | None = None
+        self._doubted = False
         self._thread = threading.Thread(target=self._run, name="session", daemon=True)
         self.deadline = granted_at + ttl_s
 
@@ -63,74 +74,126 @@ class Session:
     def stop(self) -> None:
         """Renew no more. Does not wait for a renewal under way."""
         self._stop.set()
-        self._wake.set()
+        self._news.put(None)
 
     def hurry(self) -> None:
         """Renew now, whatever was planned."""
         self._next_at = 0.0
-        self._wake.set()
+        self._news.put(None)
 
     def _run(self) -> None:
-        interval_s = self.ttl_s * RENEWED_EVERY
-        self._next_at = self.deadline - self.ttl_s + interval_s
-        failing_since: float | None = None
-        doubted = False
-        pause_s = _PAUSE_S
-        try_s = first_try_s = min(_TRY_MOST_S, max(_TRY_LEAST_S, self.ttl_s / 6))
-        while not self._stop.is_set():
-            woken = self._wake.wait(max(0.0, self._next_at - clock.now()))
-            if self._stop.is_set():
-                return
-            if woken:
-                self._wake.clear()
-                continue
-            sent_at = clock.now()
-            self._next_at = sent_at + interval_s
-            if not self._wanted():
-                continue
-            try:
-                gone = self._renew(try_s)
-            except StoreError as error:
-                if self._stop.is_set():
-                    return
-                now = clock.now()
-                left_s = self.deadline - now
-                if failing_since is None:
-                    failing_since = sent_at
-                    self._tell("warning", "renew-failed", lease=f"{self.lease:x}", left_s=left_s, msg=str(error))
-                elif not doubted and left_s < self.ttl_s * 2 / 3:
-                    doubted = True
-                    self._tell("warning", "doubt", lease=f"{self.lease:x}", left_s=left_s, msg=str(error))
-                self._next_at = now + pause_s
-                pause_s = min(2 * pause_s, _PAUSE_MOST_S)
-                # an etcd that is slow rather than gone gets more time, up to half of what is left
-                try_s = max(first_try_s, min(2 * try_s, left_s / 2))
-                continue
-            if gone is not None:
-                if not self._stop.is_set():
-                    self._lost(gone)
-                return
-            if self._stop.is_set():
-                return
-            self.deadline = sent_at + self.ttl_s
-            self._renewed(self.deadline)
-            if failing_since is not None:
-                gap_s = clock.now() - failing_since
-                self._tell("warning", "renewed", lease=f"{self.lease:x}", gap_s=gap_s)
-            failing_since, doubted, pause_s, try_s = None, False, _PAUSE_S, first_try_s
-            self._next_at = sent_at + interval_s
+        self._next_at = self.deadline - self.ttl_s + self.ttl_s * RENEWED_EVERY
+        tried: Tried | None = None
+        while not self._stop.is_set() and (tried is None or tried.gone is None):
+            tried = self._next_try()
+            if tried is not None and tried.error is None and tried.gone is None:
+                self._confirm(tried)
+            elif self._hedge is not None:
+                self._complain(tried)
+        self._end_hedge()
+        if not self._stop.is_set() and tried is not None and tried.gone is not None:
+            self._lost(tried.gone)
 
-    def _renew(self, timeout_s: float) -> str | None:
+    def _next_try(self) -> Tried | None:
+        """The next outcome of a try, of whichever renewal; None: none for now."""
+        wait_s = self._next_at - clock.now() if self._hedge is None else _CHECK_S
+        try:
+            return self._news.get(timeout=max(0.0, wait_s))
+        except queue.Empty:
+            pass
+        if self._stop.is_set():
+            return None
+        if not self._wanted():
+            self._end_hedge()
+            self._next_at = clock.now() + self.ttl_s * RENEWED_EVERY
+        elif self._hedge is None:
+            return self._begin()
+        elif not self._hedge.asks:
+            return self._attempt(self._store, self.ttl_s / 2)
+        return None
+
+    def _begin(self) -> Tried | None:
+        """A renewal is due: one try, alone, unless etcd is known to be slow; then many."""
+        began, tried, share_s = clock.now(), None, self._share_s()
+        if self._took_s <= _SHARE_MOST_S:
+            tried = self._attempt(self._store, max(_FIRST_LEAST_S, share_s))
+            if tried.error is None or self._stop.is_set():
+                return tried
+            share_s = 0.0
+            self._failing_since = began
+            self._tell("warning", "renew-failed", **self._about(tried))
+        self._hedge = Hedge(
+            self._store,
+            self._attempt,
+            self._news.put,
+            wanted=lambda: not self._stop.is_set() and self._wanted(),
+            share_s=self._share_s,
+            patience_s=self.ttl_s / 2,
+            after_s=share_s,
+        )
+        return tried
+
+    def _share_s(self) -> float:
+        left_s = Terms(self.ttl_s, math.inf).term_at(self.deadline) - clock.now()
+        if left_s <= 0:
+            return _SHARE_MOST_S
+        usual_s = min(2 * self._took_s, left_s * _SLOW_SHARE)
+        return max(_SHARE_LEAST_S, min(_SHARE_MOST_S, left_s * _SHARE), usual_s)
+
+    def _confirm(self, tried: Tried) -> None:
+        """Take over what a renewal proved, if it is more than is known."""
+        if tried.sent_at + self.ttl_s <= self.deadline:
+            return
+        self._end_hedge()
+        self.deadline = tried.sent_at + self.ttl_s
+        self._renewed(self.deadline)
+        self._took_s = tried.took_s
+        self._next_at = tried.sent_at + self.ttl_s * RENEWED_EVERY
+        if self._failing_since is not None:
+            gap_s = clock.now() - self._failing_since
+            self._tell("warning", "renewed", lease=f"{self.lease:x}", gap_s=gap_s)
+        self._failing_since, self._doubted = None, False
+
+    def _complain(self, tried: Tried | None) -> None:
+        left_s = self.deadline - clock.now()
+        if self._failing_since is None:
+            if left_s < self.ttl_s / 2:  # not for each answer of an etcd that is slow
+                self._failing_since = clock.now()
+                self._tell("warning", "renew-failed", **self._about(tried))
+        elif not self._doubted and left_s < self.ttl_s * 2 / 3:
+            self._doubted = True
+            self._tell("warning", "doubt", **self._about(tried))
+
+    def _about(self, tried: Tried | None) -> dict[str, str | float]:
+        why = tried.error if tried is not None and tried.error is not None else "no answer yet"
+        return {"lease": f"{self.lease:x}", "left_s": self.deadline - clock.now(), "msg": str(why)}
+
+    def _end_hedge(self) -> None:
+        if self._hedge is not None:
+            self._hedge.end()
+            self._hedge = None
+
+    def _attempt(self, store: Store, limit_s: float) -> Tried:
+        """Try one renewal. What it proves counts from before it was sent."""
+        sent_at = clock.now()
+        gone, error = None, None
+        try:
+            gone = self._renew(store, sent_at + limit_s)
+        except StoreError as raised:
+            error = raised
+        return Tried(sent_at, clock.now() - sent_at, gone, error)
+
+    def _renew(self, store: Store, until: float) -> str | None:
         """Renew once and confirm; return why the hold is gone, or None if it is confirmed. `StoreError`: no verdict."""
         try:
-            answer = self._store.keep_alive(self.lease, timeout_s=timeout_s)
+            answer = store.keep_alive(self.lease, timeout_s=max(0.0, until - clock.now()))
         except LeaseGone:
             return "the lease is gone"
         if answer.ttl_s <= 0:
             # etcd reports no error for a lease that it does not have
             return "the lease is gone"
         key, rev = self._place
-        read = self._store.range(Range(key.encode(), keys_only=True), timeout_s=timeout_s)
+        read = store.range(Range(key.encode(), keys_only=True), timeout_s=max(0.0, until - clock.now()))
         if not read.kvs or read.kvs[0].create_revision != rev:
             return "our key is gone"
         if read.kvs[0].lease != self.lease:

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable
 
 from conch.core import clock
-from conch.core.clock import Terms
+from conch.core.clock import ANSWERS_WITHIN_S, Terms
 from conch.core.link import Acquire, Answered, Failed, Held, Message, Note, Queued, Release, Released
 from conch.errors import EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, ConchError
+from conch.etcd.patience import first_answer
 from conch.etcd.store import LeaseGone, Store, StoreError, Unreachable
-from conch.hints import Protocol
+from conch.hints import Protocol, TypeVar
 from conch.keeper.job import Job, Stage
 from conch.keeper.lookout import Blind, Gone, Lookout
 from conch.keeper.queue import Place, PlaceLost, Queue
@@ -19,6 +20,8 @@ from conch.record import Record
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 2.0
 _LEAST_S = 0.2
+
+_Answer = TypeVar("_Answer")
 
 
 class _Renewed(Record):
@@ -201,45 +204,67 @@ class Worker:
 
     def _check_free(self) -> None:
         """Under `--nonblock` nothing is written where nothing is free: another's look must not find us in its way."""
-        connection = self._job.connection
         for stage in self._job.stages:
-            limit_s = connection.command_timeout_s if self._answered else connection.dial_timeout_s
-            if Queue(self._store, stage, 0).full(timeout_s=limit_s):
+            queue = Queue(self._store, stage, 0)
+            if self._until_answered(lambda limit_s, queue=queue: queue.full(timeout_s=limit_s)):  # type: ignore[misc]
                 raise _GiveUp(EXIT_NOT_ACQUIRED, f"{self._job.what} is taken")
-            self._answered = True
 
     def _new_session(self) -> Session:
         number = self._number
-        pause_s = _PAUSE_S
-        while True:
+        lease, granted_at, ttl_s = self._until_answered(self._grant)
+        self._lease = lease
+        self._warden.send(Answered(lease))
+        self._sessions += 1
+        serial = self._sessions
+        self._session = Session(
+            self._store,
+            lease,
+            ttl_s,
+            granted_at,
+            wanted=lambda: self._warden.wants_renewals(number),
+            renewed=lambda deadline: self._renewed(number, serial, deadline),
+            lost=lambda reason: self._inbox.put(_SessionLost(serial, reason)),
+            tell=self._tell,
+        )
+        return self._session
+
+    def _grant(self, limit_s: float) -> tuple[int, float, int]:
+        lease = int.from_bytes(os.urandom(8)) >> 1 or 1
+        granted_at = clock.now()
+        return lease, granted_at, self._store.grant(lease, self._job.ttl_s, timeout_s=limit_s).ttl_s
+
+    def _until_answered(self, ask: Callable[[float], _Answer]) -> _Answer:
+        """Call `ask(limit_s)` until etcd answers. Raises `Unreachable` if the first answer of all takes too long.
+
+        Under `--nonblock` that is the time of one request.
+        """
+        connection, pause_s = self._job.connection, _PAUSE_S
+
+        def once(limit_s: float) -> _Answer:
             self._check_time()
-            lease = int.from_bytes(os.urandom(8)) >> 1 or 1
-            granted_at = clock.now()
-            limit_s = self._job.connection.command_timeout_s if self._answered else self._job.connection.dial_timeout_s
+            return ask(self._left_s(limit_s))
+
+        def again(error: Unreachable) -> None:
+            nonlocal pause_s
+            pause_s = self._retry(error, pause_s)
+
+        while self._answered:
             try:
-                granted = self._store.grant(lease, self._job.ttl_s, timeout_s=self._left_s(limit_s))
+                return once(connection.command_timeout_s)
             except Unreachable as error:
-                if not self._answered:
-                    self._check_time(error)
-                    raise
-                pause_s = self._retry(error, pause_s)
-                continue
-            self._answered = True
-            self._lease = lease
-            self._warden.send(Answered(lease))
-            self._sessions += 1
-            serial = self._sessions
-            self._session = Session(
-                self._store,
-                lease,
-                granted.ttl_s,
-                granted_at,
-                wanted=lambda: self._warden.wants_renewals(number),
-                renewed=lambda deadline, serial=serial: self._renewed(number, serial, deadline),  # type: ignore[misc]
-                lost=lambda reason, serial=serial: self._inbox.put(_SessionLost(serial, reason)),  # type: ignore[misc]
-                tell=self._tell,
-            )
-            return self._session
+                again(error)
+        within_s = max(ANSWERS_WITHIN_S, connection.dial_timeout_s)
+        if self._job.nonblock:
+            within_s = connection.command_timeout_s
+        elif self._give_up_at is not None:
+            within_s = self._give_up_at - clock.now()
+        try:
+            answer = first_answer(once, connection, within_s=within_s, again=again)
+        except Unreachable as error:
+            self._check_time(error)
+            raise
+        self._answered = True
+        return answer
 
     def _enter(self, session: Session, queue: Queue) -> Place | None:
         """Our place in the queue, or None if the lease ran out first."""
@@ -360,7 +385,7 @@ class Worker:
 
     def _retry(self, error: Unreachable, pause_s: float) -> float:
         """Wait a little before the next try; return the pause after that one."""
-        if self._job.nonblock:
+        if self._job.nonblock and self._answered:
             raise error
         self._tell("warning", "retry", msg=str(error))
         self._cancelled.wait(self._left_s(pause_s))

@@ -1,6 +1,7 @@
 """What may stand between conch and etcd, or instead of it: each takes connections and passes them on in its own way."""
 
 import contextlib
+import queue
 import socket
 import threading
 import time
@@ -139,3 +140,48 @@ class Balancer(Front):
 
         threading.Thread(target=pump, args=(server, client), daemon=True).start()
         pump(client, server)
+
+
+class Slow(Front):
+    """Passes answers on `delay_s` late."""
+
+    delay_s = 0.0
+
+    def serve(self, client: socket.socket) -> None:
+        server = self.connect()
+        late: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+        threading.Thread(target=self.pump, args=(client, server), daemon=True).start()
+        threading.Thread(target=self._take, args=(server, late), daemon=True).start()
+        while True:
+            due_at, data = late.get()
+            time.sleep(max(0.0, due_at - time.monotonic()))
+            if not data:
+                break
+            client.sendall(data)
+
+    def _take(self, server: socket.socket, late: "queue.SimpleQueue[tuple[float, bytes]]") -> None:
+        data = b"-"
+        while data:
+            try:
+                data = server.recv(65536)
+            except OSError:
+                data = b""
+            late.put((time.monotonic() + self.delay_s, data))
+
+
+class Overloaded(Front):
+    """Answers requests over HTTP as an etcd with too many of them does, until it is `relieved`."""
+
+    def __init__(self, target: str) -> None:
+        self.relieved = threading.Event()
+        self.refused = 0
+        super().__init__(target)
+
+    def serve(self, client: socket.socket) -> None:
+        if self.relieved.is_set():
+            super().serve(client)
+            return
+        client.recv(65536)
+        self.refused += 1
+        body = b'{"error":"etcdserver: too many requests","message":"etcdserver: too many requests","code":8}'
+        client.sendall(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))

@@ -47,6 +47,8 @@ class Proxy:
         # set: bytes of that direction vanish; the connections stay
         self.lose_requests = threading.Event()
         self.lose_replies = threading.Event()
+        # set: a connection is closed as soon as it was accepted
+        self.refuse = threading.Event()
         # set: requests arrive a few bytes at a time (HTTP/1.1 only)
         self.dribble = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -74,6 +76,7 @@ class Proxy:
             self._pairs = [pair for pair in self._pairs if not pair.lost]
         self.lose_requests.clear()
         self.lose_replies.clear()
+        self.refuse.clear()
         for pair in broken:
             pair.end()
 
@@ -102,6 +105,9 @@ class Proxy:
             except OSError:
                 return
             self.connections += 1
+            if self.refuse.is_set():
+                client.close()
+                continue
             try:
                 server = socket.create_connection(self._target)
             except OSError:

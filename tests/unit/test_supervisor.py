@@ -601,8 +601,10 @@ def test_keeper_that_cannot_be_started() -> None:
 
 
 def test_hung_keeper_does_not_outwait_the_users_times() -> None:
-    """--dial-timeout, --wait and --nonblock, each with the time that the keeper itself may take and a little more."""
-    assert World(dial_timeout_s=1).at(1 + 5 + 2).code == 69
+    """A first answer, --wait and --nonblock, each with the time that the keeper itself may take and a little more."""
+    assert World(dial_timeout_s=1).at(60 + 5 + 1).state is State.ACQUIRING
+    assert World(dial_timeout_s=1).at(60 + 5 + 2).code == 69
+    assert World(dial_timeout_s=90).at(60 + 5 + 2).state is State.ACQUIRING
     world = World(wait_s=3).hears(Answered(7)).at(3 + 5 + 2)
     assert (world.dropped, world.keepers, world.sent[-1]) == (1, 2, Release(7))
     assert world.hears(Released()).code == 75

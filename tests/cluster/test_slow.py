@@ -1,0 +1,113 @@
+"""An etcd that is slow, or has too much to do, is not an etcd that is away."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import OwnEtcd
+from tests.support.conch import Bench, Wrapper, throughout
+from tests.support.fronts import Front, Overloaded, Slow
+
+QUICK = ("--dial-timeout", "300ms")
+WAYS = [("elect", "o"), ("elect", "o", "-n"), ("sema", "s", "--max", "3")]
+HTTP = {"CONCH_TRANSPORT": "http"}
+
+
+@pytest.fixture
+def fronts() -> Iterator[list[Front]]:
+    """What a test puts before etcd."""
+    made: list[Front] = []
+    yield made
+    for front in made:
+        front.close()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=" ".join)
+def test_first_answer_may_take_as_long_as_a_request(conch: Bench, fronts: list[Front], way: tuple[str, ...]) -> None:
+    """The dial timeout is for endpoints that nobody serves."""
+    front = Slow(conch.endpoints)
+    fronts.append(front)
+    front.delay_s = 1.5
+    done = conch.run(*way, *QUICK, "--endpoints", front.endpoint, "--", "true")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("look", [("elect", "o", "--who"), ("sema", "s", "--who")], ids=" ".join)
+def test_looks_wait_as_long_as_a_request_too(conch: Bench, fronts: list[Front], look: tuple[str, ...]) -> None:
+    """Vacant, not unknown."""
+    front = Slow(conch.endpoints)
+    fronts.append(front)
+    front.delay_s = 1.5
+    assert conch.run(*look, *QUICK, "--endpoints", front.endpoint).returncode == 1
+
+
+def test_too_many_requests_are_waited_out(conch: Bench, fronts: list[Front]) -> None:
+    """etcd's own limit: it is there, and says so."""
+    front = Overloaded(conch.endpoints)
+    fronts.append(front)
+    relief = threading.Timer(3, front.relieved.set)
+    relief.start()
+    done = conch.run("elect", "o", *QUICK, "--endpoints", front.endpoint, "--", "true", env=HTTP)
+    assert done.returncode == 0, done.stderr
+    assert front.refused > 1
+    assert front.relieved.is_set()
+
+
+@pytest.mark.parametrize(
+    ("flags", "least_s", "most_s"),
+    [(["--wait", "3s", "--", "true"], 2.9, 8), (["-n", "--command-timeout", "2s", "--", "true"], 1.9, 6)],
+    ids=["--wait", "--nonblock"],
+)
+def test_endpoint_that_never_answers_is_69_in_the_end(
+    conch: Bench, flags: list[str], least_s: float, most_s: float
+) -> None:
+    """After --wait; under --nonblock after the time of one request."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        done = conch.run("elect", "o", *QUICK, "--endpoints", f"127.0.0.1:{silent.getsockname()[1]}", *flags)
+        assert done.returncode == 69, done.stderr
+        assert least_s < time.monotonic() - began < most_s
+
+
+def crowd(own: OwnEtcd, count: int) -> None:
+    """So many wrappers of an election and of a semaphore, started while etcd answers nobody for some seconds."""
+    os.kill(own.member.pid, signal.SIGSTOP)
+    try:
+        wrappers = [
+            own.bench.start(*(("elect", "o") if at % 2 else ("sema", "s", "--max", "3")), *QUICK, "--", "true")
+            for at in range(count)
+        ]
+        for wrapper in wrappers:
+            wrapper.wait_event("acquiring", timeout_s=60)
+        wrappers[-1].wait_event("retry", timeout_s=60)
+    finally:
+        os.kill(own.member.pid, signal.SIGCONT)
+    assert [wrapper.wait(120) for wrapper in wrappers] == [0] * count
+
+
+@pytest.mark.timeout(600)
+def test_all_that_start_at_one_moment_are_served(own: OwnEtcd, request: pytest.FixtureRequest) -> None:
+    """Though etcd is slow just then; 300 of them with `--schedules`."""
+    crowd(own, 300 if request.config.getoption("--schedules") else 12)
+
+
+def check_held(wrapper: Wrapper) -> None:
+    assert wrapper.process.poll() is None, wrapper.err
+    assert not wrapper.events("lost"), wrapper.err
+
+
+def test_hold_is_kept_while_each_answer_takes_more_than_a_second(conch: Bench, fronts: list[Front]) -> None:
+    """Renewals overlap: each is late, none is abandoned, and what it proves counts from when it was sent."""
+    front = Slow(conch.endpoints)
+    fronts.append(front)
+    wrapper = conch.hold("o", "--endpoints", front.endpoint)
+    front.delay_s = 1.6
+    throughout(16, lambda: check_held(wrapper))
+    front.delay_s = 0.0
+    wrapper.signal(signal.SIGTERM)
+    wrapper.wait()
