@@ -81,7 +81,7 @@ def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: i
     log = Log(quiet=common.quiet, form=common.log_format)
     queue = common.keys.office(office)
     dial_s, command_s = common.connection.dial_timeout_s, common.connection.command_timeout_s
-    store = open_store(common.connection)
+    store = open_store(common.connection, lambda event, text: log("warning", event, msg=text))
     try:
         if look == "watch":
             for kv in first_in_line(store, queue, dial_timeout_s=dial_s, command_timeout_s=command_s, log=log):

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from conch.config import Connection
@@ -16,11 +17,13 @@ from conch.cron.clock import FleetClock
 from conch.cron.ledger import Ledger
 from conch.errors import EXIT_UNAVAILABLE, ConchError
 from conch.holder import Holder
-from conch.keeper.main import say_if_short
+from conch.keeper.main import check_room, crash, failure
 from conch.keeper.warden import NotReady, Warden
 from conch.keys import Keys
 
 _STATE_FILE = "id"
+# The scheduler, its watches of etcd and the clock, a session, the status, a worker for etcd and one for the disk.
+_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,6 @@ def keep(daemon: Daemon, link: Link) -> None:
     from conch.cron.scheduler import Scheduler
     from conch.etcd.connect import open_store
 
-    threading.excepthook = _crash
     inbox: queue.SimpleQueue[Message | Callable[[], None]] = queue.SimpleQueue()
     scheduler: Scheduler | None = None
 
@@ -63,7 +65,14 @@ def keep(daemon: Daemon, link: Link) -> None:
             warden.send(Failed(EXIT_UNAVAILABLE, f"cannot use {daemon.state_dir}: {error.strerror or error}"))
             return
         _end_survivors(ledger, begin, tell)
-        store = open_store(daemon.connection)
+        try:
+            # many requests at a time, for months: gRPC's one connection serves them better
+            store = open_store(
+                daemon.connection, lambda event, text: tell("warning", event, msg=text), prefer_grpc=True
+            )
+        except ConchError as error:
+            warden.send(Failed(error.code, str(error)))
+            return
         new = Scheduler(
             Base(
                 store=store,
@@ -96,27 +105,21 @@ def keep(daemon: Daemon, link: Link) -> None:
         new.run()
 
     try:
+        check_room(_THREADS)
         warden = Warden(link)
+        threading.excepthook = partial(crash, warden)
         threading.Thread(target=work, name="scheduler", daemon=True).start()
-    except (OSError, RuntimeError) as error:
-        if not say_if_short(error):
-            raise
+    except (OSError, RuntimeError, MemoryError, ConchError) as error:
+        link.send(failure(error))
         return
     try:
         warden.run(inbox.put)
     except NotReady as error:
-        say_if_short(error)
+        link.send(failure(error))
         return  # what an earlier keeper's runs hold is not given back while they run
     # The supervisor is gone, and so is all that it ran.
     if scheduler is not None and not scheduler.ended.is_set():
         scheduler.abandon()
-
-
-def _crash(args: Any) -> None:
-    """A thread died of a defect: so does the keeper, and the supervisor starts another."""
-    if not say_if_short(args.exc_value):
-        threading.__excepthook__(args)
-    os._exit(1)
 
 
 def _state_id(folder: str, prefix: str) -> str:

@@ -215,7 +215,8 @@ class GrpcStore(FailOver[Any]):
                 raise ValueError(f"{endpoint}: {why}") from None
             return _Stream(client, token, request, wanted)
 
-        return DriverWatch(what, open_stream, self.leave, self._login.forget, _FAILURES, tell, blind)
+        forget, timeline, confirm = self._login.forget, self.timeline, self.confirm
+        return DriverWatch(what, open_stream, self.leave, forget, _FAILURES, tell, blind, timeline, confirm)
 
 
 class _Stream:
@@ -245,6 +246,7 @@ class _Stream:
                 answer.cancel_reason,
                 answer.compact_revision,
                 events,
+                head_of(answer.header),
             )
 
     def add(self, what: Range, revision: int) -> bool:

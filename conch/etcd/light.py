@@ -25,6 +25,7 @@ from conch.etcd.store import (
     RangeResult,
     TxnResult,
 )
+from conch.etcd.timeline import Timeline
 from conch.etcd.watch import Answer, DriverWatch
 from conch.hints import Any
 
@@ -41,9 +42,9 @@ class HttpStore(FailOver[Gateway]):
     # a watch goes on to another member; a request's caller may choose another driver
     _watch_failures = (*failures, NoGateway)
 
-    def __init__(self, connection: Connection, *, tentative: bool = False) -> None:
+    def __init__(self, connection: Connection, timeline: Timeline | None = None, *, tentative: bool = False) -> None:
         """`tentative`: unless something answers as a gateway does, raise `NoGateway` for whatever else it says."""
-        super().__init__(connection)
+        super().__init__(connection, timeline)
         self._tentative = tentative
 
     def _open(self, endpoint: Endpoint) -> Gateway:
@@ -175,7 +176,8 @@ class HttpStore(FailOver[Gateway]):
                     self.leave(client)
                 raise
 
-        return DriverWatch(what, open_stream, self.leave, self._login.forget, self._watch_failures, tell, blind)
+        forget, failures = self._login.forget, self._watch_failures
+        return DriverWatch(what, open_stream, self.leave, forget, failures, tell, blind, self.timeline, self.confirm)
 
 
 def _check_alive(ask: Callable[[Gateway, str | None, float], Any], client: Gateway, token: str | None) -> None:
@@ -350,4 +352,5 @@ def _watch_answer(answer: dict[str, Any]) -> Answer:
         str(answer.get("cancel_reason", "")),
         _number(answer, "compact_revision"),
         events,
+        _head(answer),
     )

@@ -3,13 +3,16 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from conch.etcd.store import Compacted, Event, Range, Refused
+from conch.etcd.store import Compacted, Event, Head, Range, Refused, StoreError, WentBack
+from conch.etcd.timeline import Mark, Timeline
 from conch.hints import Any, Protocol
 from conch.record import Record
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 1.0
 # After so many streams in vain it is worth a word: the restart of a member takes fewer.
 _BROKEN = 5
+# Should etcd's revision go back all the time, as behind a balancer between two of them.
+_BACK_PAUSE_S = 0.1
 
 
 class Answer(Record):
@@ -21,6 +24,7 @@ class Answer(Record):
     cancel_reason: str
     compact_revision: int
     events: tuple[Event, ...]
+    head: Head = Head(0, 0, 0)
 
 
 class Stream(Protocol):
@@ -46,7 +50,10 @@ class DriverWatch:
         failures: tuple[type[Exception], ...],
         tell: Callable[[str], None],
         blind: Callable[[], None],
+        timeline: Timeline,
+        confirm: Callable[[Range], None],
     ) -> None:
+        """`confirm` reads a range for `timeline` to judge, and may raise `StoreError`."""
         self._what = [one for one, _ in what]
         self._next = [revision for _, revision in what]
         self._lock = threading.Lock()
@@ -56,6 +63,11 @@ class DriverWatch:
         self._failures = failures
         self._tell = tell
         self._blind = blind
+        self._timeline = timeline
+        self._confirm = confirm
+        self._since = timeline.newest
+        # listed before the revision went back, and begun after it
+        self._outlived = self._since.turn > 0 and max(self._next) > self._since.revision + 1
         self._broken = 0  # streams in a row that brought nothing
         self._cancelled = threading.Event()
         self._stream: Stream | None = None
@@ -66,9 +78,7 @@ class DriverWatch:
     def cancel(self) -> None:
         """See `Watch`."""
         self._cancelled.set()
-        with self._lock:
-            if self._stream is not None:
-                self._stream.cancel()
+        self._end_stream()
 
     def add(self, what: Range, start_revision: int) -> None:
         """See `Watch`."""
@@ -81,13 +91,32 @@ class DriverWatch:
                 self._outgrown = True
                 self._stream.cancel()
 
+    def _end_stream(self) -> None:
+        with self._lock:
+            if self._stream is not None:
+                self._stream.cancel()
+
+    def _check_timeline(self) -> None:
+        """Raise if what was listed for this watch has been undone: it might never hear of anything again."""
+        if self._outlived or self._timeline.newest.turn != self._since.turn:
+            self._cancelled.wait(_BACK_PAUSE_S)
+            raise WentBack("etcd's revision went back")
+
     def __iter__(self) -> Iterator[Sequence[Event]]:
         """See `Watch`."""
+        self._timeline.follow(self._end_stream)
+        try:
+            yield from self._all_events()
+        finally:
+            self._timeline.leave(self._end_stream)
+
+    def _all_events(self) -> Iterator[Sequence[Event]]:
         while not self._cancelled.is_set():
-            stream = None
+            self._check_timeline()
+            stream, before = None, self._timeline.newest
             try:
                 stream = self._open()
-                yield from self._events(stream)
+                yield from self._events(stream, before)
             except self._failures:
                 pass  # whatever ended the stream, the answer is a new one
             finally:
@@ -123,7 +152,20 @@ class DriverWatch:
                 stream.cancel()
         return stream
 
-    def _events(self, stream: Stream) -> Iterator[Sequence[Event]]:
+    def _goes_on(self, head: Head, where: int, before: Mark) -> bool:
+        """Whether a watch made now goes on from where it was; etcd takes revisions to come without a word.
+
+        Raises `WentBack`.
+        """
+        if head.revision < max(before.revision, self._next[where] - 1) or head.term < before.term:
+            try:
+                self._confirm(self._what[where])  # it may be a member that lags
+            except StoreError:
+                return False
+        self._check_timeline()
+        return True
+
+    def _events(self, stream: Stream, before: Mark) -> Iterator[Sequence[Event]]:
         """The events of the stream that is open; ends where a new stream must go on."""
         index: dict[int, int] = {}  # which range a watch id of this stream belongs to
         if self._cancelled.is_set():
@@ -140,6 +182,8 @@ class DriverWatch:
                 if "permission denied" in answer.cancel_reason and self._refusals > 1:
                     raise Refused(f"cannot watch: etcd refuses it ({answer.cancel_reason})")
                 return
+            if answer.created and not self._goes_on(answer.head, index[answer.watch_id], before):
+                return
             self._pause_s, self._refusals = _PAUSE_S, 0  # this stream works
             if self._broken >= _BROKEN:
                 self._tell("watch-resumed")
@@ -148,6 +192,7 @@ class DriverWatch:
                 continue
             where = index[answer.watch_id]
             events = [one for one in answer.events if one.kv.mod_revision >= self._next[where]]
+            self._timeline.seen(answer.events[-1].kv.mod_revision, self._since)
             with self._lock:
                 self._next[where] = max(self._next[where], answer.events[-1].kv.mod_revision + 1)
             if events:

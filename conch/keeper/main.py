@@ -1,14 +1,20 @@
 """The keeper's start and end."""
 
-import errno
 import os
 import threading
+from functools import partial
 
-from conch.core.link import Link, Release
-from conch.hints import Any
+from conch.core.link import Failed, Link, Note, Release
+from conch.errors import EXIT_UNAVAILABLE, ConchError
+from conch.hints import TYPE_CHECKING, Any
 from conch.keeper.job import Job
+from conch.limits import lacking, shortage
 
-_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+if TYPE_CHECKING:
+    from conch.keeper.warden import Warden
+
+# The worker, a session, a watch, and one of a moment's.
+_THREADS = 4
 
 
 def keep_when_told(link: Link) -> None:
@@ -29,38 +35,48 @@ def keep(job: Job, link: Link) -> None:
     from conch.keeper.warden import NotReady, Warden
     from conch.keeper.worker import Worker
 
-    threading.excepthook = _crash
+    def tell(event: str, text: str) -> None:
+        warden.send(Note("warning", event, {"msg": text}))
+
     try:
+        check_room(_THREADS)
         warden = Warden(link)
-        worker = Worker(job, open_store(job.connection), warden)
+        threading.excepthook = partial(crash, warden)
+        worker = Worker(job, open_store(job.connection, tell), warden)
         threading.Thread(target=worker.run, name="worker", daemon=True).start()
-    except (OSError, RuntimeError) as error:
-        if not say_if_short(error):
-            raise
+    except (OSError, RuntimeError, MemoryError, ConchError) as error:
+        link.send(failure(error))
         return
     try:
         warden.run(worker.deliver)
     except NotReady as error:
-        say_if_short(error)
+        link.send(failure(error))
     # The supervisor is gone, and so is all that it ran; or it was never told of a hold.
     worker.deliver(Release())
     worker.released.wait(2 * job.connection.command_timeout_s)
 
 
-def _crash(args: Any) -> None:
-    """A thread died of a defect: so does the keeper, and the supervisor ends what runs under the hold."""
-    if not say_if_short(args.exc_value):
-        threading.__excepthook__(args)
+def check_room(threads: int) -> None:
+    """Raise `ConchError` unless the system lets this process have so many threads."""
+    lack = lacking(threads=threads)
+    if lack:
+        raise ConchError(f"cannot start the process that talks to etcd: {lack}")
+
+
+def failure(error: BaseException) -> Failed:
+    """What the supervisor is told of a keeper that cannot be; a defect is raised again."""
+    if isinstance(error, ConchError):
+        return Failed(error.code, str(error))
+    short = shortage(error)
+    if not short:
+        raise error
+    return Failed(EXIT_UNAVAILABLE, f"cannot start the process that talks to etcd: {short}")
+
+
+def crash(warden: "Warden", args: Any) -> None:
+    """A thread died, of a defect or for want of something: so does the keeper, and the supervisor sees to the rest."""
+    if shortage(args.exc_value):
+        warden.quit(failure(args.exc_value))
+        threading.Event().wait()
+    threading.__excepthook__(args)
     os._exit(1)
-
-
-def say_if_short(error: BaseException | None) -> bool:
-    """That the system has no more to give is no defect: one line on stderr says it."""
-    if isinstance(error, RuntimeError) and "start new thread" in str(error):
-        text = "cannot start a thread: the limit of processes is reached"
-    elif isinstance(error, OSError) and error.errno in _SHORTAGES:
-        text = f"cannot start the process that talks to etcd: {error.strerror}"
-    else:
-        return False
-    os.write(2, f"conch: {text}\n".encode())
-    return True
