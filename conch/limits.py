@@ -20,7 +20,8 @@ def shortage(error: BaseException | None) -> str:
         return os.strerror(errno.ENOMEM)
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return _NO_THREAD
-    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+    # those of ssl have a `library`, and numbers of their own
+    if isinstance(error, OSError) and error.errno in _SHORTAGES and not hasattr(error, "library"):
         return error.strerror or str(error)
     return ""
 

@@ -8,6 +8,7 @@ from conch.config import Connection, Settings
 from conch.errors import BadInput
 from conch.hints import Any
 from conch.keys import Keys
+from conch.limits import cannot
 from conch.log import Log
 from conch.record import replace
 
