@@ -47,13 +47,16 @@ def keep(job: Job, link: Link) -> None:
     except (OSError, RuntimeError, MemoryError, ConchError) as error:
         link.send(failure(error))
         return
+    failed = None
     try:
         warden.run(worker.deliver)
     except NotReady as error:
-        link.send(failure(error))
+        failed = failure(error)
     # The supervisor is gone, and so is all that it ran; or it was never told of a hold.
     worker.deliver(Release())
     worker.released.wait(2 * job.connection.command_timeout_s)
+    if failed is not None:
+        link.send(failed)
 
 
 def check_room(threads: int) -> None:

@@ -110,9 +110,10 @@ class Wrapper:
         self.out_path = folder / f"out{number}"
         self.err_path = folder / f"err{number}"
         how.setdefault("stdin", subprocess.DEVNULL)
+        program = how.pop("program", [CONCH])  # what runs conch, if not it is to be run as it is
         with self.out_path.open("wb") as out, self.err_path.open("wb") as err:
             self.process = subprocess.Popen(
-                [CONCH, *arguments], env=environment, stdout=out, stderr=err, cwd=folder, **how
+                [*program, *arguments], env=environment, stdout=out, stderr=err, cwd=folder, **how
             )
 
     @property
