@@ -41,7 +41,11 @@ def back_up(own: OwnEtcd) -> Path:
 
 
 def restore(own: OwnEtcd, copy: Path) -> None:
-    replace_data(own, lambda data: (shutil.rmtree(data), shutil.copytree(copy, data)))
+    def put_back(data: Path) -> None:
+        shutil.rmtree(data)
+        shutil.copytree(copy, data)
+
+    replace_data(own, put_back)
 
 
 def hears_of_growth(own: OwnEtcd, lease: int) -> None:
@@ -96,11 +100,12 @@ def test_conchd_after_a_wipe_runs_what_is_added(own: OwnEtcd, own_fleet: Fleet, 
 
 def test_conchd_is_not_deaf_to_an_etcd_that_grew_past_what_it_knew(own: OwnEtcd, own_fleet: Fleet) -> None:
     """Its registration is gone, and so it lists anew; no revision tells it."""
+    grow(own)
     daemon = own_fleet.start("a", "--ttl", "2s")
     with frozen(daemon):
         wipe(own)
         own_fleet.add("fresh", "@every 1s")
-        grow(own)
+        grow(own, 100)
     own_fleet.results("fresh", 1)
     assert daemon.events("revision-went-back") == []
 

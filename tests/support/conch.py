@@ -56,6 +56,17 @@ def throughout(seconds: float, check: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def stranger(*limits: str) -> list[str]:
+    """What runs a program as a uid with no other process and no passwd entry, within limits of `prlimit`.
+
+    Root is bound by no limit of processes; all files may still be read and written.
+    """
+    caps = "-all,+dac_read_search,+dac_override"
+    uid = 100_000 + os.getpid()
+    ids = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", f"--inh-caps={caps}", f"--ambient-caps={caps}"]
+    return [*(["setpriv", *ids] if os.geteuid() == 0 else []), *(["prlimit", *limits] if limits else [])]
+
+
 def boottime() -> float:
     """The clock that conch's deadlines are on."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
