@@ -1,5 +1,6 @@
 """What conchd does where the system has no more threads, descriptors or packages for it."""
 
+import json
 import os
 import resource
 import socket
@@ -117,10 +118,11 @@ def test_job_whose_zone_cannot_be_opened_is_put_off(fleet: Fleet) -> None:
 
 
 @STRANGER
-def test_lack_of_threads_costs_the_status_server_no_more_than_requests(fleet: Fleet) -> None:
-    """Those of meanwhile; the keeper lives, runs go on, and it answers again afterwards."""
-    fleet.add("j", "@every 1s", "--overlap", "allow")
-    daemon = fleet.start("a", "--status-addr", "0", program=[*stranger("--nproc=4096"), CONCH])
+def test_lack_of_threads_while_it_works(fleet: Fleet) -> None:
+    """It costs the requests for status of meanwhile; ticks are claimed and run all the same by the threads that are."""
+    daemon = fleet.start(
+        "a", "--status-addr", "0", program=[*stranger("--nproc=4096"), CONCH], env={"CONCH_TRANSPORT": "http"}
+    )
     port = int(daemon.wait_event("status")["addr"].rpartition(":")[2])
 
     def answer() -> bytes:
@@ -135,8 +137,12 @@ def test_lack_of_threads_costs_the_status_server_no_more_than_requests(fleet: Fl
     keeper = daemon.keeper()
     subprocess.run([*stranger(f"--pid={keeper}", "--nproc=1:")], check=True)
     assert {answer() for _ in range(40)} == {b""}
-    have = len(fleet.ticks("result", "j"))
-    fleet.results("j", have + 2)
+    jobs = [f"j{number}" for number in range(12)]
+    for name in jobs:
+        job = {"schedule": "@every 1s", "cmd": ["true"], "overlap": "allow"}
+        fleet.bench.etcd.put(f"{fleet.bench.prefix}/cron/job/{name}", json.dumps(job))
+    for name in jobs:
+        fleet.results(name, 2)
     subprocess.run([*stranger(f"--pid={keeper}", "--nproc=4096:")], check=True)
     wait_for(lambda: b" 200 " in answer(), "it answers again")
     assert daemon.keeper() == keeper
