@@ -17,9 +17,10 @@ from conch.cron.clock import FleetClock
 from conch.cron.ledger import Ledger
 from conch.errors import EXIT_UNAVAILABLE, ConchError
 from conch.holder import Holder
-from conch.keeper.main import check_room, crash, failure
+from conch.keeper.main import crash, failure
 from conch.keeper.warden import NotReady, Warden
 from conch.keys import Keys
+from conch.limits import lacking
 
 _STATE_FILE = "id"
 # The scheduler, its watches of etcd and the clock, a session, the status, a worker for etcd and one for the disk.
@@ -105,7 +106,7 @@ def keep(daemon: Daemon, link: Link) -> None:
         new.run()
 
     try:
-        check_room(_THREADS)
+        _check_room()
         warden = Warden(link)
         threading.excepthook = partial(crash, warden)
         threading.Thread(target=work, name="scheduler", daemon=True).start()
@@ -120,6 +121,13 @@ def keep(daemon: Daemon, link: Link) -> None:
     # The supervisor is gone, and so is all that it ran.
     if scheduler is not None and not scheduler.ended.is_set():
         scheduler.abandon()
+
+
+def _check_room() -> None:
+    """Raise `ConchError` unless the system lets us have the threads that we need at least."""
+    lack = lacking(threads=_THREADS)
+    if lack:
+        raise ConchError(f"cannot start the process that talks to etcd: {lack}")
 
 
 def _state_id(folder: str, prefix: str) -> str:

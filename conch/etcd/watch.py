@@ -127,6 +127,7 @@ class DriverWatch:
                     stream.close()
             if outgrown:
                 continue
+            self._check_timeline()
             if stream is not None and not self._cancelled.is_set():
                 self._leave(stream.client)
             self._broken += 1

@@ -8,13 +8,10 @@ from conch.core.link import Failed, Link, Note, Release
 from conch.errors import EXIT_UNAVAILABLE, ConchError
 from conch.hints import TYPE_CHECKING, Any
 from conch.keeper.job import Job
-from conch.limits import lacking, shortage
+from conch.limits import shortage
 
 if TYPE_CHECKING:
     from conch.keeper.warden import Warden
-
-# The worker, a session, a watch, and one of a moment's.
-_THREADS = 4
 
 
 def keep_when_told(link: Link) -> None:
@@ -39,7 +36,6 @@ def keep(job: Job, link: Link) -> None:
         warden.send(Note("warning", event, {"msg": text}))
 
     try:
-        check_room(_THREADS)
         warden = Warden(link)
         threading.excepthook = partial(crash, warden)
         worker = Worker(job, open_store(job.connection, tell), warden)
@@ -57,13 +53,6 @@ def keep(job: Job, link: Link) -> None:
     worker.released.wait(2 * job.connection.command_timeout_s)
     if failed is not None:
         link.send(failed)
-
-
-def check_room(threads: int) -> None:
-    """Raise `ConchError` unless the system lets this process have so many threads."""
-    lack = lacking(threads=threads)
-    if lack:
-        raise ConchError(f"cannot start the process that talks to etcd: {lack}")
 
 
 def failure(error: BaseException) -> Failed:

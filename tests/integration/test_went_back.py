@@ -24,6 +24,7 @@ def grow(own: OwnEtcd, revisions: int = 50) -> None:
 
 def replace_data(own: OwnEtcd, change: Callable[[Path], object]) -> None:
     """Stop etcd, change its data, start it."""
+    own.bench.went_back = True
     own.cluster.kill(own.member)
     change(own.member.folder / "data")
     own.cluster.restart(own.member)

@@ -208,6 +208,7 @@ class Bench:
         self.folder = folder
         self.prefix = f"/t/{mark}"
         self.wrappers: list[Wrapper] = []
+        self.went_back = False  # etcd's revision, by this test's doing
         self._etcd: Any = None
 
     @property
@@ -331,6 +332,7 @@ class Bench:
             raise AssertionError(f"processes left behind: {left}") from None
         for wrapper in self.wrappers:
             assert "Traceback" not in wrapper.err, wrapper.err
+            assert self.went_back or "revision-went-back" not in wrapper.err, wrapper.err
             assert "Warning: " not in wrapper.err, wrapper.err  # of Python, in its development mode
 
     def check_etcd(self, *, leftovers_s: float = 20.0) -> None:
