@@ -54,15 +54,16 @@ class EndedBySignal(Exception):
 _SHORTAGES = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})
 
 
-def shortage(error: BaseException | None) -> str | None:
-    """What the system has no more of, if that is what an error says: no defect, though nobody expected it."""
-    if isinstance(error, RuntimeError) and "start new thread" in str(error):
-        return "cannot start a thread: the limit of processes is reached"
+def shortage(error: BaseException | None) -> str:
+    """Of what the system has no more, if that is what an error says (then it is no defect); else empty."""
     if isinstance(error, MemoryError):
         return os.strerror(errno.ENOMEM)
-    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return "cannot start a thread: the limit of processes is reached (ulimit -u), or that of memory"
+    # those of ssl have a `library`, and numbers of their own
+    if isinstance(error, OSError) and error.errno in _SHORTAGES and not hasattr(error, "library"):
         return os.strerror(error.errno)
-    return None
+    return ""
 
 
 def unexpected(error: BaseException | None) -> int:
@@ -73,7 +74,7 @@ def unexpected(error: BaseException | None) -> int:
     """
     try:
         short = shortage(error)
-        if short is not None:
+        if short:
             _say(short)
             return EXIT_UNAVAILABLE
         if os.environ.get("CONCH_DEBUG") == "1" and error is not None:

@@ -14,7 +14,7 @@ from conch.cli.options import DURATION, TTL, Parsed, common_options, given, whol
 from conch.cli.settings import settings
 from conch.cli.wrapper import check_host
 from conch.errors import EXIT_NOT_ACQUIRED, BadInput, ConchError
-from conch.record import replace
+from conch.limits import cannot
 
 # A conchd that was killed may need a moment to end what it ran; its successor waits for that.
 _LOCK_S = 5.0
@@ -84,6 +84,7 @@ def command(**values: Any) -> int:
 
     if host.hides_processes():
         raise ConchError("cannot run anything: /proc hides processes of other users (hidepid), jobs' own perhaps")
+    descriptors, most = _raise_descriptors()
     user = _user(values["run_as"])
     from conch.cli.keyfile import read_key
 
@@ -106,13 +107,10 @@ def command(**values: Any) -> int:
         log("warning", "running-as-root", msg="whoever may write jobs in etcd runs commands as root here: see --run-as")
     if job_key is None:
         log("info", "unsigned-jobs", msg="jobs are run whoever wrote them: see --job-key-file")
-    descriptors, most = _raise_descriptors()
     if values["max_runs"] > most:
         log("warning", "few-descriptors", max_runs=most, msg="the limit of open files allows no more runs")
-    connection = common.connection
     daemon = Daemon(
-        # many requests at a time, for months: gRPC's one connection serves them better
-        connection=replace(connection, transport="grpc") if connection.transport == "auto" else connection,
+        connection=common.connection,
         keys=common.keys,
         me=me,
         state_dir=state_dir,
@@ -175,6 +173,9 @@ def _raise_descriptors() -> tuple[tuple[int, int], int]:
     """Use what we may of open files; what our limit was, for runs to get, and how many runs it is enough for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if max(soft, wanted) < _OWN_DESCRIPTORS:
+        limit = max(soft, wanted)
+        raise ConchError(f"the limit of open files is {limit} (ulimit -n): conchd needs at least {_OWN_DESCRIPTORS}")
     if wanted > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return (soft, hard), max(1, (max(soft, wanted) - _OWN_DESCRIPTORS) // _DESCRIPTORS_A_RUN)
@@ -198,7 +199,8 @@ def _state_dir(given: str | None) -> str:
                 raise BadInput(f"--state-dir: {path} has other things in it, and is open to other users")
             os.chmod(path, 0o700)
     except (OSError, ValueError) as error:
-        raise BadInput(f"--state-dir: cannot use {path}: {getattr(error, 'strerror', None) or error}") from None
+        text = f"--state-dir: cannot use {path}: {getattr(error, 'strerror', None) or error}"
+        raise cannot(text, error) from None
     return os.path.abspath(path)
 
 
@@ -208,7 +210,7 @@ def _lock(state_dir: str) -> int:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise BadInput(f"--state-dir: cannot write {path}: {error.strerror}") from None
+        raise cannot(f"--state-dir: cannot write {path}: {error.strerror}", error) from None
     until = time.monotonic() + _LOCK_S
     while True:
         try:

@@ -82,7 +82,7 @@ def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: i
     log = Log(quiet=common.quiet, form=common.log_format)
     queue = common.keys.office(office)
     guard_threads()
-    store = open_store(common.connection)
+    store = open_store(common.connection, lambda event, text: log("warning", event, msg=text))
     try:
         if look == "watch":
             for kv in first_in_line(store, queue, common.connection, log):

@@ -4,6 +4,7 @@ import os
 import stat
 
 from conch.errors import BadInput
+from conch.limits import cannot
 
 _LEAST_BYTES = 16
 
@@ -17,7 +18,8 @@ def read_key(path: str | None) -> bytes | None:
             mode = os.fstat(file.fileno()).st_mode
             key = file.read(65536).strip()
     except (OSError, ValueError) as error:
-        raise BadInput(f"--job-key-file: cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        text = f"--job-key-file: cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        raise cannot(text, error) from None
     if stat.S_ISREG(mode) and mode & 0o007:
         raise BadInput(f"--job-key-file: {path} is open to all users (chmod 600)")
     if len(key) < _LEAST_BYTES:

@@ -8,6 +8,7 @@ from conch.config import Connection, Settings
 from conch.errors import BadInput
 from conch.hints import Any
 from conch.keys import Keys
+from conch.limits import cannot
 from conch.log import Log
 from conch.record import replace
 
@@ -72,7 +73,7 @@ def _read_password(path: str) -> str:
         with open(path, encoding="utf-8") as file:
             return file.readline().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--password-file: cannot read {path}: {_why(error)}") from None
+        raise cannot(f"--password-file: cannot read {path}: {_why(error)}", error) from None
 
 
 def _why(error: Exception) -> str:
@@ -86,7 +87,7 @@ def _check_tls(connection: Connection) -> None:
         try:
             open(path, "rb").close()
         except (OSError, ValueError) as error:
-            raise BadInput(f"--{flag}: cannot read {path}: {_why(error)}") from None
+            raise cannot(f"--{flag}: cannot read {path}: {_why(error)}", error) from None
     if (connection.cert is None) != (connection.key is None):
         raise BadInput("--cert and --key go together")
     if connection.endpoints[0].tls and (connection.cacert or connection.cert):
@@ -101,12 +102,14 @@ def _check_certificates(connection: Connection) -> None:
         if connection.cacert is not None:
             context.load_verify_locations(connection.cacert)
     except (ssl.SSLError, OSError) as error:
-        raise BadInput(f"--cacert: no certificate in {connection.cacert} ({error.strerror or error})") from None
+        text = f"--cacert: no certificate in {connection.cacert} ({error.strerror or error})"
+        raise cannot(text, error) from None
     try:
         if connection.cert is not None:
             context.load_cert_chain(connection.cert, connection.key, password=lambda: "")
     except (ssl.SSLError, OSError, ValueError) as error:
-        raise BadInput(f"--cert, --key: {connection.cert} and {connection.key} do not fit: {error}") from None
+        text = f"--cert, --key: {connection.cert} and {connection.key} do not fit: {error}"
+        raise cannot(text, error) from None
 
 
 def _warn_of_passwords(connection: Connection, log: Log, *, on_command_line: bool) -> None:

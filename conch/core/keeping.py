@@ -110,6 +110,8 @@ class Keeping(ABC):
             case Failed(code, text) if self.state is State.ACQUIRING:
                 self._lease = None
                 self._on_failed(code, text)
+            case Failed(_, text) if self._bound:
+                self._log("error", "keeper-failed", **self._about(), msg=text)  # its death follows
             case Released(reason) if self.state is State.RELEASING:
                 self._on_released(reason)
             case Note(level, event, text):

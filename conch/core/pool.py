@@ -151,10 +151,8 @@ class Pool:
             case Recorded(run) if run in self.tasks and self.tasks[run].finished is not None:
                 del self.tasks[run]
                 self._forget_holds()
-            case Failed(code, text) if not self._begun and not self.tasks:
-                self._log.plain(text)
-                self.code = code
-                self._give_up()
+            case Failed(code, text) if not self._begun:
+                self._fail(code, text)
             case Failed(_, text):
                 # another keeper may do better; what runs must not lose its supervisor for it
                 self._log("error", "keeper-failed", msg=text)
@@ -170,16 +168,18 @@ class Pool:
         self._end_if_idle()
 
     def on_keeper_death(self) -> None:
-        """It is replaced, once nothing runs any more under what it held; what holds nothing runs on."""
+        """It is replaced, once nothing runs any more under what it held; what holds nothing runs on.
+
+        The first is not, unless it got as far as to begin: why it cannot be would not change.
+        """
         self._keeper = False
         self._defects = self._defects + 1 if self._ports.drop_keeper() else 0
         if self.done:
             return
-        self._log("warning", "keeper-died")
-        if self._defects > 1 and not self._begun and not self.tasks:
-            self.code = EXIT_DEFECT  # it never came to work, and will not
-            self._give_up()
+        if not self._begun:
+            self._fail(EXIT_DEFECT if self._defects else EXIT_UNAVAILABLE, f"{_KEEPER_DIED} at its start")
             return
+        self._log("warning", "keeper-died")
         now = self._ports.now()
         if now - self._keeper_since >= _STABLE_S:
             self._again_s = _AGAIN_S
@@ -266,7 +266,11 @@ class Pool:
         try:
             self._ports.start_keeper()
         except OSError as error:
-            self._log("error", "keeper-failed", msg=f"cannot start the process that talks to etcd: {error}")
+            text = f"cannot start the process that talks to etcd: {error.strerror or error}"
+            if not self._begun:
+                self._fail(EXIT_UNAVAILABLE, text)
+                return
+            self._log("error", "keeper-failed", msg=text)
             self._keeper_at = self._ports.now() + _AGAIN_MOST_S
             return
         self._keeper = True
@@ -285,6 +289,12 @@ class Pool:
     def _send(self, message: Message | None) -> None:
         if self._keeper and message is not None:
             self._ports.send(message)
+
+    def _fail(self, code: int, text: str) -> None:
+        """It never began: say why, and end."""
+        self._log.plain(text)
+        self.code = code
+        self._give_up()
 
     def _give_up(self) -> None:
         """End without the keeper."""

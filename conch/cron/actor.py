@@ -24,6 +24,7 @@ from conch.etcd.store import Store, StoreError
 from conch.holder import Holder
 from conch.keeper.warden import Warden
 from conch.keys import Keys
+from conch.limits import is_short
 
 _T = TypeVar("_T")
 
@@ -69,6 +70,8 @@ class Actor(ABC):
         self._inbox = base.inbox
         self._workers = ThreadPoolExecutor(_WORKERS, "work")
         self._disk = ThreadPoolExecutor(_DISK_WORKERS, "disk")
+        for pool in (self._workers, self._disk):
+            pool.submit(int).result()  # one thread at least; what takes long would wait for nobody
         self._serial = count()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -86,7 +89,7 @@ class Actor(ABC):
     def _run_ticks(self) -> None:
         """Take up what is due now."""
 
-    def ask(self, question: Callable[[], _T], timeout_s: float) -> _T:
+    def ask(self, question: Callable[[], _T], timeout_s: float | None) -> _T:
         """The answer of the scheduler's thread. Raises `TimeoutError`."""
         answer: queue.SimpleQueue[_T] = queue.SimpleQueue()
         self._inbox.put(lambda: answer.put(question()))
@@ -152,7 +155,12 @@ class Actor(ABC):
             else:
                 self._inbox.put(lambda: then(result))
 
-        (self._disk if on_disk else self._workers).submit(do)
+        try:
+            (self._disk if on_disk else self._workers).submit(do)
+        except RuntimeError as error:
+            if not is_short(error):
+                raise
+            # no further thread can be started: it is queued, for those that are there
 
 
 def _raise(defect: Exception) -> None:

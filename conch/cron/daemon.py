@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from conch.config import Connection
@@ -16,11 +17,14 @@ from conch.cron.clock import FleetClock
 from conch.cron.ledger import Ledger
 from conch.errors import EXIT_UNAVAILABLE, ConchError
 from conch.holder import Holder
-from conch.keeper.main import crash, say_if_short
+from conch.keeper.main import crash, failure
 from conch.keeper.warden import NotReady, Warden
 from conch.keys import Keys
+from conch.limits import lacking
 
 _STATE_FILE = "id"
+# The scheduler, its watches of etcd and the clock, a session, the status, a worker for etcd and one for the disk.
+_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,6 @@ def keep(daemon: Daemon, link: Link) -> None:
     from conch.cron.scheduler import Scheduler
     from conch.etcd.connect import open_store
 
-    threading.excepthook = crash
     inbox: queue.SimpleQueue[Message | Callable[[], None]] = queue.SimpleQueue()
     scheduler: Scheduler | None = None
 
@@ -63,7 +66,14 @@ def keep(daemon: Daemon, link: Link) -> None:
             warden.send(Failed(EXIT_UNAVAILABLE, f"cannot use {daemon.state_dir}: {error.strerror or error}"))
             return
         _end_survivors(ledger, begin, tell)
-        store = open_store(daemon.connection)
+        try:
+            # many requests at a time, for months: gRPC's one connection serves them better
+            store = open_store(
+                daemon.connection, lambda event, text: tell("warning", event, msg=text), prefer_grpc=True
+            )
+        except ConchError as error:
+            warden.send(Failed(error.code, str(error)))
+            return
         new = Scheduler(
             Base(
                 store=store,
@@ -96,20 +106,28 @@ def keep(daemon: Daemon, link: Link) -> None:
         new.run()
 
     try:
+        _check_room()
         warden = Warden(link)
+        threading.excepthook = partial(crash, warden)
         threading.Thread(target=work, name="scheduler", daemon=True).start()
-    except (OSError, RuntimeError) as error:
-        if not say_if_short(error):
-            raise
+    except (OSError, RuntimeError, MemoryError, ConchError) as error:
+        link.send(failure(error))
         return
     try:
         warden.run(inbox.put)
     except NotReady as error:
-        say_if_short(error)
+        link.send(failure(error))
         return  # what an earlier keeper's runs hold is not given back while they run
     # The supervisor is gone, and so is all that it ran.
     if scheduler is not None and not scheduler.ended.is_set():
         scheduler.abandon()
+
+
+def _check_room() -> None:
+    """Raise `ConchError` unless the system lets us have the threads that we need at least."""
+    lack = lacking(threads=_THREADS)
+    if lack:
+        raise ConchError(f"cannot start the process that talks to etcd: {lack}")
 
 
 def _state_id(folder: str, prefix: str) -> str:

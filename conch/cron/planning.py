@@ -50,8 +50,6 @@ class Planning(Claiming):
 
     def _on_job(self, name: str, kv: KeyValue) -> None:
         known = self.jobs.get(name)
-        if known is not None and known.rev == kv.mod_revision:
-            return
         try:
             check_name(name)
             job = parse(name, kv.value)
@@ -62,6 +60,8 @@ class Planning(Claiming):
                 self.tell("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg=str(error))
             return
         self._unreadable.pop(name, None)
+        if known is not None and known.rev == kv.mod_revision and known.job == job:
+            return  # an etcd that was wiped has the same revisions for other jobs
         if known is None:
             known = self.jobs[name] = Known(job, kv.mod_revision, job.ticks())
         else:

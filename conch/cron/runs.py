@@ -108,7 +108,10 @@ class Runs(Membership):
             return False
         if os.getppid() != self._supervisor:
             return False  # it is dead
-        supervisor = tree.stat(self._supervisor)
+        try:
+            supervisor = tree.stat(self._supervisor)
+        except OSError:
+            return True  # we cannot look now
         return supervisor is not None and supervisor.state not in "Tt"
 
     def _launch(self, due: Due, entry: Entry, lease: int, number: int) -> None:

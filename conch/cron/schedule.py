@@ -25,6 +25,7 @@ from zoneinfo import ZoneInfo
 
 from conch.durations import parse_duration
 from conch.errors import BadInput
+from conch.limits import is_short
 
 LONGEST_EXPRESSION = 1000
 _BEGIN = -2208988800  # 1900-01-01: clocks before it kept no zones
@@ -108,8 +109,10 @@ def _parse_zone(zone: str) -> ZoneInfo:
     if _ZONE.fullmatch(zone) and zone not in _NO_ZONES:
         try:
             return ZoneInfo(zone)
-        except (KeyError, ValueError, OSError):
-            pass  # not there; not a file of zones; a directory, or a name too long
+        except (KeyError, ValueError, OSError) as error:
+            if is_short(error):
+                raise
+            # not there; not a file of zones; a directory, or a name too long
     raise BadInput(f"unknown time zone {zone[:100]!r} (write a name of the IANA database, as Europe/Berlin)")
 
 

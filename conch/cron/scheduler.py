@@ -7,15 +7,17 @@ from functools import partial
 from conch.core import clock
 from conch.core.clock import ANSWERS_WITHIN_S
 from conch.core.link import Drain, Finished, Message, Release, Released, Running
-from conch.cron.actor import Base
+from conch.cron.actor import PAUSE_MOST_S, Base
 from conch.cron.job import Job
 from conch.cron.ledger import ended
 from conch.cron.planning import Planning
 from conch.cron.records import Result, tick_of
 from conch.cron.runs import Live
+from conch.errors import shortage
 from conch.etcd.patience import first_answer
-from conch.etcd.store import Compacted, Event, KeyValue, Range, RangeResult, StoreError
+from conch.etcd.store import Compacted, Event, KeyValue, Range, RangeResult, StoreError, Watch
 from conch.keys import prefix_end
+from conch.limits import is_short
 from conch.record import replace
 
 _KINDS = ("job", "fire", "now", "run")
@@ -31,6 +33,9 @@ class Scheduler(Planning):
         super().__init__(base)
         self._first = base.first
         self._watching = self._interrupted = False
+        self._news: Watch | None = None
+        self._outdated = threading.Event()  # what is listed, or being listed, is to be listed again
+        self._relisting = self._was_registered = False
         self._released = False
 
     def adopt(self, live: Sequence[str], over: Sequence[str]) -> None:
@@ -52,8 +57,9 @@ class Scheduler(Planning):
         """
         watched = None
         if self._first:
+            keys = self._with_run_keys()
             within_s = max(ANSWERS_WITHIN_S, self._connection.dial_timeout_s)
-            watched = first_answer(self._list, self._connection, within_s=within_s)
+            watched = first_answer(lambda limit_s: self._list(limit_s, keys), self._connection, within_s=within_s)
         threading.Thread(target=self._watch, args=(watched,), name="watch", daemon=True).start()
         threading.Thread(target=self._watch_clock, name="clock", daemon=True).start()
         for one in list(self._live.values()):
@@ -65,22 +71,33 @@ class Scheduler(Planning):
         prefixes = [self._keys.cron(kind).encode() for kind in _KINDS] + [self._keys.node().encode()]
         return [Range(prefix, prefix_end(prefix)) for prefix in prefixes]
 
-    def _list(self, timeout_s: float) -> list[tuple[Range, int]]:
-        """Have all that is there taken in; what to watch, and from which revisions on."""
+    def _with_run_keys(self) -> set[str]:
+        return {one.entry.run for one in self._runs() if one.entry.run_rev is not None}
+
+    def _list(self, timeout_s: float, running: set[str]) -> list[tuple[Range, int]]:
+        """Have all that is there taken in; what to watch, and from which revisions on.
+
+        `running` are the runs that have run keys by now.
+        """
         listed = []
         for what in self._watched():
             # claims are of interest only as they are made
             limit = 1 if what.key == self._keys.cron("fire").encode() else 0
             listed.append((what, self._store.range(replace(what, limit=limit), timeout_s=timeout_s)))
-        self._inbox.put(partial(self._on_list, listed))
+        self._inbox.put(partial(self._on_list, listed, running))
         return [(what, found.head.revision + 1) for what, found in listed]
 
     def _watch(self, watched: list[tuple[Range, int]] | None) -> None:
         while True:
             try:
-                watched = watched or self._list(self._limit_s)
+                if watched is None:
+                    self._outdated.clear()
+                    watched = self._list(self._limit_s, self.ask(self._with_run_keys, None))
                 self._inbox.put(lambda: self._on_watching(on=True))
-                for events in self._store.watch(watched, tell=self._on_watch_news):
+                self._news = self._store.watch(watched, tell=self._on_watch_news)
+                if self._outdated.is_set():
+                    self._news.cancel()
+                for events in self._news:
                     self._inbox.put(partial(self._on_events, events))
             except Compacted:
                 pass  # what went meanwhile is noticed by its absence
@@ -89,6 +106,19 @@ class Scheduler(Planning):
                 self._inbox.put(lambda: self._on_watching(on=False))
             threading.Event().wait(_RETRY_S)
             watched = None
+
+    def _list_again(self) -> None:
+        """Have everything listed and watched anew."""
+        self._relisting = False
+        self._outdated.set()
+        if self._news is not None:
+            self._news.cancel()
+
+    def _on_registration(self) -> None:
+        super()._on_registration()
+        if self._was_registered:
+            self._list_again()  # it may be another etcd by now, and have grown past what the watch goes on from
+        self._was_registered = True
 
     def _on_watch_news(self, event: str) -> None:
         self.tell("warning", event)
@@ -100,7 +130,7 @@ class Scheduler(Planning):
         self._watching = on
         self._interrupted = not on
 
-    def _on_list(self, listed: Sequence[tuple[Range, RangeResult]]) -> None:
+    def _on_list(self, listed: Sequence[tuple[Range, RangeResult]], running: set[str]) -> None:
         there = {kv.key: kv for _, found in listed for kv in found.kvs}
         revision = min(found.head.revision for _, found in listed)
         for name in list(self.jobs):
@@ -109,11 +139,13 @@ class Scheduler(Planning):
         for name in {one.entry.name for one in self._runs()} | self.jobs.keys():
             run, known = there.get(self._keys.cron("run", name).encode()), self.jobs.get(name)
             if run is None and known is not None and known.run is not None:
-                self._on_run_key_gone(name, revision + 1)
+                known.run = None
+                self._take_run(name)
             for one in self._runs():
                 held = one.entry.run_rev
-                ours = one.entry.name == name and held is not None and held <= revision
-                if ours and (run is None or run.create_revision != held):
+                # its key was made before the listing; a revision tells that, unless etcd's went back
+                before = held is not None and (held <= revision or one.entry.run in running)
+                if one.entry.name == name and before and (run is None or run.create_revision != held):
                     self._end_without_key(one)
         for host in list(self._nodes):
             if self._keys.node(host).encode() not in there:
@@ -145,6 +177,14 @@ class Scheduler(Planning):
             self._take_in(kv, live=live)
         except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
             self.tell("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg=str(error))
+        except (OSError, MemoryError) as error:
+            if not is_short(error):
+                raise
+            # as when a job's zone cannot be opened just now
+            self.tell("warning", "postponed", key=kv.key.decode("utf-8", "replace"), msg=shortage(error))
+            if not self._relisting:
+                self._relisting = True
+                self._later(PAUSE_MOST_S, self._list_again)
 
     def _take_in(self, kv: KeyValue, *, live: bool) -> None:
         kind, path = self._split(kv.key)

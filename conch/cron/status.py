@@ -6,6 +6,7 @@ GET only. A slow or odd client gets five seconds and one of a few threads; it ca
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +29,7 @@ from conch.keys import Keys
 _CLIENT_S = 5.0
 _CLIENTS = 32
 _ASK_S = 1.0
+_PAUSE_S = 0.1
 # Within the client's time, so that it is told.
 _ETCD_S = 3.0
 
@@ -240,15 +242,29 @@ class _Server(ThreadingHTTPServer):
         if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no more threads
+            self._room.release()
+            self.shutdown_request(request)
+
+    def get_request(self) -> Any:
+        """Accept a client; without a descriptor to spare, not at once again."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_PAUSE_S)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Within the time that a client has, however slowly it sends or reads."""
         end = threading.Timer(_CLIENT_S, self._hang_up, (request,))
         end.daemon = True
-        end.start()
         try:
+            end.start()
             super().process_request_thread(request, client_address)
+        except RuntimeError:  # no more threads: without an end to its time it is not served
+            self.shutdown_request(request)
         finally:
             end.cancel()
             self._room.release()
@@ -281,5 +297,10 @@ def serve(
         tell("error", "status-failed", msg=f"cannot serve on {address[0]}:{address[1]}: {error}")
         return
     host, port = server.server_address[:2]
+    try:
+        threading.Thread(target=server.serve_forever, name="status", daemon=True).start()
+    except RuntimeError as error:  # no more threads
+        server.server_close()
+        tell("error", "status-failed", msg=f"cannot serve on {address[0]}:{address[1]}: {error}")
+        return
     tell("info", "status", addr=f"[{host!s}]:{port}" if ":" in str(host) else f"{host!s}:{port}")
-    threading.Thread(target=server.serve_forever, name="status", daemon=True).start()

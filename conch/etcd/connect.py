@@ -1,5 +1,6 @@
-"""Which driver talks to etcd: the light one where it can, else gRPC."""
+"""Which driver talks to etcd: the light one where it can, else gRPC; and how it is told that gRPC cannot be had."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,30 +17,55 @@ from conch.etcd.store import (
     RangeResult,
     Refused,
     Store,
+    StoreError,
     TxnResult,
     Unreachable,
     Watch,
 )
+from conch.etcd.timeline import Tell, Timeline
 from conch.hints import TypeVar
+from conch.limits import lacking
 
 _Answer = TypeVar("_Answer")
 # What the other driver has at least, where the first one used up the time.
 _LEAST_S = 0.5
+# What gRPC was seen to take, besides a thread a processor (4 to 16 of them), and we beside it.
+_GRPC_THREADS, _GRPC_DESCRIPTORS = 16, 24
 
 
-def open_store(connection: Connection) -> Store:
-    """The store for a connection's transport. Nothing is sent yet."""
+class NoGrpc(StoreError):
+    """gRPC is not installed, or the system does not let it have what it needs."""
+
+
+def open_store(connection: Connection, tell: Tell = lambda _event, _text: None, *, prefer_grpc: bool = False) -> Store:
+    """The store for a connection's transport; nothing is sent yet. Raises `NoGrpc` where only that is wanted.
+
+    `tell` hears warnings, an event and a text each. With `prefer_grpc`, `auto` is gRPC, and the gateway without it.
+    """
+    timeline = Timeline(tell)
     if connection.transport == "grpc":
-        return _grpc(connection)
+        return _grpc(connection, timeline)
     if connection.transport == "http":
-        return HttpStore(connection)
-    return AutoStore(connection)
+        return HttpStore(connection, timeline)
+    if not prefer_grpc:
+        return AutoStore(connection, timeline)
+    try:
+        return _grpc(connection, timeline)
+    except NoGrpc as error:
+        tell("no-grpc", f"{error}: etcd's JSON gateway is used instead")
+        return HttpStore(connection, timeline)
 
 
-def _grpc(connection: Connection) -> Store:
-    from conch.etcd.driver import GrpcStore  # late: it takes 100 ms and 25 MB
-
-    return GrpcStore(connection)
+def _grpc(connection: Connection, timeline: Timeline) -> Store:
+    # once it is loaded it aborts or hangs, in C, for want of a thread
+    lack = lacking(threads=_GRPC_THREADS + min(max(os.cpu_count() or 1, 4), 16), descriptors=_GRPC_DESCRIPTORS)
+    if lack:
+        raise NoGrpc(f"cannot use gRPC: {lack}")
+    try:
+        from conch.etcd.driver import GrpcStore  # late: it takes 100 ms and 25 MB
+    except (ImportError, OSError, MemoryError) as error:
+        raise NoGrpc(f"cannot load gRPC: {error or type(error).__name__}") from None
+    return GrpcStore(connection, timeline)
 
 
 class AutoStore:
@@ -48,9 +74,10 @@ class AutoStore:
     (Through the gateway etcd does not see the client's certificate, and finds no user name.)
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, timeline: Timeline) -> None:
         self._connection = connection
-        self._store: Store = HttpStore(connection, tentative=True)
+        self._timeline = timeline
+        self._store: Store = HttpStore(connection, timeline, tentative=True)
 
     def _ask(self, timeout_s: float, call: Callable[[Store, float], _Answer]) -> _Answer:
         store, until = self._store, time.monotonic() + timeout_s
@@ -58,18 +85,22 @@ class AutoStore:
         try:
             return call(store, timeout_s)
         except NoGateway as error:
-            why = f"; without gRPC: {error}"
+            why = str(error)
         except Refused as error:
             known_by_certificate = self._connection.cert is not None and self._connection.user is None
             if not known_by_certificate or "user name is empty" not in str(error) or store is not self._store:
                 raise
+            why = str(error)
         if store is self._store:
-            self._store = _grpc(self._connection)
+            try:
+                self._store = _grpc(self._connection, self._timeline)
+            except NoGrpc as error:
+                raise NoGrpc(f"{why}; {error}") from None
             store.close()
         try:
             return call(self._store, max(_LEAST_S, until - time.monotonic()))
         except Unreachable as error:
-            raise Unreachable(f"{error}{why}") from None
+            raise Unreachable(f"{error}; without gRPC: {why}" if why else str(error), error.accepted) from None
 
     def grant(self, lease: int, ttl_s: int, *, timeout_s: float) -> Lease:
         """See `Store`."""

@@ -213,7 +213,8 @@ class GrpcStore(FailOver[Any]):
                 raise ValueError(f"{endpoint}: {why}") from None
             return _Stream(client, token, request, wanted)
 
-        return DriverWatch(what, open_stream, self.leave, self._login.forget, _FAILURES, tell, blind)
+        forget, timeline, confirm = self._login.forget, self.timeline, self.confirm
+        return DriverWatch(what, open_stream, self.leave, forget, _FAILURES, tell, blind, timeline, confirm)
 
 
 class _Stream:

@@ -12,7 +12,8 @@ from conch.etcd.endpoints import Endpoint
 from conch.etcd.http import accepts
 from conch.etcd.login import Login
 from conch.etcd.reasons import NO_ANSWER, reason
-from conch.etcd.store import Head, Lease, LeaseExists, LeaseGone, Refused, Rejected, Unreachable
+from conch.etcd.store import Head, Lease, LeaseExists, LeaseGone, Range, RangeResult, Refused, Rejected, Unreachable
+from conch.etcd.timeline import Timeline
 from conch.hints import Any, Generic, Protocol, TypeVar
 from conch.record import Record, replace
 
@@ -20,6 +21,8 @@ from conch.record import Record, replace
 _TRY_S = 2.0
 # What an endpoint gets at least, when many are to be asked in little time.
 _SHARE_LEAST_S = 0.3
+# For a read that tells whether a watch may go on.
+_CONFIRM_S = 5.0
 # Short to the end: sleeping through the end of a fault may cost a hold, and there is one requester a lease.
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 0.25
 # To find out whether anybody takes connections at an endpoint that did not answer.
@@ -61,8 +64,9 @@ class FailOver(ABC, Generic[_Client]):
     # what a failed call raises; `_trouble` reads it
     failures: tuple[type[Exception], ...]
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, timeline: Timeline | None = None) -> None:
         self._connection = connection
+        self.timeline = timeline or Timeline()
         # a fleet spreads over the members
         self._endpoints = sorted(connection.endpoints, key=lambda _: os.urandom(4))
         self._lock = threading.Lock()
@@ -84,6 +88,14 @@ class FailOver(ABC, Generic[_Client]):
     @abstractmethod
     def _authenticate(self, client: _Client, user: str, password: str, timeout_s: float) -> str:
         """A token of etcd's authentication."""
+
+    @abstractmethod
+    def range(self, what: Range, *, timeout_s: float) -> RangeResult:
+        """See `Store`."""
+
+    def confirm(self, what: Range) -> None:
+        """Have the timeline judge etcd's revision by a small linearizable read. May raise `StoreError`."""
+        self.range(replace(what, limit=1, keys_only=True), timeout_s=_CONFIRM_S)
 
     def connected(self) -> _Client:
         """The open client, or a new one to the next endpoint of the list."""
@@ -107,7 +119,7 @@ class FailOver(ABC, Generic[_Client]):
         with self._lock:
             endpoints = list(self._endpoints)
         for endpoint in endpoints:
-            member = type(self)(replace(self._connection, endpoints=(endpoint,)))
+            member = type(self)(replace(self._connection, endpoints=(endpoint,)), self.timeline)
             member._login = self._login
             member._try_s = math.inf
             members.append(member)
@@ -147,9 +159,10 @@ class FailOver(ABC, Generic[_Client]):
                 try:
                     client = self.connected()
                     token = self._token(client, limit_s)
+                    before = self.timeline.newest
                     answer = call(client, token, max(0.001, ends_at - time.monotonic()))
                     self._patience_s = 0.0
-                    return answer
+                    return self.timeline.heard(answer, before)
                 except self.failures as raised:
                     trouble = self._trouble(raised)
                     if trouble.code is not None and client is not None:

@@ -216,7 +216,7 @@ def transaction(
 
 def watch_answer(answer: dict[str, Any]) -> Answer:
     """One answer of a stream of watches."""
-    _header(answer)  # of a watch that is cancelled it has no revision
+    header = _header(answer)  # of a watch that is cancelled it has no revision
     return Answer(
         _number(answer, "watch_id", _SIGNED),
         _flag(answer, "created"),
@@ -225,6 +225,11 @@ def watch_answer(answer: dict[str, Any]) -> Answer:
         _number(answer, "compact_revision", _UNSIGNED),
         tuple(
             answers.event(_key_value(_part(one, "kv")), deleted=_is_deletion(one)) for one in _list(answer, "events")
+        ),
+        Head(
+            _number(header, "revision", _SIGNED),
+            _number(header, "member_id", _UNSIGNED),
+            _number(header, "raft_term", _UNSIGNED),
         ),
     )
 

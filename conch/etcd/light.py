@@ -10,6 +10,7 @@ from conch.etcd.failover import FailOver, Trouble, granted
 from conch.etcd.gateway_codec import GatewayError
 from conch.etcd.http import SILENCE_S, Gateway, HungUp, NoGateway, Stream
 from conch.etcd.store import Compare, Head, Lease, LeaseGone, Operation, Range, RangeResult, TxnResult
+from conch.etcd.timeline import Timeline
 from conch.etcd.watch import Answer, DriverWatch
 from conch.hints import Any, TypeVar
 
@@ -29,9 +30,9 @@ class HttpStore(FailOver[Gateway]):
     # a watch goes on to another member; a request's caller may choose another driver
     _watch_failures = (*failures, NoGateway)
 
-    def __init__(self, connection: Connection, *, tentative: bool = False) -> None:
+    def __init__(self, connection: Connection, timeline: Timeline | None = None, *, tentative: bool = False) -> None:
         """`tentative`: unless something answers as a gateway does, raise `NoGateway` for whatever else it says."""
-        super().__init__(connection)
+        super().__init__(connection, timeline)
         self._tentative = tentative
 
     def _open(self, endpoint: Endpoint) -> Gateway:
@@ -144,7 +145,8 @@ class HttpStore(FailOver[Gateway]):
                     self.leave(client)
                 raise
 
-        return DriverWatch(what, open_stream, self.leave, self._login.forget, self._watch_failures, tell, blind)
+        forget, failures = self._login.forget, self._watch_failures
+        return DriverWatch(what, open_stream, self.leave, forget, failures, tell, blind, self.timeline, self.confirm)
 
 
 def _check_alive(ask: "_Call[Head]", client: Gateway, token: str | None) -> None:

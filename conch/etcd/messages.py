@@ -113,8 +113,9 @@ def watch_answer(answer: Any) -> Answer:
     if not answer.HasField("header"):
         raise BadAnswer("an odd answer: it has no header")
     events = tuple(answers.event(_key_value(one.kv), deleted=one.type == one.DELETE) for one in answer.events)
+    header = Head(answer.header.revision, answer.header.member_id, answer.header.raft_term)
     return Answer(
-        answer.watch_id, answer.created, answer.canceled, answer.cancel_reason, answer.compact_revision, events
+        answer.watch_id, answer.created, answer.canceled, answer.cancel_reason, answer.compact_revision, events, header
     )
 
 

@@ -43,6 +43,10 @@ class Compacted(StoreError):
     """The history that a watch asked for is gone: list again and go on from there."""
 
 
+class WentBack(Compacted):
+    """etcd was wiped or restored: what a watch goes on from has never been. List again, and trust nothing known."""
+
+
 class Head(Record):
     """What every answer says of the member that gave it: the store's revision, the member, its raft term."""
 
@@ -151,7 +155,7 @@ class Watch(Protocol):
     """Events in order, none missed, across the loss of endpoints; ends by `cancel` from any thread."""
 
     def __iter__(self) -> Iterator[Sequence[Event]]:
-        """Yield the events as they come. Raises `Compacted` or `Refused`."""
+        """Yield the events as they come. Raises `Compacted`, `WentBack` or `Refused`."""
         ...
 
     def add(self, what: Range, start_revision: int) -> None:

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from conch.etcd.answers import BadAnswer, covers
-from conch.etcd.store import Compacted, Event, Range, Refused
+from conch.etcd.store import Compacted, Event, Head, Range, Refused, StoreError, WentBack
+from conch.etcd.timeline import Mark, Timeline
 from conch.hints import Any, Protocol
 from conch.record import Record
 
@@ -14,6 +15,8 @@ _PAUSE_S, _PAUSE_MOST_S = 0.05, 1.0
 _BROKEN = 5
 # A stream that lived so long was not in vain, though it brought nothing.
 _PROVEN_S = 1.0
+# Should etcd's revision go back all the time, as behind a balancer between two of them.
+_BACK_PAUSE_S = 0.1
 
 
 class Answer(Record):
@@ -25,6 +28,7 @@ class Answer(Record):
     cancel_reason: str
     compact_revision: int
     events: tuple[Event, ...]
+    head: Head = Head(0, 0, 0)
 
 
 class Stream(Protocol):
@@ -50,7 +54,10 @@ class DriverWatch:
         failures: tuple[type[Exception], ...],
         tell: Callable[[str], None],
         blind: Callable[[], None],
+        timeline: Timeline,
+        confirm: Callable[[Range], None],
     ) -> None:
+        """`confirm` reads a range for `timeline` to judge, and may raise `StoreError`."""
         self._what = [one for one, _ in what]
         self._next = [revision for _, revision in what]
         self._lock = threading.Lock()
@@ -60,6 +67,11 @@ class DriverWatch:
         self._failures = failures
         self._tell = tell
         self._blind = blind
+        self._timeline = timeline
+        self._confirm = confirm
+        self._since = timeline.newest
+        # listed before the revision went back, and begun after it
+        self._outlived = self._since.turn > 0 and max(self._next) > self._since.revision + 1
         self._broken = 0  # streams in a row that brought nothing, whatever they promised
         self._interrupted = False  # and that was told
         self._cancelled = threading.Event()
@@ -71,9 +83,7 @@ class DriverWatch:
     def cancel(self) -> None:
         """See `Watch`."""
         self._cancelled.set()
-        with self._lock:
-            if self._stream is not None:
-                self._stream.cancel()
+        self._end_stream()
 
     def add(self, what: Range, start_revision: int) -> None:
         """See `Watch`."""
@@ -86,13 +96,32 @@ class DriverWatch:
                 self._outgrown = True
                 self._stream.cancel()
 
+    def _end_stream(self) -> None:
+        with self._lock:
+            if self._stream is not None:
+                self._stream.cancel()
+
+    def _check_timeline(self) -> None:
+        """Raise if what was listed for this watch has been undone: it might never hear of anything again."""
+        if self._outlived or self._timeline.newest.turn != self._since.turn:
+            self._cancelled.wait(_BACK_PAUSE_S)
+            raise WentBack("etcd's revision went back")
+
     def __iter__(self) -> Iterator[Sequence[Event]]:
         """See `Watch`."""
+        self._timeline.follow(self._end_stream)
+        try:
+            yield from self._all_events()
+        finally:
+            self._timeline.leave(self._end_stream)
+
+    def _all_events(self) -> Iterator[Sequence[Event]]:
         while not self._cancelled.is_set():
-            stream, opened_at = None, time.monotonic()
+            self._check_timeline()
+            stream, opened_at, before = None, time.monotonic(), self._timeline.newest
             try:
                 stream = self._open()
-                yield from self._events(stream)
+                yield from self._events(stream, before)
             except self._failures:
                 pass  # whatever ended the stream, the answer is a new one
             finally:
@@ -103,6 +132,7 @@ class DriverWatch:
                     stream.close()
             if outgrown:
                 continue
+            self._check_timeline()
             if stream is not None and not self._cancelled.is_set():
                 self._leave(stream.client)
                 if time.monotonic() - opened_at >= _PROVEN_S:
@@ -135,7 +165,20 @@ class DriverWatch:
                 stream.cancel()
         return stream
 
-    def _events(self, stream: Stream) -> Iterator[Sequence[Event]]:
+    def _goes_on(self, head: Head, where: int, before: Mark) -> bool:
+        """Whether a watch made now goes on from where it was; etcd takes revisions to come without a word.
+
+        Raises `WentBack`.
+        """
+        if head.revision < max(before.revision, self._next[where] - 1) or head.term < before.term:
+            try:
+                self._confirm(self._what[where])  # it may be a member that lags
+            except StoreError:
+                return False
+        self._check_timeline()
+        return True
+
+    def _events(self, stream: Stream, before: Mark) -> Iterator[Sequence[Event]]:
         """The events of the stream that is open; ends where a new stream must go on."""
         index: dict[int, int] = {}  # which range a watch id of this stream belongs to
         if self._cancelled.is_set():
@@ -156,6 +199,8 @@ class DriverWatch:
                 if "permission denied" in answer.cancel_reason and self._refusals > 1:
                     raise Refused(f"cannot watch: etcd refuses it ({answer.cancel_reason})")
                 return
+            if answer.created and not self._goes_on(answer.head, index[answer.watch_id], before):
+                return
             self._refusals = 0
             where = self._place(answer, index)
             if self._interrupted:
@@ -165,6 +210,7 @@ class DriverWatch:
                 continue
             self._prove()
             events = [one for one in answer.events if one.kv.mod_revision >= self._next[where]]
+            self._timeline.seen(answer.events[-1].kv.mod_revision, self._since)
             with self._lock:
                 self._next[where] = max(self._next[where], answer.events[-1].kv.mod_revision + 1)
             if events:

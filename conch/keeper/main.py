@@ -1,12 +1,15 @@
 """The keeper's start and end."""
 
-import os
 import threading
+from functools import partial
 
-from conch.core.link import Link, Release
-from conch.errors import EXIT_UNAVAILABLE, end_unexpectedly, shortage
-from conch.hints import Any
+from conch.core.link import Failed, Link, Note, Release
+from conch.errors import EXIT_UNAVAILABLE, ConchError, end_unexpectedly, shortage
+from conch.hints import TYPE_CHECKING, Any
 from conch.keeper.job import Job
+
+if TYPE_CHECKING:
+    from conch.keeper.warden import Warden
 
 
 def keep_when_told(link: Link) -> None:
@@ -27,36 +30,42 @@ def keep(job: Job, link: Link) -> None:
     from conch.keeper.warden import NotReady, Warden
     from conch.keeper.worker import Worker
 
-    threading.excepthook = crash
+    def tell(event: str, text: str) -> None:
+        warden.send(Note("warning", event, {"msg": text}))
+
     try:
         warden = Warden(link)
-        worker = Worker(job, open_store(job.connection), warden)
+        threading.excepthook = partial(crash, warden)
+        worker = Worker(job, open_store(job.connection, tell), warden)
         threading.Thread(target=worker.run, name="worker", daemon=True).start()
-    except (OSError, RuntimeError) as error:
-        if not say_if_short(error):
-            raise
+    except (OSError, RuntimeError, MemoryError, ConchError) as error:
+        link.send(failure(error))
         return
+    failed = None
     try:
         warden.run(worker.deliver)
     except NotReady as error:
-        say_if_short(error)
+        failed = failure(error)
     # The supervisor is gone, and so is all that it ran; or it was never told of a hold.
     worker.deliver(Release())
     worker.released.wait(2 * job.connection.command_timeout_s)
+    if failed is not None:
+        link.send(failed)
 
 
-def crash(args: Any) -> None:
-    """A thread died of a defect: so does the keeper, and the supervisor ends what runs under the hold."""
-    if say_if_short(args.exc_value):
-        os._exit(EXIT_UNAVAILABLE)
-    end_unexpectedly(args.exc_value)
-
-
-def say_if_short(error: BaseException | None) -> bool:
-    """That the system has no more to give is no defect: one line on stderr says it."""
+def failure(error: BaseException) -> Failed:
+    """What the supervisor is told of a keeper that cannot be; a defect is raised again."""
+    if isinstance(error, ConchError):
+        return Failed(error.code, str(error))
     short = shortage(error)
-    if short is None:
-        return False
-    text = short if short.startswith("cannot") else f"cannot start the process that talks to etcd: {short}"
-    os.write(2, f"conch: {text}\n".encode())
-    return True
+    if not short:
+        raise error
+    return Failed(EXIT_UNAVAILABLE, f"cannot start the process that talks to etcd: {short}")
+
+
+def crash(warden: "Warden", args: Any) -> None:
+    """A thread died, of a defect or for want of something: so does the keeper, and the supervisor sees to the rest."""
+    if shortage(args.exc_value):
+        warden.quit(failure(args.exc_value))
+        threading.Event().wait()
+    end_unexpectedly(args.exc_value)

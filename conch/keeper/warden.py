@@ -58,12 +58,18 @@ class Warden:
         self._outbox: deque[Message] = deque()
         self._runs: dict[str, _Watched] = {}
         self._holds: dict[int, _Hold] = {}
+        self._last: Message | None = None
 
     # -- called from any thread ---------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
         """Send to the supervisor, soon and without waiting."""
         self._outbox.append(message)
+        os.eventfd_write(self._wake, 1)
+
+    def quit(self, last: Message) -> None:
+        """Send this last, then end the process: a thread that is needed is gone."""
+        self._last = last
         os.eventfd_write(self._wake, 1)
 
     def acquired(
@@ -135,6 +141,9 @@ class Warden:
             self._take_wakes()
             while self._outbox:
                 self._link.send(self._outbox.popleft())
+            if self._last is not None:
+                self._link.send(self._last)
+                os._exit(1)
             self._link.flush()
             self._receive(deliver)
             self._enforce()

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import conch as support
 from tests.support.conch import CONCH, Bench, alive, wait_for
 from tests.support.cron import Fleet
 
@@ -358,13 +359,8 @@ def test_no_home(conch: Bench, command: str, code: int) -> None:
 
 
 def stranger(*limits: str) -> str:
-    """What runs a command as a uid that has no passwd entry and no other process; files may still be read."""
-    run = f"prlimit {' '.join(limits)} " if limits else ""
-    if os.geteuid() != 0:
-        return run
-    uid = 100_000 + os.getpid()
-    caps = "-all,+dac_read_search,+dac_override"
-    return f"setpriv --reuid={uid} --regid={uid} --clear-groups --inh-caps={caps} --ambient-caps={caps} {run}"
+    """What runs a command as a uid that has no passwd entry and no other process."""
+    return " ".join(support.stranger(*limits)) + " "
 
 
 @pytest.mark.parametrize(
@@ -458,18 +454,6 @@ def test_fork_that_fails(conch: Bench, limit: int, command: str) -> None:
         assert lines
         assert all(re.search("unavailable|cannot start|died twice", line) for line in lines), lines
     wait_for(lambda: conch.keys() == [], "what could not be given back expires")
-
-
-def test_conchd_whose_threads_cannot_start(conch: Bench) -> None:
-    """It goes on trying or ends with 69, says so in lines of the log, and ends by SIGTERM."""
-    if os.geteuid() != 0:
-        pytest.skip("a user has more processes than this")  # the limit would be reached before bash could start it
-    run = f"exec timeout -k 8 2 {stranger('--nproc=2')} $conch conchd --drain 0 --state-dir s"
-    done = shell(conch, run)
-    assert done.returncode in (69, 124), done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    assert "keeper-died" in done.stderr or "keeper-failed" in done.stderr
-    assert conch.keys() == []
 
 
 # -- values in etcd -------------------------------------------------------------------------------------------

@@ -56,6 +56,17 @@ def throughout(seconds: float, check: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def stranger(*limits: str) -> list[str]:
+    """What runs a program as a uid with no other process and no passwd entry, within limits of `prlimit`.
+
+    Root is bound by no limit of processes; all files may still be read and written.
+    """
+    caps = "-all,+dac_read_search,+dac_override"
+    uid = 100_000 + os.getpid()
+    ids = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", f"--inh-caps={caps}", f"--ambient-caps={caps}"]
+    return [*(["setpriv", *ids] if os.geteuid() == 0 else []), *(["prlimit", *limits] if limits else [])]
+
+
 def boottime() -> float:
     """The clock that conch's deadlines are on."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -110,9 +121,10 @@ class Wrapper:
         self.out_path = folder / f"out{number}"
         self.err_path = folder / f"err{number}"
         how.setdefault("stdin", subprocess.DEVNULL)
+        program = how.pop("program", [CONCH])  # what runs conch, if not it is to be run as it is
         with self.out_path.open("wb") as out, self.err_path.open("wb") as err:
             self.process = subprocess.Popen(
-                [CONCH, *arguments], env=environment, stdout=out, stderr=err, cwd=folder, **how
+                [*program, *arguments], env=environment, stdout=out, stderr=err, cwd=folder, **how
             )
 
     @property
@@ -196,6 +208,7 @@ class Bench:
         self.folder = folder
         self.prefix = f"/t/{mark}"
         self.wrappers: list[Wrapper] = []
+        self.went_back = False  # etcd's revision, by this test's doing
         self._etcd: Any = None
 
     @property
@@ -321,6 +334,7 @@ class Bench:
             raise AssertionError(f"processes left behind: {left}") from None
         for wrapper in self.wrappers:
             assert "Traceback" not in wrapper.err, wrapper.err
+            assert self.went_back or "revision-went-back" not in wrapper.err, wrapper.err
             assert "Warning: " not in wrapper.err, wrapper.err  # of Python, in its development mode
 
     def check_etcd(self, *, leftovers_s: float = 20.0) -> None:

@@ -28,6 +28,7 @@ from conch.etcd.store import (
     RangeResult,
     TxnResult,
 )
+from conch.etcd.timeline import Timeline
 from conch.etcd.watch import Answer, DriverWatch
 from conch.record import replace
 
@@ -394,6 +395,8 @@ def watched(*streams: list[Answer | Exception]) -> tuple[list[Event], list[str],
         (BadAnswer,),
         told.append,
         lambda: blind.append(None),
+        Timeline(),
+        lambda _: None,
     )
     return [one for events in watch for one in events], told, len(blind)
 

@@ -15,6 +15,7 @@ SMALL_MODULES = {
     "conch.names",
     "conch.durations",
     "conch.holder",
+    "conch.limits",
     "conch.log",
     "conch.record",
 }
@@ -22,7 +23,7 @@ SMALL_MODULES = {
 # What the modules of a package may import of conch, besides their own package.
 ALLOWED = {
     "core": {"conch.errors", "conch.hints", "conch.log", "conch.record"},
-    "etcd": {"conch.errors", "conch.hints", "conch.config", "conch.keys", "conch.record"},
+    "etcd": {"conch.errors", "conch.hints", "conch.config", "conch.keys", "conch.limits", "conch.record"},
     "keeper": {"conch.core", "conch.etcd", "conch.config", "conch.log", *SMALL_MODULES},
     "cron": {"conch.core", "conch.etcd", "conch.keeper", "conch.config", "conch.log", *SMALL_MODULES},
     "dev": {"conch.core", "conch.etcd", "conch.config", *SMALL_MODULES},

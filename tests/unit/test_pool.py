@@ -85,7 +85,9 @@ class FakeTree:
 class World:
     """Ports, clock and log for a pool."""
 
-    def __init__(self, *, drain_s: float = 30.0, release_s: float = 10.0, begun: bool = True) -> None:
+    def __init__(
+        self, *, drain_s: float = 30.0, release_s: float = 10.0, begun: bool = True, fail_keeper: bool = False
+    ) -> None:
         self.time = BEGAN
         self.sent: list[Message] = []
         self.trees: list[FakeTree] = []
@@ -93,7 +95,7 @@ class World:
         self.keepers: list[float] = []
         self.has_keeper = False
         self.fail_start: OSError | None = None
-        self.fail_keeper = False
+        self.fail_keeper = fail_keeper
         self.low_jitter = True
         self.defect = False
         self.events: list[str] = []
@@ -627,7 +629,7 @@ def test_new_keeper_waits_for_the_end_of_what_was_bound() -> None:
 
 def test_keepers_that_die_again_and_again_are_replaced_with_a_growing_pause() -> None:
     """Not beyond half a minute; a keeper that lived a minute starts it anew."""
-    world = World(begun=False)
+    world = World()
     world.low_jitter = False
     moment, pauses = 0.0, []
     for lived in (0, 0, 0, 0, 0, 0, 0, 61):
@@ -730,10 +732,18 @@ def test_failure_before_it_has_begun() -> None:
     assert "plain: no etcd" in world.events
 
 
-def test_signal_while_the_first_keeper_is_being_replaced() -> None:
-    """As before it has begun."""
-    world = World(begun=False).dies().signalled(TERM)
-    assert (world.pool.done, world.pool.code) == (True, 143)
+def test_first_keeper_that_dies_is_the_end() -> None:
+    """One line and 69; so is one that cannot be started."""
+    world = World(begun=False).dies()
+    assert (world.pool.done, world.pool.code, len(world.keepers)) == (True, 69, 1)
+    assert [event for event in world.events if event.startswith("plain: ")] == world.events
+
+
+def test_first_keeper_that_cannot_be_forked_is_the_end() -> None:
+    """One line and 69."""
+    world = World(begun=False, fail_keeper=True)
+    assert (world.pool.done, world.pool.code, world.keepers) == (True, 69, [])
+    assert world.events == ["plain: cannot start the process that talks to etcd: Resource temporarily unavailable"]
 
 
 def test_drain_with_nothing_to_wait_for() -> None:

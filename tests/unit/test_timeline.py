@@ -1,0 +1,74 @@
+"""Whether etcd's revision went back, by the answers in the order in which they arrive."""
+
+import pytest
+
+from conch.etcd.store import Head, Lease, RangeResult
+from conch.etcd.timeline import Timeline
+
+
+def read(revision: int, term: int = 2) -> RangeResult:
+    return RangeResult(Head(revision, 1, term), (), 0)
+
+
+def renewal(revision: int, term: int = 2) -> Lease:
+    return Lease(Head(revision, 1, term), 10)
+
+
+class Heard:
+    """A timeline, and how often it said that the revision went back."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.woken = 0
+        self.line = Timeline(lambda event, _text: self.told.append(event))
+        self.line.follow(self.wake)
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def hears(self, *answers: RangeResult | Lease) -> "Heard":
+        """Each was asked when the one before had arrived."""
+        for answer in answers:
+            self.line.heard(answer, self.line.newest)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("answers", "times"),
+    [
+        ([read(5), read(5), read(9)], 0),
+        ([read(9), read(5)], 1),
+        ([read(9), read(5), read(5), read(6)], 1),
+        ([read(9), read(5), read(8), read(2)], 2),
+        ([read(9), renewal(5)], 0),
+        ([renewal(9), read(5)], 1),
+        ([read(9, term=7), read(9, term=6)], 1),
+        ([read(9, term=7), read(50, term=2)], 1),
+        ([read(9), renewal(9, term=50), read(9)], 0),
+    ],
+    ids=str,
+)
+def test_answers_in_turn(answers: list[RangeResult | Lease], times: int) -> None:
+    """A linearizable answer that is behind what was known tells it, once; a member's own header does not."""
+    heard = Heard().hears(*answers)
+    assert heard.told == ["revision-went-back"] * times
+    assert heard.woken == times
+
+
+def test_answers_that_cross() -> None:
+    """What was asked before a newer answer came, or before it went back, may be behind that."""
+    heard = Heard().hears(read(5))
+    before = heard.line.newest
+    heard.hears(read(9))
+    heard.line.heard(read(6), before)
+    assert heard.told == []
+    heard.hears(read(3))
+    heard.line.heard(read(9), before)
+    assert (heard.line.newest.revision, len(heard.told)) == (3, 1)
+
+
+def test_events_count() -> None:
+    """What a watch has shown was there."""
+    heard = Heard().hears(read(5))
+    heard.line.seen(9, heard.line.newest)
+    assert heard.hears(read(6)).told == ["revision-went-back"]
