@@ -39,6 +39,8 @@ _WAITING = "tests/integration/test_waiting_child.py"
 _PROCESS, _DEATH = "tests/integration/test_process.py", "tests/integration/test_death.py"
 _SUPERVISOR, _WARDEN = "tests/unit/test_supervisor.py", "tests/unit/test_warden.py"
 _SCHEDULE, _JOURNAL, _LEDGER = (f"tests/unit/test_{name}.py" for name in ("schedule", "journal", "ledger"))
+_ANSWERS, _ODD = "tests/unit/test_answers.py", "tests/integration/test_odd_answers.py"
+_DEFECT = "tests/integration/test_defect.py"
 _RACES, _GAPS = "tests/integration/test_conchd_races.py", "tests/unit/test_planted_gaps.py"
 
 BUGS = (
@@ -237,6 +239,27 @@ BUGS = (
         '_CLOSE = b"Connection: close"',
         '_CLOSE = b"Connection: keep-alive"',
         (f"{_STORE}::test_watch_of_many_keys_hears_of_each_however_slowly_it_was_asked_for",),
+    ),
+    Bug(
+        "answer without its header counts",
+        "etcd/answers.py",
+        "if not (0 < revision <= _LARGEST and 0 < member < 2**64 and 0 < term < 2**64):",
+        "if False:",
+        (f"{_ANSWERS}::test_answer_that_etcd_never_gives", f"{_ANSWERS}::test_grpc_answers_that_etcd_never_gives"),
+    ),
+    Bug(
+        "transaction is believed that does not show the key that it made",
+        "etcd/answers.py",
+        "_check_known(one, result, known, made_now=head.revision)",
+        "pass",
+        (f"{_ODD}::test_transaction_without_what_it_read_is_no_hold",),
+    ),
+    Bug(
+        "keeper that ends of a defect is taken for one that was killed",
+        "core/keeping.py",
+        "return EXIT_DEFECT if self._keeper_defect else EXIT_UNAVAILABLE",
+        "return EXIT_UNAVAILABLE",
+        (f"{_DEFECT}::test_defect_of_a_keeper_in_the_queue",),
     ),
     Bug(
         "waiter watches one key of N",
