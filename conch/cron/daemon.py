@@ -63,7 +63,7 @@ def keep(daemon: Daemon, link: Link) -> None:
             warden.send(Failed(EXIT_UNAVAILABLE, f"cannot use {daemon.state_dir}: {error.strerror or error}"))
             return
         _end_survivors(ledger, begin, tell)
-        store = open_store(daemon.connection)
+        store = open_store(daemon.connection, members_only=True)
         new = Scheduler(
             Base(
                 store=store,

@@ -26,19 +26,23 @@ _Answer = TypeVar("_Answer")
 _LEAST_S = 0.5
 
 
-def open_store(connection: Connection) -> Store:
-    """The store for a connection's transport. Nothing is sent yet."""
+def open_store(connection: Connection, *, members_only: bool = False) -> Store:
+    """The store for a connection's transport. Nothing is sent yet.
+
+    `members_only` is for whoever is to hold something: an etcd grpc-proxy, which cannot prove a renewal, is not used.
+    (It has no JSON gateway.)
+    """
     if connection.transport == "grpc":
-        return _grpc(connection)
+        return _grpc(connection, members_only=members_only)
     if connection.transport == "http":
         return HttpStore(connection)
-    return AutoStore(connection)
+    return AutoStore(connection, members_only=members_only)
 
 
-def _grpc(connection: Connection) -> Store:
+def _grpc(connection: Connection, *, members_only: bool) -> Store:
     from conch.etcd.driver import GrpcStore  # late: it takes 100 ms and 25 MB
 
-    return GrpcStore(connection)
+    return GrpcStore(connection, members_only=members_only)
 
 
 class AutoStore:
@@ -47,8 +51,9 @@ class AutoStore:
     (Through the gateway etcd does not see the client's certificate, and finds no user name.)
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, members_only: bool = False) -> None:
         self._connection = connection
+        self._members_only = members_only
         self._store: Store = HttpStore(connection, tentative=True)
 
     def _ask(self, timeout_s: float, call: Callable[[Store, float], _Answer]) -> _Answer:
@@ -62,7 +67,7 @@ class AutoStore:
             if not known_by_certificate or "user name is empty" not in str(error) or store is not self._store:
                 raise
         if store is self._store:
-            self._store = _grpc(self._connection)
+            self._store = _grpc(self._connection, members_only=self._members_only)
             store.close()
         return call(self._store, max(_LEAST_S, until - time.monotonic()))
 

@@ -10,7 +10,7 @@ from conch.config import Connection
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.login import Login
 from conch.etcd.reasons import reason
-from conch.etcd.store import Head, Lease, LeaseExists, LeaseGone, Refused, Rejected, Unreachable
+from conch.etcd.store import Head, Lease, LeaseExists, LeaseGone, Refused, Rejected, Unfit, Unreachable
 from conch.hints import Generic, Protocol, TypeVar
 from conch.record import Record
 
@@ -111,6 +111,7 @@ class FailOver(ABC, Generic[_Client]):
         until = time.monotonic() + timeout_s
         try_s, pause_s, tries = _TRY_S, _PAUSE_S, 0
         failures: dict[str, str] = {}
+        unfit: set[str] = set()
         while True:
             members = len(self._endpoints)
             for at in range(members):
@@ -134,11 +135,14 @@ class FailOver(ABC, Generic[_Client]):
                     tries += 1
                     endpoint = str(client.conch_endpoint if client is not None else self._endpoints[-1])
                     failures[endpoint] = self._judge(what, trouble, endpoint)
+                    (unfit.add if isinstance(raised, Unfit) else unfit.discard)(endpoint)
                     if client is not None:
                         self.leave(client)
             left_s = until - time.monotonic()
+            tried = "; ".join(f"{name}: {why}" for name, why in failures.items()) or "no time was left"
+            if len(unfit) == members:
+                raise Refused(f"cannot {what}: {tried}")
             if left_s <= 0:
-                tried = "; ".join(f"{name}: {why}" for name, why in failures.items()) or "no time was left"
                 raise Unreachable(f"cannot {what}: no endpoint answered within {timeout_s:.3g} s ({tried})")
             time.sleep(min(left_s, pause_s * (0.5 + os.urandom(1)[0] / 512)))
             pause_s, try_s = min(2 * pause_s, _PAUSE_MOST_S), 2 * try_s

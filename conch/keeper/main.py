@@ -32,7 +32,7 @@ def keep(job: Job, link: Link) -> None:
     threading.excepthook = _crash
     try:
         warden = Warden(link)
-        worker = Worker(job, open_store(job.connection), warden)
+        worker = Worker(job, open_store(job.connection, members_only=True), warden)
         threading.Thread(target=worker.run, name="worker", daemon=True).start()
     except (OSError, RuntimeError) as error:
         if not say_if_short(error):
