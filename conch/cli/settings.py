@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Collection
 
-from conch.config import Connection, Settings
+from conch.config import Connection, Settings, read_password
 from conch.errors import BadInput
 from conch.hints import Any
 from conch.keys import Keys
@@ -15,7 +15,7 @@ from conch.record import replace
 def settings(values: dict[str, Any], given: Collection[str]) -> Settings:
     """Take the common options out of a command's values; `given` are those that stand on the command line."""
     user, password, visible = values.pop("user"), None, False
-    password_file = values.pop("password_file")
+    password_file, read_from = values.pop("password_file"), None
     if user is not None:
         user, separator, written = user.partition(":")
         if not user:
@@ -25,6 +25,7 @@ def settings(values: dict[str, Any], given: Collection[str]) -> Settings:
             visible = "user" in given
         elif password_file is not None:
             password = _read_password(password_file)
+            read_from = os.path.abspath(password_file)
         else:
             password = os.environ.get("CONCH_PASSWORD") or os.environ.get("ETCDCTL_PASSWORD")
         if not password:
@@ -47,6 +48,7 @@ def settings(values: dict[str, Any], given: Collection[str]) -> Settings:
         key=values.pop("key"),
         user=user,
         password=password,
+        password_file=read_from,
         transport=values.pop("transport"),
     )
     _check_tls(connection)
@@ -69,8 +71,7 @@ def _encodable(text: str) -> bool:
 
 def _read_password(path: str) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.readline().rstrip("\r\n")
+        return read_password(path)
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"--password-file: cannot read {path}: {_why(error)}") from None
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from conch.config import Connection
 from conch.etcd.endpoints import Endpoint
-from conch.etcd.login import Login
+from conch.etcd.login import WRONG, Login
 from conch.etcd.reasons import reason
 from conch.etcd.store import Head, Lease, LeaseExists, LeaseGone, Refused, Rejected, Unfit, Unreachable
 from conch.hints import Generic, Protocol, TypeVar
@@ -155,7 +155,7 @@ class FailOver(ABC, Generic[_Client]):
         code, details = trouble.code, trouble.details.partition("\n")[0]
         if code is None or self._login.heed(code, details, endpoint):
             return reason(code, trouble.details)
-        if code == INVALID_ARGUMENT and "authentication failed" in details:
+        if code == INVALID_ARGUMENT and WRONG in details:
             raise Refused(f"cannot {what}: etcd refuses the user or password")
         if code == PERMISSION_DENIED or (code == INVALID_ARGUMENT and "user name is empty" in details):
             raise Refused(f"cannot {what}: etcd refuses it ({details})")
