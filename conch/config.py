@@ -41,4 +41,5 @@ class Settings(Record):
     connection: Connection
     keys: Keys
     quiet: bool = False
+    verbose: bool = False
     log_format: str = "text"

@@ -52,13 +52,23 @@ def settings(values: dict[str, Any], given: Collection[str]) -> Settings:
         transport=values.pop("transport"),
     )
     _check_tls(connection)
+    quiet, verbose = _loudness(values.pop("quiet"), values.pop("verbose"), given)
     found = Settings(
-        connection, Keys(values.pop("prefix")), quiet=values.pop("quiet"), log_format=values.pop("log_format")
+        connection, Keys(values.pop("prefix")), quiet=quiet, verbose=verbose, log_format=values.pop("log_format")
     )
     if password is not None:
         log = Log(quiet=found.quiet, form=found.log_format)
         _warn_of_passwords(connection, log, on_command_line=visible)
     return found
+
+
+def _loudness(quiet: bool, verbose: bool, given: Collection[str]) -> tuple[bool, bool]:
+    """A flag overrules the other one's variable."""
+    if quiet and verbose:
+        if ("quiet" in given) == ("verbose" in given):
+            raise BadInput("--quiet and --verbose exclude each other")
+        return "quiet" in given, "verbose" in given
+    return quiet, verbose
 
 
 def _encodable(text: str) -> bool:

@@ -90,6 +90,7 @@ def run_under_hold(
         value=myself(child).encode(),
         nonblock=nonblock,
         wait_s=wait_s,
+        verbose=settings.verbose,
     )
     plan = Plan(
         name=name,
