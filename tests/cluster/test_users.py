@@ -147,7 +147,7 @@ def test_password_that_was_changed_is_read_again_from_its_file(users: Users, tra
     users.root("user", "grant-role", user, "conch")
     login = {"CONCH_USER": user, "CONCH_PASSWORD_FILE": str(path), "CONCH_PREFIX": "/conch/v1"}
     env = {**login, "CONCH_TRANSPORT": transport}
-    holder = users.bench.hold("o", "--ttl", "9s", env=env)
+    holder = users.bench.hold("o", "--ttl", "15s", env=env)
     again = users.bench.hold("p", "--ttl", "2s", "--restart", env=env)
     daemon = users.bench.start("conchd", "--ttl", "2s", "--state-dir", str(users.bench.folder / "state"), env=env)
     daemon.wait_event("registered")

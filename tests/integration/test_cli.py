@@ -160,7 +160,7 @@ def test_flags_and_name_come_in_any_order_before_the_command(conch: Bench) -> No
 def test_two_prefixes_never_see_each_other(conch: Bench) -> None:
     """Nor does a prefix that begins with the other."""
     conch.hold("o")
-    for prefix in (f"{conch.prefix}/elect", f"{conch.prefix}x", conch.prefix[:-1]):
+    for prefix in (f"{conch.prefix}/other", f"{conch.prefix}x", conch.prefix[:-1]):
         assert conch.run("elect", "o", "--prefix", prefix, "-n", "--", "true").returncode == 0
 
 
