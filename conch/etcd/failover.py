@@ -112,6 +112,7 @@ class FailOver(ABC, Generic[_Client]):
         try_s, pause_s, tries = _TRY_S, _PAUSE_S, 0
         failures: dict[str, str] = {}
         unfit: set[str] = set()
+        unclear = False  # a try may have been served all the same
         while True:
             members = len(self._endpoints)
             for at in range(members):
@@ -135,12 +136,15 @@ class FailOver(ABC, Generic[_Client]):
                     tries += 1
                     endpoint = str(client.conch_endpoint if client is not None else self._endpoints[-1])
                     failures[endpoint] = self._judge(what, trouble, endpoint)
-                    (unfit.add if isinstance(raised, Unfit) else unfit.discard)(endpoint)
+                    if isinstance(raised, Unfit):
+                        unfit.add(endpoint)
+                    else:
+                        unclear = True
                     if client is not None:
                         self.leave(client)
             left_s = until - time.monotonic()
             tried = "; ".join(f"{name}: {why}" for name, why in failures.items()) or "no time was left"
-            if len(unfit) == members:
+            if len(unfit) == members and not unclear:
                 raise Refused(f"cannot {what}: {tried}")
             if left_s <= 0:
                 raise Unreachable(f"cannot {what}: no endpoint answered within {timeout_s:.3g} s ({tried})")
