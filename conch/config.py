@@ -5,9 +5,16 @@ from conch.keys import Keys
 from conch.record import Record
 
 
+def read_password(path: str) -> str:
+    """The first line of a file. Raises `OSError` or `UnicodeDecodeError`."""
+    with open(path, encoding="utf-8") as file:
+        return file.readline().rstrip("\r\n")
+
+
 class Connection(Record):
     """Where etcd is, how long to wait for it (seconds), and who we are there. The password is never shown.
 
+    `password_file` is the file that the password was read from, if it was: it may have another one by now.
     `transport` is `grpc`, `http` (etcd's JSON gateway), or `auto`: http where that works.
     """
 
@@ -19,6 +26,7 @@ class Connection(Record):
     key: str | None = None
     user: str | None = None
     password: str | None = None
+    password_file: str | None = None
     transport: str = "auto"
 
     def __repr__(self) -> str:
@@ -33,4 +41,5 @@ class Settings(Record):
     connection: Connection
     keys: Keys
     quiet: bool = False
+    verbose: bool = False
     log_format: str = "text"

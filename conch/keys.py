@@ -3,6 +3,8 @@
 from conch.record import Record
 
 DEFAULT_PREFIX = "/conch/v1"
+# What may stand right below a prefix; another prefix must not lie below one of these.
+KINDS = frozenset({"elect", "sema", "sema-host", "cron", "node"})
 
 
 class Keys(Record):

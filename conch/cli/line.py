@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from conch.durations import parse_duration
 from conch.errors import EXIT_USAGE, BadInput, ConchError
 from conch.hints import Any
-from conch.keys import DEFAULT_PREFIX
+from conch.keys import DEFAULT_PREFIX, KINDS
 from conch.names import check_name
 from conch.record import Record
 
@@ -178,6 +178,10 @@ def _prefix(text: str) -> str:
     trimmed = text.rstrip("/")
     if not trimmed.startswith("/") or not trimmed.isprintable() or not trimmed.isascii() or " " in trimmed:
         raise BadInput(f"{text!r} is not a prefix: write /name, without blanks or control characters")
+    for at, part in enumerate(trimmed.split("/")):
+        if at > 1 and part in KINDS:
+            above = trimmed.rpartition(f"/{part}")[0]
+            raise BadInput(f"{text!r} is no prefix of its own: it lies among the keys of prefix {above}")
     return trimmed
 
 
@@ -251,7 +255,8 @@ COMMON: Sequence[Option] = (
         default=DEFAULT_PREFIX,
         env=_env("prefix", etcdctl=False),
     ),
-    Option(("--quiet",), "Only warnings and errors on stderr.", env=_env("quiet", etcdctl=False)),
+    Option(("-q", "--quiet"), "Only warnings and errors on stderr.", env=_env("quiet", etcdctl=False)),
+    Option(("-v", "--verbose"), "Each confirmed renewal on stderr, too.", env=_env("verbose", etcdctl=False)),
     Option(
         ("--log-format",),
         "One line an event on stderr: logfmt or JSON.",

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Collection
 
-from conch.config import Connection, Settings
+from conch.config import Connection, Settings, read_password
 from conch.errors import BadInput
 from conch.hints import Any
 from conch.keys import Keys
@@ -16,7 +16,7 @@ from conch.record import replace
 def settings(values: dict[str, Any], given: Collection[str]) -> Settings:
     """Take the common options out of a command's values; `given` are those that stand on the command line."""
     user, password, visible = values.pop("user"), None, False
-    password_file = values.pop("password_file")
+    password_file, read_from = values.pop("password_file"), None
     if user is not None:
         user, separator, written = user.partition(":")
         if not user:
@@ -26,6 +26,7 @@ def settings(values: dict[str, Any], given: Collection[str]) -> Settings:
             visible = "user" in given
         elif password_file is not None:
             password = _read_password(password_file)
+            read_from = os.path.abspath(password_file)
         else:
             password = os.environ.get("CONCH_PASSWORD") or os.environ.get("ETCDCTL_PASSWORD")
         if not password:
@@ -48,16 +49,27 @@ def settings(values: dict[str, Any], given: Collection[str]) -> Settings:
         key=values.pop("key"),
         user=user,
         password=password,
+        password_file=read_from,
         transport=values.pop("transport"),
     )
     _check_tls(connection)
+    quiet, verbose = _loudness(values.pop("quiet"), values.pop("verbose"), given)
     found = Settings(
-        connection, Keys(values.pop("prefix")), quiet=values.pop("quiet"), log_format=values.pop("log_format")
+        connection, Keys(values.pop("prefix")), quiet=quiet, verbose=verbose, log_format=values.pop("log_format")
     )
     if password is not None:
         log = Log(quiet=found.quiet, form=found.log_format)
         _warn_of_passwords(connection, log, on_command_line=visible)
     return found
+
+
+def _loudness(quiet: bool, verbose: bool, given: Collection[str]) -> tuple[bool, bool]:
+    """A flag overrules the other one's variable."""
+    if quiet and verbose:
+        if ("quiet" in given) == ("verbose" in given):
+            raise BadInput("--quiet and --verbose exclude each other")
+        return "quiet" in given, "verbose" in given
+    return quiet, verbose
 
 
 def _encodable(text: str) -> bool:
@@ -70,8 +82,7 @@ def _encodable(text: str) -> bool:
 
 def _read_password(path: str) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.readline().rstrip("\r\n")
+        return read_password(path)
     except (OSError, UnicodeDecodeError) as error:
         raise cannot(f"--password-file: cannot read {path}: {_why(error)}", error) from None
 

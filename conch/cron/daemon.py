@@ -69,7 +69,10 @@ def keep(daemon: Daemon, link: Link) -> None:
         try:
             # many requests at a time, for months: gRPC's one connection serves them better
             store = open_store(
-                daemon.connection, lambda event, text: tell("warning", event, msg=text), prefer_grpc=True
+                daemon.connection,
+                lambda event, text: tell("warning", event, msg=text),
+                prefer_grpc=True,
+                members_only=True,
             )
         except ConchError as error:
             warden.send(Failed(error.code, str(error)))

@@ -37,26 +37,34 @@ class NoGrpc(StoreError):
     """gRPC is not installed, or the system does not let it have what it needs."""
 
 
-def open_store(connection: Connection, tell: Tell = lambda _event, _text: None, *, prefer_grpc: bool = False) -> Store:
+def open_store(
+    connection: Connection,
+    tell: Tell = lambda _event, _text: None,
+    *,
+    prefer_grpc: bool = False,
+    members_only: bool = False,
+) -> Store:
     """The store for a connection's transport; nothing is sent yet. Raises `NoGrpc` where only that is wanted.
 
     `tell` hears warnings, an event and a text each. With `prefer_grpc`, `auto` is gRPC, and the gateway without it.
+    `members_only` is for whoever is to hold something: an etcd grpc-proxy, which cannot prove a renewal, is not used.
+    (It has no JSON gateway.)
     """
     timeline = Timeline(tell)
     if connection.transport == "grpc":
-        return _grpc(connection, timeline)
+        return _grpc(connection, timeline, members_only=members_only)
     if connection.transport == "http":
         return HttpStore(connection, timeline)
     if not prefer_grpc:
-        return AutoStore(connection, timeline)
+        return AutoStore(connection, timeline, members_only=members_only)
     try:
-        return _grpc(connection, timeline)
+        return _grpc(connection, timeline, members_only=members_only)
     except NoGrpc as error:
         tell("no-grpc", f"{error}: etcd's JSON gateway is used instead")
         return HttpStore(connection, timeline)
 
 
-def _grpc(connection: Connection, timeline: Timeline) -> Store:
+def _grpc(connection: Connection, timeline: Timeline, *, members_only: bool) -> Store:
     # once it is loaded it aborts or hangs, in C, for want of a thread
     lack = lacking(threads=_GRPC_THREADS + min(max(os.cpu_count() or 1, 4), 16), descriptors=_GRPC_DESCRIPTORS)
     if lack:
@@ -65,7 +73,7 @@ def _grpc(connection: Connection, timeline: Timeline) -> Store:
         from conch.etcd.driver import GrpcStore  # late: it takes 100 ms and 25 MB
     except (ImportError, OSError, MemoryError) as error:
         raise NoGrpc(f"cannot load gRPC: {error or type(error).__name__}") from None
-    return GrpcStore(connection, timeline)
+    return GrpcStore(connection, timeline, members_only=members_only)
 
 
 class AutoStore:
@@ -74,9 +82,10 @@ class AutoStore:
     (Through the gateway etcd does not see the client's certificate, and finds no user name.)
     """
 
-    def __init__(self, connection: Connection, timeline: Timeline) -> None:
+    def __init__(self, connection: Connection, timeline: Timeline, *, members_only: bool = False) -> None:
         self._connection = connection
         self._timeline = timeline
+        self._members_only = members_only
         self._store: Store = HttpStore(connection, timeline, tentative=True)
 
     def _ask(self, timeout_s: float, call: Callable[[Store, float], _Answer]) -> _Answer:
@@ -93,7 +102,7 @@ class AutoStore:
             why = str(error)
         if store is self._store:
             try:
-                self._store = _grpc(self._connection, self._timeline)
+                self._store = _grpc(self._connection, self._timeline, members_only=self._members_only)
             except NoGrpc as error:
                 raise NoGrpc(f"{why}; {error}") from None
             store.close()

@@ -2,8 +2,10 @@
 
 import os
 import queue
+import time
 from collections.abc import Callable, Iterator, Sequence
 
+from conch.config import Connection
 from conch.etcd import protobuf
 from conch.etcd.answers import BadAnswer
 from conch.etcd.endpoints import Endpoint
@@ -17,13 +19,17 @@ from conch.etcd.store import (
     RangeResult,
     Refused,
     TxnResult,
+    Unfit,
 )
+from conch.etcd.timeline import Timeline
 from conch.etcd.watch import Answer, DriverWatch
 from conch.hints import Any
 
 protobuf.install()
 # gRPC writes to stderr by itself; what it has to say is in the errors
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# its own resolver tries one address of a name that has several in /etc/hosts; the system's gives it all of them
+os.environ.setdefault("GRPC_DNS_RESOLVER", "native")
 
 import etcd3  # noqa: E402 - after its protobuf modules can be loaded
 import grpc  # noqa: E402
@@ -34,11 +40,18 @@ from conch.etcd.messages import compare_request, operation, range_request  # noq
 
 # ValueError is gRPC's word for a channel that another thread has closed.
 # OSError is a certificate file that is not there just now.
-_FAILURES = (grpc.RpcError, etcd3.Etcd3Exception, BadAnswer, ValueError, OSError)
+_FAILURES = (grpc.RpcError, etcd3.Etcd3Exception, BadAnswer, ValueError, OSError, Unfit)
 
 _NEEDS_LEADER = ("hasleader", "true")
 
 _LOGIN_S = 2.0
+
+# Every member of etcd serves this, without a login; `etcd grpc-proxy` does not, however it is set up.
+_HEALTH = "/grpc.health.v1.Health/Check"
+_PROXY = (
+    "it is no member of etcd but its grpc-proxy, which answers renewals by a timer of its own: "
+    "give conch the members themselves, or etcd's gateway"
+)
 
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
@@ -87,6 +100,11 @@ class GrpcStore(FailOver[Any]):
 
     failures = _FAILURES
 
+    def __init__(self, connection: Connection, timeline: Timeline | None = None, *, members_only: bool = False) -> None:
+        """`members_only`: leave an endpoint that is etcd's grpc-proxy. Renewals go to members in any case."""
+        super().__init__(connection, timeline)
+        self._members_only = members_only
+
     def _open(self, endpoint: Endpoint) -> Any:
         c = self._connection
         # named as DNS's, else gRPC takes a host called "unix" or "ipv4" for a scheme
@@ -100,6 +118,7 @@ class GrpcStore(FailOver[Any]):
             grpc_options=_OPTIONS,
         )
         client.conch_endpoint = endpoint
+        client.conch_member = False  # until it was asked
         return client
 
     def _trouble(self, raised: Exception) -> Trouble:
@@ -110,6 +129,27 @@ class GrpcStore(FailOver[Any]):
             return Trouble(None, f"cannot read {raised.filename}: {raised.strerror}")
         # a client that another thread closed under us ("Cannot invoke RPC on closed channel!")
         return Trouble(None, str(raised) or type(raised).__name__)
+
+    def _token(self, client: Any, limit_s: float) -> str | None:
+        if self._members_only:
+            limit_s = self._check_member(client, limit_s)
+        return super()._token(client, limit_s)
+
+    @staticmethod
+    def _check_member(client: Any, timeout_s: float) -> float:
+        """Raise `Unfit` unless a member of etcd itself answers; return what is left of the time.
+
+        The answer to a keepalive proves a renewal only if etcd gave it, to this very keepalive. (A proxy's keepalives
+        are sent when its timer says so, to any member; it hands out the latest answer, or none.)
+        """
+        until = time.monotonic() + timeout_s
+        if not client.conch_member:
+            asked = client.channel.unary_unary(_HEALTH, bytes, bytes).future(b"", timeout=timeout_s)
+            if asked.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise Unfit(_PROXY)
+            asked.result()  # raises what went wrong
+            client.conch_member = True
+        return max(0.001, until - time.monotonic())
 
     def _authenticate(self, client: Any, user: str, password: str, timeout_s: float) -> str:
         request = etcdrpc.AuthenticateRequest(name=user, password=password)
@@ -131,7 +171,8 @@ class GrpcStore(FailOver[Any]):
         request = etcdrpc.LeaseKeepAliveRequest(ID=lease)
 
         def call(client: Any, token: str | None, timeout_s: float) -> Lease:
-            stream = client.leasestub.LeaseKeepAlive(iter((request,)), **_how(token, timeout_s))
+            left_s = self._check_member(client, timeout_s)
+            stream = client.leasestub.LeaseKeepAlive(iter((request,)), **_how(token, left_s))
             for answer in stream:
                 return messages.renewed(lease, answer)
             raise ValueError("the stream ended without an answer")

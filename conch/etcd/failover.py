@@ -10,9 +10,20 @@ from collections.abc import Callable
 from conch.config import Connection
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.http import accepts
-from conch.etcd.login import Login
+from conch.etcd.login import WRONG, Login
 from conch.etcd.reasons import NO_ANSWER, reason
-from conch.etcd.store import Head, Lease, LeaseExists, LeaseGone, Range, RangeResult, Refused, Rejected, Unreachable
+from conch.etcd.store import (
+    Head,
+    Lease,
+    LeaseExists,
+    LeaseGone,
+    Range,
+    RangeResult,
+    Refused,
+    Rejected,
+    Unfit,
+    Unreachable,
+)
 from conch.etcd.timeline import Timeline
 from conch.hints import Any, Generic, Protocol, TypeVar
 from conch.record import Record, replace
@@ -147,6 +158,8 @@ class FailOver(ABC, Generic[_Client]):
         try_s, pause_s, tries = self._try_s, _PAUSE_S, 0
         failures: dict[Endpoint, str] = {}
         answered = False
+        unfit: set[Endpoint] = set()
+        unclear = False  # a try may have been served all the same
         while True:
             for still in range(len(self._endpoints), 0, -1):
                 left_s = until - time.monotonic()
@@ -173,9 +186,15 @@ class FailOver(ABC, Generic[_Client]):
                     endpoint = client.conch_endpoint if client is not None else self._endpoints[-1]
                     failures[endpoint] = self._judge(what, trouble, str(endpoint))
                     answered = answered or _ETCDS_OWN in trouble.details
+                    if isinstance(raised, Unfit):
+                        unfit.add(endpoint)
+                    else:
+                        unclear = True
                     if client is not None:
                         self.leave(client)
             left_s = until - time.monotonic()
+            if len(unfit) == len(self._endpoints) and not unclear:
+                raise Refused(f"cannot {what}: {_tried(failures)}")
             if left_s <= 0:
                 raise self._unreachable(what, timeout_s, failures, answered=answered)
             time.sleep(min(left_s, pause_s * (0.5 + os.urandom(1)[0] / 512)))
@@ -184,12 +203,11 @@ class FailOver(ABC, Generic[_Client]):
     def _unreachable(
         self, what: str, timeout_s: float, failures: dict[Endpoint, str], *, answered: bool
     ) -> Unreachable:
-        tried = "; ".join(f"{name}: {why}" for name, why in failures.items()) or "no time was left"
         silent = [endpoint for endpoint, why in failures.items() if why == NO_ANSWER]
         if silent and timeout_s >= _TRY_S:
             self._patience_s = math.inf
         return Unreachable(
-            f"cannot {what}: no endpoint answered within {timeout_s:.3g} s ({tried})",
+            f"cannot {what}: no endpoint answered within {timeout_s:.3g} s ({_tried(failures)})",
             lambda: answered or any(accepts(endpoint, _ACCEPT_S) for endpoint in silent),
         )
 
@@ -201,7 +219,7 @@ class FailOver(ABC, Generic[_Client]):
         code, details = trouble.code, trouble.details.partition("\n")[0]
         if code is None or self._login.heed(code, details, endpoint):
             return reason(code, trouble.details)
-        if code == INVALID_ARGUMENT and "authentication failed" in details:
+        if code == INVALID_ARGUMENT and WRONG in details:
             raise Refused(f"cannot {what}: etcd refuses the user or password")
         if code == PERMISSION_DENIED or (code == INVALID_ARGUMENT and "user name is empty" in details):
             raise Refused(f"cannot {what}: etcd refuses it ({details})")
@@ -210,6 +228,10 @@ class FailOver(ABC, Generic[_Client]):
         if code in _TRY_ELSEWHERE or any(sign in details for sign in _PASSING):
             return reason(code, trouble.details)
         raise Rejected(f"cannot {what}: etcd answered: {details or f'code {code}'}")
+
+
+def _tried(failures: dict[Endpoint, str]) -> str:
+    return "; ".join(f"{endpoint}: {why}" for endpoint, why in failures.items()) or "no time was left"
 
 
 def granted(trouble: Trouble, again: bool, lease: int, ttl_s: int) -> Lease | None:

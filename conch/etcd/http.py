@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from conch.etcd.answers import BadAnswer
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.gateway_codec import answer, stream_answer
-from conch.etcd.store import Rejected
+from conch.etcd.store import Unfit
 from conch.hints import Any
 
 _READ_BYTES = 65536
@@ -26,7 +26,7 @@ _CLOSE = b"Connection: close"
 _CHUNKED = b"Transfer-Encoding: chunked"
 
 
-class NoGateway(Rejected):
+class NoGateway(Unfit):
     """An HTTP server, but not etcd's gateway: it is switched off, or this is no etcd."""
 
 
@@ -37,9 +37,10 @@ class HungUp(ConnectionError):
 class Gateway:
     """Connections to one endpoint, kept open for the next request; from any thread."""
 
-    def __init__(self, endpoint: Endpoint, tls: Any) -> None:
-        """`tls` is an `ssl.SSLContext`, or None."""
+    def __init__(self, endpoint: Endpoint, tls: Any, turn: int = 0) -> None:
+        """`tls` is an `ssl.SSLContext`, or None; `turn` says which of the host's addresses is tried first."""
         self.conch_endpoint = endpoint
+        self._turn = turn
         self._tls = tls
         self._lock = threading.Lock()
         self._idle: list[_Wire] = []
@@ -126,7 +127,7 @@ class Gateway:
         return self._connect(until)
 
     def _connect(self, until: float) -> "_Wire":
-        wire = _Wire(self.conch_endpoint, self._tls, until)
+        wire = _Wire(self.conch_endpoint, self._tls, until, self._turn)
         if not self._enter(wire):
             wire.close()
             raise ConnectionAbortedError("the connection was closed")
@@ -201,8 +202,8 @@ class Stream:
 class _Wire:
     """One connection. Every wait has an end, except for the next line of a stream."""
 
-    def __init__(self, endpoint: Endpoint, tls: Any, until: float) -> None:
-        self._socket: Any = _connect(endpoint, until)
+    def __init__(self, endpoint: Endpoint, tls: Any, until: float, turn: int) -> None:
+        self._socket: Any = _connect(endpoint, until, turn)
         self._rest = b""
         self._adding = threading.Lock()
         self.clean = True
@@ -334,10 +335,12 @@ class _Wire:
         return data
 
 
-def _connect(endpoint: Endpoint, until: float) -> socket.socket:
-    """A connection to the first of the host's addresses that takes one."""
+def _connect(endpoint: Endpoint, until: float, turn: int = 0) -> socket.socket:
+    """A connection to the first of the host's addresses, from the `turn`-th on, that takes one."""
     problem: OSError = TimeoutError("no answer in time")
     addresses = _resolve(endpoint, until)
+    first = turn % len(addresses)
+    addresses = addresses[first:] + addresses[:first]
     for at, (family, kind, protocol, _, address) in enumerate(addresses):
         one = socket.socket(family, kind, protocol)
         try:

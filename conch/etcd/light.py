@@ -26,18 +26,24 @@ _QUIET_S = 15.0
 class HttpStore(FailOver[Gateway]):
     """`Store` over the JSON gateway. Raises `NoGateway` where there is none."""
 
-    failures = (OSError, GatewayError, BadAnswer, ValueError)
+    failures: tuple[type[Exception], ...] = (OSError, GatewayError, BadAnswer, ValueError)
     # a watch goes on to another member; a request's caller may choose another driver
-    _watch_failures = (*failures, NoGateway)
+    _watch_failures: tuple[type[Exception], ...] = (*failures, NoGateway)
 
     def __init__(self, connection: Connection, timeline: Timeline | None = None, *, tentative: bool = False) -> None:
         """`tentative`: unless something answers as a gateway does, raise `NoGateway` for whatever else it says."""
         super().__init__(connection, timeline)
         self._tentative = tentative
+        self._opened: dict[Endpoint, int] = {}
+        if connection.transport == "http":
+            self.failures = self._watch_failures  # there is no other driver: another endpoint may have a gateway
 
     def _open(self, endpoint: Endpoint) -> Gateway:
+        # An address that takes connections and answers nothing must not be the first again.
+        turn = self._opened.get(endpoint, 0)
+        self._opened[endpoint] = turn + 1
         # certificates are read anew for each connection: they may have been replaced
-        return Gateway(endpoint, tls_context(self._connection) if endpoint.tls else None)
+        return Gateway(endpoint, tls_context(self._connection) if endpoint.tls else None, turn)
 
     def _trouble(self, raised: Exception) -> Trouble:
         if isinstance(raised, GatewayError):

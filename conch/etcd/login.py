@@ -1,9 +1,11 @@
 """Our token in etcd's authentication: got once, kept across connections, got anew when etcd no longer takes it."""
 
+import os
 import threading
+import time
 from collections.abc import Callable
 
-from conch.config import Connection
+from conch.config import Connection, read_password
 from conch.hints import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,15 +15,20 @@ if TYPE_CHECKING:
 _ALONE_S = 3.0
 _UNAUTHENTICATED = 16
 _NOT_ENABLED = "authentication is not enabled"
+WRONG = "authentication failed"
 _TOO_OLD = ("revision of auth store is old", "revision in header is old")
 
 
 class Login:
-    """One login at a time for all calls of a store. The password is never shown."""
+    """One login at a time for all calls of a store. The password is never shown.
+
+    A password that etcd refuses is read again from its file, and tried once more if it is another.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._user = connection.user
-        self._password = connection.password
+        self._password = connection.password or ""
+        self._password_file = connection.password_file
         self._alone = len(connection.endpoints) == 1
         self._members = len(connection.endpoints)
         self._lock = threading.Lock()
@@ -47,7 +54,7 @@ class Login:
             try:
                 if self._token is None:
                     limit_s = max(timeout_s, _ALONE_S) if self._alone else timeout_s
-                    self._token = authenticate(self._user, self._password or "", limit_s)
+                    self._token = self._log_in(self._user, limit_s, authenticate, trouble)
             except Exception as raised:
                 if _NOT_ENABLED not in trouble(raised).details:
                     raise
@@ -55,6 +62,35 @@ class Login:
             finally:
                 self._lock.release()
         return self._token
+
+    def _log_in(
+        self,
+        user: str,
+        timeout_s: float,
+        authenticate: Callable[[str, str, float], str],
+        trouble: "Callable[[Exception], Trouble]",
+    ) -> str:
+        until = time.monotonic() + timeout_s
+        try:
+            return authenticate(user, self._password, timeout_s)
+        except Exception as raised:
+            if WRONG not in trouble(raised).details or not self._password_changed():
+                raise
+        return authenticate(user, self._password, max(0.001, until - time.monotonic()))
+
+    def _password_changed(self) -> bool:
+        """Read the password again; a file that is not there just now, or empty, is being rewritten."""
+        path = self._password_file
+        if path is None or not os.path.isfile(path):  # a pipe has said what it had to say, and may block us
+            return False
+        try:
+            found = read_password(path)
+        except (OSError, UnicodeDecodeError):
+            return False
+        if not found or found == self._password:
+            return False
+        self._password = found
+        return True
 
     def forget(self) -> None:
         """Log in anew before the next call."""

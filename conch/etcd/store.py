@@ -31,6 +31,10 @@ class Rejected(StoreError):
     """etcd answered that it will not do this; asking again changes nothing."""
 
 
+class Unfit(StoreError):
+    """What answers at an endpoint will not do, however often it is asked; another endpoint may."""
+
+
 class LeaseExists(Rejected):
     """A lease of this id is there already, and no earlier try of ours made it."""
 

@@ -33,6 +33,7 @@ class Job(Record):
     nonblock: bool = False
     wait_s: float | None = None
     run: str = ""
+    verbose: bool = False
 
     def pack(self) -> bytes:
         """For another process of this very program."""

@@ -36,7 +36,7 @@ def keep(job: Job, link: Link) -> None:
     try:
         warden = Warden(link)
         threading.excepthook = partial(crash, warden)
-        worker = Worker(job, open_store(job.connection, tell), warden)
+        worker = Worker(job, open_store(job.connection, tell, members_only=True), warden)
         threading.Thread(target=worker.run, name="worker", daemon=True).start()
     except (OSError, RuntimeError, MemoryError, ConchError) as error:
         link.send(failure(error))

@@ -19,13 +19,15 @@ class Place(Record):
     """A place in the queue, as true at revision `seen_at`.
 
     `rev` is our key's create-revision, the fencing token. `ahead` are the up to N keys right ahead of us;
-    it is empty when we hold. `elsewhere` are keys seen in queues of other capacities, at the entry only.
+    it is empty when we hold. Those of them without a lease are `unleased`. `elsewhere` are keys seen in queues of other
+    capacities, at the entry only.
     """
 
     rev: int
     ahead: tuple[bytes, ...]
     seen_at: int
     elsewhere: tuple[bytes, ...] = ()
+    unleased: tuple[bytes, ...] = ()
 
     @property
     def held(self) -> bool:
@@ -113,5 +115,8 @@ class Queue(Record):
         )
 
     def _place(self, rev: int, newest: RangeResult, seen_at: int) -> Place:
-        ahead = tuple(kv.key for kv in newest.kvs if kv.create_revision < rev)[: self.slots]
-        return Place(rev, ahead if len(ahead) >= self.slots else (), seen_at)
+        ahead = tuple(kv for kv in newest.kvs if kv.create_revision < rev)[: self.slots]
+        if len(ahead) < self.slots:
+            return Place(rev, (), seen_at)
+        unleased = tuple(kv.key for kv in ahead if not kv.lease)
+        return Place(rev, tuple(kv.key for kv in ahead), seen_at, unleased=unleased)

@@ -14,6 +14,7 @@ from conch.etcd.store import LeaseGone, Store, StoreError, Unreachable
 from conch.hints import Protocol, TypeVar
 from conch.keeper.job import Job, Stage
 from conch.keeper.lookout import Blind, Gone, Lookout
+from conch.keeper.notices import Notices
 from conch.keeper.queue import Place, PlaceLost, Queue
 from conch.keeper.session import Session
 from conch.record import Record
@@ -86,6 +87,7 @@ class Worker:
         self._places: list[tuple[Queue, Place]] = []
         self._lookout = Lookout(store, self._inbox.put, self._tell)
         self._short_of_time = False
+        self._notices = Notices(self._tell)
 
     def deliver(self, message: Message) -> None:
         """A command from the supervisor; called from the warden's thread."""
@@ -186,6 +188,7 @@ class Worker:
                 if self._job.nonblock:
                     raise _GiveUp(EXIT_NOT_ACQUIRED, f"{self._job.what} is taken")
                 self._warden.send(Queued(place.rev))
+                self._notices.queued(queue, timeout_s=self._left_s(self._job.connection.command_timeout_s))
                 try:
                     self._wait_in_line(place)
                 except PlaceLost:
@@ -283,6 +286,7 @@ class Worker:
         """Return once we hold in the last queue that was entered. Raises `PlaceLost`."""
         self._watch_keys(place)
         while not place.held:
+            self._notices.seen(place)
             match self._next_event():
                 case Gone(watch, key) if watch == self._lookout.number:
                     if key in self._own_keys():
@@ -322,6 +326,8 @@ class Worker:
 
     def _renewed(self, number: int, session: int, deadline: float) -> None:
         self._warden.renewed(number, deadline)
+        if self._job.verbose and self._session is not None:
+            self._tell("debug", "confirmed", lease=f"{self._session.lease:x}", left_s=deadline - clock.now())
         if self._short_of_time:
             self._inbox.put(_Renewed(session))
 

@@ -50,8 +50,8 @@ class Users:
         self.bench = bench
         self.cluster = cluster
 
-    def root(self, *arguments: str) -> str:
-        return etcdctl("--endpoints", self.cluster.endpoints, "--user", "root:rootpw", *arguments)
+    def root(self, *arguments: str, stdin: str = "") -> str:
+        return etcdctl("--endpoints", self.cluster.endpoints, "--user", "root:rootpw", *arguments, stdin=stdin)
 
     def hold(self, *flags: str, **how: Any) -> Wrapper:
         return self.bench.hold("o", *flags, env=LOGIN, **how)
@@ -136,6 +136,33 @@ def test_password_is_in_no_command_line_and_no_value(users: Users) -> None:
     for pid in marked(users.bench.mark):
         assert PASSWORD.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
     assert PASSWORD not in users.root("get", "--prefix", PREFIX)
+
+
+@pytest.mark.parametrize("transport", ["auto", "grpc"])
+def test_password_that_was_changed_is_read_again_from_its_file(users: Users, transport: str) -> None:
+    """A hold outlives it, also where etcd has the new one first; `--restart` and conchd come back with it."""
+    user, path = f"rotated-{transport}", users.bench.file("password")
+    path.write_text("first\n")
+    users.root("user", "add", f"{user}:first")
+    users.root("user", "grant-role", user, "conch")
+    login = {"CONCH_USER": user, "CONCH_PASSWORD_FILE": str(path), "CONCH_PREFIX": "/conch/v1"}
+    env = {**login, "CONCH_TRANSPORT": transport}
+    holder = users.bench.hold("o", "--ttl", "15s", env=env)
+    again = users.bench.hold("p", "--ttl", "2s", "--restart", env=env)
+    daemon = users.bench.start("conchd", "--ttl", "2s", "--state-dir", str(users.bench.folder / "state"), env=env)
+    daemon.wait_event("registered")
+    users.root("user", "passwd", user, "--interactive=false", stdin="second\n")
+    holder.wait_event("renew-failed")
+    again.wait_event("lost")
+    daemon.wait_event("doubt")
+    path.write_text("second\n")
+    holder.wait_event("renewed")
+    again.child(2)
+    wait_for(lambda: daemon.events("renewed") or daemon.events("registered")[1:], "conchd is back")
+    assert not holder.events("lost"), holder.err
+    for wrapper in (holder, again, daemon):
+        wrapper.signal(15)
+        wrapper.wait()
 
 
 def check_held(*wrappers: Wrapper) -> None:

@@ -160,7 +160,7 @@ def test_flags_and_name_come_in_any_order_before_the_command(conch: Bench) -> No
 def test_two_prefixes_never_see_each_other(conch: Bench) -> None:
     """Nor does a prefix that begins with the other."""
     conch.hold("o")
-    for prefix in (f"{conch.prefix}/elect", f"{conch.prefix}x", conch.prefix[:-1]):
+    for prefix in (f"{conch.prefix}/other", f"{conch.prefix}x", conch.prefix[:-1]):
         assert conch.run("elect", "o", "--prefix", prefix, "-n", "--", "true").returncode == 0
 
 
@@ -300,3 +300,16 @@ def test_host_name_that_is_given_must_be_a_name(conch: Bench, command: str, host
     done = conch.run(*command.split(), env={"CONCH_HOST": host})
     assert done.returncode == 64
     assert "CONCH_HOST" in done.stderr
+
+
+def test_quiet_and_verbose_as_people_type_them(conch: Bench) -> None:
+    """`-q` says nothing of a run that goes well, `-v` also each renewal; a flag overrules the other's variable."""
+    assert conch.run("elect", "o", "-q", "--", "true", env={"CONCH_VERBOSE": "1"}).stderr == ""
+    assert conch.run("elect", "o", "-qn", "--", "true").stderr == ""
+    assert conch.run("cron", "ls", "-q").returncode == 0
+    assert conch.run("cron", "next", "@daily", "-n", "2").stdout.count("\n") == 2
+    loud = conch.hold("o", "-v", "--ttl", "2s", env={"CONCH_QUIET": "1"})
+    assert float(loud.wait_event("confirmed")["left_s"]) <= 2
+    usual = conch.hold("p", "--ttl", "2s")
+    loud.wait_event("confirmed", 8)
+    assert not usual.events("confirmed")

@@ -9,13 +9,14 @@ from pathlib import Path
 from conch.dev import Cluster, Member
 
 
-def etcdctl(*arguments: str, timeout_s: float = 20) -> str:
+def etcdctl(*arguments: str, timeout_s: float = 20, stdin: str = "") -> str:
     """Run etcdctl; its stdout."""
     path = f"{os.environ['PATH']}:{Path(sys.executable).parent}"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCDCTL_")}
     done = subprocess.run(
         ["etcdctl", *arguments],
         env={**environment, "ETCDCTL_API": "3", "PATH": path},
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,
