@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 EXIT_CODES = (
     "Hooks read /dev/null. Their environment and the command's: CONCH_NAME, CONCH_REV (the fencing token), "
     "CONCH_LEASE, CONCH_HOLD_KEY, CONCH_TREE. Exit codes: the command's; 1 vacant or not held, 64 usage, 69 etcd did "
-    "not answer, 70 the hold was lost, 71 a defect of conch, 74 stdout cannot be written, 75 not acquired or the on-acquire hook failed, "
-    "126/127 the command cannot be run, 128+n ended by signal n."
+    "not answer, 70 the hold was lost, 71 a defect of conch, 74 stdout cannot be written, 75 not acquired or the "
+    "on-acquire hook failed, 126/127 the command cannot be run, 128+n ended by signal n."
 )
 
 # The flags of contract 3 that every wrapper has.
