@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from conch.core.link import Link, pair
-from conch.errors import EXIT_UNAVAILABLE, unexpected
+from conch.errors import EXIT_UNAVAILABLE, shortage, unexpected
 
 # Children of every kind; Python does not name it.
 _WALL = 0x40000000
@@ -111,7 +111,8 @@ def _become_keeper(main: Callable[[Link], None], link: Link, kept_open: Collecti
         main(link)
         code = 0
     except BaseException as error:  # the top of a process
-        code = unexpected(error)
+        if shortage(error) is None:  # else the supervisor is as short, or says that we died
+            code = unexpected(error)
     finally:
         os._exit(code)
 
