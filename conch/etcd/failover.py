@@ -84,9 +84,8 @@ class FailOver(ABC, Generic[_Client]):
         self._client: _Client | None = None
         self._login = Login(connection)
         self._try_s = _TRY_S
-        # What a try gets at least: all, until an answer came, where there is nobody else to ask; and all again after a
-        # call that nobody answered in time, for a cluster that is slow all over.
-        self._patience_s = math.inf if len(self._endpoints) == 1 else 0.0
+        # what a try gets at least: all, after a call that nobody answered in time, for an etcd that is slow all over
+        self._patience_s = 0.0
 
     @abstractmethod
     def _open(self, endpoint: Endpoint) -> _Client:

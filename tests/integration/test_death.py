@@ -274,13 +274,18 @@ def test_waiter_survives_an_outage_and_is_served(own: OwnEtcd) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [["--", "true"], ["--nonblock", "--", "true"], ["--who"]],
-    ids=lambda flags: flags[0],
+    ("flags", "how"),
+    [
+        (["--", "true"], "refused"),
+        (["--nonblock", "--", "true"], "refused"),
+        (["--who"], "refused"),
+        (["--nonblock", "--command-timeout", "1s", "--", "true"], "silent"),
+        (["--who", "--command-timeout", "1s"], "silent"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else part[0],
 )
-@pytest.mark.parametrize("how", ["refused", "silent"])
 def test_etcd_down_at_the_start_is_69_within_the_dial_timeout(conch: Bench, flags: list[str], how: str) -> None:
-    """In every mode, with one line that says which endpoint and why."""
+    """In every mode, with one line that says which endpoint and why; where somebody listens, within a request's."""
     import socket
 
     silent = socket.create_server(("127.0.0.1", 0))
