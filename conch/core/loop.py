@@ -52,21 +52,28 @@ class Loop:
     def run(self) -> int:
         """Work until the supervisor is done; return conch's exit code. Raises `EndedBySignal` where one was its end."""
         supervisor = self._supervisor
-        supervisor.begin()
-        while not supervisor.done:
-            self._get_ready()
-            self._parent.wait(supervisor.wake_at)
-            self._read_link()
-            supervisor.on_time()
-            for number in self._parent.signals.take():
-                self._on_signal(number)
-            self._log.flush()
+        try:
+            supervisor.begin()
+            while not supervisor.done:
+                self._turn()
+        finally:
+            if self._child is not None and self._lent:  # of a defect: the keeper ends the command, the shell goes on
+                self._terminal.take_back(self._child.pid, restore=True)
         self._discard_ready()
         self._parent.dismiss_keeper()
         self._parent.close()
         if supervisor.ended_by is not None and supervisor.code == EXIT_SIGNAL + supervisor.ended_by:
             raise EndedBySignal(supervisor.ended_by)
         return supervisor.code
+
+    def _turn(self) -> None:
+        self._get_ready()
+        self._parent.wait(self._supervisor.wake_at)
+        self._read_link()
+        self._supervisor.on_time()
+        for number in self._parent.signals.take():
+            self._on_signal(number)
+        self._log.flush()
 
     def _read_link(self) -> None:
         self._parent.receive(self._supervisor.on_message, self._supervisor.on_keeper_death)

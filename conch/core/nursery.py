@@ -111,7 +111,7 @@ def _become_keeper(main: Callable[[Link], None], link: Link, kept_open: Collecti
         main(link)
         code = 0
     except BaseException as error:  # the top of a process
-        if shortage(error) is None:  # else the supervisor is as short, or says that we died
+        if not shortage(error):  # else the supervisor is as short, or says that we died
             code = unexpected(error)
     finally:
         os._exit(code)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from conch.core import clock, system
 from conch.core.tree import TREE_VARIABLE, Stat, descendants, processes, signal_exactly
-from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
+from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, unexpected
 from conch.record import Record
 
 LATE = "late"
@@ -382,6 +382,10 @@ def _become(
     except OSError as error:
         code = EXIT_NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else EXIT_NOT_EXECUTABLE
         os.write(errors, f"cannot run {spec.arguments[0]}: {os.strerror(error.errno or 0)}".encode())
+    except ValueError as error:  # exec's own word for a NUL in an argument
+        os.write(errors, f"cannot run {spec.arguments[0]!r}: {error}".encode("utf-8", "backslashreplace"))
+    except BaseException as error:
+        code = unexpected(error)
     finally:
         os._exit(code)
 
