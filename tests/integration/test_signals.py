@@ -8,23 +8,13 @@ import time
 
 import pytest
 
-from tests.support.conch import CONCH, Bench, Wrapper, alive, wait_for
+from tests.support.conch import CONCH, Bench, alive, wait_for
 
 pytestmark = pytest.mark.kinds("elect", "sema")
 
 ENDING = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
 NOTE = 'for s in TERM INT QUIT HUP USR1 USR2 WINCH CONT; do trap "echo $s >> got" $s; done; echo up >> got; '
 LOOP = NOTE + "while :; do sleep 0.02; done"
-
-
-def impatiently(wrapper: Wrapper, number: int) -> None:
-    """Send a signal again and again until conch ends."""
-
-    def ended() -> bool:
-        wrapper.signal(number)
-        return wrapper.process.poll() is not None
-
-    wait_for(ended, "the end of conch")
 
 
 @pytest.mark.parametrize("number", [*ENDING, signal.SIGHUP])
@@ -78,7 +68,7 @@ def test_second_signal_kills_at_once(conch: Bench) -> None:
     wrapper.signal(signal.SIGTERM)
     wrapper.wait_event("term-sent")
     began = time.monotonic()
-    impatiently(wrapper, signal.SIGINT)
+    wrapper.signal_until_it_ends(signal.SIGINT)
     assert wrapper.wait() == 128 + signal.SIGKILL
     assert time.monotonic() - began > 0.9
     assert "INT" in conch.file("got").read_text()
@@ -242,5 +232,5 @@ def test_frozen_etcd_does_not_hold_up_the_end_for_longer_than_the_command_timeou
     os.kill(wrapper.keeper(), signal.SIGSTOP)
     wrapper.signal(signal.SIGTERM)
     wrapper.wait_event("child-exit")
-    impatiently(wrapper, signal.SIGTERM)
+    wrapper.signal_until_it_ends(signal.SIGTERM)
     assert wrapper.wait() == 128 + signal.SIGTERM

@@ -184,6 +184,15 @@ class Wrapper:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
+    def signal_until_it_ends(self, number: int) -> None:
+        """Send a signal again and again."""
+
+        def ended() -> bool:
+            self.process.send_signal(number)
+            return self.process.poll() is not None
+
+        wait_for(ended, "the end of conch")
+
     def wait(self, timeout_s: float = 30.0) -> int:
         """The exit code, 128+n for a death by signal n."""
         try:
