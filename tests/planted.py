@@ -41,6 +41,7 @@ _SUPERVISOR, _WARDEN = "tests/unit/test_supervisor.py", "tests/unit/test_warden.
 _SCHEDULE, _JOURNAL, _LEDGER = (f"tests/unit/test_{name}.py" for name in ("schedule", "journal", "ledger"))
 _ANSWERS, _ODD = "tests/unit/test_answers.py", "tests/integration/test_odd_answers.py"
 _DEFECT = "tests/integration/test_defect.py"
+_SLOW = "tests/cluster/test_slow.py"
 _RACES, _GAPS = "tests/integration/test_conchd_races.py", "tests/unit/test_planted_gaps.py"
 
 BUGS = (
@@ -72,6 +73,27 @@ BUGS = (
         "(read.head.member, read.head.term) != (answer.head.member, answer.head.term)",
         "read.head.member != answer.head.member",
         (f"{_STORE}::test_renewal_that_the_read_does_not_confirm_proves_nothing",),
+    ),
+    Bug(
+        "renewals that are slow are given up",
+        "keeper/hedge.py",
+        "_PATIENT, _STAGGERED_S = 3, 1.0",
+        "_PATIENT, _STAGGERED_S = 0, 1.0",
+        (f"{_SLOW}::test_hold_is_kept_while_each_answer_takes_more_than_a_second",),
+    ),
+    Bug(
+        "a silent member is waited for",
+        "keeper/hedge.py",
+        "            self._start((member,), share_s, after_s)\n",
+        "            pass\n",
+        (f"{_SLOW}::test_renewal_comes_through_beside_one_that_hangs",),
+    ),
+    Bug(
+        "slow is away",
+        "etcd/patience.py",
+        "if left_s <= 0 or not error.accepted():",
+        "if True:",
+        (f"{_SLOW}::test_all_that_start_at_one_moment_are_served",),
     ),
     Bug(
         "our key with another's revision confirms",

@@ -10,6 +10,9 @@ from conch.record import Record
 _PATIENT, _STAGGERED_S = 3, 1.0
 _PATIENT_MOST_S = 10.0
 _PAUSE_S = 0.05
+# How many renewals of one process are asked so at a time: conchd may have hundreds of holds, and each takes threads and
+# connections. The others are tried one after the other, by the store's own fail-over.
+_ROOM = threading.BoundedSemaphore(16)
 
 
 class Tried(Record):
@@ -48,7 +51,10 @@ class Hedge:
         self._share_s = share_s
         self._over = threading.Event()
         patience_s = min(_PATIENT_MOST_S, patience_s)
-        self.asks = False  # whether anybody does: the system may have no thread left for it
+        self.asks = False  # whether anybody does: there may be no room, or no thread left for it
+        self._has_room = _ROOM.acquire(blocking=False)
+        if not self._has_room:
+            return
         for member in store.each_member():
             self._start((member,), share_s, after_s)
         for turn in range(_PATIENT):
@@ -57,8 +63,10 @@ class Hedge:
             self._start((*members[first:], *members[:first]), lambda: patience_s, turn * _STAGGERED_S)
 
     def end(self) -> None:
-        """Ask no more. Waits for nobody."""
+        """Ask no more. Waits for nobody. To be called once."""
         self._over.set()
+        if self._has_room:
+            _ROOM.release()
 
     def _start(self, *how: object) -> None:
         try:

@@ -5,13 +5,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.conftest import OwnEtcd
 from tests.support.conch import Bench, Wrapper, throughout
 from tests.support.fronts import Front, Overloaded, Slow
+from tests.support.proxy import Proxy
 
 QUICK = ("--dial-timeout", "300ms")
 WAYS = [("elect", "o"), ("elect", "o", "-n"), ("sema", "s", "--max", "3")]
@@ -94,6 +95,18 @@ def crowd(own: OwnEtcd, count: int) -> None:
 def test_all_that_start_at_one_moment_are_served(own: OwnEtcd, request: pytest.FixtureRequest) -> None:
     """Though etcd is slow just then; 300 of them with `--schedules`."""
     crowd(own, 300 if request.config.getoption("--schedules") else 12)
+
+
+@pytest.mark.parametrize("method", ["LeaseKeepAlive", "Range"])
+def test_renewal_comes_through_beside_one_that_hangs(conch: Bench, proxied: Callable[[], Proxy], method: str) -> None:
+    """A request that will never be answered costs less than half a second each time, however much time is left."""
+    proxy = proxied()
+    wrapper = conch.hold("o", "--ttl", "20s", "--endpoints", proxy.endpoint)
+    # the first try, then a short one, and beside it one that is given time
+    proxy.fault(method, "hang", times=3)
+    assert float(wrapper.wait_event("renewed")["gap_s"]) < 1.5
+    wrapper.signal(signal.SIGTERM)
+    wrapper.wait()
 
 
 def check_held(wrapper: Wrapper) -> None:

@@ -1,11 +1,14 @@
 """Runs the installed `conch` and watches it from outside: /proc, etcd, its log lines, real signals."""
 
+import atexit
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +26,21 @@ from conch.etcd.connect import open_store  # noqa: E402
 from conch.etcd.endpoints import parse_endpoints  # noqa: E402
 from conch.etcd.store import Store  # noqa: E402
 
-CONCH = str(Path(sys.executable).parent / "conch")
+
+def _command() -> str:
+    """The installed command; with CONCH_TESTS_DEVMODE=1 a copy whose Python checks more (it ignores PYTHONDEVMODE)."""
+    installed = Path(sys.executable).parent / "conch"
+    if os.environ.get("CONCH_TESTS_DEVMODE") != "1":
+        return str(installed)
+    folder = tempfile.mkdtemp(prefix="conch-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copy = Path(folder) / "conch"
+    copy.write_bytes(f"#!{sys.executable} -IXdev\n".encode() + installed.read_bytes().partition(b"\n")[2])
+    copy.chmod(0o755)
+    return str(copy)
+
+
+CONCH = _command()
 MARK = "CONCH_TEST"
 # The same tests run on the other driver, too.
 TRANSPORT = os.environ.get("CONCH_TESTS_TRANSPORT", "auto")
