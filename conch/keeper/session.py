@@ -16,6 +16,8 @@ _SHARE, _SHARE_LEAST_S, _SHARE_MOST_S = 1 / 8, 0.1, 0.4
 _SLOW_SHARE = 1 / 4
 # The first try is made alone: on a busy machine others beside it would only add to the load.
 _FIRST_LEAST_S = 0.25
+# Between tries by the store's own fail-over, where they cannot be made side by side.
+_PAUSE_S = 0.1
 # How often to see whether renewals are still wanted while none comes through.
 _CHECK_S = 1.0
 
@@ -96,7 +98,9 @@ class Session:
 
     def _next_try(self) -> Tried | None:
         """The next outcome of a try, of whichever renewal; None: none for now."""
-        wait_s = self._next_at - clock.now() if self._hedge is None else _CHECK_S
+        wait_s = self._next_at - clock.now()
+        if self._hedge is not None:
+            wait_s = _CHECK_S if self._hedge.asks else 0.0
         try:
             return self._news.get(timeout=max(0.0, wait_s))
         except queue.Empty:
@@ -109,7 +113,9 @@ class Session:
         elif self._hedge is None:
             return self._begin()
         elif not self._hedge.asks:
-            return self._attempt(self._store, self.ttl_s / 2)
+            self._end_hedge()  # there may be room for another later
+            self._next_at = clock.now() + _PAUSE_S
+            return self._attempt(self._store, self.ttl_s / 4)
         return None
 
     def _begin(self) -> Tried | None:
@@ -120,8 +126,9 @@ class Session:
             if tried.error is None or self._stop.is_set():
                 return tried
             share_s = 0.0
-            self._failing_since = began
-            self._tell("warning", "renew-failed", **self._about(tried))
+            if self._failing_since is None:
+                self._failing_since = began
+                self._tell("warning", "renew-failed", **self._about(tried))
         self._hedge = Hedge(
             self._store,
             self._attempt,

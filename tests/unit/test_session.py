@@ -1,0 +1,65 @@
+"""Many renewals that fail at once share the room for asking members side by side, and all come through."""
+
+import threading
+from typing import cast
+
+from conch.core import clock
+from conch.etcd.store import Head, KeyValue, Lease, Range, RangeResult, Store, Unreachable
+from conch.keeper.session import Session
+from tests.support.conch import wait_for
+
+HEAD = Head(5, 1, 1)
+
+
+class AwayUntil:
+    """A store of one member that does not answer until a moment."""
+
+    def __init__(self, moment: float) -> None:
+        self.moment = moment
+        self.most_threads = 0
+
+    def each_member(self) -> list["AwayUntil"]:
+        return [self]
+
+    def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
+        hedging = sum(thread.name == "hedge" for thread in threading.enumerate())
+        self.most_threads = max(self.most_threads, hedging)
+        if clock.now() < self.moment:
+            raise Unreachable("away")
+        return Lease(HEAD, 10)
+
+    def range(self, what: Range, *, timeout_s: float) -> RangeResult:
+        return RangeResult(HEAD, (KeyValue(what.key, b"", 3, 3, int(what.key)),), 1)
+
+    def close(self) -> None: ...
+
+
+def test_renewals_of_many_holds_share_the_room_and_all_come_through() -> None:
+    """As conchd has them, one a run with a semaphore; none waits for another's to be over."""
+    began = clock.now()
+    store = AwayUntil(began + 1.0)
+    confirmed: dict[int, float] = {}
+    lost: list[str] = []
+    sessions = []
+    for lease in range(1, 41):
+        session = Session(
+            cast("Store", store),
+            lease,
+            10.0,
+            began - 2.0,
+            wanted=lambda: True,
+            renewed=lambda _deadline, lease=lease: confirmed.setdefault(lease, clock.now()),  # type: ignore[misc]
+            lost=lost.append,
+            tell=lambda *_, **__: None,
+        )
+        session.follow(str(lease), 3)
+        sessions.append(session)
+    try:
+        wait_for(lambda: len(confirmed) == 40, "all to be confirmed")
+    finally:
+        for session in sessions:
+            session.stop()
+    assert not lost
+    assert max(confirmed.values()) < store.moment + 3
+    assert 0 < store.most_threads <= 16 * 4
+    wait_for(lambda: not any(thread.name == "hedge" for thread in threading.enumerate()), "no thread left")
