@@ -1,6 +1,7 @@
 """Many renewals that fail at once share the room for asking members side by side, and all come through."""
 
 import threading
+from collections.abc import Callable
 from typing import cast
 
 from conch.core import clock
@@ -41,6 +42,10 @@ def test_renewals_of_many_holds_share_the_room_and_all_come_through() -> None:
     confirmed: dict[int, float] = {}
     lost: list[str] = []
     sessions = []
+
+    def note(lease: int) -> Callable[[float], None]:
+        return lambda _deadline: cast("None", confirmed.setdefault(lease, clock.now()))
+
     for lease in range(1, 41):
         session = Session(
             cast("Store", store),
@@ -48,7 +53,7 @@ def test_renewals_of_many_holds_share_the_room_and_all_come_through() -> None:
             10.0,
             began - 2.0,
             wanted=lambda: True,
-            renewed=lambda _deadline, lease=lease: confirmed.setdefault(lease, clock.now()),  # type: ignore[misc]
+            renewed=note(lease),
             lost=lost.append,
             tell=lambda *_, **__: None,
         )
