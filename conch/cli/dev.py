@@ -1,6 +1,7 @@
 """`conch dev`: a real etcd on this machine, for as long as a command runs."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import click
 from conch.cli.options import WrapperCommand
 from conch.cli.wrapper import find_command
 from conch.core import host
+from conch.core.parent import Signals
 from conch.core.plan import SAME_REQUEST_S
 from conch.core.terminal import Terminal
 from conch.errors import EXIT_NOT_EXECUTABLE, ConchError, EndedBySignal
@@ -22,11 +24,6 @@ if TYPE_CHECKING:
     from conch.dev import Cluster
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-
-
-class _Interrupted(Exception):
-    def __init__(self, number: int) -> None:
-        self.number = number
 
 
 @click.command(
@@ -50,72 +47,46 @@ def command(context: click.Context, members: str, data_dir: Path | None) -> int:
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)))
     file = find_command(child, path) if child else None
 
+    signals = Signals(ignored=())
     noted: list[int] = []
 
     def check() -> None:
+        # While etcd starts, a signal is only noted: raised anywhere, it could make us forget a member just started.
+        noted.extend(number for number in signals.take() if number in _ENDING)
         if noted:
-            raise _Interrupted(noted[0])
+            raise EndedBySignal(noted[0])
 
-    # While etcd starts, a signal is only noted: raised anywhere, it could make us forget a member just started.
-    taken = [number for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN]
-    for number in taken:
-        signal.signal(number, lambda n, _frame: noted.append(n))
-    try:
-        with Cluster(int(members), folder=data_dir, check=check) as cluster:
+    with Cluster(int(members), folder=data_dir, check=check) as cluster:
+        check()
+        if child is not None and file is not None:
+            environment.update(PATH=path)
+            return _run(child, file, environment, cluster, signals)
+        click.echo(f"export CONCH_ENDPOINTS={cluster.endpoints} ETCDCTL_ENDPOINTS={cluster.endpoints}")
+        while True:
+            cluster.check_running()
+            _wait_for(signals)
             check()
-            if child is not None and file is not None:
-                environment.update(PATH=path)
-                return _run(child, file, environment, cluster, taken, noted)
-            click.echo(f"export CONCH_ENDPOINTS={cluster.endpoints} ETCDCTL_ENDPOINTS={cluster.endpoints}")
-            awaited = {*taken, signal.SIGCHLD}
-            signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
-            while not noted:
-                cluster.check_running()
-                arrived = signal.sigwait(awaited)
-                if arrived != signal.SIGCHLD:
-                    noted.append(arrived)
-            check()
-    except _Interrupted as interrupted:
-        raise EndedBySignal(interrupted.number) from None
-    return 0
 
 
-def _run(
-    child: list[str],
-    file: str,
-    environment: dict[str, str],
-    cluster: "Cluster",
-    taken: list[signal.Signals],
-    early: list[int],
-) -> int:
-    """Run the command in a group of its own, with the terminal; return its exit code or raise `EndedBySignal`.
+def _wait_for(signals: Signals) -> None:
+    poller = select.poll()
+    poller.register(signals, select.POLLIN)
+    poller.poll()
 
-    `early` has the signals that came before it could take them.
-    """
+
+def _run(child: list[str], file: str, environment: dict[str, str], cluster: "Cluster", signals: Signals) -> int:
+    """Run the command in a group of its own, with the terminal; return its exit code or raise `EndedBySignal`."""
     environment.update(CONCH_ENDPOINTS=cluster.endpoints, ETCDCTL_ENDPOINTS=cluster.endpoints, ETCDCTL_API="3")
     terminal = Terminal()
-    group: int | None = None
-    passed_on: dict[int, float] = {}
-
-    def pass_on(number: int, _frame: object) -> None:
-        if group is None:
-            early.append(number)
-        elif time.monotonic() - passed_on.get(number, -SAME_REQUEST_S) >= SAME_REQUEST_S:
-            passed_on[number] = time.monotonic()
-            _signal(group, number)
-
-    for number in (*taken, *((signal.SIGTSTP,) if terminal.ours else ())):
-        signal.signal(number, pass_on)
+    if terminal.ours:
+        signals.note(signal.SIGTSTP)
     try:
         # as for conch elect: descriptors of the caller's own are the command's, too
         running = subprocess.Popen(child, executable=file, env=environment, process_group=0, close_fds=False)
     except OSError as error:
         raise ConchError(f"cannot run {child[0]}: {error.strerror}", code=EXIT_NOT_EXECUTABLE) from None
-    group = running.pid
-    cluster.guard(group)
-    for number in early:
-        _signal(group, number)
-    running.returncode = code = _wait(group, terminal)
+    cluster.guard(running.pid)
+    running.returncode = code = _Job(running.pid, terminal).wait(signals)
     try:
         cluster.check_running()
     except ConchError as error:
@@ -125,34 +96,56 @@ def _run(
     return code
 
 
-def _wait(group: int, terminal: Terminal) -> int:
-    """Wait for the command, and for its job control; the exit code is negative for a signal."""
-    wants_terminal = terminal.lent_at_once
-    lent = wants_terminal and terminal.lend(group)
-    while True:
-        _, status = os.waitpid(group, os.WUNTRACED)
-        if not os.WIFSTOPPED(status):
-            break
-        stopped_by = os.WSTOPSIG(status)
-        if stopped_by == signal.SIGSTOP and not lent:
-            continue
+class _Job:
+    """The command's process group, and who has the terminal."""
+
+    def __init__(self, group: int, terminal: Terminal) -> None:
+        self._group = group
+        self._terminal = terminal
+        self._wants_terminal = terminal.lent_at_once
+        self._lent = self._wants_terminal and terminal.lend(group)
+        self._passed_on: dict[int, float] = {}
+
+    def wait(self, signals: Signals) -> int:
+        """Pass signals on until the command has ended; its exit code is negative for a signal."""
+        while True:
+            for number in signals.take():
+                self._pass_on(number)
+            pid, status = os.waitpid(self._group, os.WNOHANG | os.WUNTRACED)
+            if pid == 0:
+                _wait_for(signals)
+            elif os.WIFSTOPPED(status):
+                self._on_stop(os.WSTOPSIG(status))
+            else:
+                return self._end(os.waitstatus_to_exitcode(status))
+
+    def _pass_on(self, number: int) -> None:
+        now = time.monotonic()
+        if number != signal.SIGCHLD and now - self._passed_on.get(number, -SAME_REQUEST_S) >= SAME_REQUEST_S:
+            if number in _ENDING:
+                self._passed_on[number] = now
+            self._signal(number)
+
+    def _on_stop(self, stopped_by: int) -> None:
+        if stopped_by == signal.SIGSTOP and not self._lent:
+            return  # somebody stopped it, and will continue it
         asked = stopped_by in (signal.SIGTTIN, signal.SIGTTOU)
-        wants_terminal = wants_terminal or asked
-        if not (asked and terminal.foreground() in (os.getpgrp(), group)):
-            terminal.take_back(group)
-            terminal.stop_ourselves()
-        lent = (wants_terminal and terminal.lend(group)) or lent
-        _signal(group, signal.SIGCONT)
-    code = os.waitstatus_to_exitcode(status)
-    if lent:
-        terminal.take_back(group, restore=code < 0)
-        if -code in (signal.SIGINT, signal.SIGQUIT):
-            terminal.signal_others(-code)
-    return code
+        self._wants_terminal = self._wants_terminal or asked
+        if not (asked and self._terminal.foreground() in (os.getpgrp(), self._group)):
+            self._terminal.take_back(self._group)
+            self._terminal.stop_ourselves()
+        self._lent = (self._wants_terminal and self._terminal.lend(self._group)) or self._lent
+        self._signal(signal.SIGCONT)
 
+    def _end(self, code: int) -> int:
+        if self._lent:
+            self._terminal.take_back(self._group, restore=code < 0)
+            if -code in (signal.SIGINT, signal.SIGQUIT):
+                self._terminal.signal_others(-code)
+        return code
 
-def _signal(group: int, number: int) -> None:
-    try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # all of it has ended, or is another user's
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self._group, number)
+        except (ProcessLookupError, PermissionError):
+            pass  # all of it has ended, or is another user's

@@ -21,15 +21,15 @@ _KEEPER_LEAVES_S = 1.0
 
 
 class Signals:
-    """Turns signals into bytes on a descriptor; knows what to give back to children."""
+    """Turns signals into bytes on a descriptor, whichever thread gets them; knows what to give back to children."""
 
-    def __init__(self) -> None:
+    def __init__(self, ignored: Collection[signal.Signals] = _IGNORED) -> None:
         self._out, self._in = socket.socketpair()
         self._noted: list[int] = []
         self._out.setblocking(False)
         self._in.setblocking(False)
         reset = {signal.SIGPIPE, signal.SIGXFSZ}  # Python itself ignores these
-        for number in _IGNORED:
+        for number in ignored:
             if signal.getsignal(number) != signal.SIG_IGN:
                 reset.add(number)
             signal.signal(number, signal.SIG_IGN)

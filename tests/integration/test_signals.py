@@ -1,6 +1,7 @@
 """Signals to conch in every state, and hooks."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -234,3 +235,88 @@ def test_frozen_etcd_does_not_hold_up_the_end_for_longer_than_the_command_timeou
     wrapper.wait_event("child-exit")
     wrapper.signal_until_it_ends(signal.SIGTERM)
     assert wrapper.wait() == 128 + signal.SIGTERM
+
+
+# -- the same request twice -------------------------------------------------------------------------------
+
+SLOW_END = "trap 'echo term >> terms; sleep 0.3; exit 7' TERM; echo up >> got; while :; do sleep 0.02; done"
+
+
+def test_signal_to_conch_and_to_its_group_is_one(conch: Bench) -> None:
+    """As `timeout` sends it: the command has its time to end."""
+    wrapper = conch.hold("o", command=SLOW_END, start_new_session=True)
+    conch.read("got")
+    wrapper.signal(signal.SIGTERM)
+    os.killpg(wrapper.pid, signal.SIGTERM)
+    assert wrapper.wait() == 7
+    assert not wrapper.events("kill-sent")
+    assert conch.read("terms") == "term\n"
+
+
+def test_conch_under_conch_hears_a_signal_to_all_as_one(conch: Bench) -> None:
+    """From a service manager, and from the conch around it."""
+    inner = [CONCH, *conch.holding("inner"), "--", "sh", "-c", SLOW_END]
+    wrapper = conch.start(*conch.holding("outer"), "--", *inner)
+    conch.read("got")
+    inner_pid = wrapper.child()
+    os.kill(inner_pid, signal.SIGTERM)
+    wrapper.signal(signal.SIGTERM)
+    assert wrapper.wait() == 7
+    assert not wrapper.events("kill-sent")
+
+
+def test_signal_to_conch_dev_and_to_its_group_is_one(conch: Bench) -> None:
+    """The command is in a group of its own, and hears it once."""
+    dev = conch.start("dev", "--", "sh", "-c", SLOW_END, start_new_session=True)
+    conch.read("got")
+    dev.signal(signal.SIGTERM)
+    os.killpg(dev.pid, signal.SIGTERM)
+    assert dev.wait() == 7
+    assert conch.read("terms") == "term\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP, signal.SIGSEGV])
+def test_conch_dies_of_the_signal_that_its_command_died_of(conch: Bench, number: int) -> None:
+    """By that signal itself, without a core, everything given back; so does `conch dev`."""
+    for command in (conch.holding("o"), ("dev",)):
+        wrapper = conch.start(*command, "--", "sh", "-c", f"ulimit -c 0; kill -{number} $$", preexec_fn=allow_cores)
+        assert wrapper.process.wait(30) == -number
+    assert conch.keys() == []
+    assert not list(conch.folder.glob("core*"))
+
+
+def allow_cores() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def test_code_of_a_command_that_only_looks_like_a_signal_is_a_code(conch: Bench) -> None:
+    """It exited by itself."""
+    wrapper = conch.start(*conch.holding("o"), "--", "sh", "-c", "exit 143")
+    assert wrapper.process.wait(30) == 143
+
+
+@pytest.mark.parametrize("state", ["queued", "dialling", "backing off"])
+def test_conch_dies_of_the_signal_that_ended_it(conch: Bench, state: str) -> None:
+    """While nothing of it runs."""
+    if state == "queued":
+        conch.hold("o")
+        wrapper = conch.queue("o")
+    elif state == "dialling":
+        wrapper = conch.start(*conch.holding("o"), "--endpoints", "127.0.0.1:1", "--dial-timeout", "1m", "--", "true")
+        wrapper.wait_event("acquiring")
+    else:
+        wrapper = conch.start("elect", "o", "--restart", "--restart-min", "1m", "--restart-max", "1m", "--", "true")
+        wrapper.wait_event("backoff")
+    wrapper.signal(signal.SIGTERM)
+    assert wrapper.process.wait(30) == -signal.SIGTERM
+
+
+def test_conchd_that_never_came_to_work_dies_of_its_signal(conch: Bench) -> None:
+    """After it has drained it exits with 0 instead."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        daemon = conch.start("conchd", "--state-dir", str(conch.file("state")), "--endpoints", address)
+        daemon.wait_event("unsigned-jobs")
+        silent.accept()[0].close()
+        daemon.signal(signal.SIGTERM)
+        assert daemon.process.wait(30) == -signal.SIGTERM
