@@ -118,7 +118,8 @@ def test_hold_is_kept_while_each_answer_takes_more_than_a_second(conch: Bench, f
     """Renewals overlap: each is late, none is abandoned, and what it proves counts from when it was sent."""
     front = Slow(conch.endpoints)
     fronts.append(front)
-    wrapper = conch.hold("o", "--endpoints", front.endpoint)
+    # over gRPC this front would delay what goes to and fro beneath the answers, too
+    wrapper = conch.hold("o", "--endpoints", front.endpoint, env=HTTP)
     front.delay_s = 1.6
     throughout(16, lambda: check_held(wrapper))
     front.delay_s = 0.0

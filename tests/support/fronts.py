@@ -143,13 +143,16 @@ class Balancer(Front):
 
 
 class Slow(Front):
-    """Passes answers on `delay_s` late."""
+    """Passes answers on `delay_s` late; what HTTP/2 says at the beginning is none."""
 
     delay_s = 0.0
 
     def serve(self, client: socket.socket) -> None:
         server = self.connect()
         late: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+        if client.recv(3, socket.MSG_PEEK) == b"PRI":
+            server.sendall(client.recv(65536))
+            client.sendall(server.recv(65536))
         threading.Thread(target=self.pump, args=(client, server), daemon=True).start()
         threading.Thread(target=self._take, args=(server, late), daemon=True).start()
         while True:
