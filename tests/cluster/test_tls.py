@@ -275,6 +275,6 @@ def test_proxy_sees_no_name_and_no_password(cluster: Cluster, tmp_path: Path) ->
     """A proxy that reads HTTP/2 finds none."""
     proxy = Proxy(cluster.members[0].endpoint)
     bench = Bench(f"https://{proxy.endpoint}", secrets.token_hex(8), tmp_path)
-    assert bench.run("elect", "o", "--dial-timeout", "1s", "--", "true").returncode == 69
+    assert bench.run("elect", "o", "--wait", "1s", "--", "true").returncode == 69
     assert proxy.calls == []
     proxy.close()
