@@ -11,7 +11,8 @@ if __name__ == "__main__":
         code = f"{found}; from conch.cli.main import main; main()"
         from conch.core.host import environment
 
-        os.execve(sys.executable, [sys.executable, "-I", "-c", code, *sys.argv[1:]], environment())
+        # not -I: what conch needs may be installed for this user alone
+        os.execve(sys.executable, [sys.executable, "-EP", "-c", code, *sys.argv[1:]], environment())
     from conch.cli.main import main
 
     main()

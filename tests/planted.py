@@ -435,16 +435,21 @@ class Copy:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(_ROOT / name, folder / name)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("CONCH_", "ETCDCTL_"))}
-        self.environment = {**kept, "PYTHONPATH": str(folder)}
+        # for pytest, and for the command, which heeds no variable of Python
+        self.environment = {**kept, "PYTHONPATH": str(folder), "CONCH_TESTS_SOURCE": str(folder)}
 
     def check_command(self) -> None:
-        """What the installed `conch` imports must be the copy, or no bug would be in it."""
-        script = str(Path(sys.executable).parent / "conch")
-        look = f"import runpy; runpy.run_path({script!r}); import conch; print(conch.__file__)"
-        found = subprocess.check_output([sys.executable, "-c", look], cwd="/", env=self.environment, text=True).strip()
-        print(f"{script} imports {found}", flush=True)
+        """What the tests' `conch` imports must be the copy, or no bug would be in it."""
+        inside = "import runpy; runpy.run_path({script!r}); import conch; print(conch.__file__)"
+        look = (
+            "import subprocess, sys; from tests.support.conch import CONCH; "
+            f"subprocess.run([sys.executable, '-I', '-c', {inside!r}.format(script=CONCH)], check=True)"
+        )
+        command = [sys.executable, "-c", look]
+        found = subprocess.check_output(command, cwd=self.folder, env=self.environment, text=True).strip()
+        print(f"conch imports {found}", flush=True)
         if not Path(found).is_relative_to(self.folder):
-            raise SystemExit(f"planted: {script} does not run the copy in {self.folder}")
+            raise SystemExit(f"planted: the tests' conch does not run the copy in {self.folder}")
 
     def read(self, bug: Bug) -> str:
         return (self.folder / "conch" / bug.file).read_text("utf-8")

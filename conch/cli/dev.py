@@ -16,7 +16,7 @@ from conch.cli.wrapper import find_command
 from conch.core import host
 from conch.core.parent import Signals
 from conch.core.plan import SAME_REQUEST_S
-from conch.core.terminal import Terminal
+from conch.core.terminal import WANTS_TERMINAL, Terminal
 from conch.errors import EXIT_NOT_EXECUTABLE, ConchError, EndedBySignal
 from conch.log import Log
 
@@ -115,7 +115,7 @@ class _Job:
             if pid == 0:
                 _wait_for(signals)
             elif os.WIFSTOPPED(status):
-                self._on_stop(os.WSTOPSIG(status))
+                self._on_stop(os.WSTOPSIG(status), signals)
             else:
                 return self._end(os.waitstatus_to_exitcode(status))
 
@@ -126,16 +126,24 @@ class _Job:
                 self._passed_on[number] = now
             self._signal(number)
 
-    def _on_stop(self, stopped_by: int) -> None:
+    def _on_stop(self, stopped_by: int, signals: Signals) -> None:
         if stopped_by == signal.SIGSTOP and not self._lent:
             return  # somebody stopped it, and will continue it
         asked = stopped_by in (signal.SIGTTIN, signal.SIGTTOU)
         self._wants_terminal = self._wants_terminal or asked
+        arrived: list[int] = []
         if not (asked and self._terminal.foreground() in (os.getpgrp(), self._group)):
+            if asked:
+                Log()("warning", "stopped", signal=signal.Signals(stopped_by).name, msg=WANTS_TERMINAL)
             self._terminal.take_back(self._group)
-            self._terminal.stop_ourselves()
+            self._terminal.stop_ourselves(stopped_by if asked else signal.SIGTSTP)
+            arrived = signals.take()
         self._lent = (self._wants_terminal and self._terminal.lend(self._group)) or self._lent
-        self._signal(signal.SIGCONT)
+        # where nobody could stop and continue us, a command that wants the terminal would be stopped again at once
+        if self._lent or not asked or signal.SIGCONT in arrived:
+            self._signal(signal.SIGCONT)
+        for number in arrived:
+            self._pass_on(number)
 
     def _end(self, code: int) -> int:
         if self._lent:

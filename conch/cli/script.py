@@ -32,25 +32,26 @@ def _isolate() -> None:
     if any(name.startswith("PYTHON") for name in os.environ):
         with open("/proc/self/environ", "rb") as file:
             # not os.environ, to which Python may have added
-            pairs = [entry.partition(b"=") for entry in file.read().split(b"\0") if b"=" in entry]
+            pairs = [entry.partition(b"=") for entry in file.read().split(b"\0") if entry.find(b"=") > 0]
         arguments = [sys.executable, "-I", __file__, *sys.argv[1:]]
         os.execve(sys.executable, arguments, {name: value for name, _, value in reversed(pairs)})
     del sys.path[0]  # where this file is
 
 
-try:
-    if not sys.flags.isolated:
-        _isolate()
+if __name__ == "__main__":
     try:
-        import conch  # noqa: F401 - whether it is found
-    except ModuleNotFoundError:
-        import site  # installed for this user alone: isolated, Python does not look there
+        if not sys.flags.isolated:
+            _isolate()
+        try:
+            import conch  # noqa: F401 - whether it is found
+        except ModuleNotFoundError:
+            import site  # installed for this user alone: isolated, Python does not look there
 
-        site.addsitedir(site.getusersitepackages())
-    from conch.cli.main import main
-except BaseException as error:
-    if os.environ.get("CONCH_DEBUG") == "1":
-        sys.excepthook(type(error), error, error.__traceback__)
-    os.write(2, f"conch: cannot start ({type(error).__name__}: {error}): is it installed whole?\n".encode())
-    os._exit(71)
-main()
+            site.addsitedir(site.getusersitepackages())
+        from conch.cli.main import main
+    except BaseException as error:
+        if os.environ.get("CONCH_DEBUG") == "1":
+            sys.excepthook(type(error), error, error.__traceback__)
+        os.write(2, f"conch: cannot start ({type(error).__name__}: {error}): is it installed whole?\n".encode())
+        os._exit(71)
+    main()

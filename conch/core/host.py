@@ -14,7 +14,7 @@ def environment() -> dict[str, str]:
             entries = file.read().split(b"\0")
     except OSError:
         return dict(os.environ)
-    pairs = [entry.partition(b"=") for entry in entries if b"=" in entry]
+    pairs = [entry.partition(b"=") for entry in entries if entry.find(b"=") > 0]  # exec takes no nameless ones
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in reversed(pairs)}
 
 

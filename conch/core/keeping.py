@@ -107,9 +107,14 @@ class Keeping(ABC):
                     self._start_next()
             case Lost(number, reason) if number == self._number:
                 self._lose(reason)
-            case Failed(code, text) if self.state is State.ACQUIRING:
-                self._lease = None
-                self._on_failed(code, text)
+            case Failed(code, text, leftovers) if self.state is State.ACQUIRING:
+                if leftovers and self._lease is not None:
+                    self._log.plain(text)
+                    self.code, self._ending = code, self._ending or not self._started
+                    self._release()
+                else:
+                    self._lease = None
+                    self._on_failed(code, text)
             case Failed(_, text) if self._bound:
                 self._log("error", "keeper-failed", **self._about(), msg=text)  # its death follows
             case Released(reason) if self.state is State.RELEASING:

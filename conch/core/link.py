@@ -73,11 +73,12 @@ class Lost(Message):
 
 
 class Failed(Message):
-    """The acquisition failed and left nothing in etcd; with the exit code of the contract."""
+    """The acquisition failed, with the exit code of the contract; unless `leftovers` it left nothing in etcd."""
 
     kind: ClassVar[str] = "failed"
     code: int
     message: str
+    leftovers: bool = False
 
 
 class Released(Message):

@@ -11,7 +11,7 @@ from conch.core.plan import End, Plan
 from conch.core.process import Process, Spec
 from conch.core.run import Tree
 from conch.core.supervisor import Supervisor
-from conch.core.terminal import Terminal
+from conch.core.terminal import WANTS_TERMINAL, Terminal
 from conch.core.tree import Stat
 from conch.errors import EXIT_SIGNAL, ConchError, EndedBySignal
 from conch.log import Log
@@ -242,23 +242,23 @@ class Loop:
     def _stop_with_child(self) -> None:
         """A child of the terminal was stopped (Ctrl-Z, or a read in the background): stop too, as its shell expects."""
         child = self._child
-        if child is None or self._is_hook or not self._terminal.ours:
-            return
-        stopped_by = child.stopped_by()
-        if stopped_by is None or (stopped_by == signal.SIGSTOP and not self._lent):
+        stopped_by = child.stopped_by() if child is not None and self._terminal.ours else None
+        if child is None or stopped_by is None or (stopped_by == signal.SIGSTOP and not self._lent):
             return
         wants_terminal = stopped_by in (signal.SIGTTIN, signal.SIGTTOU)
+        if self._is_hook:
+            if wants_terminal:
+                self._say_stopped(stopped_by, "a hook wants the terminal, which it cannot have")
+            return
         if wants_terminal:
             self._wants_terminal = True
             if not self._can_lend(child):
-                name = signal.Signals(stopped_by).name
-                text = "the command wants the terminal, which another job has: bring conch to the foreground"
-                self._log("warning", "stopped", name=self._name, signal=name, msg=text)
+                self._say_stopped(stopped_by, WANTS_TERMINAL)
             if self._can_lend(child):  # from the first, or brought to the foreground since
                 self._continue_child()
                 return
         self._terminal.take_back(child.pid)
-        self._terminal.stop_ourselves()
+        self._terminal.stop_ourselves(stopped_by if wants_terminal else signal.SIGTSTP)
         # Continued; or never stopped, because nobody could continue us (an orphaned process group).
         arrived = self._parent.signals.take()
         self._read_link()
@@ -268,6 +268,9 @@ class Loop:
             self._continue_child(only_with_terminal=wants_terminal)
         for number in arrived:
             self._on_signal(number)
+
+    def _say_stopped(self, number: int, text: str) -> None:
+        self._log("warning", "stopped", name=self._name, signal=signal.Signals(number).name, msg=text)
 
     def _can_lend(self, child: Process) -> bool:
         return self._terminal.foreground() in (os.getpgrp(), child.pid)

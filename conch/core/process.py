@@ -151,7 +151,10 @@ class Process:
 
     def stopped_by(self) -> int | None:
         """The signal that stopped the main process since this was last asked, if one did."""
-        result = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG)
+        try:
+            result = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG)
+        except ChildProcessError:
+            return None  # it has ended: asked for stops alone, the kernel knows no such child any more
         return None if result is None else result.si_status
 
     def exec_error(self) -> str | None:

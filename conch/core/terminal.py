@@ -4,7 +4,10 @@ import os
 import signal
 import termios
 
+from conch.core import tree
 from conch.hints import Any
+
+WANTS_TERMINAL = "the command wants the terminal, which another job has: bring conch to the foreground"
 
 
 class Terminal:
@@ -49,8 +52,12 @@ class Terminal:
         return True
 
     def take_back(self, group: int, *, restore: bool = False) -> None:
-        """Become the foreground group again if `group` is it; `restore` undoes the modes that a killed child left."""
-        if self._fd is None or self.foreground() != group:
+        """Become the foreground group again if `group` is it, or one that is gone; `restore` undoes the modes as well.
+
+        A shell that was killed leaves the terminal to the group of its last job, and in modes of its own.
+        """
+        foreground = self.foreground()
+        if self._fd is None or foreground is None or not (foreground == group or _is_gone(foreground)):
             return
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})  # which a background group gets for this
         try:
@@ -63,13 +70,17 @@ class Terminal:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     @staticmethod
-    def stop_ourselves() -> None:
-        """Stop conch's whole job, as Ctrl-Z would; returns when it is continued, or at once if nobody could do that."""
-        noted = signal.getsignal(signal.SIGTSTP)
-        if noted != signal.SIG_IGN:
-            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.killpg(0, signal.SIGTSTP)
-        signal.signal(signal.SIGTSTP, noted)
+    def stop_ourselves(number: int = signal.SIGTSTP) -> None:
+        """Stop conch's whole job, as this signal would: SIGTTIN and SIGTTOU tell an outer conch what is wanted.
+
+        Returns when it is continued, or at once if nobody could do that.
+        """
+        noted = signal.getsignal(number)
+        if number != signal.SIGSTOP and (number != signal.SIGTSTP or noted != signal.SIG_IGN):
+            signal.signal(number, signal.SIG_DFL)
+        os.killpg(0, number)
+        if number != signal.SIGSTOP:
+            signal.signal(number, noted)
 
     @staticmethod
     def signal_others(number: int) -> None:
@@ -84,6 +95,17 @@ def _is_controlling_terminal(fd: int) -> bool:
         return os.tcgetpgrp(fd) >= 0
     except OSError:
         return False  # no terminal, or not our controlling one
+
+
+def _is_gone(group: int) -> bool:
+    """Whether nothing of a process group lives; its dead may still wait to be reaped."""
+    try:
+        os.killpg(group, 0)
+        return not any(entry.group == group and not entry.dead for entry in tree.processes().values())
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False  # another user's, or we cannot look now
 
 
 def _open_controlling_terminal() -> int | None:

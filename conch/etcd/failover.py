@@ -32,6 +32,8 @@ from conch.record import Record, replace
 _TRY_S = 2.0
 # What an endpoint gets at least, when many are to be asked in little time.
 _SHARE_LEAST_S = 0.3
+# What a slow one gets at most of it while others are still to be asked.
+_PATIENT_SHARE = 0.7
 # For a read that tells whether a watch may go on.
 _CONFIRM_S = 5.0
 # Short to the end: sleeping through the end of a fault may cost a hold, and there is one requester a lease.
@@ -165,7 +167,9 @@ class FailOver(ABC, Generic[_Client]):
                 if left_s <= 0:
                     break
                 # those that are still to be asked in this round get their share of the time
-                limit_s = min(left_s, max(self._patience_s, min(try_s, max(_SHARE_LEAST_S, left_s / still))))
+                most_s = left_s if still == 1 else left_s * _PATIENT_SHARE
+                share_s = min(try_s, max(_SHARE_LEAST_S, left_s / still))
+                limit_s = min(left_s, max(min(self._patience_s, most_s), share_s))
                 ends_at = time.monotonic() + limit_s
                 client = None
                 try:

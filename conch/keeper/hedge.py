@@ -51,7 +51,7 @@ class Hedge:
         self._share_s = share_s
         self._over = threading.Event()
         patience_s = min(_PATIENT_MOST_S, patience_s)
-        self.asks = False  # whether anybody does: there may be no room, or no thread left for it
+        self._threads: list[threading.Thread] = []
         self._has_room = _ROOM.acquire(blocking=False)
         if not self._has_room:
             return
@@ -68,10 +68,16 @@ class Hedge:
         if self._has_room:
             _ROOM.release()
 
+    @property
+    def asks(self) -> bool:
+        """Whether anybody does: there may be no room or no thread left for it, or it was not wanted for a while."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def _start(self, *how: object) -> None:
+        thread = threading.Thread(target=self._ask, args=how, name="hedge", daemon=True)
         try:
-            threading.Thread(target=self._ask, args=how, name="hedge", daemon=True).start()
-            self.asks = True
+            thread.start()
+            self._threads.append(thread)
         except RuntimeError:
             pass  # then one that was started must do
 

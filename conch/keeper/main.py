@@ -7,6 +7,7 @@ from conch.core.link import Failed, Link, Note, Release
 from conch.errors import EXIT_UNAVAILABLE, ConchError, end_unexpectedly, shortage
 from conch.hints import TYPE_CHECKING, Any
 from conch.keeper.job import Job
+from conch.record import replace
 
 if TYPE_CHECKING:
     from conch.keeper.warden import Warden
@@ -66,6 +67,6 @@ def failure(error: BaseException) -> Failed:
 def crash(warden: "Warden", args: Any) -> None:
     """A thread died, of a defect or for want of something: so does the keeper, and the supervisor sees to the rest."""
     if shortage(args.exc_value):
-        warden.quit(failure(args.exc_value))
+        warden.quit(replace(failure(args.exc_value), leftovers=True))
         threading.Event().wait()
     end_unexpectedly(args.exc_value)

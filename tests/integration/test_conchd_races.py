@@ -20,7 +20,7 @@ from conch.cron.journal import Journal
 from conch.cron.ledger import Entry, Ledger
 from conch.etcd.store import Put, TxnResult, Unreachable
 from tests.conftest import OwnEtcd
-from tests.support.conch import Bench, alive, boottime, marked, throughout, wait_for
+from tests.support.conch import Bench, alive, boottime, conch_that_runs, marked, throughout, wait_for
 from tests.support.cron import Fleet
 from tests.support.host import Host
 from tests.support.proxy import Proxy
@@ -469,9 +469,7 @@ tree.open = look
 
 def test_daemon_just_in_exec_is_not_overlooked(fleet: Fleet) -> None:
     """It has left group and parent and shows no environment yet: its run is recorded once it is ended."""
-    fleet.bench.file("sitecustomize.py").write_text(IN_EXEC)
-    path = f"{fleet.bench.folder}:{os.environ.get('PYTHONPATH', '')}"
-    fleet.start("a", env={"PYTHONPATH": path})
+    fleet.start("a", program=[conch_that_runs(IN_EXEC, fleet.bench.folder)])
     fleet.add("j", "@yearly", "--overlap", "allow", command="(setsid sh -c 'echo $$ >> daemon; exec sleep 1000' &)")
     fleet.result("j", fleet.run_now("j"))
     assert not [pid for pid in fleet.bench.pids("daemon", 1) if alive(pid)]

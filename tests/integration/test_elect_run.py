@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.conftest import OwnEtcd
-from tests.support.conch import CONCH, Bench, alive, wait_for
+from tests.support.conch import CONCH, TRANSPORT, Bench, alive, wait_for
 from tests.support.metrics import difference, requests
 
 DEAD = {"CONCH_ENDPOINTS": "127.0.0.1:1"}
@@ -229,6 +229,7 @@ def test_free_office_costs_one_grant_and_one_transaction(own: OwnEtcd) -> None:
     assert own.bench.run("elect", "o", "--", "true").returncode == 0
     counted = difference(before, requests(own.member.endpoint))
     assert counted.pop("Watch", 0) <= 1  # ends as cancelled
+    assert counted.pop("Check", 0) == (TRANSPORT == "grpc")  # whether it is a member of etcd, once a connection
     assert counted == {"LeaseGrant": 1, "Txn": 1, "LeaseRevoke": 1}
 
 

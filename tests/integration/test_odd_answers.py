@@ -124,7 +124,7 @@ def test_transaction_without_what_it_read_is_no_hold(conch: Bench, gateway: OddG
 
     conch.hold("o")
     gateway.rewrite = {"/v3/kv/txn": without_keys}
-    late = conch.run("elect", "o", "--wait", "1s", "--", "touch", "ran", env=env(gateway))
+    late = conch.run("elect", "o", "--wait", "4s", "--", "touch", "ran", env=env(gateway))
     assert (late.returncode, conch.file("ran").exists()) == (75, False), late.stderr
     assert "odd answer" in late.stderr
 

@@ -22,7 +22,7 @@ from conch.keeper.job import Job, Stage
 from conch.keeper.warden import Warden
 from conch.keeper.worker import Worker
 from tests.conftest import OwnEtcd
-from tests.support.conch import Bench, Wrapper, alive, wait_for
+from tests.support.conch import TRANSPORT, Bench, Wrapper, alive, wait_for
 from tests.support.metrics import difference, requests
 
 HOST = os.uname().nodename
@@ -148,6 +148,7 @@ def test_free_slot_costs_one_grant_and_one_transaction(own: OwnEtcd) -> None:
     assert own.bench.run("sema", "s", "--max", "2", "--", "true").returncode == 0
     counted = difference(before, requests(own.member.endpoint))
     assert counted.pop("Watch", 0) <= 1
+    assert counted.pop("Check", 0) == (TRANSPORT == "grpc")  # whether it is a member of etcd, once a connection
     assert counted == {"LeaseGrant": 1, "Txn": 1, "LeaseRevoke": 1}
 
 

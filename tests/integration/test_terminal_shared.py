@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.conch import CONCH, Bench, alive, marked, wait_for
+from tests.support.conch import CONCH, Bench, alive, marked, throughout, wait_for
 from tests.support.terminal import Terminal
 
 ELECT = f"{CONCH} elect o --quiet"
@@ -207,3 +207,85 @@ def programs(conch: Bench) -> dict[str, int]:
         except FileNotFoundError:
             continue
     return found
+
+
+@pytest.mark.parametrize("end", ["sleep 1000 & exit 3", "setsid sleep 1000 & exit 3"])
+def test_leftovers_on_a_terminal_change_nothing(shell_on_terminal: Open, conch: Bench, end: str) -> None:
+    """They are ended, and the code is the command's; also where the command had no terminal of its own."""
+    terminal = shell_on_terminal("bash")
+    for at, way in enumerate(["", "| cat", "< /dev/null > /dev/null 2>&1"]):
+        terminal.line(f"{ELECT} --kill-after 200ms -- sh -c '{end}' {way}; echo co''de=${{PIPESTATUS[0]}}.")
+        terminal.wait("code=3.", at + 1)
+    assert conch.keys() == []
+
+
+def test_ctrl_c_with_leftovers_is_that_signal(shell_on_terminal: Open, conch: Bench) -> None:
+    """The leftover is ended, the hold given back, and conch dies of SIGINT."""
+    terminal = shell_on_terminal("bash")
+    terminal.line(f"{ELECT} --kill-after 200ms -- sh -c 'setsid sleep 1000 & echo rea''dy; sleep 1000'")
+    terminal.wait("ready")
+    terminal.type("\x03")
+    wait_for(lambda: terminal.foreground() == terminal.pid, "the shell has the terminal")
+    terminal.line("echo co''de=$?")
+    terminal.wait("code=130")
+    assert conch.keys() == []
+
+
+def test_terminal_comes_back_from_a_shell_that_was_killed_under_its_job(shell_on_terminal: Open, conch: Bench) -> None:
+    """Its last job, of a group of its own, had the terminal: the next run gets it all the same."""
+    terminal = shell_on_terminal("bash")
+    inner = "bash --norc --noprofile -i"
+    terminal.line(f"{ELECT} --restart --restart-min 10ms --kill-after 300ms -- {inner}")
+    terminal.wait("$ ", 2)
+    terminal.line("trap '' TERM; echo x >> up; stty -echo; sh -c 'echo y >> up; exec sleep 1000'")
+    conch.read("up", 2)
+    (key,) = conch.keys()
+    conch.etcd.delete(key)
+    wait_for(lambda: len(conch.keys()) == 1 and conch.keys() != [key], "the next hold")
+    terminal.line("echo x >> again; exit")
+    conch.read("again")
+    os.kill(programs(conch)["conch"], signal.SIGTERM)
+    wait_for(lambda: "conch" not in programs(conch), "the end of conch")
+
+
+@pytest.mark.parametrize("outer", [f"{CONCH} elect outer --quiet --", f"{CONCH} dev --"])
+def test_command_of_a_conch_under_conch_reads_the_terminal(shell_on_terminal: Open, outer: str) -> None:
+    """In a pipeline, where each of them gets the terminal only as it asks for it."""
+    terminal = shell_on_terminal("bash")
+    terminal.line(f"{outer} {ELECT} -- sh -c 'echo rea''dy; read a; echo got:$a' | cat")
+    terminal.wait("ready")
+    terminal.line("hello")
+    terminal.wait("got:hello")
+
+
+@pytest.mark.parametrize("how", [f"{CONCH} dev --", f"{ELECT} --"])
+def test_nobody_can_continue_it_so_it_stays_stopped(shell_on_terminal: Open, conch: Bench, how: str) -> None:
+    """In an orphaned group, a command that wants the terminal is told of, and costs nothing while it waits."""
+    terminal = shell_on_terminal("bash")
+    terminal.line(f"( {how} sh -c 'echo $$ > pid; read a < /dev/tty' & )")
+    child = int(conch.read("pid"))
+    terminal.wait("event=stopped")
+    wait_for(lambda: state(child) == "T", "the command is stopped")
+    before = switches(child)
+    throughout(0.5, lambda: None)
+    assert (switches(child), state(child)) == (before, "T")
+    os.kill(child, signal.SIGKILL)
+    wait_for(lambda: not marked_conch(conch), "the end of conch")
+
+
+def test_hook_that_wants_the_terminal_says_so(shell_on_terminal: Open) -> None:
+    """Hooks have none; it is stopped until its time is up."""
+    terminal = shell_on_terminal("bash")
+    terminal.line(f"{ELECT} --on-acquire 'read a < /dev/tty' --hook-timeout 1s -- true; echo co''de=$?")
+    terminal.wait("event=stopped")
+    terminal.wait("code=75")
+
+
+def switches(pid: int) -> str:
+    """How often a process was put on a processor and off it."""
+    with open(f"/proc/{pid}/status") as file:
+        return "".join(line for line in file if "ctxt_switches" in line)
+
+
+def marked_conch(conch: Bench) -> bool:
+    return "conch" in programs(conch)

@@ -26,18 +26,29 @@ from conch.etcd.connect import open_store  # noqa: E402
 from conch.etcd.endpoints import parse_endpoints  # noqa: E402
 from conch.etcd.store import Store  # noqa: E402
 
+_INSTALLED = Path(sys.executable).parent / "conch"
+# A folder with the source to test, instead of what is installed.
+_SOURCE = os.environ.get("CONCH_TESTS_SOURCE")
+_DEVMODE = os.environ.get("CONCH_TESTS_DEVMODE") == "1"
 
-def _command() -> str:
-    """The installed command; with CONCH_TESTS_DEVMODE=1 a copy whose Python checks more (it ignores PYTHONDEVMODE)."""
-    installed = Path(sys.executable).parent / "conch"
-    if os.environ.get("CONCH_TESTS_DEVMODE") != "1":
-        return str(installed)
-    folder = tempfile.mkdtemp(prefix="conch-tests-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    copy = Path(folder) / "conch"
-    copy.write_bytes(f"#!{sys.executable} -IXdev\n".encode() + installed.read_bytes().partition(b"\n")[2])
+
+def conch_that_runs(first: str, folder: Path) -> str:
+    """A copy in a folder of the installed command, whose Python runs this first: no variable could tell it to."""
+    path = f"import sys; sys.path.insert(0, {_SOURCE!r})\n" if _SOURCE else ""
+    copy = folder / "conch"
+    rest = _INSTALLED.read_text().partition("\n")[2]
+    copy.write_text(f"#!{sys.executable} -I{'Xdev' if _DEVMODE else ''}\n{path}{first}\n{rest}")
     copy.chmod(0o755)
     return str(copy)
+
+
+def _command() -> str:
+    """The installed command; or a copy, of other source or with the checks of Python's development mode."""
+    if not _DEVMODE and not _SOURCE:
+        return str(_INSTALLED)
+    folder = tempfile.mkdtemp(prefix="conch-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return conch_that_runs("", Path(folder))
 
 
 CONCH = _command()
