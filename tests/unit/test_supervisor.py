@@ -538,6 +538,18 @@ def test_conflict_code_replaces_75_only() -> None:
     assert World(conflict_exit=3).hears(Failed(69, "gone")).code == 69
 
 
+def test_keeper_that_had_to_leave_with_a_lease_has_it_given_back() -> None:
+    """It was short of something: its place would stand before others for as long as the lease lasts."""
+    world = World().hears(Answered(7), Queued(5), Failed(69, "no threads", leftovers=True))
+    assert (world.state, world.sent[-1]) == (State.RELEASING, Release(7))
+    world.supervisor.on_keeper_death()
+    assert (world.keepers, world.sent[-1]) == (2, Release(7))
+    assert world.hears(Released()).code == 69
+    assert World().hears(Failed(69, "no threads", leftovers=True)).code == 69
+    restarted = World(restart=True).hears(Answered(7), Queued(5), Failed(69, "no threads", leftovers=True), Released())
+    assert restarted.state is State.BACKOFF
+
+
 def test_keeper_that_dies_while_queued_is_replaced_once() -> None:
     """The new one is told what to abandon."""
     world = World().hears(Answered(7))
