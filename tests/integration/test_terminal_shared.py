@@ -222,8 +222,9 @@ def test_leftovers_on_a_terminal_change_nothing(shell_on_terminal: Open, conch: 
 def test_ctrl_c_with_leftovers_is_that_signal(shell_on_terminal: Open, conch: Bench) -> None:
     """The leftover is ended, the hold given back, and conch dies of SIGINT."""
     terminal = shell_on_terminal("bash")
-    terminal.line(f"{ELECT} --kill-after 200ms -- sh -c 'setsid sleep 1000 & echo rea''dy; sleep 1000'")
-    terminal.wait("ready")
+    terminal.line(f"{ELECT} --kill-after 200ms -- sh -c 'setsid sleep 1000 & echo $$ > pid; exec tail -f /dev/null'")
+    conch.read("pid")
+    wait_for(lambda: "tail" in programs(conch), "the command")  # a shell in between may miss the signal
     terminal.type("\x03")
     wait_for(lambda: terminal.foreground() == terminal.pid, "the shell has the terminal")
     terminal.line("echo co''de=$?")
