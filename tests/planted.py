@@ -42,6 +42,7 @@ _SCHEDULE, _JOURNAL, _LEDGER = (f"tests/unit/test_{name}.py" for name in ("sched
 _ANSWERS, _ODD = "tests/unit/test_answers.py", "tests/integration/test_odd_answers.py"
 _DEFECT = "tests/integration/test_defect.py"
 _SLOW = "tests/cluster/test_slow.py"
+_HOST, _TERMINAL = "tests/integration/test_host.py", "tests/integration/test_terminal_shared.py"
 _RACES, _GAPS = "tests/integration/test_conchd_races.py", "tests/unit/test_planted_gaps.py"
 
 BUGS = (
@@ -261,6 +262,42 @@ BUGS = (
         '_CLOSE = b"Connection: close"',
         '_CLOSE = b"Connection: keep-alive"',
         (f"{_STORE}::test_watch_of_many_keys_hears_of_each_however_slowly_it_was_asked_for",),
+    ),
+    # -- the host, signals and the terminal
+    Bug(
+        "/proc of another namespace is trusted",
+        "core/host.py",
+        "if shown != str(os.getpid()) or any(numbers != [shown] for numbers in known):",
+        "if False:",
+        (f"{_HOST}::test_host_without_what_conch_needs",),
+    ),
+    Bug(
+        "what /proc hides is taken for gone",
+        "core/process.py",
+        "(not self._some_hidden and self._look_for_emptiness())",
+        "self._look_for_emptiness()",
+        (f"{_HOST}::test_hidden_leftover_of_another_user_keeps_the_hold",),
+    ),
+    Bug(
+        "stops are asked of a main process that has ended",
+        "core/process.py",
+        "        except ChildProcessError:\n            return None  # it has ended",
+        "        except ZeroDivisionError:\n            return None  # it has ended",
+        (f"{_TERMINAL}::test_leftovers_on_a_terminal_change_nothing",),
+    ),
+    Bug(
+        "run goes on under a terminal that is gone",
+        "core/loop.py",
+        "self._terminal.hung_up())",
+        "False)",
+        (f"{_TERMINAL}::test_restart_ends_with_the_terminal_of_a_command_that_outlives_it",),
+    ),
+    Bug(
+        "signal sent twice is two",
+        "core/supervisor.py",
+        "now - self._signalled_at < SAME_REQUEST_S",
+        "False",
+        ("tests/integration/test_signals.py::test_signal_to_conch_and_to_its_group_is_one",),
     ),
     Bug(
         "answer without its header counts",
