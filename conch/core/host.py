@@ -1,6 +1,7 @@
 """What conch needs of the system before it may run anything, and the environment that it was started with."""
 
 import os
+from functools import cache
 
 from conch.hints import Any
 
@@ -18,8 +19,9 @@ def environment() -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in reversed(pairs)}
 
 
+@cache
 def problem() -> str | None:
-    """Why nothing can be run and watched over here: a line for people; None if it can."""
+    """Why nothing can be run and watched over here: a line for people; None if it can. Asked of the system once."""
     try:
         os.close(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
