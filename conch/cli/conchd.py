@@ -1,10 +1,8 @@
 """`conch conchd`: the daemon that runs the ticks of a fleet's schedules, each on exactly one host."""
 
-import fcntl
 import os
 import re
 import resource
-import time
 from functools import partial
 from typing import Any
 
@@ -13,15 +11,10 @@ import click
 from conch.cli.options import DURATION, TTL, Parsed, common_options, given, whole
 from conch.cli.settings import settings
 from conch.cli.wrapper import check_host
-from conch.errors import EXIT_NOT_ACQUIRED, BadInput, ConchError
-from conch.limits import cannot
+from conch.errors import BadInput, ConchError
 
-# A conchd that was killed may need a moment to end what it ran; its successor waits for that.
-_LOCK_S = 5.0
 _OWN_DESCRIPTORS, _DESCRIPTORS_A_RUN = 64, 3
 _MOST_DESCRIPTORS = 16384
-# What we keep in a state directory, and what systemd or a file system may have put there.
-_OURS = re.compile(r"id|id\.new|lock|lost\+found|[0-9]+\.wal.*")
 _SECRETS = ("CONCH_PASSWORD", "ETCDCTL_PASSWORD")
 
 
@@ -88,9 +81,10 @@ def command(**values: Any) -> int:
     user = _user(values["run_as"])
     from conch.cli.keyfile import read_key
 
-    job_key = read_key(values["job_key_file"])
+    job_key = read_key(values["job_key_file"], common.keys.prefix)
     from conch.core.crew import Crew
     from conch.cron.daemon import Daemon
+    from conch.cron.state_dir import lock, state_dir
     from conch.holder import myself
     from conch.log import Log
     from conch.names import check_name
@@ -101,8 +95,8 @@ def command(**values: Any) -> int:
     except BadInput as error:
         raise BadInput(f"the host's name cannot stand in a key, set CONCH_HOST: {error}") from None
     log = Log(quiet=common.quiet, form=common.log_format)
-    state_dir = _state_dir(values["state_dir"])
-    lock = _lock(state_dir)
+    state = state_dir(values["state_dir"])
+    locked = lock(state)
     if os.geteuid() == 0 and user is None:
         log("warning", "running-as-root", msg="whoever may write jobs in etcd runs commands as root here: see --run-as")
     if job_key is None:
@@ -113,7 +107,7 @@ def command(**values: Any) -> int:
         connection=common.connection,
         keys=common.keys,
         me=me,
-        state_dir=state_dir,
+        state_dir=state,
         ttl_s=values["ttl"],
         max_runs=min(values["max_runs"], most),
         job_key=job_key,
@@ -126,7 +120,7 @@ def command(**values: Any) -> int:
         drain_s=values["drain"],
         release_s=2 * common.connection.command_timeout_s,
         user=None if user is None else user[0],
-        kept_open=(lock,),
+        kept_open=(locked,),
         descriptors=descriptors,
     )
     return crew.run()
@@ -179,47 +173,3 @@ def _raise_descriptors() -> tuple[tuple[int, int], int]:
     if wanted > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return (soft, hard), max(1, (max(soft, wanted) - _OWN_DESCRIPTORS) // _DESCRIPTORS_A_RUN)
-
-
-def _state_dir(given: str | None) -> str:
-    """The state directory, made if it is not there, for our eyes only."""
-    path = given or os.environ.get("STATE_DIRECTORY", "").split(":")[0]  # systemd gives a list
-    if not path:
-        base = os.environ.get("XDG_STATE_HOME") or ""
-        if not base.startswith("/"):
-            home = os.path.expanduser("~")
-            if not home.startswith("/"):
-                raise BadInput("no place for the state: there is no home directory, give --state-dir")
-            base = os.path.join(home, ".local", "state")
-        path = os.path.join(base, "conch")
-    try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        if os.stat(path).st_mode & 0o077:
-            if any(not _OURS.fullmatch(name) for name in os.listdir(path)):
-                raise BadInput(f"--state-dir: {path} has other things in it, and is open to other users")
-            os.chmod(path, 0o700)
-    except (OSError, ValueError) as error:
-        text = f"--state-dir: cannot use {path}: {getattr(error, 'strerror', None) or error}"
-        raise cannot(text, error) from None
-    return os.path.abspath(path)
-
-
-def _lock(state_dir: str) -> int:
-    """Keep any other conchd out of the state directory; the keeper holds the lock too, until all has ended."""
-    path = os.path.join(state_dir, "lock")
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise cannot(f"--state-dir: cannot write {path}: {error.strerror}", error) from None
-    until = time.monotonic() + _LOCK_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise ConchError(
-                    f"another conchd uses {state_dir}: give each its own --state-dir", code=EXIT_NOT_ACQUIRED
-                ) from None
-            time.sleep(0.1)
-        else:
-            return fd

@@ -115,7 +115,7 @@ def add(context: click.Context, /, **values: Any) -> int:
         "added_at": rfc3339(now),
     }
     job = decode(values["name"], {name: value for name, value in fields.items() if value is not None})
-    job = job.signed(read_key(values["job_key_file"]))
+    job = job.signed(read_key(values["job_key_file"], session.keys.prefix))
     from conch.etcd.store import Put, Range
 
     with session:
@@ -187,8 +187,9 @@ def _set_paused(values: dict[str, Any], *, paused: bool) -> int:
     from conch.cli.keyfile import read_key
     from conch.etcd.store import ModifiedAt, Put
 
-    key_file = read_key(values["job_key_file"])
-    with Session(values, given()) as session:
+    session = Session(values, given())
+    key_file = read_key(values["job_key_file"], session.keys.prefix)
+    with session:
         for _ in range(_TRIES):
             job, rev = session.read(values["name"])
             if job.paused == paused:

@@ -1,5 +1,7 @@
 """The key that jobs are signed with."""
 
+import hashlib
+import hmac
 import os
 import stat
 
@@ -9,8 +11,11 @@ from conch.limits import cannot
 _LEAST_BYTES = 16
 
 
-def read_key(path: str | None) -> bytes | None:
-    """The key in a file, without white space at its ends; raises `BadInput` for one that is no good."""
+def read_key(path: str | None, prefix: str) -> bytes | None:
+    """The key for jobs below a prefix: one of its own for each prefix, so that a signature is good under no other.
+
+    It is derived from the key in the file, without white space at its ends; raises `BadInput` for one that is no good.
+    """
     if path is None:
         return None
     try:
@@ -24,4 +29,4 @@ def read_key(path: str | None) -> bytes | None:
         raise BadInput(f"--job-key-file: {path} is open to all users (chmod 600)")
     if len(key) < _LEAST_BYTES:
         raise BadInput(f"--job-key-file: the key in {path} is shorter than {_LEAST_BYTES} bytes")
-    return key
+    return hmac.new(key, f"conch jobs {prefix}".encode(), hashlib.sha256).digest()

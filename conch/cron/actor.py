@@ -18,6 +18,7 @@ from typing import TypeVar
 from conch.config import Connection
 from conch.core import clock
 from conch.core.link import Message, Note
+from conch.core.origin import Origin
 from conch.cron.clock import FleetClock
 from conch.cron.ledger import Ledger
 from conch.etcd.store import Store, StoreError
@@ -34,7 +35,7 @@ PAUSE_S, PAUSE_MOST_S = 0.1, 2.0
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a scheduler stands on. `state` is the id of the state directory.
+    """What a scheduler stands on. `here` is its supervisor, `state` the id of the state directory.
 
     The supervisor's words arrive in `inbox`. With a `key`, jobs must be signed by it; `first` says that etcd must
     answer at the start.
@@ -46,6 +47,7 @@ class Base:
     warden: Warden
     ledger: Ledger
     me: Holder
+    here: Origin
     state: str
     clock: FleetClock
     inbox: "queue.SimpleQueue[Message | Callable[[], None]]"

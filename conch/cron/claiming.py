@@ -45,7 +45,11 @@ class Claiming(Replacing):
                 return  # it is being dealt with
             self._drop(before)
         self._dues[due.id] = due
-        hosts = {host for host, fields in self._nodes.items() if fields.get("draining") is not True} | {self._me.host}
+        hosts = {self._me.host} | {
+            host
+            for host, fields in self._nodes.items()
+            if fields.get("draining") is not True and fields.get("clock_off") is not True
+        }
         turn = order(hosts, *due.id).index(self._me.host)
         if abs(self._clock.skew_s()) > SKEW_S:
             turn = max(turn, 1)
@@ -76,7 +80,7 @@ class Claiming(Replacing):
     def _ready(self) -> bool:
         """Whether a run could be started now: registered, with room, and the supervisor awake."""
         room = len(self._runs()) + self._busy_claiming < self._max_runs
-        return self._node is not None and room and self._is_answered()
+        return self._node is not None and room and self._knows_the_time() and self._is_answered()
 
     def _attempt(self, due: Due) -> None:
         """Claim a tick, unless another has, or hold it back until we can."""
@@ -99,7 +103,9 @@ class Claiming(Replacing):
             busy = None  # a try of ours was made after all
         running = None if busy is None else whole_tick(fields_of(busy.value).get("tick"))
         if self._key is not None and not due.job.is_signed_by(self._key):
-            why = "the job is not signed" if not due.job.is_signed else "the job's signature is not by our key"
+            why = "the job is not signed"
+            if due.job.is_signed:
+                why = "the job's signature is not by our key, or is for another prefix"
             self._claim(due, "skip", None, why)
         elif busy is None:
             self._claim(due, "run", None, "")

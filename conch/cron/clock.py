@@ -1,13 +1,17 @@
-"""The wall clock of a host among others: which hosts' clocks it goes with, and whether it was set."""
+"""The wall clock of a host among others: whether theirs agree with it, and the time to go by."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import median
 
 from conch.core import clock
 
 # More than this apart is worth a warning, and costs the first place at a tick.
 SKEW_S = 1.0
+# More than this apart, two clocks contradict each other.
+APART_S = 5.0
+# The beginning of the year of this release: no clock that shows less can be right.
+_RELEASED = 1_767_225_600  # 2026-01-01
 
 
 class FleetClock:
@@ -15,26 +19,81 @@ class FleetClock:
 
     Other hosts tell their time when they write their node key; kept as the distance to CLOCK_BOOTTIME, it shows at
     once when our own clock is set. A clock that two or more others, which agree, contradict by more than a second is
-    not followed: theirs is.
+    not followed: theirs is. One that most of all clocks contradict by more than five seconds is `off`.
     """
 
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
         self._others: dict[str, float] = {}
+        self._etcd: float | None = None
+        self._etcd_asked = False
 
     def heard(self, host: str, at: float) -> None:
-        """Another host wrote its time just now."""
-        self._others[host] = at - clock.now()
+        """Another host wrote its time just now. One from before this release is no clock to go by."""
+        if at < _RELEASED:
+            self._others.pop(host, None)
+        else:
+            self._others[host] = at - clock.now()
+
+    def heard_etcd(self, at: float | None) -> None:
+        """The clock of etcd's hosts showed this just now; None: they do not tell."""
+        self._etcd = None if at is None or at < _RELEASED else at - clock.now()
+        self._etcd_asked = True
 
     def forget(self, host: str) -> None:
         """It is gone."""
         self._others.pop(host, None)
+
+    def knows(self, host: str) -> bool:
+        """Whether this host has told its time."""
+        return host in self._others
 
     def skew_s(self) -> float:
         """How far our own clock is ahead of the others' (their median); 0 where there are none."""
         if not self._others:
             return 0.0
         return self._wall() - clock.now() - median(self._others.values())
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether any other clock of the fleet is more than five seconds apart from ours."""
+        return self._contradicting(self._others.values()) > 0
+
+    @property
+    def wants_etcd(self) -> bool:
+        """Whether the clock of etcd's hosts is to be asked, for it may decide."""
+        return self.contradicted and not self._etcd_asked
+
+    def forget_etcd(self) -> None:
+        """What etcd's hosts told is old, or of no use any more."""
+        self._etcd, self._etcd_asked = None, False
+
+    @property
+    def before_release(self) -> bool:
+        """Whether our clock shows a time before this release."""
+        return self._wall() < _RELEASED
+
+    @property
+    def off(self) -> bool:
+        """Whether our clock is wrong: before this release, or contradicted by more clocks than agree with it.
+
+        Where that is undecided, as between two hosts, the clock of etcd's hosts decides; until it was asked ours is
+        off, and if it is not to be had ours is not.
+        """
+        if self.before_release:
+            return True
+        against = self._contradicting(self._others.values())
+        if not against:
+            return False
+        agreeing = 1 + len(self._others) - against
+        if self._etcd is not None:
+            etcd_against = self._contradicting([self._etcd])
+            against, agreeing = against + etcd_against, agreeing + 1 - etcd_against
+        return against > agreeing or (against == agreeing and not self._etcd_asked)
+
+    def _contradicting(self, clocks: Iterable[float]) -> int:
+        own = self._wall() - clock.now()
+        return sum(abs(own - other) > APART_S for other in clocks)
 
     def now(self) -> float:
         """The time to go by."""

@@ -1,10 +1,7 @@
 """The keeper of conchd: the scheduler and what it stands on, from the first journal record to the last lease."""
 
-import errno
-import os
 import queue
 import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +10,10 @@ from typing import Any
 from conch.config import Connection
 from conch.core import tree
 from conch.core.link import Begin, Begun, Failed, Link, Message, Note
+from conch.core.origin import origin
 from conch.cron.clock import FleetClock
 from conch.cron.ledger import Ledger
+from conch.cron.state_dir import identify
 from conch.errors import EXIT_UNAVAILABLE, ConchError
 from conch.holder import Holder
 from conch.keeper.main import crash, failure
@@ -22,7 +21,6 @@ from conch.keeper.warden import NotReady, Warden
 from conch.keys import Keys
 from conch.limits import lacking
 
-_STATE_FILE = "id"
 # The scheduler, its watches of etcd and the clock, a session, the status, a worker for etcd and one for the disk.
 _THREADS = 8
 
@@ -60,12 +58,16 @@ def keep(daemon: Daemon, link: Link) -> None:
             warden.send(Note(level, event, text))
 
         try:
-            state = _state_id(daemon.state_dir, daemon.keys.prefix)
-            ledger = Ledger(daemon.state_dir, tell)
+            here = origin(daemon.me.pid)
+            state, copied = identify(daemon.state_dir, daemon.keys.prefix, here, tell)
+            ledger = Ledger(daemon.state_dir, tell, here)
         except OSError as error:
             warden.send(Failed(EXIT_UNAVAILABLE, f"cannot use {daemon.state_dir}: {error.strerror or error}"))
             return
-        _end_survivors(ledger, begin, tell)
+        if copied:
+            ledger.leave({*begin.live, *begin.ended}, tell)
+        dead = ledger.dead(here) - {*begin.live, *begin.ended}
+        _end_survivors(dead, tell)
         try:
             # many requests at a time, for months: gRPC's one connection serves them better
             store = open_store(
@@ -86,6 +88,7 @@ def keep(daemon: Daemon, link: Link) -> None:
                 ledger=ledger,
                 me=daemon.me,
                 state=state,
+                here=here,
                 clock=FleetClock(),
                 inbox=inbox,
                 ttl_s=daemon.ttl_s,
@@ -94,7 +97,7 @@ def keep(daemon: Daemon, link: Link) -> None:
                 first=begin.first,
             )
         )
-        new.adopt(begin.live, begin.ended)
+        new.adopt(begin.live, begin.ended, dead)
         try:
             new.start()
         except ConchError as error:
@@ -133,31 +136,8 @@ def _check_room() -> None:
         raise ConchError(f"cannot start the process that talks to etcd: {lack}")
 
 
-def _state_id(folder: str, prefix: str) -> str:
-    """The id of this state directory, made at its first use; it serves one prefix. `OSError` if it is another's."""
-    path = os.path.join(folder, _STATE_FILE)
-    try:
-        with open(path) as file:
-            words = file.read().split()
-        if len(words) == 2:
-            if words[1] != prefix:
-                raise OSError(errno.EINVAL, f"it is the state of a conchd with --prefix {words[1]}")
-            return words[0]
-    except FileNotFoundError:
-        pass
-    text = uuid.uuid4().hex
-    temporary = f"{path}.new"
-    with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(f"{text} {prefix}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    return text
-
-
-def _end_survivors(ledger: Ledger, begin: Begin, tell: Any) -> None:
+def _end_survivors(lost: set[str], tell: Any) -> None:
     """Kill what is left of runs whose conchd died with its keeper: nothing supervises them, and they hold nothing."""
-    lost = {entry.run for entry in ledger.entries if entry.result is None} - {*begin.live, *begin.ended}
     empty_looks = 0
     while lost and empty_looks < 2:
         try:

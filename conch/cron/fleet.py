@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from conch.core import clock
 from conch.core.clock import Terms
 from conch.core.link import Held
+from conch.core.origin import Origin, origin_of
 from conch.cron.claims import Node
 from conch.cron.records import fields_of
 from conch.etcd.store import CreatedAt, KeyValue, LeaseGone, Put, Range, Store, StoreError
@@ -22,9 +23,9 @@ Tell = Callable[..., None]
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Another conchd of this name is registered: its pid, or none if it is unreadable."""
+    """Another conchd of this name is registered, and not known to be dead: where it runs, as far as it says so."""
 
-    pid: object
+    by: str
 
 
 def order(hosts: Iterable[str], name: str, tick: int) -> list[str]:
@@ -49,30 +50,36 @@ class Registrar:
     """Makes us a node: a leased key under our host's name, confirmed and renewed like any hold."""
 
     def __init__(
-        self, store: Store, keys: Keys, warden: Warden, me: Holder, state: str, ttl_s: int, tell: Tell
+        self, store: Store, keys: Keys, warden: Warden, me: Holder, here: Origin, state: str, ttl_s: int, tell: Tell
     ) -> None:
-        """`state` is the id of our state directory: by it we know a key of our own from before a crash."""
+        """`here` is our supervisor, `state` the id of our state directory: by both we know a key of our own."""
         self._store = store
         self._key = keys.node(me.host)
         self._warden = warden
         self._me = me
+        self._here = here
         self._state = state
         self._ttl_s = ttl_s
         self._tell = tell
 
-    def value(self, at: float, *, draining: bool) -> bytes:
-        """What our key says: who we are, and the time on our clock."""
+    def value(self, at: float, *, draining: bool, off: bool) -> bytes:
+        """What our key says: who and where we are, the time on our clock, and whether that is off the others'."""
         holder = json.loads(self._me.encode())
-        return json.dumps({**holder, "at": round(at, 3), "state": self._state, "draining": draining}).encode()
+        told = {"at": round(at, 3), "state": self._state, "draining": draining, "clock_off": off}
+        return json.dumps({**holder, **told, "origin": self._here.fields()}).encode()
 
     def register(
-        self, number: int, at: float, lost: Callable[[str], None], *, draining: bool, timeout_s: float
+        self, number: int, at: float, lost: Callable[[str], None], *, draining: bool, off: bool, timeout_s: float
     ) -> Registered | Taken:
-        """Get a lease and create our key, taking over what a crashed conchd of ours left. May raise `StoreError`."""
+        """Get a lease and create our key, taking over what a conchd left that is proved dead. Raises `StoreError`.
+
+        Proved is what was started in this boot by this state directory, which is locked by us, and is not there any
+        more. All that cannot be proved dead, as the namesake on another machine, is alive until its lease has run out.
+        """
         lease = int.from_bytes(os.urandom(8)) >> 1 or 1
         granted_at = clock.now()
         granted = self._store.grant(lease, self._ttl_s, timeout_s=timeout_s)
-        key, value = self._key.encode(), self.value(at, draining=draining)
+        key, value = self._key.encode(), self.value(at, draining=draining, off=off)
         try:
             for _ in range(2):
                 made = self._store.txn(
@@ -81,10 +88,10 @@ class Registrar:
                 there = made.ranges[0].kvs[0]
                 if there.lease == lease:
                     break
-                if not self._is_ours(there):
+                if not self._was_ours(there):
                     self._store.revoke(lease, timeout_s=timeout_s)
-                    return Taken(_field(there, "pid"))
-                # a conchd of ours that crashed: all that it ran has been ended
+                    return Taken(_whereabouts(there))
+                # all that it ran has been ended
                 self._store.revoke(there.lease, timeout_s=timeout_s)
             else:
                 raise LeaseGone("cannot register: our key came back")
@@ -115,12 +122,10 @@ class Registrar:
         session.follow(self._key, node.rev)
         return registered[0]
 
-    def refresh(self, node: Node, at: float, *, draining: bool, timeout_s: float) -> None:
+    def refresh(self, node: Node, at: float, *, draining: bool, off: bool, timeout_s: float) -> None:
         """Tell our time anew. May raise `StoreError`."""
-        key = self._key.encode()
-        self._store.txn(
-            [CreatedAt(key, node.rev)], [Put(key, self.value(at, draining=draining), node.lease)], timeout_s=timeout_s
-        )
+        key, value = self._key.encode(), self.value(at, draining=draining, off=off)
+        self._store.txn([CreatedAt(key, node.rev)], [Put(key, value, node.lease)], timeout_s=timeout_s)
 
     def _abandon(self, lease: int) -> None:
         try:
@@ -128,9 +133,16 @@ class Registrar:
         except StoreError:
             pass  # it expires by itself
 
-    def _is_ours(self, kv: KeyValue) -> bool:
-        return _field(kv, "state") == self._state
+    def _was_ours(self, kv: KeyValue) -> bool:
+        """Whether we made this key, or one that is proved dead."""
+        fields = fields_of(kv.value)
+        made_by = origin_of(fields.get("origin"))
+        if made_by is None or fields.get("state") != self._state:
+            return False
+        return made_by == self._here or made_by.proved_dead(self._here)
 
 
-def _field(kv: KeyValue, name: str) -> object:
-    return fields_of(kv.value).get(name)
+def _whereabouts(kv: KeyValue) -> str:
+    fields = fields_of(kv.value)
+    made_by = origin_of(fields.get("origin"))
+    return f"pid {fields.get('pid')}" if made_by is None else str(made_by)

@@ -2,10 +2,11 @@
 
 import json
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from conch.core.origin import Origin, origin_of
 from conch.cron.journal import Journal
 from conch.cron.records import Result
 
@@ -17,7 +18,10 @@ Tell = Callable[..., None]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A run: its tick, what it holds in etcd (revisions; the lease of its slot), and its result once it is over."""
+    """A run: its tick, what it holds in etcd (revisions; the lease of its slot), and its result once it is over.
+
+    `origin` is the supervisor that it runs under; None in what an earlier release wrote.
+    """
 
     run: str
     name: str
@@ -26,18 +30,26 @@ class Entry:
     run_rev: int | None = None
     slot: int | None = None
     result: Result | None = None
+    origin: Origin | None = None
 
     def encode(self) -> bytes:
         """One line of JSON."""
-        return json.dumps(asdict(self)).encode()
+        data = {name: getattr(self, name) for name in _FIELDS}
+        data["result"] = None if self.result is None else asdict(self.result)
+        data["origin"] = None if self.origin is None else self.origin.fields()
+        return json.dumps(data).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> "Entry":
-        """What was encoded; `ValueError`, `TypeError` or `KeyError` for anything else."""
-        fields: dict[str, Any] = json.loads(data)
-        if fields["result"] is not None:
-            fields["result"] = Result(**fields["result"])
-        return cls(**fields)
+        """What was encoded, by a later release perhaps; `ValueError`, `TypeError` or `KeyError` for anything else."""
+        read: dict[str, Any] = json.loads(data)
+        if read["result"] is not None:
+            read["result"] = Result(**read["result"])
+        read["origin"] = origin_of(read.get("origin"))
+        return cls(**{name: read[name] for name in _FIELDS if name in read})
+
+
+_FIELDS = tuple(field.name for field in fields(Entry))
 
 
 class Ledger:
@@ -46,9 +58,10 @@ class Ledger:
     A disk that takes nothing does not stop the runs: it is said loudly, and the ends go to etcd from memory.
     """
 
-    def __init__(self, folder: str, tell: Tell) -> None:
-        """Opens the journal in this folder; `OSError` if that cannot be."""
+    def __init__(self, folder: str, tell: Tell, here: Origin | None = None) -> None:
+        """Opens the journal in this folder; `OSError` if that cannot be. What is written is of the process `here`."""
         self._tell = tell
+        self._here = here
         self._lock = threading.Lock()
         self._journal = Journal(folder)
         self._entries: dict[str, tuple[int, Entry]] = {}
@@ -77,8 +90,30 @@ class Ledger:
         """How many results wait to be delivered."""
         return sum(entry.result is not None for entry in self.entries)
 
+    def dead(self, here: Origin) -> set[str]:
+        """The runs that never ended and whose supervisor is dead: it is one of this boot, and not there any more.
+
+        Whoever asks holds the lock of the state directory, so its keeper is dead, too. What comes from another boot
+        may be the journal of a machine that lives, of which this one is a copy.
+        """
+        return {
+            entry.run
+            for entry in self.entries
+            if entry.result is None and (entry.origin is None or entry.origin == here or entry.origin.proved_dead(here))
+        }
+
+    def leave(self, but: Collection[str], tell: Tell) -> None:
+        """Forget the runs that never ended: they are of the conchd whose state directory this is a copy of."""
+        left = [entry.run for entry in self.entries if entry.result is None and entry.run not in but]
+        for run in left:
+            self.delivered(run)
+        if left:
+            tell("warning", "runs-left", runs=len(left), msg="they are another conchd's: it records how they ended")
+
     def write(self, entry: Entry) -> bool:
         """Take note of a run's beginning, or of its end; whether it is safe on disk. What is over stays over."""
+        if entry.origin is None:
+            entry = replace(entry, origin=self._here)
         with self._lock:
             known = self._entries.get(entry.run)
             if known is not None and known[1].result is not None and entry.result is None:

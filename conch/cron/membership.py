@@ -12,9 +12,18 @@ from conch.cron.fleet import Registered, Registrar
 from conch.cron.fleet import Taken as NameTaken
 from conch.cron.records import LAST_TICK, fields_of
 from conch.etcd.store import KeyValue, StoreError
+from conch.etcd.wall import etcd_time
+from conch.holder import rfc3339
 
 # How often a node tells its time.
 _TELL_TIME_S = 60.0
+# How long a newcomer waits for the others' clocks before it claims.
+_MEET_S = 2.0
+# How often a host whose clock is off asks the others for theirs, and how often each answers at most.
+_ASK_AGAIN_S = 5.0
+_ETCD_CLOCK_S = 2.0
+# A fault that lasts is said once a minute.
+_SAY_AGAIN_S = 60.0
 
 
 class Membership(Actor):
@@ -23,7 +32,13 @@ class Membership(Actor):
     def __init__(self, base: Base) -> None:
         super().__init__(base)
         self._ttl_s = base.ttl_s
-        self._registrar = Registrar(base.store, base.keys, base.warden, base.me, base.state, base.ttl_s, self.tell)
+        self._registrar = Registrar(
+            base.store, base.keys, base.warden, base.me, base.here, base.state, base.ttl_s, self.tell
+        )
+        self._here = base.here
+        self._registering = False
+        self._turn = 0  # at registering
+        self._taken_said_at: float | None = None
         self._numbers = count(1)
         self._node: Registered | None = None
         self._old_leases: dict[int, int] = {}
@@ -33,10 +48,19 @@ class Membership(Actor):
         self._draining = False
         self._releasing = False
         self._warned_skew = False
+        self._clock_off = False
+        self._asking_etcd = False
+        self._unheard: set[str] = set()  # hosts whose clocks we wait for before the first claim, until
+        self._unheard_until = 0.0
+        self._told_at = 0.0
 
     @abstractmethod
     def _on_registration(self) -> None:
         """Claims are possible again."""
+
+    @abstractmethod
+    def _on_clock_right(self) -> None:
+        """Our clock was off the others' and is not any more."""
 
     @abstractmethod
     def _slot_numbers(self) -> list[int]:
@@ -47,18 +71,20 @@ class Membership(Actor):
         """The registrations, by the numbers of their holds, under which something runs."""
 
     def _register(self) -> None:
-        if self._releasing:
+        if self._releasing or self._registering or self._node is not None:
             return
+        self._registering = True
+        self._turn += 1
         number = self._new_number()
 
         def lost(reason: str) -> None:
             self._warden.lost(number, reason)
             self._inbox.put(lambda: self._on_node_lost(number, reason))
 
+        now, draining, off = self._clock.own(), self._draining, self._clock_off
+
         def work() -> Registered | NameTaken:
-            return self._registrar.register(
-                number, self._clock.own(), lost, draining=self._draining, timeout_s=self._limit_s
-            )
+            return self._registrar.register(number, now, lost, draining=draining, off=off, timeout_s=self._limit_s)
 
         self._work(work, self._on_registered, self._on_not_registered)
 
@@ -70,15 +96,12 @@ class Membership(Actor):
         return next(number for number in self._numbers if number % HOLDS not in used)
 
     def _on_registered(self, outcome: Registered | NameTaken) -> None:
+        self._registering = False
         if isinstance(outcome, NameTaken):
-            self.tell(
-                "error",
-                "name-taken",
-                host=self._me.host,
-                msg="another conchd has this name: set CONCH_HOST; claiming nothing",
-            )
-            self._later(self._ttl_s / 2, self._register)
+            self._say_taken(outcome.by)
+            self._register_later(self._ttl_s / 2)
             return
+        self._taken_said_at = None
         if outcome.node.number in self._lost_early:
             self._old_leases[outcome.node.number] = outcome.node.lease
             self._give_old_leases_back()
@@ -86,12 +109,39 @@ class Membership(Actor):
             return
         self._node = outcome
         self.tell("info", "registered", host=self._me.host, lease=f"{outcome.node.lease:x}", rev=outcome.node.rev)
+        self._unheard = {host for host in self._nodes if host != self._me.host and not self._clock.knows(host)}
+        self._unheard_until = clock.now() + _MEET_S
         self._later(_TELL_TIME_S, lambda: self._tell_time_again(outcome.node.number))
         self._on_registration()
 
+    def _say_taken(self, by: str) -> None:
+        """Once when it begins, then once a minute."""
+        now = clock.now()
+        if self._taken_said_at is None or now - self._taken_said_at >= _SAY_AGAIN_S:
+            self._taken_said_at = now
+            self.tell(
+                "error",
+                "name-taken",
+                host=self._me.host,
+                by=by,
+                here=str(self._here),
+                msg="another conchd has this name, a copy of this machine perhaps: set CONCH_HOST; claiming nothing",
+            )
+
     def _on_not_registered(self, error: StoreError) -> None:
+        self._registering = False
         self.tell("warning", "not-registered", msg=str(error))
-        self._later(PAUSE_MOST_S, self._register)
+        self._register_later(PAUSE_MOST_S)
+
+    def _register_later(self, after_s: float) -> None:
+        """Unless that was tried again before, as when the namesake has gone."""
+        turn = self._turn
+
+        def again() -> None:
+            if turn == self._turn:
+                self._register()
+
+        self._later(after_s, again)
 
     def _on_node_lost(self, number: int, reason: str) -> None:
         if self._node is None or self._node.node.number != number:
@@ -119,6 +169,8 @@ class Membership(Actor):
 
     def _tell_time_again(self, number: int) -> None:
         if self._node is not None and self._node.node.number == number:
+            if self._clock.contradicted:
+                self._ask_etcd()  # again
             self._tell_time()
             self._later(_TELL_TIME_S, lambda: self._tell_time_again(number))
 
@@ -127,9 +179,12 @@ class Membership(Actor):
         if node is None:
             return
         limit_s = self._limit_s
-        draining = self._draining
+        draining, off = self._draining, self._clock_off
+        self._told_at = clock.now()
         self._work(
-            lambda: self._registrar.refresh(node.node, self._clock.own(), draining=draining, timeout_s=limit_s),
+            lambda: self._registrar.refresh(
+                node.node, self._clock.own(), draining=draining, off=off, timeout_s=limit_s
+            ),
             lambda _: None,
             lambda _: None,
         )
@@ -145,12 +200,19 @@ class Membership(Actor):
         if live and sane and clock.now() >= self._deaf_until:
             self._clock.heard(host, float(at))  # type: ignore[arg-type]
             self._check_skew()
-        if new and live:
-            self._tell_time()  # so that it learns ours
+        if live:
+            self._unheard.discard(host)
+            asks = fields.get("clock_off") is True and clock.now() - self._told_at >= _ASK_AGAIN_S
+            if new or asks:
+                self._tell_time()  # so that it learns ours
 
     def _forget_node(self, host: str) -> None:
         self._nodes.pop(host, None)
         self._clock.forget(host)
+        self._unheard.discard(host)
+        self._check_skew()
+        if host == self._me.host:
+            self._register()  # unless it was ours
 
     def _check_skew(self) -> None:
         skew_s = self._clock.skew_s()
@@ -158,6 +220,57 @@ class Membership(Actor):
             way = "ahead of" if skew_s > 0 else "behind"
             self.tell("warning", "clock-skew", skew_s=skew_s, msg=f"this host's clock is {way} the others'")
         self._warned_skew = abs(skew_s) > SKEW_S
+        if not self._clock.contradicted:
+            self._clock.forget_etcd()
+        elif self._clock.wants_etcd:
+            self._ask_etcd()
+        self._follow_clock()
+
+    def _ask_etcd(self) -> None:
+        """What time it is on etcd's hosts: between two clocks that contradict each other a third one decides."""
+        if self._asking_etcd:
+            return
+        self._asking_etcd = True
+        self._work(
+            lambda: etcd_time(self._connection, within_s=_ETCD_CLOCK_S),
+            self._on_etcd_time,
+            lambda _: self._on_etcd_time(None),
+        )
+
+    def _on_etcd_time(self, at: float | None) -> None:
+        self._asking_etcd = False
+        self._clock.heard_etcd(at)
+        self._follow_clock()
+
+    def _follow_clock(self) -> None:
+        """Claim nothing while our clock is off: say so, and ask the others for their time until it is right again."""
+        off = self._clock.off
+        if off == self._clock_off:
+            return
+        self._clock_off = off
+        if off:
+            self.tell("error", "clock-off", skew_s=round(self._clock.skew_s(), 1), msg=self._why_clock_off())
+            self._ask_for_times()
+        else:
+            self.tell("info", "clock-right", msg="this host's clock agrees with the others': claiming again")
+            self._tell_time()
+            self._on_clock_right()
+
+    def _why_clock_off(self) -> str:
+        if self._clock.before_release:
+            return f"this host's clock shows {rfc3339(self._clock.own())}, before this release: claiming nothing"
+        skew_s = self._clock.skew_s()
+        way = "ahead of" if skew_s > 0 else "behind"
+        return f"this host's clock is {abs(skew_s):.1f} s {way} the others': claiming nothing"
+
+    def _ask_for_times(self) -> None:
+        if self._clock_off and not self._releasing:
+            self._tell_time()  # with it, that we are off: then they tell theirs
+            self._later(_ASK_AGAIN_S, self._ask_for_times)
+
+    def _knows_the_time(self) -> bool:
+        """Whether our clock may be gone by: it is not off, and those that were there before us have told theirs."""
+        return not self._clock.off and (not self._unheard or clock.now() >= self._unheard_until)
 
     def _watch_clock(self) -> None:
         steps = system.StepTimer()

@@ -46,7 +46,7 @@ class Planning(Claiming):
         self._unreadable: dict[str, int] = {}
 
     def _next_tick_s(self) -> float | None:
-        return self._ticks[0].tick - self._clock.now() if self._ticks else None
+        return self._ticks[0].tick - self._clock.now() if self._ticks and not self._clock_off else None
 
     def _on_job(self, name: str, kv: KeyValue) -> None:
         known = self.jobs.get(name)
@@ -87,6 +87,9 @@ class Planning(Claiming):
             if not known.job.paused:
                 self._plan(name, known, int(self._clock.now()))
 
+    def _on_clock_right(self) -> None:
+        self._plan_all_anew()
+
     def _on_request(self, name: str, tick: int, kv: KeyValue, *, live: bool) -> None:
         known = self.jobs.get(name)
         if tick < self._since - _APART_S or (not live and tick <= self._since):
@@ -98,7 +101,10 @@ class Planning(Claiming):
             self._requests.setdefault(name, []).append((tick, kv.create_revision, request))
 
     def _run_ticks(self) -> None:
-        """Take up what is due now."""
+        """Take up what is due now; nothing by a clock that is off."""
+        self._follow_clock()
+        if self._clock_off:
+            return
         now = self._clock.now()
         if now < self._last_now - _BACK_S:
             self._plan_all_anew()

@@ -1,15 +1,16 @@
 """The scheduler: the news it goes by, its beginning and its end. Its layers below have the rest."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 from conch.core import clock
 from conch.core.clock import ANSWERS_WITHIN_S
 from conch.core.link import Drain, Finished, Message, Release, Released, Running
+from conch.core.origin import origin_of
 from conch.cron.actor import PAUSE_MOST_S, Base
 from conch.cron.job import Job
-from conch.cron.ledger import ended
+from conch.cron.ledger import Entry, ended
 from conch.cron.planning import Planning
 from conch.cron.records import Result, tick_of
 from conch.cron.runs import Live
@@ -36,13 +37,20 @@ class Scheduler(Planning):
         self._news: Watch | None = None
         self._outdated = threading.Event()  # what is listed, or being listed, is to be listed again
         self._relisting = self._was_registered = False
+        self._unproved: list[Entry] = []
         self._released = False
 
-    def adopt(self, live: Sequence[str], over: Sequence[str]) -> None:
-        """The runs of the ledger are live, about to be reported, delivered at last, or lost."""
+    def adopt(self, live: Sequence[str], over: Sequence[str], dead: Collection[str] = ()) -> None:
+        """The runs of the ledger are live, about to be reported, delivered at last, or lost, as those of the dead.
+
+        The others are of another boot: lost once the registration that they ran under is gone.
+        """
         for entry in self._ledger.entries:
+            if entry.result is None and entry.run not in (*live, *over, *dead):
+                self._unproved.append(entry)
+                continue
             one = self._live[entry.run] = Live(entry, over=entry.result is not None)
-            if entry.result is None and entry.run not in (*live, *over):
+            if entry.run in dead:
                 self.tell("warning", "run-lost", run=one.label)
                 one.over = True
                 one.entry = ended(entry, Result(self._me.host, "lost", reason="conchd died while it ran"))
@@ -119,6 +127,28 @@ class Scheduler(Planning):
         if self._was_registered:
             self._list_again()  # it may be another etcd by now, and have grown past what the watch goes on from
         self._was_registered = True
+        self._conclude_unproved()
+
+    def _conclude_unproved(self) -> None:
+        """Runs of an earlier boot are lost, unless it lives, as where this host is a copy: then it is registered.
+
+        Nothing that they hold is given back here: it goes with the lease that it is held by.
+        """
+        if self._node is None or self._releasing:
+            return
+        living = [made_by for fields in self._nodes.values() if (made_by := origin_of(fields.get("origin")))]
+        still: list[Entry] = []
+        for entry in self._unproved:
+            if entry.origin in living:
+                still.append(entry)
+                continue
+            one = self._live[entry.run] = Live(entry)
+            self._over(one, Result(self._me.host, "lost", reason="conchd died while it ran"))
+        self._unproved = still
+
+    def _forget_node(self, host: str) -> None:
+        super()._forget_node(host)
+        self._conclude_unproved()
 
     def _on_watch_news(self, event: str) -> None:
         self.tell("warning", event)
@@ -303,6 +333,8 @@ class Scheduler(Planning):
         """Why a tick could not be claimed now; empty if it could."""
         if self._draining:
             return "draining"
+        if self._clock.off:
+            return self._why_clock_off()
         if self._node is None:
             return "not registered in etcd"
         session = self._node.session

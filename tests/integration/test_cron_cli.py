@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from conch.cli.keyfile import read_key
 from conch.cron.job import parse
 from tests.support.conch import CONCH, Bench, wait_for
 from tests.support.cron import Fleet
@@ -34,6 +35,13 @@ TICK = int(time.time()) // 3600 * 3600 - 86400
 
 def job_key(bench: Bench, name: str = "j") -> str:
     return f"{bench.prefix}/cron/job/{name}"
+
+
+def signing_key(bench: Bench) -> bytes:
+    """The key that jobs below the bench's prefix are signed with."""
+    key = read_key(key_file(bench), bench.prefix)
+    assert key is not None
+    return key
 
 
 def put(bench: Bench, kind: str, *path: object, value: Any) -> None:
@@ -355,14 +363,14 @@ def test_pause_of_a_signed_job_needs_the_key(bench: Bench) -> None:
     """And signs anew; the key may come from the environment."""
     path = key_file(bench)
     ok(bench, "add", "j", *HOURLY, "--job-key-file", path, *RUN)
-    assert parse("j", bench.etcd.get(job_key(bench))[0]).is_signed_by(b"0123456789abcdef")
+    assert parse("j", bench.etcd.get(job_key(bench))[0]).is_signed_by(signing_key(bench))
     rev = mod_revision(bench)
     refused(bench, "cron", "pause", "j", code=1, says="signed")
     assert mod_revision(bench) == rev
     ok(bench, "pause", "j", "--job-key-file", path)
     ok(bench, "resume", "j", env={"CONCH_JOB_KEY_FILE": path})
     job = parse("j", bench.etcd.get(job_key(bench))[0])
-    assert job.is_signed_by(b"0123456789abcdef")
+    assert job.is_signed_by(signing_key(bench))
     assert not job.paused
 
 
@@ -377,7 +385,7 @@ def test_pause_and_resume_do_not_sign_what_others_wrote(bench: Bench, sig: str) 
     put(bench, "job", "j", value=forged)
     for command in ("resume", "pause"):
         bench.run("cron", command, "j", "--job-key-file", path)
-        assert not parse("j", bench.etcd.get(job_key(bench))[0]).is_signed_by(b"0123456789abcdef")
+        assert not parse("j", bench.etcd.get(job_key(bench))[0]).is_signed_by(signing_key(bench))
 
 
 def test_add_without_the_key_over_a_signed_job_is_not_signed(bench: Bench) -> None:

@@ -13,6 +13,7 @@ from tests.support.conch import Bench, throughout, wait_for
 from tests.support.host import Host
 
 Start = Callable[..., Host]
+NOW = 1_800_000_000.0
 
 
 @pytest.fixture
@@ -133,16 +134,101 @@ def test_lone_clock_set_ahead_misses_what_is_too_late_and_says_so_once(conch: Be
 
 def test_fleet_clock_votes() -> None:
     """Two or more others that agree outvote us; one, or a quarrel, does not."""
-    wall = 1000.0
+    wall = NOW
     fleet = FleetClock(lambda: wall)
     assert (fleet.skew_s(), fleet.now()) == (0.0, wall)
-    fleet.heard("a", 900.0)
+    fleet.heard("a", NOW - 100)
     assert fleet.skew_s() == pytest.approx(100, abs=0.1)
     assert fleet.now() == wall
-    fleet.heard("b", 900.5)
-    assert fleet.now() == pytest.approx(900.25, abs=0.1)
-    fleet.heard("b", 500.0)
+    fleet.heard("b", NOW - 99.5)
+    assert fleet.now() == pytest.approx(NOW - 99.75, abs=0.1)
+    fleet.heard("b", NOW - 500)
     assert fleet.now() == wall
     fleet.forget("a")
     fleet.forget("b")
     assert fleet.skew_s() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("others", "etcd", "off"),
+    [
+        ([], None, False),
+        ([4.5], None, False),
+        ([1.0, -4.0, 2.0], None, False),
+        ([60.0], 0.0, False),  # etcd's hosts decide between two
+        ([60.0], 60.0, True),
+        ([60.0], "silent", False),  # nobody can tell: both yield
+        ([60.0], None, True),  # until etcd's hosts were asked
+        ([60.0, 60.5], 60.0, True),
+        ([-60.0, -60.5], "silent", True),
+        ([0.5, 60.0], None, False),  # the other one is wrong
+        ([60.0, -60.0], "silent", True),  # all differ
+        ([60.0, -60.0], 0.0, False),
+        ([0.0, 60.0, 60.0], 0.0, False),
+        ([0.0, 60.0, 60.0], 60.0, True),
+        ([5.0 - NOW], None, False),  # one that stands in 1970 has no vote
+    ],
+)
+def test_clock_that_most_others_contradict_is_off(others: list[float], etcd: float | str | None, off: bool) -> None:
+    """More than five seconds from more clocks than agree with it."""
+    fleet = FleetClock(lambda: NOW)
+    for number, ahead_s in enumerate(others):
+        fleet.heard(str(number), NOW + ahead_s)
+    if etcd is not None:
+        assert fleet.wants_etcd == fleet.contradicted
+        fleet.heard_etcd(None if isinstance(etcd, str) else NOW + etcd)
+        assert not fleet.wants_etcd
+    assert fleet.off is off
+
+
+def test_clock_from_before_this_release_is_off_with_nobody_to_ask() -> None:
+    """A host without a battery clock begins in 1970."""
+    assert FleetClock(lambda: 1000.0).off
+    assert not FleetClock().off
+
+
+def test_host_whose_clock_is_off_claims_nothing_until_it_is_mended(conch: Bench, start: Start) -> None:
+    """It says so, in its health too; the others go on as if it were not there."""
+    hosts = [start(name) for name in ("a", "b")]
+    add(conch)
+    wait_for(lambda: len(all_runs(*hosts)) >= 2, "two runs")
+    wrong = start("c", ahead_s=60.0)
+    assert wrong.wait_event("clock-off").text["skew_s"] == pytest.approx(60, abs=1)
+    assert "s ahead of the others': claiming nothing" in wrong.scheduler.ask(wrong.scheduler.healthy, 5)
+    count = len(all_runs(*hosts))
+    wait_for(lambda: len(all_runs(*hosts)) >= count + 5, "the others go on")
+    assert wrong.runs == []
+    wrong.set_clock(0.0)
+    wrong.wait_event("clock-right")
+    wait_for(lambda: wrong.runs, "it claims again")
+    assert wrong.scheduler.ask(wrong.scheduler.healthy, 5) == ""
+    check(*hosts, wrong)
+
+
+@pytest.mark.parametrize("ahead_s", [60.0, -60.0])
+def test_etcd_decides_between_two_clocks(conch: Bench, start: Start, ahead_s: float) -> None:
+    """The wrong one of two claims nothing, the right one every tick."""
+    right, wrong = start("a"), start("b")
+    add(conch)
+    wait_for(lambda: wrong.runs and right.runs, "both run")
+    wrong.set_clock(ahead_s)
+    wrong.wait_event("clock-off")
+    count, stepped = len(right.runs), len(wrong.runs)
+    wait_for(lambda: len(right.runs) >= count + 5, "the right one goes on")
+    assert len(wrong.runs) <= stepped + 1  # what it had claimed already
+    check(right, wrong)
+
+
+def test_clock_in_1970_runs_nothing(conch: Bench, start: Start) -> None:
+    """Neither alone nor among others, whom its time does not disturb; once it is set it takes part."""
+    lost = start("a", ahead_s=1000.0 - time.time())
+    lost.wait_event("clock-off")
+    add(conch)
+    other = start("b")
+    wait_for(lambda: len(other.runs) >= 4, "the other runs them")
+    assert other.events("clock-skew") == other.events("clock-off") == []
+    assert lost.runs == []
+    assert lost.events("unreadable") == []
+    lost.set_clock(0.0)
+    wait_for(lambda: lost.runs, "it takes part")
+    check(lost, other)

@@ -62,6 +62,16 @@ class Fleet:
         value, _ = self.bench.etcd.get("/".join((self.bench.prefix, "cron", kind, *map(str, path))))
         return None if value is None else json.loads(value)
 
+    def node(self, host: str) -> dict[str, Any] | None:
+        """A host's registration."""
+        value, _ = self.bench.etcd.get(f"{self.bench.prefix}/node/{host}")
+        return None if value is None else dict(json.loads(value))
+
+    def registration(self, host: str) -> int:
+        """The create-revision of a host's registration, 0 if there is none."""
+        _, meta = self.bench.etcd.get(f"{self.bench.prefix}/node/{host}")
+        return 0 if meta is None else int(meta.create_revision)
+
     def ticks(self, kind: str, name: str) -> dict[int, dict[str, Any]]:
         """All claims (`fire`) or results of a job by tick."""
         found = self.bench.etcd.get_prefix(f"{self.bench.prefix}/cron/{kind}/{name}/")

@@ -1,5 +1,6 @@
 """A daemon's scheduler in the test's own process, with a clock that the test can set, on a real etcd."""
 
+import os
 import queue
 import threading
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from conch.config import Connection
 from conch.core.crew import HOLDS
 from conch.core.link import Ended, Finished, Message, Note, Release, Running, Start, pair
+from conch.core.origin import origin
 from conch.cron.actor import Base
 from conch.cron.clock import FleetClock
 from conch.cron.ledger import Ledger
@@ -44,6 +46,7 @@ class Host:
                 warden=self._warden,
                 ledger=Ledger(str(folder), self._warden_note),
                 me=Holder(name, 1, "2026-01-01T00:00:00Z", "conchd"),
+                here=origin(os.getpid()),
                 state=name,
                 clock=FleetClock(lambda: time.time() + self.ahead_s),
                 inbox=inbox,

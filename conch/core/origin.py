@@ -1,0 +1,112 @@
+"""Which process on which machine something comes from, so that nobody takes the living for his own dead.
+
+A host's name, its state directory and its machine id are copied with a disk image; a boot id is not, and a pid with
+the process's start is of one boot. So only what comes from this boot can be proved dead here.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+
+from conch.core import tree
+from conch.hints import Any
+from conch.record import Record
+
+_MACHINE_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id")
+_HARDWARE_ID = "/sys/class/dmi/id/product_uuid"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_NAMESPACE = "/proc/self/ns/pid"
+
+
+class Origin(Record):
+    """A process: machine and hardware (hashed ids, empty if unknown), boot, namespace of its pid, pid, start.
+
+    `start` is in clock ticks since the boot, as /proc has it.
+    """
+
+    machine: str
+    hardware: str
+    boot: str
+    namespace: str
+    pid: int
+    start: int
+
+    def fields(self) -> dict[str, Any]:
+        """As it stands in JSON."""
+        return {name: getattr(self, name) for name in _FIELDS}
+
+    def same_machine(self, other: "Origin") -> bool:
+        """Whether nothing that is known of both machines tells them apart."""
+        pairs = ((self.machine, other.machine), (self.hardware, other.hardware))
+        return all(one == another or not one or not another for one, another in pairs)
+
+    def same_boot(self, other: "Origin") -> bool:
+        """Whether both pids are of the same kernel, and mean the same processes."""
+        return (
+            bool(self.boot)
+            and self.same_machine(other)
+            and (self.boot, self.namespace) == (other.boot, other.namespace)
+        )
+
+    def proved_dead(self, here: "Origin") -> bool:
+        """Whether this process is known to have ended: it is of the boot of `here`, where we look, and not there.
+
+        What cannot be looked at (another machine or boot, no descriptor left) is not proved.
+        """
+        if not self.same_boot(here):
+            return False
+        try:
+            found = tree.stat(self.pid)
+        except OSError:
+            return False
+        return found is None or found.start != self.start or found.dead
+
+    def __str__(self) -> str:
+        """For people: short, but enough to tell two machines, boots and processes apart."""
+        parts = (("machine", self.machine[:8]), ("hardware", self.hardware[:8]), ("boot", self.boot[:8]))
+        return " ".join([*(f"{name} {text}" for name, text in parts if text), f"pid {self.pid}"])
+
+
+_FIELDS = ("machine", "hardware", "boot", "namespace", "pid", "start")
+
+
+def origin_of(fields: object) -> Origin | None:
+    """The origin in a value that anyone may have written; None if it is none."""
+    if not isinstance(fields, Mapping):
+        return None
+    texts = [fields.get(name) for name in _FIELDS[:4]]
+    numbers = [fields.get(name) for name in _FIELDS[4:]]
+    if not all(isinstance(one, str) for one in texts):
+        return None
+    if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**63 for one in numbers):
+        return None
+    return Origin(*texts, *numbers)  # type: ignore[arg-type]
+
+
+def origin(pid: int) -> Origin:
+    """Where the process `pid` of this machine comes from; `OSError` if it is not to be seen."""
+    found = tree.stat(pid)
+    if found is None:
+        raise ProcessLookupError(f"there is no process {pid}")
+    machine = next((text for path in _MACHINE_IDS if (text := _read(path))), "")
+    return Origin(
+        _hashed(machine),
+        _hashed(_read(_HARDWARE_ID)),
+        _read(_BOOT_ID).replace("-", ""),
+        os.readlink(_NAMESPACE),
+        pid,
+        found.start,
+    )
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read(100).strip()
+    except OSError:
+        return ""  # not there, or not for us to read
+
+
+def _hashed(text: str) -> str:
+    """Machine ids are not for others to see (machine-id(5)): what leaves the machine is of use for conch alone."""
+    return hashlib.sha256(f"conch origin {text}".encode()).hexdigest()[:16] if text else ""

@@ -1,0 +1,192 @@
+"""Two conchd of one name: copies of a machine, of a state directory, or the same host before and after its reboot."""
+
+import json
+import os
+import shutil
+import signal
+import uuid
+from pathlib import Path
+
+import pytest
+
+from conch.core.origin import Origin, origin, origin_of
+from tests.support.conch import CONCH, Wrapper, alive, throughout, wait_for
+from tests.support.cron import Fleet
+
+LONG = "echo $$ >> runs; exec sleep 1000"
+
+
+class Elsewhere:
+    """Starts conchd as if it were on another machine, or after another boot: it sees other ids."""
+
+    def __init__(self, folder: Path, *, machine: bool) -> None:
+        self._binds = []
+        for name, path, there in (
+            ("boot", "/proc/sys/kernel/random/boot_id", True),
+            ("machine", "/etc/machine-id", machine),
+        ):
+            if there and os.path.exists(path):
+                own = folder / f"{name}-{uuid.uuid4().hex}"
+                text = str(uuid.uuid4())
+                own.write_text((text if name == "boot" else text.replace("-", "")) + "\n")
+                self._binds.append(f"mount --bind {own} {path}")
+
+    @property
+    def program(self) -> list[str]:
+        return ["unshare", "-m", "sh", "-c", f'{" && ".join(self._binds)} && exec "$@"', "sh", CONCH]
+
+
+def copy_state(fleet: Fleet, to: str, *, as_an_image: bool = False) -> Path:
+    """Copy the state of host a; a disk image has the same inodes, too, which its id file names."""
+    copy = fleet.state(to)
+    shutil.copytree(fleet.state("a"), copy)
+    copy.chmod(0o700)
+    if as_an_image:
+        name = copy / "id"
+        name.write_text(json.dumps({**json.loads(name.read_text()), "inode": name.stat().st_ino}))
+    return copy
+
+
+def start_namesake(fleet: Fleet, copy: Path, **how: object) -> Wrapper:
+    return fleet.bench.start("conchd", "--state-dir", str(copy), "--ttl", "3s", env={"CONCH_HOST": "a"}, **how)
+
+
+def kill_both(daemon: Wrapper) -> None:
+    """SIGKILL the supervisor and its keeper: nobody gives anything back."""
+    keeper = daemon.keeper()
+    os.kill(keeper, signal.SIGSTOP)
+    daemon.signal(signal.SIGKILL)
+    os.kill(keeper, signal.SIGKILL)
+    daemon.process.wait()
+
+
+def in_flight(fleet: Fleet, overlap: str) -> tuple[Wrapper, int, int]:
+    """A daemon, the tick that it runs, and its process."""
+    daemon = fleet.start("a", "--ttl", "3s")
+    fleet.add("j", "@yearly", "--overlap", overlap, command=LONG)
+    tick = fleet.run_now("j")
+    return daemon, tick, int(fleet.bench.read("runs").split()[0])
+
+
+@pytest.mark.parametrize("overlap", ["forbid", "allow"])
+@pytest.mark.parametrize("where", ["here", "another boot", "another machine"])
+def test_copy_of_a_living_host_takes_nothing_from_it(fleet: Fleet, where: str, overlap: str) -> None:
+    """No revoked lease, no killed run, no `lost`; the copy says whom it met, and waits for its end."""
+    daemon, tick, pid = in_flight(fleet, overlap)
+    copy = copy_state(fleet, "copy", as_an_image=where == "another boot")
+    elsewhere = Elsewhere(fleet.bench.folder, machine=where == "another machine")
+    how = {} if where == "here" else {"program": elsewhere.program}
+    before = fleet.registration("a")
+    namesake = start_namesake(fleet, copy, **how)
+    line = namesake.wait_event("name-taken")
+    assert f"pid {daemon.pid}" in line["by"]
+    assert f"pid {namesake.pid}" in line["here"]
+    assert "boot" in line["by"]
+    if where != "another boot":  # nothing on the disk tells that one from a reboot
+        assert namesake.events("state-copied")
+        assert namesake.wait_event("runs-left")["runs"] == "1"
+        assert json.loads((copy / "id").read_text())["id"] != json.loads((fleet.state("a") / "id").read_text())["id"]
+
+    def undisturbed() -> None:
+        assert fleet.registration("a") == before
+        assert alive(pid)
+        assert fleet.value("result", "j", tick) is None
+        assert (fleet.value("run", "j") is not None) == (overlap == "forbid")
+
+    throughout(5.0, undisturbed)  # longer than a lease, and than it takes to try again
+    assert len(namesake.events("name-taken")) == 1
+    assert not daemon.events("registration-lost", "name-taken")
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert fleet.result("j", tick)["state"] == "killed"
+    namesake.wait_event("registered")
+    throughout(1.0, lambda: None)
+    assert fleet.result("j", tick)["state"] == "killed", "it is the original that concluded it"
+
+
+@pytest.mark.parametrize("overlap", ["forbid", "allow"])
+def test_rebooted_host_waits_for_its_old_lease(fleet: Fleet, overlap: str) -> None:
+    """It may be a copy whose original lives: only when that lease has run out is its run `lost`."""
+    daemon, tick, pid = in_flight(fleet, overlap)
+    before = fleet.registration("a")
+    kill_both(daemon)
+    again = start_namesake(fleet, fleet.state("a"), program=Elsewhere(fleet.bench.folder, machine=False).program)
+    again.wait_event("name-taken")
+    throughout(1.0, lambda: None)
+    ended = fleet.value("result", "j", tick)
+    assert ended is None or fleet.registration("a") != before
+    again.wait_event("registered")
+    assert not again.events("state-copied", "runs-left")
+    assert fleet.result("j", tick)["state"] == "lost"
+    wait_for(lambda: fleet.value("run", "j") is None, "the run key is gone")
+    wait_for(lambda: not alive(pid), "the run is gone")
+
+
+def test_crashed_daemon_is_succeeded_at_once(fleet: Fleet) -> None:
+    """Its death is proved here: by the lock of the state directory, the boot, the pid and its start."""
+    daemon = fleet.start("a", "--ttl", "60s")
+    kill_both(daemon)
+    fleet.start("a", "--ttl", "60s")
+    assert not fleet.daemons["a"].events("name-taken")
+
+
+def test_state_directory_of_the_release_before_is_taken_up(fleet: Fleet) -> None:
+    """Its id file says less; it is no copy, and keeps its id."""
+    state = fleet.state("a")
+    state.mkdir(mode=0o700)
+    (state / "id").write_text(f"0123456789abcdef {fleet.bench.prefix}\n")
+    (state / "id").chmod(0o600)
+    daemon = fleet.start("a")
+    assert json.loads((state / "id").read_text())["id"] == "0123456789abcdef"
+    assert not daemon.events("state-copied")
+    node = fleet.node("a")
+    assert node is not None
+    assert node["state"] == "0123456789abcdef"
+
+
+def test_moved_or_restored_directory_is_a_new_one(fleet: Fleet) -> None:
+    """What ended before is delivered all the same; what had not is left to whoever it belongs to."""
+    daemon, tick, _ = in_flight(fleet, "allow")
+    kill_both(daemon)
+    copy = copy_state(fleet, "b")
+    second = fleet.bench.start("conchd", "--state-dir", str(copy), env={"CONCH_HOST": "b"})
+    second.wait_event("registered")
+    assert second.events("state-copied")
+    throughout(1.0, lambda: None)
+    assert fleet.value("result", "j", tick) is None
+    fleet.start("a", "--ttl", "3s")
+    assert fleet.result("j", tick)["state"] == "lost"
+
+
+HERE = origin(os.getpid())
+
+
+def changed(**fields: object) -> Origin:
+    found = origin_of({**HERE.fields(), **fields})
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("who", "dead"),
+    [
+        (HERE, False),
+        (changed(start=HERE.start - 1), True),  # its pid is another's by now
+        (changed(pid=2**22 + 1), True),
+        (changed(pid=2**22 + 1, boot="other"), False),
+        (changed(pid=2**22 + 1, namespace="pid:[1]"), False),
+        (changed(pid=2**22 + 1, machine="other"), HERE.machine == ""),
+        (changed(pid=2**22 + 1, machine=""), True),
+        (changed(pid=2**22 + 1, boot=""), False),
+    ],
+)
+def test_only_what_is_of_this_boot_can_be_proved_dead(who: Origin, dead: bool) -> None:
+    """And not there any more."""
+    assert who.proved_dead(HERE) is dead
+
+
+@pytest.mark.parametrize("junk", [None, 5, [], "x", {}, {**HERE.fields(), "pid": "1"}, {**HERE.fields(), "start": -1}])
+def test_junk_is_no_origin(junk: object) -> None:
+    """Anyone may write a registration."""
+    assert origin_of(junk) is None
+    assert origin_of(HERE.fields()) == HERE
