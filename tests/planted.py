@@ -43,6 +43,8 @@ _ANSWERS, _ODD = "tests/unit/test_answers.py", "tests/integration/test_odd_answe
 _DEFECT = "tests/integration/test_defect.py"
 _SLOW = "tests/cluster/test_slow.py"
 _HOST, _TERMINAL = "tests/integration/test_host.py", "tests/integration/test_terminal_shared.py"
+_NAMESAKES, _CLOCK = "tests/integration/test_namesakes.py", "tests/integration/test_cron_clock.py"
+_STATE_DIR = "tests/integration/test_state_dir.py"
 _RACES, _GAPS = "tests/integration/test_conchd_races.py", "tests/unit/test_planted_gaps.py"
 
 BUGS = (
@@ -455,6 +457,63 @@ BUGS = (
         "self._journal.truncate(low - 1)",
         "self._journal.truncate(low)",
         (f"{_LEDGER}::test_runs_are_remembered_until_their_results_are_delivered",),
+    ),
+    # -- which host, and what time it is
+    Bug(
+        "a namesake of this state directory's id is taken for dead",
+        "cron/fleet.py",
+        "return made_by == self._here or made_by.proved_dead(self._here)",
+        "return True",
+        (f"{_NAMESAKES}::test_copy_of_a_living_host_takes_nothing_from_it",),
+    ),
+    Bug(
+        "a copied state directory keeps its id and its runs",
+        "cron/state_dir.py",
+        "    if not why:\n",
+        "    if True:\n",
+        (f"{_NAMESAKES}::test_copy_of_a_living_host_takes_nothing_from_it",),
+    ),
+    Bug(
+        "runs of another boot are lost at once",
+        "core/origin.py",
+        "        if not self.same_boot(here):\n            return False\n",
+        "",
+        (f"{_NAMESAKES}::test_rebooted_host_waits_for_its_old_lease",),
+    ),
+    Bug(
+        "runs of another boot are lost while it is registered",
+        "cron/scheduler.py",
+        "if entry.origin in living:",
+        "if False:",
+        (f"{_NAMESAKES}::test_run_of_a_living_boot_under_another_name_is_not_lost",),
+    ),
+    Bug(
+        "a clock that is off is gone by",
+        "cron/clock.py",
+        "return against > agreeing or",
+        "return False and",
+        (f"{_CLOCK}::test_host_whose_clock_is_off_claims_nothing_until_it_is_mended",),
+    ),
+    Bug(
+        "a newcomer does not wait for the others' clocks",
+        "cron/membership.py",
+        "(not self._unheard or clock.now() >= self._unheard_until)",
+        "True",
+        (f"{_CLOCK}::test_newcomer_claims_nothing_before_it_knows_the_time",),
+    ),
+    Bug(
+        "links in the state directory are followed",
+        "cron/state_dir.py",
+        "if stat.S_ISLNK(one.st_mode) or",
+        "if False and",
+        (f"{_STATE_DIR}::test_what_others_may_have_put_there_is_refused",),
+    ),
+    Bug(
+        "a signature is good under every prefix",
+        "cli/keyfile.py",
+        'f"conch jobs {prefix}"',
+        '"conch jobs"',
+        ("tests/integration/test_conchd_rules.py::test_signed_job_of_another_prefix_is_not_run",),
     ),
 )
 

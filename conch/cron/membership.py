@@ -18,7 +18,7 @@ from conch.holder import rfc3339
 # How often a node tells its time.
 _TELL_TIME_S = 60.0
 # How long a newcomer waits for the others' clocks before it claims.
-_MEET_S = 2.0
+_MEET_S = 3.0
 # How often a host whose clock is off asks the others for theirs, and how often each answers at most.
 _ASK_AGAIN_S = 5.0
 _ETCD_CLOCK_S = 2.0

@@ -249,6 +249,29 @@ def test_only_signed_jobs_run_where_a_key_is_given(fleet: Fleet) -> None:
     assert fleet.bench.file("log").read_text() == "signed\n"
 
 
+def test_signed_job_of_another_prefix_is_not_run(fleet: Fleet) -> None:
+    """As one that was copied from where jobs are tried out."""
+    key = fleet.bench.file("key")
+    key.write_text(secrets.token_hex(16))
+    key.chmod(0o600)
+    fleet.start("a", "--job-key-file", str(key))
+    fleet.add("j", "@yearly", "--job-key-file", str(key), command="echo here >> log")
+    path = f"{fleet.bench.prefix}/cron/job/j"
+    here, _ = fleet.bench.etcd.get(path)
+    elsewhere = f"{fleet.bench.prefix}-test"
+    flags = ("--schedule", "@yearly", "--job-key-file", str(key), "--prefix", elsewhere)
+    assert fleet.bench.run("cron", "add", "j", *flags, "--", "sh", "-c", "echo tried >> log").returncode == 0
+    copied, _ = fleet.bench.etcd.get(f"{elsewhere}/cron/job/j")
+    fleet.bench.etcd.put(path, copied)
+    result = fleet.result("j", fleet.run_now("j"))
+    assert result["state"] == "skipped"
+    assert "another prefix" in result["reason"]
+    fleet.bench.etcd.put(path, here)
+    assert fleet.result("j", fleet.run_now("j"))["state"] == "ok"
+    assert fleet.bench.file("log").read_text() == "here\n"
+    fleet.bench.etcd.delete_prefix(elsewhere)
+
+
 def test_history_is_trimmed_and_what_is_trimmed_cannot_be_claimed_again(fleet: Fleet) -> None:
     """Older ticks than the newest 1,000 go, claims and results; the floor stays."""
     daemon = fleet.start("a")

@@ -205,6 +205,22 @@ def test_host_whose_clock_is_off_claims_nothing_until_it_is_mended(conch: Bench,
     check(*hosts, wrong)
 
 
+def test_newcomer_claims_nothing_before_it_knows_the_time(conch: Bench, start: Start) -> None:
+    """It waits for those that are there to tell theirs, if only for three seconds."""
+    add(conch)
+    there = f"{conch.prefix}/node/there"
+    conch.etcd.put(there, json.dumps({"at": time.time()}))
+    wrong = start("a", ahead_s=600.0)
+    throughout(1.3, lambda: None)  # at least one tick's moment passes
+    assert wrong.runs == []
+    conch.etcd.put(there, json.dumps({"at": time.time()}))
+    wrong.wait_event("clock-off")
+    assert wrong.runs == []
+    conch.etcd.delete(there)  # now it goes by its own clock
+    wrong.wait_event("clock-right")
+    wait_for(lambda: wrong.runs, "it runs")
+
+
 @pytest.mark.parametrize("ahead_s", [60.0, -60.0])
 def test_etcd_decides_between_two_clocks(conch: Bench, start: Start, ahead_s: float) -> None:
     """The wrong one of two claims nothing, the right one every tick."""

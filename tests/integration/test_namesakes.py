@@ -104,6 +104,29 @@ def test_copy_of_a_living_host_takes_nothing_from_it(fleet: Fleet, where: str, o
     assert fleet.result("j", tick)["state"] == "killed", "it is the original that concluded it"
 
 
+def test_run_of_a_living_boot_under_another_name_is_not_lost(fleet: Fleet) -> None:
+    """A copied disk image under a new name, whose machine ids were left as they are: the original concludes its own."""
+    daemon, tick, pid = in_flight(fleet, "allow")
+    copy = copy_state(fleet, "copy", as_an_image=True)
+    renamed = fleet.bench.start(
+        "conchd",
+        "--state-dir",
+        str(copy),
+        env={"CONCH_HOST": "b"},
+        program=Elsewhere(fleet.bench.folder, machine=False).program,
+    )
+    renamed.wait_event("registered")
+
+    def undisturbed() -> None:
+        assert alive(pid)
+        assert fleet.value("result", "j", tick) is None
+
+    throughout(2.0, undisturbed)
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert fleet.result("j", tick)["state"] == "killed"
+
+
 @pytest.mark.parametrize("overlap", ["forbid", "allow"])
 def test_rebooted_host_waits_for_its_old_lease(fleet: Fleet, overlap: str) -> None:
     """It may be a copy whose original lives: only when that lease has run out is its run `lost`."""
