@@ -49,6 +49,7 @@ class Membership(Actor):
         self._releasing = False
         self._warned_skew = False
         self._clock_off = False
+        self._off_turn = 0  # how often it was found to be off
         self._asking_etcd = False
         self._unheard: set[str] = set()  # hosts whose clocks we wait for before the first claim, until
         self._unheard_until = 0.0
@@ -250,7 +251,8 @@ class Membership(Actor):
         self._clock_off = off
         if off:
             self.tell("error", "clock-off", skew_s=round(self._clock.skew_s(), 1), msg=self._why_clock_off())
-            self._ask_for_times()
+            self._off_turn += 1
+            self._ask_for_times(self._off_turn)
         else:
             self.tell("info", "clock-right", msg="this host's clock agrees with the others': claiming again")
             self._tell_time()
@@ -263,10 +265,10 @@ class Membership(Actor):
         way = "ahead of" if skew_s > 0 else "behind"
         return f"this host's clock is {abs(skew_s):.1f} s {way} the others': claiming nothing"
 
-    def _ask_for_times(self) -> None:
-        if self._clock_off and not self._releasing:
+    def _ask_for_times(self, turn: int) -> None:
+        if self._clock_off and turn == self._off_turn and not self._releasing:
             self._tell_time()  # with it, that we are off: then they tell theirs
-            self._later(_ASK_AGAIN_S, self._ask_for_times)
+            self._later(_ASK_AGAIN_S, lambda: self._ask_for_times(turn))
 
     def _knows_the_time(self) -> bool:
         """Whether our clock may be gone by: it is not off, and those that were there before us have told theirs."""
