@@ -43,6 +43,7 @@ _ANSWERS, _ODD = "tests/unit/test_answers.py", "tests/integration/test_odd_answe
 _DEFECT = "tests/integration/test_defect.py"
 _SLOW = "tests/cluster/test_slow.py"
 _HOST, _TERMINAL = "tests/integration/test_host.py", "tests/integration/test_terminal_shared.py"
+_STATUS = "tests/integration/test_conchd_status.py"
 _RACES, _GAPS = "tests/integration/test_conchd_races.py", "tests/unit/test_planted_gaps.py"
 
 BUGS = (
@@ -455,6 +456,28 @@ BUGS = (
         "self._journal.truncate(low - 1)",
         "self._journal.truncate(low)",
         (f"{_LEDGER}::test_runs_are_remembered_until_their_results_are_delivered",),
+    ),
+    # -- what others send and write
+    Bug(
+        "clients that send nothing keep their places",
+        "cron/status/server.py",
+        "                first.end()\n",
+        "                await asyncio.sleep(_PAUSE_S)\n",
+        (f"{_STATUS}::test_half_requests_starve_nobody",),
+    ),
+    Bug(
+        "the host of a request is not looked at",
+        "cron/status/app.py",
+        "if host not in self._hosts:",
+        "if not host:",
+        (f"{_STATUS}::test_requests_by_a_foreign_name_are_refused",),
+    ),
+    Bug(
+        "a key is reported at each event",
+        "cron/unreadable.py",
+        "if mark in self._known or",
+        "if",
+        (f"{_STATUS}::test_keys_that_are_none_of_ours",),
     ),
 )
 
