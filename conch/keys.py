@@ -1,10 +1,58 @@
-"""The keys of conch in etcd: a versioned public API, see the contract's section on keys."""
+"""The keys of conch in etcd, built and parsed: a versioned public API, see the contract's section on keys."""
 
+import re
+
+from conch.names import is_name
 from conch.record import Record
 
 DEFAULT_PREFIX = "/conch/v1"
 # What may stand right below a prefix; another prefix must not lie below one of these.
 KINDS = frozenset({"elect", "sema", "sema-host", "cron", "node"})
+_JOB_KINDS = frozenset({"job", "run", "floor"})
+_TICK_KINDS = frozenset({"fire", "result", "now"})
+_SLOTS = re.compile(r"[1-9][0-9]{0,3}")
+_MOST_SLOTS = 1000
+_LEASE = re.compile(r"[1-9a-f][0-9a-f]{0,15}")
+_MOST_LEASE = 2**63 - 1
+# So that ticks sort alike as numbers and as texts: from 2001 to 2286.
+_TICK = re.compile(r"[1-9][0-9]{9}")
+
+
+class ContenderKey(Record):
+    """A key in a queue: of an office (`elect`), of a semaphore (`sema`), or of a host for it (`sema-host`).
+
+    Every key in a queue's range has its place there. `lease` is None where it is not one that a contender makes.
+    """
+
+    kind: str
+    name: str
+    slots: int
+    host: str
+    lease: int | None
+
+
+class JobKey(Record):
+    """What cron has once a job: `job`, `run` or `floor`."""
+
+    kind: str
+    name: str
+
+
+class TickKey(Record):
+    """What cron has once a tick: `fire`, `result` or `now`."""
+
+    kind: str
+    name: str
+    tick: int
+
+
+class NodeKey(Record):
+    """A live conchd."""
+
+    host: str
+
+
+Key = ContenderKey | JobKey | TickKey | NodeKey
 
 
 class Keys(Record):
@@ -39,6 +87,48 @@ class Keys(Record):
     def node(self, host: str = "") -> str:
         """A live conchd, or all of them."""
         return f"{self.prefix}/node/{host}"
+
+    def parse(self, key: bytes) -> Key | None:
+        """What a key below this prefix is of; None for every key that conch makes nowhere. Takes any bytes."""
+        above, _, path = key.decode("latin-1").partition(self.prefix + "/")
+        if above or not path:
+            return None
+        match path.split("/"):
+            case ["elect", name, *rest] if rest:
+                return _contender("elect", name, "1", "", rest)
+            case ["sema", name, slots, *rest] if rest:
+                return _contender("sema", name, slots, "", rest)
+            case ["sema-host", name, slots, host, *rest] if rest:
+                return _contender("sema-host", name, slots, host, rest) if is_name(host) else None
+            case ["cron", kind, name] if kind in _JOB_KINDS and is_name(name):
+                return JobKey(kind, name)
+            case ["cron", kind, name, tick] if kind in _TICK_KINDS and is_name(name) and _TICK.fullmatch(tick):
+                return TickKey(kind, name, int(tick))
+            case ["node", host] if is_name(host):
+                return NodeKey(host)
+        return None
+
+
+def _contender(kind: str, name: str, slots: str, host: str, rest: list[str]) -> ContenderKey | None:
+    count = _slots(slots)
+    if count is None or not is_name(name):
+        return None
+    return ContenderKey(kind, name, count, host, _lease(rest[0]) if len(rest) == 1 else None)
+
+
+def _slots(text: str) -> int | None:
+    return int(text) if _SLOTS.fullmatch(text) and int(text) <= _MOST_SLOTS else None
+
+
+def _lease(text: str) -> int | None:
+    return int(text, 16) if _LEASE.fullmatch(text) and int(text, 16) <= _MOST_LEASE else None
+
+
+def slots_of(family: str, key: bytes) -> int | None:
+    """The capacity of the queue that a key below `family`, all queues of a semaphore, is in; None: of none."""
+    above, _, path = key.decode("latin-1").partition(family)
+    slots, separator, _ = path.partition("/")
+    return _slots(slots) if separator and not above else None
 
 
 def contender(queue: str, lease: int) -> str:

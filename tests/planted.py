@@ -45,6 +45,7 @@ _SLOW = "tests/cluster/test_slow.py"
 _HOST, _TERMINAL = "tests/integration/test_host.py", "tests/integration/test_terminal_shared.py"
 _NAMESAKES, _CLOCK = "tests/integration/test_namesakes.py", "tests/integration/test_cron_clock.py"
 _STATE_DIR = "tests/integration/test_state_dir.py"
+_STATUS = "tests/integration/test_conchd_status.py"
 _RACES, _GAPS = "tests/integration/test_conchd_races.py", "tests/unit/test_planted_gaps.py"
 
 BUGS = (
@@ -514,6 +515,28 @@ BUGS = (
         'f"conch jobs {prefix}"',
         '"conch jobs"',
         ("tests/integration/test_conchd_rules.py::test_signed_job_of_another_prefix_is_not_run",),
+    ),
+    # -- what others send and write
+    Bug(
+        "clients that send nothing keep their places",
+        "cron/status/server.py",
+        "                first.end()\n",
+        "                await asyncio.sleep(_PAUSE_S)\n",
+        (f"{_STATUS}::test_half_requests_starve_nobody",),
+    ),
+    Bug(
+        "the host of a request is not looked at",
+        "cron/status/app.py",
+        "if host not in self._hosts:",
+        "if not host:",
+        (f"{_STATUS}::test_requests_by_a_foreign_name_are_refused",),
+    ),
+    Bug(
+        "a key is reported at each event",
+        "cron/unreadable.py",
+        "if mark in self._known or",
+        "if",
+        (f"{_STATUS}::test_keys_that_are_none_of_ours",),
     ),
 )
 

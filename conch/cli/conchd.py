@@ -27,7 +27,20 @@ def _address(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def _host_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})", text):
+        raise BadInput(f"{text!r} is not a host's name, without a port")
+    return text
+
+
+class _Names(Parsed):
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """A variable has them with commas."""
+        return [name.strip() for name in rv.split(",") if name.strip()]
+
+
 ADDRESS = Parsed("address", _address)
+HOST_NAME = _Names("name", _host_name)
 
 
 @click.command("conchd", context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,6 +50,14 @@ ADDRESS = Parsed("address", _address)
     envvar="CONCH_STATUS_ADDR",
     metavar="HOST:PORT",
     help="Serve status and metrics there.",
+)
+@click.option(
+    "--status-host",
+    type=HOST_NAME,
+    multiple=True,
+    envvar="CONCH_STATUS_HOST",
+    metavar="NAME",
+    help="Another name by which the status may be asked for, as a proxy's; repeatable.",
 )
 @click.option(
     "--state-dir",
@@ -112,6 +133,7 @@ def command(**values: Any) -> int:
         max_runs=min(values["max_runs"], most),
         job_key=job_key,
         status=values["status_addr"],
+        status_hosts=tuple(values["status_host"]),
     )
     crew = Crew(
         partial(_keep, daemon),

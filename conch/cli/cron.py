@@ -240,7 +240,7 @@ def run(**values: Any) -> int:
     with Session(values, given()) as session:
         store, keys, limit_s = session.store, session.keys, session.timeout_s
         job, rev = session.read(values["name"])
-        if not live_nodes(store.range(everything(keys.node()), timeout_s=limit_s).kvs):
+        if not live_nodes(keys, store.range(everything(keys.node()), timeout_s=limit_s).kvs):
             raise ConchError(f"cannot run {job.name}: no conchd is alive", code=EXIT_NO)
         ticks = None if job.paused else job.ticks()
         lease = int.from_bytes(os.urandom(8)) >> 1 or 1

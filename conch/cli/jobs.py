@@ -61,17 +61,19 @@ def ls(line: Line) -> int:
     from conch.cron.history import everything, last_rows
     from conch.cron.job import UnreadableJob, parse
     from conch.holder import rfc3339
+    from conch.keys import JobKey
 
     with Session(values, line.given) as session:
-        prefix = session.keys.cron("job")
-        found = session.store.range(everything(prefix), timeout_s=session.timeout_s).kvs
+        found = session.store.range(everything(session.keys.cron("job")), timeout_s=session.timeout_s).kvs
         jobs = []
         for kv in found:
-            key = kv.key.decode("utf-8", "replace")
+            job_key = session.keys.parse(kv.key)
             try:
-                jobs.append(parse(key.removeprefix(prefix), kv.value))
+                if not isinstance(job_key, JobKey):
+                    raise UnreadableJob("no name of a job")
+                jobs.append(parse(job_key.name, kv.value))
             except (UnreadableJob, BadInput) as error:
-                session.log("warning", "unreadable", key=key, msg=str(error))
+                session.log("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg=str(error))
         last: Mapping[str, Mapping[str, Any]] = {}
         if values["last"]:
             last, bad = last_rows(session.store, session.keys, [j.name for j in jobs], timeout_s=session.timeout_s)

@@ -22,11 +22,12 @@ def everyone(queue: str) -> Range:
 
 
 def holder_of(kv: KeyValue, log: Log) -> Holder | None:
-    """The holder that a contender's key names; an unreadable value is reported by its key."""
+    """The holder that a key in a queue names; an unreadable value is reported by its key, which keeps its place."""
     try:
         return Holder.decode(kv.value)
     except UnreadableHolder as error:
-        log("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg=str(error))
+        why = str(error) if kv.lease else f"{error}; without a lease it keeps its place until it is deleted"
+        log("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg=why)
         return None
 
 

@@ -1,7 +1,5 @@
 """`conch sema`: run a command only while holding one of N slots, or look at who holds and waits."""
 
-import re
-
 from conch.cli.line import COMMON, Command, Line, Option, Usage, whole
 from conch.cli.settings import settings
 from conch.cli.wrapper import EXIT_CODES, HOLD, refuse_with_look, run_under_hold
@@ -9,7 +7,6 @@ from conch.config import Settings
 from conch.errors import EXIT_NO, BadInput
 from conch.names import check_name
 
-_CAPACITY = re.compile(r"[1-9][0-9]{0,3}")
 _FOR_LOOKS = {"name", "max_", "as_json", "who"}
 _OPTIONS = (
     Option(("--spread",), "At most one slot a host (CONCH_HOST, else the host name)."),
@@ -70,6 +67,7 @@ def _look(common: Settings, name: str, slots: int | None, *, as_json: bool) -> i
     from conch.cli.exits import guard_threads
     from conch.cli.look import everyone, fields, holder_of, line, list_once, put_json, put_line
     from conch.etcd.connect import open_store
+    from conch.keys import ContenderKey
     from conch.log import Log
 
     log = Log(quiet=common.quiet, form=common.log_format)
@@ -83,11 +81,11 @@ def _look(common: Settings, name: str, slots: int | None, *, as_json: bool) -> i
         store.close()
     ranks: dict[int, int] = {}
     for kv in found:
-        capacity = kv.key.decode("utf-8", "replace").removeprefix(family).split("/")[0]
-        if not _CAPACITY.fullmatch(capacity):
+        key = common.keys.parse(kv.key)
+        if not isinstance(key, ContenderKey):
             log("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg="no capacity in the key")
             continue
-        limit = int(capacity)
+        limit = key.slots
         rank = ranks.setdefault(limit, 0)
         ranks[limit] += 1
         state = "HELD" if rank < limit else "WAIT"

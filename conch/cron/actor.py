@@ -10,7 +10,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
@@ -91,13 +91,27 @@ class Actor(ABC):
     def _run_ticks(self) -> None:
         """Take up what is due now."""
 
+    def asked(self, question: Callable[[], _T]) -> "Future[_T]":
+        """Put a question to the scheduler's thread; it is dropped if the future is cancelled before its turn."""
+        answer: Future[_T] = Future()
+
+        def reply() -> None:
+            if answer.set_running_or_notify_cancel():
+                try:
+                    answer.set_result(question())
+                except Exception as error:  # whoever asked is told; the scheduler goes on
+                    answer.set_exception(error)
+
+        self._inbox.put(reply)
+        return answer
+
     def ask(self, question: Callable[[], _T], timeout_s: float | None) -> _T:
         """The answer of the scheduler's thread. Raises `TimeoutError`."""
-        answer: queue.SimpleQueue[_T] = queue.SimpleQueue()
-        self._inbox.put(lambda: answer.put(question()))
+        answer = self.asked(question)
         try:
-            return answer.get(timeout=timeout_s)
-        except queue.Empty:
+            return answer.result(timeout_s)
+        except TimeoutError:
+            answer.cancel()
             raise TimeoutError("the scheduler is busy") from None
 
     def tell(self, level: str, event: str, **text: str | int | float) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from conch.cron.job import Job
-from conch.cron.records import Result, claim_value, fields_of, tick_of
+from conch.cron.records import Result, claim_value, fields_of
 from conch.etcd.store import (
     Below,
     Compare,
@@ -26,7 +26,7 @@ from conch.etcd.store import (
     TxnResult,
 )
 from conch.holder import Holder
-from conch.keys import Keys, prefix_end
+from conch.keys import Keys, TickKey, prefix_end
 
 # A claim lives 25 h at least; one lease serves the claims of an hour, one the results of a day.
 _CLAIM_S, _CLAIM_EVERY_S = 26 * 3600, 3600
@@ -357,7 +357,7 @@ class Claims:
                 raise LeaseGone("cannot record a result: its lease is gone")
             if answer.succeeded:
                 raised = has_floor or bool(old)
-                return Delivered(_old(answer, self._history), raised)
+                return Delivered(_old(answer, self._history, self._keys), raised)
             there, bottom, running = (found.kvs[0] if found.kvs else None for found in answer.ranges[:3])
             if there is not None or (bottom is not None and bottom.value >= str(tick).encode()):
                 if held is not None and running is not None and running.create_revision == held:
@@ -397,11 +397,12 @@ class Claims:
         return self._keys.node(self._host).encode()
 
 
-def _old(answer: TxnResult, history: int) -> tuple[int, ...]:
+def _old(answer: TxnResult, history: int, keys: Keys) -> tuple[int, ...]:
     """The oldest ticks beyond those that are kept, at most as many as one delivery removes."""
     fires, results = answer.ranges[:2]
     over = max(fires.count, results.count) - history
     if over <= 0:
         return ()
-    ticks = {at[1] for kv in (*fires.kvs, *results.kvs) if (at := tick_of(kv.key)) is not None}
+    parsed = [keys.parse(kv.key) for kv in (*fires.kvs, *results.kvs)]
+    ticks = {key.tick for key in parsed if isinstance(key, TickKey)}
     return tuple(sorted(ticks)[: min(over, TRIM)])

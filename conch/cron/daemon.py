@@ -37,6 +37,7 @@ class Daemon:
     max_runs: int
     job_key: bytes | None
     status: tuple[str, int] | None
+    status_hosts: tuple[str, ...] = ()
 
 
 def keep(daemon: Daemon, link: Link) -> None:
@@ -106,9 +107,10 @@ def keep(daemon: Daemon, link: Link) -> None:
         scheduler = new
         warden.send(Begun())
         if daemon.status is not None:
-            from conch.cron.status import serve
+            from conch.cron.status import own_names, serve
 
-            serve(daemon.status, new, ledger, store, daemon.connection, daemon.keys, tell)
+            names = [*own_names(daemon.me.host), *daemon.status_hosts]
+            serve(daemon.status, names, new, ledger, store, daemon.connection, daemon.keys, tell)
         new.run()
 
     try:

@@ -1,7 +1,6 @@
-"""What cron writes about ticks: the claim, the result, the node; and ticks in keys."""
+"""What cron writes about ticks: the claim, the result, the node."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,16 +9,7 @@ from conch.holder import Holder, UnreadableHolder, rfc3339
 
 # So that they sort alike as numbers and as texts: from 2001 to 2286.
 FIRST_TICK, LAST_TICK = 1_000_000_000, 9_999_999_999
-_TICK = re.compile(rb"[1-9][0-9]{9}")
 STATES = ("ok", "failed", "timeout", "skipped", "killed", "lost")
-
-
-def tick_of(key: bytes) -> tuple[str, int] | None:
-    """The job's name and the tick that a key ends with; None if it does not."""
-    name, _, tick = key.rpartition(b"/")
-    if not _TICK.fullmatch(tick):
-        return None
-    return name.rpartition(b"/")[2].decode("utf-8", "replace"), int(tick)
 
 
 def fields_of(value: bytes) -> Mapping[str, Any]:

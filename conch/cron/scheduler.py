@@ -12,12 +12,13 @@ from conch.cron.actor import PAUSE_MOST_S, Base
 from conch.cron.job import Job
 from conch.cron.ledger import Entry, ended
 from conch.cron.planning import Planning
-from conch.cron.records import Result, tick_of
+from conch.cron.records import Result
 from conch.cron.runs import Live
+from conch.cron.unreadable import Unreadable
 from conch.errors import shortage
 from conch.etcd.patience import first_answer
 from conch.etcd.store import Compacted, Event, KeyValue, Range, RangeResult, StoreError, Watch
-from conch.keys import prefix_end
+from conch.keys import JobKey, NodeKey, TickKey, prefix_end
 from conch.limits import is_short
 from conch.record import replace
 
@@ -39,6 +40,7 @@ class Scheduler(Planning):
         self._relisting = self._was_registered = False
         self._unproved: list[Entry] = []
         self._released = False
+        self._report_unreadable = Unreadable(self.tell)
 
     def adopt(self, live: Sequence[str], over: Sequence[str], dead: Collection[str] = ()) -> None:
         """The runs of the ledger are live, about to be reported, delivered at last, or lost, as those of the dead.
@@ -192,21 +194,12 @@ class Scheduler(Planning):
             else:
                 self._on_key(event.kv, live=True)
 
-    def _split(self, key: bytes) -> tuple[str, str]:
-        """The kind of a key, and what comes after it."""
-        text = key.decode("utf-8", "replace").removeprefix(self._keys.prefix + "/")
-        if text.startswith("node/"):
-            return "node", text[len("node/") :]
-        _, _, rest = text.partition("/")
-        kind, _, path = rest.partition("/")
-        return kind, path
-
     def _on_key(self, kv: KeyValue, *, live: bool) -> None:
         """A key was written. Anyone may write anything: what cannot be made sense of is reported, and that is all."""
         try:
             self._take_in(kv, live=live)
         except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
-            self.tell("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg=str(error))
+            self._report_unreadable(kv.key, str(error))
         except (OSError, MemoryError) as error:
             if not is_short(error):
                 raise
@@ -217,41 +210,35 @@ class Scheduler(Planning):
                 self._later(PAUSE_MOST_S, self._list_again)
 
     def _take_in(self, kv: KeyValue, *, live: bool) -> None:
-        kind, path = self._split(kv.key)
-        at = tick_of(kv.key)
-        if at is not None and path != f"{at[0]}/{at[1]}":
-            at = None  # deeper than any key of ours
-        match kind:
-            case "job":
-                self._on_job(path, kv)
-            case "fire" if at is not None:
-                self._on_claim(at[0], at[1], kv)
-            case "now" if at is not None:
-                self._on_request(at[0], at[1], kv, live=live)
-            case "run" if (known := self.jobs.get(path)) is not None:
-                known.run = kv
-            case "run":
-                pass  # of a job that is gone, or that we hear of next: a claim then finds it
-            case "node":
-                self._on_node(path, kv, live=live)
+        match self._keys.parse(kv.key):
+            case JobKey(kind="job", name=name):
+                self._on_job(name, kv)
+            case TickKey(kind="fire", name=name, tick=tick):
+                self._on_claim(name, tick, kv)
+            case TickKey(kind="now", name=name, tick=tick):
+                self._on_request(name, tick, kv, live=live)
+            case JobKey(kind="run", name=name):
+                known = self.jobs.get(name)
+                if known is not None:  # else a claim finds it: the job is gone, or we hear of it next
+                    known.run = kv
+            case NodeKey(host=host):
+                self._on_node(host, kv, live=live)
             case _:
-                self.tell("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg="no tick in the key")
+                self._report_unreadable(kv.key, "no key of ours")
 
     def _on_gone(self, key: bytes, revision: int) -> None:
-        kind, path = self._split(key)
-        at = tick_of(key)
-        if kind == "job":
-            if path in self.jobs:
-                self.tell("info", "job-removed", job=path)
-                self._forget_job(path)
-        elif kind == "fire" and at is not None:
-            known = self.jobs.get(at[0])
-            if known is not None:
-                known.old.discard(at[1])
-        elif kind == "run":
-            self._on_run_key_gone(path, revision)
-        elif kind == "node":
-            self._forget_node(path)
+        match self._keys.parse(key):
+            case JobKey(kind="job", name=name) if name in self.jobs:
+                self.tell("info", "job-removed", job=name)
+                self._forget_job(name)
+            case TickKey(kind="fire", name=name, tick=tick) if name in self.jobs:
+                self.jobs[name].old.discard(tick)
+            case JobKey(kind="run", name=name):
+                self._on_run_key_gone(name, revision)
+            case NodeKey(host=host):
+                self._forget_node(host)
+            case _:
+                pass
 
     def _handle(self, message: Message) -> None:
         match message:

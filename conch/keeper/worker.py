@@ -17,6 +17,7 @@ from conch.keeper.lookout import Blind, Gone, Lookout
 from conch.keeper.notices import Notices
 from conch.keeper.queue import Place, PlaceLost, Queue
 from conch.keeper.session import Session
+from conch.keys import slots_of
 from conch.record import Record
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 2.0
@@ -354,8 +355,11 @@ class Worker:
 
     def _warn_of_other_capacities(self, stage: Stage, place: Place) -> None:
         for key in place.elsewhere:
-            capacity = key.decode("utf-8", "replace").removeprefix(stage.family or "").split("/")[0]
-            self._tell("warning", "other-capacity", max=stage.slots, other=capacity, msg="a semaphore of its own")
+            other = slots_of(stage.family or "", key)
+            if other is None:
+                self._tell("warning", "unreadable", key=key.decode("utf-8", "replace"), msg="no capacity in the key")
+            else:
+                self._tell("warning", "other-capacity", max=stage.slots, other=str(other), msg="a semaphore of its own")
 
     def _next_event(self) -> "Message | Gone | Blind | _SessionLost | _Renewed":
         self._check_time()

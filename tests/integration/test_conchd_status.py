@@ -2,11 +2,15 @@
 
 import json
 import os
+import resource
+import secrets
+import select
 import signal
 import socket
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,8 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from conch.cron.records import STATES
 from tests.conftest import OwnEtcd
-from tests.support.conch import Bench, Wrapper, throughout, wait_for
+from tests.support.conch import CONCH, Bench, Wrapper, throughout, wait_for
 from tests.support.cron import Fleet
+from tests.support.metrics import difference, requests
 
 NEVER = "@yearly"
 Family = dict[str, dict[tuple[tuple[str, str], ...], float]]
@@ -31,6 +36,18 @@ def get(address: str, path: str) -> tuple[int, str, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode(), error.headers["Content-Type"]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a daemon that is host `web-7.example.org`, and may be asked for by two names more."""
+    bench = Bench(os.environ["CONCH_TESTS_ETCD"], secrets.token_hex(8), tmp_path_factory.mktemp("served"))
+    fleet = Fleet(bench)
+    names = {"CONCH_STATUS_HOST": "status.example.com, Other"}
+    yield address_of(fleet.start("web-7.example.org", "--status-addr", "0", env=names))
+    fleet.clean()
+    bench.finish()
+    bench.check_etcd()
 
 
 def fetch(address: str, path: str) -> Any:
@@ -159,13 +176,70 @@ def test_elect_and_sema(fleet: Fleet) -> None:
     bench.etcd.put(f"{bench.prefix}/elect/too/deep/1", b"{}")
     bench.etcd.put(f"{bench.prefix}/sema/s/many/1", b"{}")
     try:
-        odd = next(one for one in fetch(address, "/elect") if one["office"] == "odd")
-        assert (odd["host"], odd["pid"], odd["lease"]) == (None, None, "0")
-        assert len(fetch(address, "/elect")) == 2
+        found = {one["office"]: one for one in fetch(address, "/elect")}
+        assert found.keys() == {"db", "odd", "too"}
+        for name, unreadable in (("odd", key), ("too", f"{bench.prefix}/elect/too/deep/1")):
+            odd = found[name]
+            assert (odd["host"], odd["pid"], odd["lease"], odd["unreadable"]) == (None, None, "0", unreadable)
         assert len(fetch(address, "/sema")) == 3
     finally:
         for one in (key, f"{bench.prefix}/elect/too/deep/1", f"{bench.prefix}/sema/s/many/1"):
             bench.etcd.delete(one)
+
+
+def test_keys_that_are_none_of_ours(fleet: Fleet) -> None:
+    """What lies in a queue is shown by its place, all else is skipped; each is reported once."""
+    bench = fleet.bench
+    daemon, address = start(fleet)
+    holder = bench.start("sema", "s", "--max", "2", "--", "sleep", "1000")
+    holder.child()
+    queued = ["sema/s/2/marker", "sema/s/2/5F", "sema/s/2/a/b", "sema/s/2/é"]
+    none = [
+        "sema/s/" + "9" * 5000 + "/1",
+        "sema/s/02/1",
+        "sema/s/٢/1",
+        "sema/s/0/1",
+        "sema/ü/2/1",
+        "sema/s/2",
+        "sema//",
+        "elect/x",
+        "elect/a b/1",
+        "cron/fire/j/1e9",
+        "cron/job/a/b",
+        "cron/now/j/" + "9" * 5000,
+        "node/a b",
+    ]
+    for key in (*queued, *none):
+        bench.etcd.put(f"{bench.prefix}/{key}", b"x")
+    good = json.dumps({"host": "h", "pid": 1, "started": "s", "cmd": "c"})
+    bench.etcd.put(f"{bench.prefix}/sema/s/2/1", good)
+    try:
+        for _ in range(3):
+            shown = fetch(address, "/sema")
+            assert [one["state"] for one in shown] == ["HELD", "HELD", *["WAIT"] * 4]
+            assert shown[0]["pid"] == holder.pid
+            assert [one["unreadable"] for one in shown[1:5]] == [f"{bench.prefix}/{key}" for key in queued]
+            assert "unreadable" not in shown[5]
+            assert fetch(address, "/elect") == []
+            for key in none:
+                bench.etcd.put(f"{bench.prefix}/{key}", b"y")
+        expected = {f"{bench.prefix}/{key}"[:400] for key in (*queued, *none)}
+
+        def named() -> list[str]:
+            return [line["key"][:400] for line in daemon.events("unreadable")]
+
+        wait_for(lambda: set(named()) == expected, "each key in the log")
+        assert len(named()) == len(expected)
+        done = bench.run("sema", "s", "--who", "--json")
+        first, last = bench.jsons(done.stdout)
+        assert (first["pid"], first["state"], first["rank"]) == (holder.pid, "HELD", 0)
+        assert (last["host"], last["state"], last["rank"]) == ("h", "WAIT", 5)
+        for key in queued:
+            assert f"{bench.prefix}/{key}" in done.stderr
+        assert done.stderr.count("without a lease it keeps its place until it is deleted") == len(queued)
+    finally:
+        for key in (*queued, *none, "sema/s/2/1"):
+            bench.etcd.delete(f"{bench.prefix}/{key}")
 
 
 def test_spread_semaphores_are_shown_as_the_others(fleet: Fleet) -> None:
@@ -353,6 +427,7 @@ def test_odd_requests_do_no_harm(fleet: Fleet) -> None:
         got = exchange(address, data)
         assert time.monotonic() - began < 8, name
         assert b"Traceback" not in got, name
+        assert health(address) == 200, name
     goes_on(fleet, address, "beat")
     assert daemon.process.poll() is None
     assert [line for line in daemon.err.splitlines() if not line.startswith("ts=")] == []
@@ -428,6 +503,218 @@ def test_client_that_does_not_read_its_answer(fleet: Fleet) -> None:
             client.connect((host, int(port)))
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         assert health(address) == 200
+
+
+def crowd(stack: ExitStack, address: str, count: int, data: bytes) -> list[socket.socket]:
+    """Clients that have connected and sent this, and read nothing."""
+    host, port = address.rsplit(":", 1)
+    clients = []
+    for _ in range(count):
+        client = stack.enter_context(socket.socket())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(20)
+        client.connect((host, int(port)))
+        clients.append(client)
+        try:
+            client.sendall(data)
+        except OSError:
+            pass  # it was hung up on before
+    return clients
+
+
+def is_answered(client: socket.socket) -> bool:
+    """Whether there is something to read, an answer or an end."""
+    poll = select.poll()
+    poll.register(client, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+HALVES = {
+    "nothing": b"",
+    "half a line": b"GET /healthz HT",
+    "half a header": b"GET /healthz HTTP/1.1\r\nHost: localh",
+    "half a long header": b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 15_000,
+}
+
+
+@pytest.mark.parametrize("count", [40, 400])
+def test_half_requests_starve_nobody(fleet: Fleet, count: int) -> None:
+    """However many are open, each question for health is answered while they are, and ticks go on."""
+    daemon, address = start(fleet)
+    fleet.add("beat", "@every 1s")
+    fleet.results("beat", 1)
+    keeper = psutil.Process(daemon.keeper())
+    threads, descriptors = keeper.num_threads(), keeper.num_fds()
+    with ExitStack() as stack:
+        clients: list[socket.socket] = []
+        for data in HALVES.values():
+            clients += crowd(stack, address, count // len(HALVES), data)
+        for _ in range(10):
+            for client in clients[::3]:
+                dribbles(client)
+            assert get(address, "/healthz")[:2] == (200, "ok\n")
+            assert keeper.num_fds() < descriptors + 80
+            assert keeper.num_threads() < threads + 20, "a client costs no thread"
+        goes_on(fleet, address, "beat")
+    wait_for(lambda: keeper.num_fds() < descriptors + 10, "nothing of theirs is left")
+    assert daemon.keeper() == keeper.pid
+
+
+def test_clients_have_a_limited_time(fleet: Fleet) -> None:
+    """Half a request, and a byte now and then, are ended by the server; nobody else has to push them out."""
+    _, address = start(fleet)
+    with ExitStack() as stack:
+        idle, slow = crowd(stack, address, 2, b"GET /healthz HTTP/1.1\r\nX: ")
+
+        def both() -> bool:
+            dribbles(slow)
+            return is_answered(idle) and is_answered(slow)
+
+        wait_for(both, "both are hung up on", 20)
+
+
+def test_large_answers_that_nobody_reads(fleet: Fleet) -> None:
+    """They cost a piece each and no copy, others are answered, and whoever reads gets all of it."""
+    bench = fleet.bench
+    _, address = start(fleet)
+    fleet.add("beat", "@every 1s")
+    value = json.dumps({"host": "h", "pid": 1, "started": "s", "cmd": "x" * 10_000})
+    for number in range(300):
+        bench.etcd.put(f"{bench.prefix}/elect/o{number}/1", value)
+    try:
+        size = len(get(address, "/elect")[1])
+        assert size > 3_000_000
+        keeper = psutil.Process(fleet.daemons["a"].keeper())
+        before = keeper.memory_info().rss
+        with ExitStack() as stack:
+            clients = crowd(stack, address, 30, b"GET /elect HTTP/1.0\r\n\r\n")
+            wait_for(lambda: all(is_answered(client) for client in clients), "the beginning of each answer")
+            assert keeper.memory_info().rss - before < 30 * size / 2, "less than a copy each"
+            for _ in range(5):
+                assert health(address) == 200
+                assert len(get(address, "/elect")[1]) == size
+            goes_on(fleet, address, "beat")
+    finally:
+        bench.etcd.delete_prefix(f"{bench.prefix}/elect/")
+
+
+def test_reads_of_a_slow_etcd_delay_nobody_and_are_shared(own: OwnEtcd, own_fleet: Fleet) -> None:
+    """Thirty ask for the same while etcd stands still: health is answered before them, and they cost a few reads."""
+    _, address = start(own_fleet)
+    own_fleet.add("j", NEVER)
+    own_fleet.result("j", own_fleet.run_now("j"))
+    assert len(fetch(address, "/cron")["jobs"]) == 1
+    before = requests(own.member.endpoint)
+    with ExitStack() as stack:
+        os.kill(own.member.pid, signal.SIGSTOP)
+        try:
+            clients = crowd(stack, address, 30, b"GET /cron HTTP/1.0\r\n\r\n")
+            for _ in range(3):
+                assert get(address, "/healthz")[1].count("\n") == 1
+                assert [client.recv(1000) for client in clients if is_answered(client)] == []
+        finally:
+            os.kill(own.member.pid, signal.SIGCONT)
+        wait_for(lambda: all(is_answered(client) for client in clients), "an answer for all of them")
+        assert {client.recv(12)[:9] for client in clients} == {b"HTTP/1.1 "}
+    assert difference(before, requests(own.member.endpoint)).get("Txn", 0) < 15
+
+
+def test_lack_of_descriptors(fleet: Fleet) -> None:
+    """Without one to spare clients wait, and the server does not spin; with one they are answered."""
+    daemon, address = start(fleet)
+    fleet.add("beat", "@every 1s")
+    fleet.results("beat", 1)
+    keeper = psutil.Process(daemon.keeper())
+    usual = resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (3, usual[1]))
+        try:
+            clients = crowd(stack, address, 20, b"GET /healthz HTTP/1.0\r\n\r\n")
+            began, used = time.monotonic(), sum(keeper.cpu_times()[:2])
+            before = len(fleet.ticks("result", "beat"))
+            fleet.results("beat", before + 2)
+            assert sum(keeper.cpu_times()[:2]) - used < (time.monotonic() - began) / 6
+            assert [client.recv(1000) for client in clients if is_answered(client)] == []
+        finally:
+            resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, usual)
+        wait_for(lambda: all(is_answered(client) for client in clients), "an answer for all of them")
+        assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
+    assert daemon.keeper() == keeper.pid
+
+
+def test_few_descriptors_from_the_start(fleet: Fleet) -> None:
+    """Clients get a part of them, so that there are enough for all else that the keeper does."""
+    daemon = fleet.start("a", "--status-addr", "0", program=["prlimit", "--nofile=64", CONCH])
+    address = address_of(daemon)
+    fleet.add("beat", "@every 1s")
+    with ExitStack() as stack:
+        for _ in range(5):
+            crowd(stack, address, 100, b"GET /healthz HT")
+            assert health(address) == 200
+            assert psutil.Process(daemon.keeper()).num_fds() < 56
+        fleet.add("zone", "@every 1s", "--tz", "Europe/Berlin")
+        fleet.results("zone", 1)
+        goes_on(fleet, address, "beat")
+    assert not daemon.events("postponed")
+
+
+# -- hosts ------------------------------------------------------------------------------------------------
+
+
+def code_of(address: str, request: str) -> int:
+    """The code of the answer to a raw request."""
+    got = exchange(address, request.encode("latin-1"))
+    assert got.startswith(b"HTTP/1.1 "), got
+    assert got.partition(b"\r\n\r\n")[2].count(b"\n") == 1, got
+    return int(got[9:12])
+
+
+@pytest.mark.parametrize(
+    ("code", "head"),
+    [
+        (200, "GET /healthz HTTP/1.1\r\nHost: localhost"),
+        (200, "GET /healthz HTTP/1.1\r\nHost: LocalHost.:80"),
+        (200, "GET /healthz HTTP/1.1\r\nHost: 10.1.2.3:9400"),
+        (200, "GET /healthz HTTP/1.1\r\nHost: [2001:db8::1]:80"),
+        (200, "GET /healthz HTTP/1.1\r\nHost: Web-7"),
+        (200, "GET /healthz HTTP/1.1\r\nHost: web-7.example.org:1"),
+        (200, "GET /healthz HTTP/1.1\r\nHost: " + os.uname().nodename.upper()),
+        (200, "GET /healthz HTTP/1.1\r\nHost: " + os.uname().nodename.partition(".")[0]),
+        (200, "GET /healthz HTTP/1.1\r\nHost: status.example.com"),
+        (200, "GET /healthz HTTP/1.1\r\nHost: other"),
+        (200, "GET /healthz HTTP/1.0"),
+        (200, "GET http://localhost:1/healthz HTTP/1.1\r\nHost: localhost"),
+        (421, "GET /healthz HTTP/1.1\r\nHost: evil.example"),
+        (421, "GET /healthz HTTP/1.0\r\nHost: evil.example"),
+        (421, "HEAD /healthz HTTP/1.1\r\nHost: evil.example"),
+        (421, "GET /cron HTTP/1.1\r\nHost: localhost.evil.example"),
+        (421, "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1.evil.example:80"),
+        (421, "GET /healthz HTTP/1.1\r\nHost: example.com"),
+        (421, "GET /healthz HTTP/1.1\r\nHost: 0x7f000001"),
+        (421, "GET /healthz HTTP/1.1\r\nHost:"),
+        (421, "GET http://evil.example/healthz HTTP/1.1\r\nHost: localhost"),
+        (421, "GET http://localhost/healthz HTTP/1.1\r\nHost: evil.example"),
+        (400, "GET /healthz HTTP/1.1"),
+        (400, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: localhost"),
+        (400, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: evil.example"),
+        (400, "GET /healthz HTTP/1.1\r\nHost: a@localhost"),
+        (400, "GET /healthz HTTP/1.1\r\nHost: localhost/x"),
+        (400, "GET /healthz HTTP/1.1\r\nHost: [::1"),
+        (400, "GET ftp://localhost/healthz HTTP/1.1\r\nHost: localhost"),
+        (400, "GET healthz HTTP/1.1\r\nHost: localhost"),
+        (413, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5"),
+        (413, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked"),
+        (431, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + "x" * 20_000),
+        (431, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + "x" * 900_000),
+        (505, "GET /healthz HTTP/9.9\r\nHost: localhost"),
+    ],
+)
+def test_requests_by_a_foreign_name_are_refused(served: str, code: int, head: str) -> None:
+    """Its addresses, localhost, its names and those that are allowed; a page of another name gets nothing."""
+    if head.startswith("HEAD"):
+        assert exchange(served, head.encode() + b"\r\n\r\n")[9:12] == str(code).encode()
+    else:
+        assert code_of(served, head + "\r\n\r\n") == code
 
 
 # -- the address ------------------------------------------------------------------------------------------

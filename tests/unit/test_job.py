@@ -18,7 +18,7 @@ from conch.cron.job import (
     parse_semaphore,
     parse_variable,
 )
-from conch.cron.records import FIRST_TICK, LAST_TICK, STATES, Result, claim_value, fields_of, row, tick_of
+from conch.cron.records import STATES, Result, claim_value, fields_of, row
 from conch.errors import BadInput
 from conch.holder import Holder, UnreadableHolder, rfc3339
 
@@ -459,30 +459,6 @@ def test_semaphore_and_variable_as_they_are_written() -> None:
 
 
 # -- claims and results ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("key", "found"),
-    [
-        (b"/p/cron/fire/j/1700000000", ("j", 1700000000)),
-        (b"/p/cron/result/a:b@c/9999999999", ("a:b@c", LAST_TICK)),
-        (b"/p/cron/fire/j/1000000000", ("j", FIRST_TICK)),
-        (b"/p/cron/fire/j/0999999999", None),
-        (b"/p/cron/fire/j/999999999", None),
-        (b"/p/cron/fire/j/10000000000", None),
-        (b"/p/cron/fire/j/17000000x0", None),
-        (b"/p/cron/fire/j/ 1700000000", None),
-        (b"/p/cron/fire/j/1700000000\n", None),
-        (b"/p/cron/fire/j/+170000000", None),
-        ("/p/cron/fire/j/١٧٠٠٠٠٠٠٠٠".encode(), None),
-        (b"/p/cron/fire/j/", None),
-        (b"", None),
-        (b"/p/cron/fire/\xff/1700000000", ("\ufffd", 1700000000)),
-    ],
-)
-def test_tick_of_a_key(key: bytes, found: tuple[str, int] | None) -> None:
-    """Ten digits after the job's name, or none."""
-    assert tick_of(key) == found
 
 
 def test_claim_value_is_a_holder_and_more() -> None:

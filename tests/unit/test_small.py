@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from conch.core import clock
 from conch.core.clock import Terms
 from conch.core.plan import next_backoff
+from conch.cron.unreadable import Unreadable
 from conch.durations import format_duration, parse_duration
 from conch.errors import BadInput
 from conch.etcd.endpoints import Endpoint, parse_endpoints
 from conch.holder import Holder, UnreadableHolder, myself
-from conch.keys import Keys, contender, prefix_end
+from conch.keys import ContenderKey, JobKey, Key, Keys, NodeKey, TickKey, contender, prefix_end
 from conch.log import Log, escape, logfmt
 from conch.names import check_name
 
@@ -92,6 +93,81 @@ def test_names_that_may_not(name: str) -> None:
     """Refused before anything is sent."""
     with pytest.raises(BadInput, match="bad name"):
         check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("/p/elect/db/5f3a", ContenderKey("elect", "db", 1, "", 0x5F3A)),
+        ("/p/elect/db/marker", ContenderKey("elect", "db", 1, "", None)),
+        ("/p/elect/db/", ContenderKey("elect", "db", 1, "", None)),
+        ("/p/elect/db/too/deep", ContenderKey("elect", "db", 1, "", None)),
+        ("/p/elect/db/5F3A", ContenderKey("elect", "db", 1, "", None)),
+        ("/p/elect/db/05f3a", ContenderKey("elect", "db", 1, "", None)),
+        ("/p/elect/db/ffffffffffffffff", ContenderKey("elect", "db", 1, "", None)),
+        ("/p/elect/db", None),
+        ("/p/elect/ä/1", None),
+        ("/p/elect//1", None),
+        ("/p/sema/s/2/1", ContenderKey("sema", "s", 2, "", 1)),
+        ("/p/sema/s/1000/é", ContenderKey("sema", "s", 1000, "", None)),
+        ("/p/sema/s/1001/1", None),
+        ("/p/sema/s/02/1", None),
+        ("/p/sema/s/0/1", None),
+        ("/p/sema/s/٢/1", None),
+        ("/p/sema/s/" + "9" * 5000 + "/1", None),
+        ("/p/sema/s/2", None),
+        ("/p/sema-host/s/2/h/1", ContenderKey("sema-host", "s", 2, "h", 1)),
+        ("/p/sema-host/s/2/h h/1", None),
+        ("/p/sema-host/s/2/h", None),
+        ("/p/cron/job/j", JobKey("job", "j")),
+        ("/p/cron/job/", None),
+        ("/p/cron/job/a/b", None),
+        ("/p/cron/run/j", JobKey("run", "j")),
+        ("/p/cron/floor/j", JobKey("floor", "j")),
+        ("/p/cron/fire/j/1700000000", TickKey("fire", "j", 1700000000)),
+        ("/p/cron/now/j/1000000000", TickKey("now", "j", 1000000000)),
+        ("/p/cron/result/a:b@c/9999999999", TickKey("result", "a:b@c", 9999999999)),
+        ("/p/cron/fire/j/0999999999", None),
+        ("/p/cron/fire/j/999999999", None),
+        ("/p/cron/fire/j/10000000000", None),
+        ("/p/cron/fire/j/ 1700000000", None),
+        ("/p/cron/fire/j/1700000000\n", None),
+        ("/p/cron/fire/j/+170000000", None),
+        ("/p/cron/fire/j/١٧٠٠٠٠٠٠٠٠", None),
+        ("/p/cron/fire/j/sub/1700000000", None),
+        ("/p/cron/nosuch/j", None),
+        ("/p/node/h", NodeKey("h")),
+        ("/p/node/", None),
+        ("/p/node/a/b", None),
+        ("/p/nosuch/x", None),
+        ("/p/", None),
+        ("/q/node/h", None),
+        ("x/p/node/h", None),
+        ("", None),
+    ],
+)
+def test_keys_are_parsed(key: str, found: Key | None) -> None:
+    """As what conch makes of them; whatever lies in a queue's range is in that queue."""
+    assert Keys("/p").parse(key.encode()) == found
+
+
+def test_unreadable_keys_are_reported_once_and_not_without_end() -> None:
+    """Each by a line; after a thousand others no more are remembered or named."""
+    lines: list[dict[str, str]] = []
+
+    def tell(level: str, event: str, **text: str) -> None:
+        assert (level, event) == ("warning", "unreadable")
+        lines.append(text)
+
+    report = Unreadable(tell)
+    for _ in range(3):
+        report(b"/p/\xff", "why")
+    assert lines == [{"key": "/p/\ufffd", "msg": "why"}]
+    for number in range(3000):
+        report(b"%d" % number + b"x" * 10_000, "why")
+    assert len(lines) == 1001
+    assert "no others are named" in lines[-1]["msg"]
+    assert max(len(line["key"]) for line in lines) <= 500
 
 
 def test_keys_are_those_of_the_contract() -> None:

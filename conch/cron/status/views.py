@@ -1,0 +1,196 @@
+"""What the endpoints answer: read in etcd, and asked of the scheduler's thread. Changes nothing."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from conch.config import Connection
+from conch.cron.history import everything, last_rows
+from conch.cron.job import Job
+from conch.cron.ledger import Entry, Ledger
+from conch.cron.scheduler import Scheduler
+from conch.cron.status.metrics import Figures, text_of
+from conch.cron.status.shared import Shared
+from conch.cron.unreadable import Unreadable
+from conch.etcd.store import KeyValue, Store
+from conch.holder import Holder, UnreadableHolder, rfc3339
+from conch.keys import ContenderKey, Keys
+from conch.limits import is_short
+
+_ASK_S = 1.0
+# One request to etcd, and an answer that needs some.
+_ETCD_S, _READ_S = 3.0, 4.0
+_READERS = 2
+_WAITING = 32
+_BUSY = "the scheduler is busy"
+
+_T = TypeVar("_T")
+Tell = Callable[..., None]
+
+
+class Busy(Exception):
+    """Too many clients wait already."""
+
+
+class Status:
+    """Answers, for a loop of asyncio: nothing here ever blocks it.
+
+    What reads etcd is done by two threads, one read at a time an endpoint; `health` and `metrics` need neither.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, ledger: Ledger, store: Store, connection: Connection, keys: Keys, tell: Tell
+    ) -> None:
+        self._scheduler = scheduler
+        self._ledger = ledger
+        self._store = store
+        self._timeout_s = min(_ETCD_S, connection.command_timeout_s)
+        self._keys = keys
+        self._unreadable = Unreadable(tell)
+        self._readers = ThreadPoolExecutor(_READERS, "status-read")
+        self._readers.submit(int).result()  # one thread at least, while threads can be had
+        self._waiting = 0
+        self._health = Shared(lambda: self._ask(self._scheduler.healthy))
+        self._figures = Shared(lambda: self._ask(self._count))
+        self._reads = {
+            "cron": Shared(self._make_cron),
+            "elect": Shared(lambda: self._read(self._elect)),
+            "sema": Shared(lambda: self._read(self._sema)),
+        }
+
+    async def health(self) -> str:
+        """Why this daemon could not claim a tick now; empty if it could."""
+        try:
+            return await self._health.get(_ASK_S, _BUSY)
+        except TimeoutError as error:
+            return str(error)
+
+    async def metrics(self) -> bytes:
+        """In the text format of Prometheus. Raises `TimeoutError`."""
+        return text_of(await self._figures.get(_ASK_S, _BUSY))
+
+    async def data(self, name: str) -> bytes:
+        """The JSON of `cron`, `elect` or `sema`. Raises `Busy`, `TimeoutError` or `StoreError`."""
+        if self._waiting >= _WAITING:
+            raise Busy("too many clients wait for etcd")
+        self._waiting += 1
+        try:
+            return await self._reads[name].get(_READ_S, "etcd does not answer in time")
+        finally:
+            self._waiting -= 1
+
+    async def _ask(self, question: Callable[[], _T]) -> _T:
+        answer = asyncio.wrap_future(self._scheduler.asked(question))
+        try:
+            return await asyncio.wait_for(answer, _ASK_S)
+        except TimeoutError:
+            raise TimeoutError(_BUSY) from None
+
+    async def _read(self, work: Callable[[], object]) -> bytes:
+        """Have a reader do it, as JSON."""
+        done: Future[bytes] = Future()
+
+        def read() -> None:
+            try:
+                done.set_result((json.dumps(work()) + "\n").encode("utf-8", "replace"))
+            except Exception as error:
+                done.set_exception(error)
+
+        try:
+            self._readers.submit(read)
+        except RuntimeError as error:
+            if not is_short(error):
+                raise
+            # no further thread can be started: it is queued, for the one that is there
+        return await asyncio.wrap_future(done)
+
+    def _count(self) -> Figures:
+        s = self._scheduler
+        return Figures(
+            counts=dict(s.counts),
+            lags=dict(s.lag_counts),
+            lag_sum=s.lag_sum,
+            lease_left_s=s.lease_left_s(),
+            running=len(s.running()),
+            backlog=self._ledger.backlog,
+            healthy=not s.healthy(),
+        )
+
+    async def _make_cron(self) -> bytes:
+        # the scheduler's thread only hands out what it has
+        jobs, runs = await self._ask(
+            lambda: (list(self._scheduler.upcoming()), [one.entry for one in self._scheduler.running()])
+        )
+        return await self._read(lambda: self._cron(jobs, runs))
+
+    def _cron(self, jobs: list[tuple[Job, int | None]], runs: list[Entry]) -> dict[str, Any]:
+        """The jobs with their next and newest ticks, and the runs of this host."""
+        jobs.sort(key=lambda one: one[0].name)
+        names = [job.name for job, _ in jobs]
+        last, _ = last_rows(self._store, self._keys, names, timeout_s=self._timeout_s, within_s=_READ_S)
+        shown = []
+        for job, tick in jobs:
+            newest = last.get(job.name, {})
+            shown.append(
+                {
+                    "name": job.name,
+                    "schedule": job.schedule,
+                    "tz": job.tz,
+                    "cmd": list(job.cmd),
+                    "paused": job.paused,
+                    "next_tick": None if tick is None else rfc3339(tick),
+                    "last_tick": newest.get("tick"),
+                    **{field: newest.get(field) for field in ("node", "exit", "state", "duration_s")},
+                }
+            )
+        running = [{"name": run.name, "tick": rfc3339(run.tick), "tick_unix": run.tick} for run in runs]
+        return {"jobs": shown, "running": running}
+
+    def _elect(self) -> list[dict[str, Any]]:
+        """The offices with their leaders, and how many wait."""
+        queues = self._queues(f"{self._keys.prefix}/elect/")
+        return [
+            {"office": key.name, **self._contender(kv), "waiting": len(queue) - 1}
+            for _, queue in sorted(queues.items())
+            for key, kv in queue[:1]
+        ]
+
+    def _sema(self) -> list[dict[str, Any]]:
+        """The contenders of all semaphores, in the order of their queues."""
+        return [
+            {
+                "name": key.name,
+                "max": key.slots,
+                "state": "HELD" if rank < key.slots else "WAIT",
+                "rank": rank,
+                **self._contender(kv),
+            }
+            for _, queue in sorted(self._queues(f"{self._keys.prefix}/sema/").items())
+            for rank, (key, kv) in enumerate(queue)
+        ]
+
+    def _queues(self, prefix: str) -> dict[tuple[str, int], list[tuple[ContenderKey, KeyValue]]]:
+        """All that is in queues, first in line first. Keys that are in none are reported."""
+        found = self._store.range(everything(prefix), timeout_s=self._timeout_s).kvs
+        queues: dict[tuple[str, int], list[tuple[ContenderKey, KeyValue]]] = {}
+        for kv in sorted(found, key=lambda kv: kv.create_revision):
+            key = self._keys.parse(kv.key)
+            if isinstance(key, ContenderKey):
+                queues.setdefault((key.name, key.slots), []).append((key, kv))
+            else:
+                self._unreadable(kv.key, "no key of ours")
+        return queues
+
+    def _contender(self, kv: KeyValue) -> dict[str, Any]:
+        """What is shown of a key in a queue. One that is unreadable keeps its place: it is shown there, by its key."""
+        known: dict[str, Any] = {"host": None, "pid": None, "started": None, "cmd": None}
+        odd: dict[str, Any] = {}
+        try:
+            holder = Holder.decode(kv.value)
+            known = {"host": holder.host, "pid": holder.pid, "started": holder.started, "cmd": holder.cmd}
+        except UnreadableHolder as error:
+            odd = {"unreadable": kv.key.decode("utf-8", "replace")}
+            self._unreadable(kv.key, str(error))
+        return {**known, "rev": kv.create_revision, "lease": f"{kv.lease:x}", **odd}
