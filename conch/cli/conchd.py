@@ -89,7 +89,7 @@ def command(**values: Any) -> int:
     from conch.cli.keyfile import read_key
 
     job_key = read_key(values["job_key_file"])
-    from conch.core.crew import Crew
+    from conch.core.crew import OUTPUT_BYTES, Crew
     from conch.cron.daemon import Daemon
     from conch.holder import myself
     from conch.log import Log
@@ -100,7 +100,7 @@ def command(**values: Any) -> int:
         check_name(me.host)
     except BadInput as error:
         raise BadInput(f"the host's name cannot stand in a key, set CONCH_HOST: {error}") from None
-    log = Log(quiet=common.quiet, form=common.log_format)
+    log = Log(quiet=common.quiet, form=common.log_format, backlog=OUTPUT_BYTES)
     state_dir = _state_dir(values["state_dir"])
     lock = _lock(state_dir)
     if os.geteuid() == 0 and user is None:
