@@ -23,6 +23,8 @@ _MOST_DESCRIPTORS = 16384
 # What we keep in a state directory, and what systemd or a file system may have put there.
 _OURS = re.compile(r"id|id\.new|lock|lost\+found|[0-9]+\.wal.*")
 _SECRETS = ("CONCH_PASSWORD", "ETCDCTL_PASSWORD")
+# What another user's runs find commands on, the same on every host; a job may have its own (`--env PATH=…`).
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -140,16 +142,20 @@ def _keep(daemon: Any, link: Any) -> None:
 
 
 def _environment(user: Any) -> dict[str, str]:
-    """What runs inherit: not our etcd password, and of the user whose rights they get."""
+    """What runs inherit: ours without etcd's password; under another user's rights nothing but that user's minimum."""
     from conch.core import host
+    from conch.core.tree import TREE_VARIABLE
 
-    environment = {name: value for name, value in host.environment().items() if name not in _SECRETS}
+    ours = host.environment()
+    if user is not None:
+        account, home, shell = user
+        # the ids of runs that we are part of ourselves go on to all that we run
+        kept = {name: ours[name] for name in ("LANG", "TZ", TREE_VARIABLE) if name in ours}
+        return {"HOME": home, "USER": account.name, "LOGNAME": account.name, "SHELL": shell, "PATH": _PATH, **kept}
+    environment = {name: value for name, value in ours.items() if name not in _SECRETS}
     for name in ("CONCH_USER", "ETCDCTL_USER"):
         if name in environment:
             environment[name] = environment[name].partition(":")[0]
-    if user is not None:
-        account, home, shell = user
-        environment.update(HOME=home, USER=account.name, LOGNAME=account.name, SHELL=shell)
     return environment
 
 

@@ -263,6 +263,7 @@ class Crew:
                     directory=order.directory,
                     outputs=(relays[0].write_end, relays[1].write_end),
                     user=self._user,
+                    apart=True,
                 ),
                 tree=order.run,
                 start_by=start_by,
@@ -284,11 +285,15 @@ class Crew:
     def _open_relays(self, label: str) -> tuple[Relay, Relay]:
         out = Relay(label, self._out)
         try:
-            return out, Relay(label, self._log.lines)
+            relays = out, Relay(label, self._log.lines)
         except OSError:
             out.started()
             out.finish()
             raise
+        if self._user is not None:
+            for relay in relays:
+                relay.belongs_to(self._user.uid, self._user.gid)
+        return relays
 
     def open_gate(self, tree: Tree) -> None:
         """Let the main process exec."""

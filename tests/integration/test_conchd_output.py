@@ -20,6 +20,7 @@ import pytest
 from conch.holder import rfc3339
 from tests.support.conch import CONCH, Bench, Wrapper, alive, wait_for
 from tests.support.cron import Fleet
+from tests.support.terminal import Terminal
 
 NEVER = "@yearly"  # only `cron run` asks for ticks
 MB = 1_000_000
@@ -578,6 +579,78 @@ def test_run_as(fleet: Fleet, public: Path) -> None:
     assert set((folder / "uids").read_text().split()[1:]) == {uid}
     assert re.search(r"^CapEff:\s*0+$", (folder / "status").read_text(), re.M)
     assert not daemon.events("running-as-root")
+
+
+@needs_root
+@pytest.mark.parametrize("given", [{}, {"LANG": "de_DE.UTF-8", "TZ": "Europe/Berlin"}])
+def test_run_as_has_the_users_environment_and_nothing_of_ours(fleet: Fleet, given: dict[str, str]) -> None:
+    """The user's minimum, the job's own, conch's; not even what conchd itself is set up with."""
+    ours = {"LANG": "", "TZ": "", "SECRET": "geheim", "LC_ALL": "C", "CONCH_PASSWORD": "geheim", "PATH": "/root:/bin"}
+    reader = Reader()
+    environment = {**ours, "CONCH_TREE": "outer", **given}
+    daemon = attach(fleet, "a", 1, reader.end, "--run-as", "nobody", env=environment)
+    done = fleet.bench.run("cron", "add", "j", "--schedule", NEVER, "--env", "MINE=a b", "--", "/usr/bin/env", "-0")
+    assert done.returncode == 0, done.stderr
+    assert fleet.result("j", fleet.run_now("j"))["state"] == "ok"
+    daemon.signal(signal.SIGTERM)
+    daemon.wait()
+    (text,) = reader.rest()
+    found = dict(entry.split("=", 1) for entry in text.partition("Z: ")[2].split("\0") if entry)
+    nobody = pwd.getpwnam("nobody")
+    own = {name: found.pop(name) for name in sorted(found) if name.startswith("CONCH_")}
+    assert set(own) == {f"CONCH_{name}" for name in ("NAME", "TICK", "ATTEMPT", "TREE", "REV", "LEASE", "HOLD_KEY")}
+    assert own["CONCH_TREE"].startswith("outer,"), "an outer conch finds it all the same"
+    assert found == {
+        **{"HOME": nobody.pw_dir, "USER": "nobody", "LOGNAME": "nobody", "SHELL": nobody.pw_shell, "MINE": "a b"},
+        **{"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "", "TZ": "", **given},
+    }
+
+
+@pytest.mark.parametrize("flags", [(), pytest.param(("--run-as", "nobody"), marks=needs_root)])
+def test_outputs_can_be_opened_by_name(fleet: Fleet, flags: tuple[str, ...]) -> None:
+    """As `tee /dev/stderr` does; nobody else's are."""
+    daemon = fleet.start("a", *flags)
+    result = once(
+        fleet,
+        "j",
+        "--cwd",
+        "/",
+        command="echo one | tee /dev/stderr; echo two > /dev/stdout; echo three >> /dev/stderr",
+    )
+    assert (result["state"], result["exit"]) == ("ok", 0)
+    wait_for(lambda: "three\n" in daemon.err, "the last line")
+    assert [line.rpartition(" ")[2] for line in daemon.out.splitlines()] == ["one", "two"]
+    assert [line.rpartition(" ")[2] for line in daemon.err.splitlines() if line.startswith("j ")] == ["one", "three"]
+
+
+@pytest.mark.parametrize("flags", ["", pytest.param("--run-as nobody", marks=needs_root)])
+def test_run_has_neither_terminal_nor_session_of_conchd(fleet: Fleet, public: Path, flags: str) -> None:
+    """Conchd was started on a terminal: a run cannot open it, and leads a session and group of its own."""
+    bench = fleet.bench
+    terminal = Terminal({**bench.environment, "CONCH_HOST": "a"}, str(bench.folder))
+    try:
+        terminal.wait("$ ")
+        terminal.line(f"{CONCH} conchd --state-dir {fleet.state('a')} --drain 20s {flags}")
+        terminal.wait("registered")
+        fleet.add(
+            "j", NEVER, "--cwd", str(public), command="cut -d' ' -f1,5,6,7 /proc/$$/stat > ids; "
+            "(: < /dev/tty) 2> error; echo $? > code; echo > ready; while [ ! -e go ]; do sleep 0.05; done",
+        )  # fmt: skip
+        tick = fleet.run_now("j")
+        wait_for((public / "ready").exists, "the run")
+        pid, group, session, tty = (public / "ids").read_text().split()
+        assert pid == group == session
+        assert tty == "0"
+        assert (public / "code").read_text() != "0\n"
+        assert "No such device or address" in (public / "error").read_text()
+        terminal.type("\x03")  # for conchd, which waits for the run
+        terminal.wait("event=draining")
+        (public / "go").touch()
+        assert fleet.result("j", tick)["state"] == "ok"
+        terminal.line("echo en''ded=$?")
+        terminal.wait("ended=")
+    finally:
+        terminal.close()
 
 
 @needs_root
