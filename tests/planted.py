@@ -44,6 +44,7 @@ _DEFECT = "tests/integration/test_defect.py"
 _SLOW = "tests/cluster/test_slow.py"
 _HOST, _TERMINAL = "tests/integration/test_host.py", "tests/integration/test_terminal_shared.py"
 _RACES, _GAPS = "tests/integration/test_conchd_races.py", "tests/unit/test_planted_gaps.py"
+_PRINTED, _OUTPUT = "tests/integration/test_conchd_output.py", "tests/unit/test_output.py"
 
 BUGS = (
     # -- the deadline and its confirmation
@@ -455,6 +456,28 @@ BUGS = (
         "self._journal.truncate(low - 1)",
         "self._journal.truncate(low)",
         (f"{_LEDGER}::test_runs_are_remembered_until_their_results_are_delivered",),
+    ),
+    # -- what runs print and get
+    Bug(
+        "a run that prints without end is read without end",
+        "core/output.py",
+        "        while self._waiting and self._budget > 0:\n",
+        "        while self._waiting:\n",
+        (f"{_OUTPUT}::test_noisy_runs_share_a_budget",),
+    ),
+    Bug(
+        "run has the terminal of conchd",
+        "core/crew.py",
+        "apart=True",
+        "apart=False",
+        (f"{_PRINTED}::test_run_has_neither_terminal_nor_session_of_conchd",),
+    ),
+    Bug(
+        "signal before the session is made is lost",
+        "core/process.py",
+        "                os.kill(self.pid, number)  # just forked",
+        "                pass  # just forked",
+        (f"{_PROCESS}::test_signal_to_one_apart_that_has_no_session_yet",),
     ),
 )
 

@@ -155,8 +155,6 @@ class Outputs:
             self._read(self._waiting.popleft(), now)
 
     def _read(self, relay: Relay, now: float) -> None:
-        if relay.closed:
-            return  # finished meanwhile
         if self._must_wait(relay.lines, now):
             self._resting.append(relay)
             return
