@@ -65,7 +65,11 @@ def rfc3339(unix: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix))
 
 
+def shown(command: Sequence[str]) -> str:
+    """A command as holders show it: at most 256 bytes of UTF-8, and no character cut in two."""
+    return " ".join(command).encode("utf-8", "replace")[:CMD_BYTES].decode("utf-8", "ignore")
+
+
 def myself(command: Sequence[str]) -> Holder:
     """The holder that this process is, for a command."""
-    cmd = " ".join(command).encode("utf-8", "replace")[:CMD_BYTES].decode("utf-8", "ignore")
-    return Holder(host_name(), os.getpid(), rfc3339(time.time()), cmd)
+    return Holder(host_name(), os.getpid(), rfc3339(time.time()), shown(command))

@@ -12,7 +12,22 @@ Field = str | int | float | bool | None
 
 _BACKLOG = 256 * 1024
 # What a pipe takes whole or not at all (PIPE_BUF on Linux), so that lines of several writers do not mix.
-_LINE_BYTES = 4096
+MOST_BYTES = 4096
+
+
+def whole_characters(data: bytes, end: int) -> int:
+    """Where to cut these bytes so that no character of UTF-8 is cut in two: `end` (4 or more), or up to 3 less.
+
+    What is no UTF-8 is cut at `end`.
+    """
+    if end >= len(data):
+        return len(data)
+    for back in range(4):
+        byte = data[end - back]
+        if byte & 0xC0 != 0x80:  # the first byte of a character, which says how many it has
+            length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+            return end - back if back < length else end
+    return end
 
 
 def escape(text: str) -> str:
@@ -38,13 +53,20 @@ def _logfmt_value(value: Field) -> str:
     return text
 
 
+def _shorten(line: dict[str, Field]) -> bool:
+    """Cut the longest text by half, so that the line as a whole need not be cut; tell whether that was possible."""
+    name, text = max(((n, v) for n, v in line.items() if isinstance(v, str)), key=lambda item: len(item[1]))
+    line[name] = text[: len(text) // 2] + "…"
+    return len(text) > 2
+
+
 class Log:
     """Writes events to a file descriptor, see `Lines`."""
 
-    def __init__(self, *, quiet: bool = False, form: str = "text", fd: int = 2) -> None:
+    def __init__(self, *, quiet: bool = False, form: str = "text", fd: int = 2, backlog: int = _BACKLOG) -> None:
         self._quiet = quiet
         self._json = form == "json"
-        self.lines = Lines(fd)
+        self.lines = Lines(fd, backlog)
 
     def __call__(self, level: str, event: str, **fields: Field) -> None:
         """Log one event at `info`, `warning` or `error`; `info` is left out under `--quiet`, fields of None always."""
@@ -54,8 +76,13 @@ class Log:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
         line: dict[str, Field] = {"ts": stamp, "level": level, "event": event}
         line.update((key, value) for key, value in fields.items() if value is not None)
-        text = json.dumps(line) if self._json else logfmt(line)
-        self.lines.put(text.encode("utf-8", "backslashreplace"))
+        data = self._encode(line)
+        while len(data) >= MOST_BYTES and _shorten(line):
+            data = self._encode(line)
+        self.lines.put(data)
+
+    def _encode(self, line: dict[str, Field]) -> bytes:
+        return (json.dumps(line) if self._json else logfmt(line)).encode("utf-8", "backslashreplace")
 
     def plain(self, message: str) -> None:
         """One line for people: why conch gave up."""
@@ -77,6 +104,7 @@ class Lines:
     """Whole lines for a file descriptor that may be full or closed: `backlog` bytes wait, more are dropped.
 
     Nothing here ever blocks or raises: a supervisor that waits for a reader could not end its child.
+    `taken` is how many bytes were written.
     """
 
     def __init__(self, fd: int, backlog: int = _BACKLOG) -> None:
@@ -87,6 +115,7 @@ class Lines:
         self._waiting = 0  # bytes of the backlog
         self._partial = b""
         self._dropped = 0
+        self.taken = 0
 
     def fileno(self) -> int:
         """The descriptor to poll for writing while `pending`."""
@@ -99,14 +128,21 @@ class Lines:
         """Whether lines wait."""
         return bool(self._partial or self._backlog)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether so much waits already that what can wait elsewhere should; most of the backlog is still free then."""
+        return self._waiting > self._most // 16
+
     def put(self, line: bytes, *, cheap: bool = False) -> None:
-        """Write a line, cut at 4 KiB. Where too many wait the oldest goes, or this one if it is cheap."""
-        whole = line[: _LINE_BYTES - 1] + b"\n"
+        """Write a line, or some as one, cut at 4 KiB. Where too many wait the oldest go, or these if they are cheap."""
+        whole = line[: whole_characters(line, MOST_BYTES - 1)] + b"\n"
         while self._backlog and self._waiting + len(whole) > self._most:
-            self._dropped += 1
             if cheap:
+                self._dropped += whole.count(b"\n")
                 return
-            self._waiting -= len(self._backlog.popleft())
+            oldest = self._backlog.popleft()
+            self._dropped += oldest.count(b"\n")
+            self._waiting -= len(oldest)
         self._backlog.append(whole)
         self._waiting += len(whole)
         self.flush()
@@ -115,13 +151,15 @@ class Lines:
         """Write what can be written now."""
         try:
             while self._partial or self._backlog:
-                if not self._partial:
+                if not self._partial and self._dropped:
+                    self._partial = f"conch: {self._dropped} lines were dropped\n".encode()
+                    self._dropped = 0
+                elif not self._partial:
                     self._partial = self._backlog.popleft()
                     self._waiting -= len(self._partial)
-                    if self._dropped:
-                        self._partial = f"conch: {self._dropped} lines were dropped\n".encode() + self._partial
-                        self._dropped = 0
-                self._partial = self._partial[self._write(self._partial) :]
+                written = self._write(self._partial)
+                self._partial = self._partial[written:]
+                self.taken += written
         except BlockingIOError:
             pass  # full: the next line or loop tries again
         except OSError:
@@ -178,7 +216,7 @@ class _Writer:
             poller.register(self._fd, select.POLLOUT)
             if not poller.poll(0):
                 raise BlockingIOError
-            data = data[:_LINE_BYTES]  # so much a pipe has room for
+            data = data[:MOST_BYTES]  # so much a pipe has room for
         return os.write(self._fd if self._own is None else self._own, data)
 
     def close(self) -> None:

@@ -47,6 +47,7 @@ _NAMESAKES, _CLOCK = "tests/integration/test_namesakes.py", "tests/integration/t
 _STATE_DIR = "tests/integration/test_state_dir.py"
 _STATUS = "tests/integration/test_conchd_status.py"
 _RACES, _GAPS = "tests/integration/test_conchd_races.py", "tests/unit/test_planted_gaps.py"
+_PRINTED, _OUTPUT = "tests/integration/test_conchd_output.py", "tests/unit/test_output.py"
 
 BUGS = (
     # -- the deadline and its confirmation
@@ -537,6 +538,28 @@ BUGS = (
         "if mark in self._known or",
         "if",
         (f"{_STATUS}::test_keys_that_are_none_of_ours",),
+    ),
+    # -- what runs print and get
+    Bug(
+        "a run that prints without end is read without end",
+        "core/output.py",
+        "        while self._waiting and self._budget > 0:\n",
+        "        while self._waiting:\n",
+        (f"{_OUTPUT}::test_noisy_runs_share_a_budget",),
+    ),
+    Bug(
+        "run has the terminal of conchd",
+        "core/crew.py",
+        "apart=True",
+        "apart=False",
+        (f"{_PRINTED}::test_run_has_neither_terminal_nor_session_of_conchd",),
+    ),
+    Bug(
+        "signal before the session is made is lost",
+        "core/process.py",
+        "                os.kill(self.pid, number)  # just forked",
+        "                pass  # just forked",
+        (f"{_PROCESS}::test_signal_to_one_apart_that_has_no_session_yet",),
     ),
 )
 

@@ -16,6 +16,8 @@ from conch.errors import BadInput, ConchError
 _OWN_DESCRIPTORS, _DESCRIPTORS_A_RUN = 64, 3
 _MOST_DESCRIPTORS = 16384
 _SECRETS = ("CONCH_PASSWORD", "ETCDCTL_PASSWORD")
+# What another user's runs find commands on, the same on every host; a job may have its own (`--env PATH=…`).
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -103,7 +105,7 @@ def command(**values: Any) -> int:
     from conch.cli.keyfile import read_key
 
     job_key = read_key(values["job_key_file"], common.keys.prefix)
-    from conch.core.crew import Crew
+    from conch.core.crew import OUTPUT_BYTES, Crew
     from conch.cron.daemon import Daemon
     from conch.cron.state_dir import lock, state_dir
     from conch.holder import myself
@@ -115,7 +117,7 @@ def command(**values: Any) -> int:
         check_name(me.host)
     except BadInput as error:
         raise BadInput(f"the host's name cannot stand in a key, set CONCH_HOST: {error}") from None
-    log = Log(quiet=common.quiet, form=common.log_format)
+    log = Log(quiet=common.quiet, form=common.log_format, backlog=OUTPUT_BYTES)
     state = state_dir(values["state_dir"])
     locked = lock(state)
     if os.geteuid() == 0 and user is None:
@@ -156,16 +158,20 @@ def _keep(daemon: Any, link: Any) -> None:
 
 
 def _environment(user: Any) -> dict[str, str]:
-    """What runs inherit: not our etcd password, and of the user whose rights they get."""
+    """What runs inherit: ours without etcd's password; under another user's rights nothing but that user's minimum."""
     from conch.core import host
+    from conch.core.tree import TREE_VARIABLE
 
-    environment = {name: value for name, value in host.environment().items() if name not in _SECRETS}
+    ours = host.environment()
+    if user is not None:
+        account, home, shell = user
+        # the ids of runs that we are part of ourselves go on to all that we run
+        kept = {name: ours[name] for name in ("LANG", "TZ", TREE_VARIABLE) if name in ours}
+        return {"HOME": home, "USER": account.name, "LOGNAME": account.name, "SHELL": shell, "PATH": _PATH, **kept}
+    environment = {name: value for name, value in ours.items() if name not in _SECRETS}
     for name in ("CONCH_USER", "ETCDCTL_USER"):
         if name in environment:
             environment[name] = environment[name].partition(":")[0]
-    if user is not None:
-        account, home, shell = user
-        environment.update(HOME=home, USER=account.name, LOGNAME=account.name, SHELL=shell)
     return environment
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from conch.core import clock, process, tree
 from conch.core.link import Link, Message, Start
-from conch.core.output import Relay
+from conch.core.output import Outputs, Relay
 from conch.core.parent import Parent
 from conch.core.plan import End
 from conch.core.pool import Pool
@@ -29,7 +29,8 @@ _LOOK_PAUSE_S = 0.01
 _UNCLEAR_S = 5.0
 # Should nothing wake us while something left running ends.
 _LOOK_AGAIN_S = 1.0
-_OUTPUT_BYTES = 4 << 20
+# What runs have printed may wait for our own reader: the last words of many that end together, too.
+OUTPUT_BYTES = 4 << 20
 _LAST_WORDS_S = 1.0
 
 
@@ -63,10 +64,10 @@ class Crew:
         self._user = user
         self._parent = Parent(keeper_main, log, holds=HOLDS, kept_open=kept_open)
         self._dispositions = replace(self._parent.signals.dispositions, descriptors=descriptors)
-        self._out = Lines(1, _OUTPUT_BYTES)
+        self._out = Lines(1, OUTPUT_BYTES)
+        self._outputs = Outputs(self._parent.poller)
         self._runs: dict[str, _Run] = {}
         self._trees: dict[int, str] = {}  # by the pid of the main process
-        self._relays: dict[int, Relay] = {}
         self._ended: dict[str, float] = {}  # since when
         self._orphans: dict[tuple[int, int], str | None] = {}  # by pid and start
         self._unmarked: dict[tuple[int, int], float] = {}  # those without an environment, since when
@@ -86,7 +87,7 @@ class Crew:
         pool.begin()
         while not pool.done:
             self._parent.follow(pool.holds)
-            moments = [m for m in (pool.wake_at, self._look_at) if m is not None]
+            moments = [m for m in (pool.wake_at, self._look_at, self._outputs.wake_at) if m is not None]
             ready = self._parent.wait(min(moments, default=None))
             self._parent.receive(pool.on_message, pool.on_keeper_death)
             pool.on_time()
@@ -207,13 +208,7 @@ class Crew:
     # -- output -------------------------------------------------------------------------------------------
 
     def _pass_output_on(self, ready: list[tuple[int, int]]) -> None:
-        for fd, _ in ready:
-            relay = self._relays.get(fd)
-            if relay is not None:
-                relay.read()
-                if relay.closed:
-                    self._parent.poller.unregister(fd)
-                    del self._relays[fd]
+        self._outputs.pass_on((fd for fd, _ in ready), clock.now())
         for lines in (self._out, self._log.lines):
             lines.flush()
             self._parent.want_write(lines)
@@ -268,6 +263,7 @@ class Crew:
                     directory=order.directory,
                     outputs=(relays[0].write_end, relays[1].write_end),
                     user=self._user,
+                    apart=True,
                 ),
                 tree=order.run,
                 start_by=start_by,
@@ -281,8 +277,7 @@ class Crew:
             raise
         for relay in relays:
             relay.started()
-            self._relays[relay.fileno()] = relay
-            self._parent.poller.register(relay, select.POLLIN)
+            self._outputs.add(relay)
         self._runs[order.run] = _Run(child, relays)
         self._trees[child.pid] = order.run
         return _Watched(child, self)
@@ -290,11 +285,15 @@ class Crew:
     def _open_relays(self, label: str) -> tuple[Relay, Relay]:
         out = Relay(label, self._out)
         try:
-            return out, Relay(label, self._log.lines)
+            relays = out, Relay(label, self._log.lines)
         except OSError:
             out.started()
             out.finish()
             raise
+        if self._user is not None:
+            for relay in relays:
+                relay.belongs_to(self._user.uid, self._user.gid)
+        return relays
 
     def open_gate(self, tree: Tree) -> None:
         """Let the main process exec."""
@@ -309,9 +308,7 @@ class Crew:
             self._seen.pop(run.process.pid, None)
         error = run.process.exec_error()
         for relay in run.relays:
-            if self._relays.pop(relay.fileno(), None) is not None:
-                self._parent.poller.unregister(relay)
-            relay.finish()
+            self._outputs.finish(relay)
         run.process.reap()
         late = error == process.LATE
         return End(None if late else error, late)

@@ -1,18 +1,28 @@
-"""What runs print, passed on line by line under a name, without ever making a run wait for our reader."""
+"""What runs print, passed on line by line under a name, within a budget that all of them share."""
 
 import os
+import select
+from collections import deque
+from collections.abc import Iterable, Iterator
 
-from conch.log import Lines
+from conch.log import MOST_BYTES, Lines, whole_characters
 
-_READ_BYTES = 65536
+# A read costs as much of the budget as a page, however little it brings.
+_READ_BYTES, _READ_COST = 16384, 2048
 _LINE_BYTES = 3500  # with its name below what a pipe takes whole
+# Between two reads of one pipe, unless it has more at once.
+_TURN_S = 0.01
+# Passed on a second, names included, and at once after a quiet time. It takes less than a tenth of a core.
+_BYTES_A_SECOND, _BURST_BYTES = 12 << 20, 512 << 10
+# A reader of ours that took nothing for so long is not waited for.
+_STALLED_S = 1.0
 
 
 class Relay:
     """One output of one run: reads what is there, passes on whole lines.
 
-    A line longer than 3,500 bytes goes on in further ones. Memory is bounded: what our own reader does not take in
-    time is dropped, and how much is said.
+    A line longer than 3,500 bytes goes on in further ones; no character of UTF-8 is cut in two. Memory is bounded: what
+    has no room is dropped, and how much is said.
     """
 
     def __init__(self, label: str, lines: Lines) -> None:
@@ -20,7 +30,8 @@ class Relay:
         self._out, self.write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._out, False)
         self._name = f"{label}: ".encode("utf-8", "backslashreplace")
-        self._lines = lines
+        self.lines = lines
+        self.passed = 0  # bytes, with names
         self._rest = b""
         self.closed = False
 
@@ -28,40 +39,142 @@ class Relay:
         """The descriptor to poll until `closed`."""
         return self._out
 
+    def belongs_to(self, uid: int, gid: int) -> None:
+        """Have this user own the pipe: nobody else may open it by its name (/dev/stdout)."""
+        try:
+            os.fchown(self.write_end, uid, gid)
+        except OSError:
+            pass  # a conchd without CAP_CHOWN; the descriptor itself works all the same
+
     def started(self) -> None:
         """The run has its end of the pipe."""
         os.close(self.write_end)
 
-    def read(self) -> bool:
-        """Pass on what can be read now, at most 64 KiB; tell whether there was anything."""
+    def read(self) -> int:
+        """Pass on what can be read now, at most 16 KiB; return how many bytes there were."""
         if self.closed:
-            return False
+            return 0
         try:
             data = os.read(self._out, _READ_BYTES)
         except BlockingIOError:
-            return False
+            return 0
         if not data:
             self.closed = True
-            return False
+            return 0
         *whole, self._rest = (self._rest + data).split(b"\n")
-        for line in whole:
-            self._put(line)
-        while len(self._rest) >= _LINE_BYTES:
-            self._put(self._rest[:_LINE_BYTES])
-            self._rest = self._rest[_LINE_BYTES:]
-        return True
+        if len(self._rest) > _LINE_BYTES:
+            *pieces, self._rest = _pieces(self._rest)
+            whole += pieces
+        self._put(whole)
+        return len(data)
 
     def finish(self) -> None:
         """The run is over: pass on the rest, an unfinished line too. Others may hold the pipe open: not waited for."""
-        for _ in range(16):  # no more than a pipe holds
+        for _ in range(64):  # no more than a pipe holds
             if not self.read():
                 break
         if self._rest:
-            self._put(self._rest)
+            self._put([self._rest])
             self._rest = b""
         os.close(self._out)
         self.closed = True
 
-    def _put(self, line: bytes) -> None:
-        for at in range(0, max(1, len(line)), _LINE_BYTES):
-            self._lines.put(self._name + line[at : at + _LINE_BYTES], cheap=True)
+    def _put(self, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        if max(map(len, lines)) > _LINE_BYTES:
+            lines = [piece for line in lines for piece in _pieces(line)]
+        text = self._name + (b"\n" + self._name).join(lines) + b"\n"
+        self.passed += len(text)
+        start = 0
+        while start < len(text):  # as many lines at a time as a pipe takes whole
+            end = text.rindex(b"\n", start, start + MOST_BYTES)
+            self.lines.put(text[start:end], cheap=True)
+            start = end + 1
+
+
+def _pieces(line: bytes) -> Iterator[bytes]:
+    at = 0
+    while len(line) - at > _LINE_BYTES:
+        end = whole_characters(line, at + _LINE_BYTES)
+        yield line[at:end]
+        at = end
+    yield line[at:]
+
+
+class Outputs:
+    """The outputs of all runs, read in turns: a run that prints without end is slowed by its own pipe, and no other is.
+
+    A pipe that was read is left alone until the next turn, 10 ms later, unless it has more and there is budget for it.
+    Those that were quiet until now come first, then those that waited longest. While our own reader is slow, nothing is
+    read that it could not take; when it has taken nothing for a second, lines are dropped.
+    """
+
+    def __init__(self, poller: select.poll) -> None:
+        """`poller` is told which descriptors to wait for."""
+        self._poller = poller
+        self._quiet: dict[int, Relay] = {}  # polled
+        self._waiting: deque[Relay] = deque()  # to be read as soon as the budget allows for it
+        self._resting: list[Relay] = []  # until the next turn
+        self._budget = float(_BURST_BYTES)
+        self._refilled_at = self._turn_at = 0.0
+        self._taken: dict[Lines, tuple[int, float]] = {}  # by readers that are slow: how much, since when no more
+
+    def add(self, relay: Relay) -> None:
+        """Pass on what this one brings, from now on."""
+        self._quiet[relay.fileno()] = relay
+        self._poller.register(relay, select.POLLIN)
+
+    def finish(self, relay: Relay) -> None:
+        """Its run is over."""
+        if self._quiet.pop(relay.fileno(), None) is not None:
+            self._poller.unregister(relay)
+        before = relay.passed
+        relay.finish()
+        self._budget = max(-_BURST_BYTES, self._budget - (relay.passed - before))
+
+    @property
+    def wake_at(self) -> float | None:
+        """When `pass_on` has something to do though no descriptor is ready (CLOCK_BOOTTIME)."""
+        return self._turn_at if self._waiting or self._resting else None
+
+    def pass_on(self, ready: Iterable[int], now: float) -> None:
+        """Read those that are ready, and those whose turn has come."""
+        self._budget = min(_BURST_BYTES, self._budget + (now - self._refilled_at) * _BYTES_A_SECOND)
+        self._refilled_at = now
+        for fd in ready:
+            relay = self._quiet.pop(fd, None)
+            if relay is not None:
+                self._poller.unregister(fd)
+                self._waiting.appendleft(relay)
+        if now >= self._turn_at:
+            self._waiting += self._resting
+            self._resting.clear()
+            self._turn_at = now + _TURN_S
+        while self._waiting and self._budget > 0:
+            self._read(self._waiting.popleft(), now)
+
+    def _read(self, relay: Relay, now: float) -> None:
+        if self._must_wait(relay.lines, now):
+            self._resting.append(relay)
+            return
+        before = relay.passed
+        count = relay.read()
+        self._budget -= _READ_COST + relay.passed - before
+        if count == _READ_BYTES:
+            self._waiting.append(relay)
+        elif count:
+            self._resting.append(relay)
+        elif not relay.closed:
+            self.add(relay)
+
+    def _must_wait(self, lines: Lines, now: float) -> bool:
+        """Whether our reader has enough to take, and takes it."""
+        if not lines.crowded:
+            self._taken.pop(lines, None)
+            return False
+        taken, since = self._taken.get(lines, (-1, now))
+        if taken != lines.taken:
+            self._taken[lines] = lines.taken, now
+            return True
+        return now - since < _STALLED_S

@@ -13,6 +13,8 @@ from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, unexpected
 from conch.record import Record
 
 LATE = "late"
+# Of a name in the reason why it was not run: a pipe holds more, so that nobody waits for it to be read.
+_NAME_CHARACTERS = 500
 # How often to look again at a tree of which only zombies were seen.
 _LOOKS = 50
 _ALL = frozenset(signal.valid_signals())
@@ -57,7 +59,8 @@ class Spec(Record):
 
     Without a file the command is looked for by the child itself, in its own directory and with its own rights.
     `outputs` are the descriptors that become its stdout and stderr; by default it has ours. What a service manager
-    meant for this process by its pid (sockets, a watchdog) is meant for one that stands `in_our_place`.
+    meant for this process by its pid (sockets, a watchdog) is meant for one that stands `in_our_place`. One that is
+    `apart` gets a session of its own, and with it no terminal of ours.
     """
 
     file: str
@@ -68,6 +71,7 @@ class Spec(Record):
     outputs: tuple[int, int] | None = None
     user: User | None = None
     in_our_place: bool = False
+    apart: bool = False
 
 
 class Dispositions(Record):
@@ -198,7 +202,10 @@ class Process:
     def signal_group(self, number: int) -> None:
         """Signal the process group."""
         try:
-            os.killpg(self.pid, number)
+            try:
+                os.killpg(self.pid, number)
+            except ProcessLookupError:
+                os.kill(self.pid, number)  # just forked: it has not made its session yet, and is all there is of it
         except (ProcessLookupError, PermissionError):
             pass  # all of it has ended, or nothing of it is ours
 
@@ -284,7 +291,7 @@ def start(
     start_by: float | None = None,
     some_hidden: bool = False,
 ) -> Process:
-    """Fork a run whose main process waits behind its gate in a group of its own; `OSError` if that fails.
+    """Fork a run whose main process waits behind its gate in a group (or session) of its own; `OSError` if that fails.
 
     It dies with this process (PR_SET_PDEATHSIG), and looks last before exec whether it is still before
     `start_by` (CLOCK_BOOTTIME; what the process says of it when the gate is opened). `some_hidden`: /proc does not show
@@ -315,7 +322,8 @@ def start(
         os.close(errors_in)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
-        os.setpgid(pid, pid)  # the child does the same; whoever comes first, both can rely on it
+        if not spec.apart:  # the leader of a group can make no session
+            os.setpgid(pid, pid)  # the child does the same; whoever comes first, both can rely on it
     except OSError:
         pass  # it is dead already
     os.set_blocking(errors_out, False)
@@ -333,7 +341,10 @@ def _become(
     """Turn the forked child into the command. Never returns, runs no code of the parent's."""
     code = EXIT_NOT_EXECUTABLE
     try:
-        os.setpgid(0, 0)
+        if spec.apart:
+            os.setsid()
+        else:
+            os.setpgid(0, 0)
         system.die_with_parent(signal.SIGKILL)
         if os.getppid() != supervisor:
             os._exit(code)  # it died before the kernel was asked to tell us
@@ -384,9 +395,9 @@ def _become(
             os.execve("/bin/sh", ["/bin/sh", file, *spec.arguments[1:]], environment)
     except OSError as error:
         code = EXIT_NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else EXIT_NOT_EXECUTABLE
-        os.write(errors, f"cannot run {spec.arguments[0]}: {os.strerror(error.errno or 0)}".encode())
+        _explain(errors, f"cannot run {_short(spec.arguments[0])}: {os.strerror(error.errno or 0)}")
     except ValueError as error:  # exec's own word for a NUL in an argument
-        os.write(errors, f"cannot run {spec.arguments[0]!r}: {error}".encode("utf-8", "backslashreplace"))
+        _explain(errors, f"cannot run {_short(spec.arguments[0])!r}: {error}")
     except BaseException as error:
         code = unexpected(error)
     finally:
@@ -427,5 +438,14 @@ def _change_directory(path: str, errors: int) -> None:
     try:
         os.chdir(path)
     except OSError as error:
-        os.write(errors, f"cannot change to {path}: {os.strerror(error.errno or 0)}".encode())
+        _explain(errors, f"cannot change to {_short(path)}: {os.strerror(error.errno or 0)}")
         os._exit(EXIT_NOT_EXECUTABLE)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME_CHARACTERS else name[:_NAME_CHARACTERS] + "…"
+
+
+def _explain(errors: int, text: str) -> None:
+    """Say why the command was not run."""
+    os.write(errors, text.encode("utf-8", "backslashreplace"))

@@ -17,7 +17,7 @@ from conch.cron.records import Result
 from conch.cron.schedule import Schedule
 from conch.cron.slots import Slot
 from conch.etcd.store import KeyValue, StoreError
-from conch.holder import Holder, rfc3339
+from conch.holder import Holder, rfc3339, shown
 
 _PAUSE_S, _PAUSE_MOST_S = 0.2, 10.0
 # When a supervisor that does not take an order is taken for stopped.
@@ -172,7 +172,7 @@ class Runs(Membership):
             ttl_s=self._ttl_s,
             kill_after_s=job.kill_after_s,
             wait_s=job.run_ttl_s,
-            value=Holder(self._me.host, self._me.pid, rfc3339(self._clock.own()), " ".join(job.cmd)[:256]).encode(),
+            value=Holder(self._me.host, self._me.pid, rfc3339(self._clock.own()), shown(job.cmd)).encode(),
             held=held,
             failed=lambda why: self._inbox.put(lambda: self._on_no_slot(one, why)),
             tell=self.tell,

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +18,21 @@ import psutil
 import pytest
 
 from conch.holder import rfc3339
-from tests.support.conch import Bench, Wrapper, alive, wait_for
+from tests.support.conch import CONCH, Bench, Wrapper, alive, wait_for
 from tests.support.cron import Fleet
+from tests.support.terminal import Terminal
 
 NEVER = "@yearly"  # only `cron run` asks for ticks
 MB = 1_000_000
 
 
 class Reader:
-    """Reads a pipe to its end in a thread of its own."""
+    """Reads a pipe to its end in a thread of its own, and keeps so many bytes of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 1 << 30) -> None:
         out, self.end = os.pipe()
+        self._most = most
+        self.drops = 0  # how often lines were dropped
         self._got = bytearray()
         self.thread = threading.Thread(target=self._read, args=(out,), daemon=True)
         self.thread.start()
@@ -35,7 +40,8 @@ class Reader:
     def _read(self, out: int) -> None:
         with os.fdopen(out, "rb", buffering=0) as file:
             while data := file.read(1 << 20):
-                self._got += data
+                self.drops += data.count(b"lines were dropped")
+                self._got += data[: self._most - len(self._got)]
 
     @property
     def lines(self) -> list[str]:
@@ -50,9 +56,7 @@ class Reader:
 
 
 def attach(fleet: Fleet, host: str, number: int, fd: int, *flags: str, **how: Any) -> Wrapper:
-    """Start a daemon with one of its outputs being ours; it is given up here."""
-    from tests.support.conch import CONCH
-
+    """Start a daemon with one of its outputs being ours, or (0) both; it is given up here."""
     bench = fleet.bench
     environment = {**bench.environment, "CONCH_HOST": host, **how.pop("env", {})}
     daemon = Wrapper.__new__(Wrapper)
@@ -63,8 +67,8 @@ def attach(fleet: Fleet, host: str, number: int, fd: int, *flags: str, **how: An
             [CONCH, "conchd", "--state-dir", str(fleet.state(host)), *flags],
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=fd if number == 1 else out,
-            stderr=fd if number == 2 else err,
+            stdout=out if number == 2 else fd,
+            stderr=err if number == 1 else fd,
             cwd=bench.folder,
             **how,
         )
@@ -213,6 +217,56 @@ def test_run_that_prints_without_end_can_be_ended(fleet: Fleet) -> None:
         assert fleet.result("endless", tick)["state"] == "timeout"
     finally:
         os.close(out)
+
+
+def test_runs_that_print_without_end_delay_nothing(fleet: Fleet) -> None:
+    """Ten of them on both outputs: of another job's 20 ticks 20 run, health is told, a time limit is kept.
+
+    They are slowed by their pipes: conchd takes little of a core, and drops nothing.
+    """
+    reader = Reader(4 * MB)
+    daemon = attach(fleet, "a", 0, reader.end, "--status-addr", "0", "--drain", "1s")
+    status = wait_for(lambda: [line for line in reader.lines if "event=status" in line], "the address")
+    address = re.findall(r"addr=(\S+)", status[0])[0]
+    names = [f"noisy{i}" for i in range(10)]
+    for name in names:
+        fleet.add(name, NEVER, "--kill-after", "1s", command="yes & yes >&2")
+    fleet.add("limited", NEVER, "--run-ttl", "3s", "--kill-after", "1s", command="yes & yes >&2")
+    fleet.add("beat", "@every 1s", "--start-deadline", "5s")
+    fleet.results("beat", 1)
+    ticks = {name: fleet.run_now(name) for name in names}
+    wait_for(lambda: all(fleet.value("fire", name, tick) for name, tick in ticks.items()), "noise")
+    tick = fleet.run_now("limited")
+    clocks = psutil.Process(daemon.pid)
+    used, since, first = sum(clocks.cpu_times()[:2]), time.monotonic(), int(time.time()) + 2
+    wait_for(lambda: address_answers(address) and time.time() > first + 21, "20 ticks", 60)
+    assert sum(clocks.cpu_times()[:2]) - used < 0.5 * (time.monotonic() - since)
+    done = fleet.ticks("result", "beat")
+    assert [done.get(one, {}).get("state") for one in range(first, first + 20)] == ["ok"] * 20
+    assert fleet.result("limited", tick)["state"] == "timeout"
+    assert not any(fleet.ticks("result", name) for name in names), "they still run"
+    assert not reader.drops
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+
+
+def address_answers(address: str) -> bool:
+    """Whether a daemon says that it is healthy; it fails if it says that it is not."""
+    time.sleep(0.2)
+    with urllib.request.urlopen(f"http://{address}/healthz", timeout=5) as answer:
+        return bool(answer.read())
+
+
+def test_last_line_of_a_noisy_run_is_passed_on(fleet: Fleet) -> None:
+    """To a reader that reads, all that it printed comes before, whole."""
+    reader = Reader()
+    daemon = attach(fleet, "a", 1, reader.end)
+    assert once(fleet, "j", command="yes €€€ | head -n 500000; echo end")["state"] == "ok"
+    daemon.signal(signal.SIGTERM)
+    daemon.wait()
+    lines = [line.partition("Z: ")[2] for line in reader.rest()]
+    assert lines[-1] == "end"
+    assert Counter(lines) == {"€€€": 500_000, "end": 1}
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -525,6 +579,78 @@ def test_run_as(fleet: Fleet, public: Path) -> None:
     assert set((folder / "uids").read_text().split()[1:]) == {uid}
     assert re.search(r"^CapEff:\s*0+$", (folder / "status").read_text(), re.M)
     assert not daemon.events("running-as-root")
+
+
+@needs_root
+@pytest.mark.parametrize("given", [{}, {"LANG": "de_DE.UTF-8", "TZ": "Europe/Berlin"}])
+def test_run_as_has_the_users_environment_and_nothing_of_ours(fleet: Fleet, given: dict[str, str]) -> None:
+    """The user's minimum, the job's own, conch's; not even what conchd itself is set up with."""
+    ours = {"LANG": "", "TZ": "", "SECRET": "geheim", "LC_ALL": "C", "CONCH_PASSWORD": "geheim", "PATH": "/root:/bin"}
+    reader = Reader()
+    environment = {**ours, "CONCH_TREE": "outer", **given}
+    daemon = attach(fleet, "a", 1, reader.end, "--run-as", "nobody", env=environment)
+    done = fleet.bench.run("cron", "add", "j", "--schedule", NEVER, "--env", "MINE=a b", "--", "/usr/bin/env", "-0")
+    assert done.returncode == 0, done.stderr
+    assert fleet.result("j", fleet.run_now("j"))["state"] == "ok"
+    daemon.signal(signal.SIGTERM)
+    daemon.wait()
+    (text,) = reader.rest()
+    found = dict(entry.split("=", 1) for entry in text.partition("Z: ")[2].split("\0") if entry)
+    nobody = pwd.getpwnam("nobody")
+    own = {name: found.pop(name) for name in sorted(found) if name.startswith("CONCH_")}
+    assert set(own) == {f"CONCH_{name}" for name in ("NAME", "TICK", "ATTEMPT", "TREE", "REV", "LEASE", "HOLD_KEY")}
+    assert own["CONCH_TREE"].startswith("outer,"), "an outer conch finds it all the same"
+    assert found == {
+        **{"HOME": nobody.pw_dir, "USER": "nobody", "LOGNAME": "nobody", "SHELL": nobody.pw_shell, "MINE": "a b"},
+        **{"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "", "TZ": "", **given},
+    }
+
+
+@pytest.mark.parametrize("flags", [(), pytest.param(("--run-as", "nobody"), marks=needs_root)])
+def test_outputs_can_be_opened_by_name(fleet: Fleet, flags: tuple[str, ...]) -> None:
+    """As `tee /dev/stderr` does; nobody else's are."""
+    daemon = fleet.start("a", *flags)
+    result = once(
+        fleet,
+        "j",
+        "--cwd",
+        "/",
+        command="echo one | tee /dev/stderr; echo two > /dev/stdout; echo three >> /dev/stderr",
+    )
+    assert (result["state"], result["exit"]) == ("ok", 0)
+    wait_for(lambda: "three\n" in daemon.err, "the last line")
+    assert [line.rpartition(" ")[2] for line in daemon.out.splitlines()] == ["one", "two"]
+    assert [line.rpartition(" ")[2] for line in daemon.err.splitlines() if line.startswith("j ")] == ["one", "three"]
+
+
+@pytest.mark.parametrize("flags", ["", pytest.param("--run-as nobody", marks=needs_root)])
+def test_run_has_neither_terminal_nor_session_of_conchd(fleet: Fleet, public: Path, flags: str) -> None:
+    """Conchd was started on a terminal: a run cannot open it, and leads a session and group of its own."""
+    bench = fleet.bench
+    terminal = Terminal({**bench.environment, "CONCH_HOST": "a"}, str(bench.folder))
+    try:
+        terminal.wait("$ ")
+        terminal.line(f"{CONCH} conchd --state-dir {fleet.state('a')} --drain 20s {flags}")
+        terminal.wait("registered")
+        fleet.add(
+            "j", NEVER, "--cwd", str(public), command="cut -d' ' -f1,5,6,7 /proc/$$/stat > ids; "
+            "(: < /dev/tty) 2> error; echo $? > code; echo > ready; while [ ! -e go ]; do sleep 0.05; done",
+        )  # fmt: skip
+        tick = fleet.run_now("j")
+        wait_for((public / "ready").exists, "the run")
+        pid, group, session, tty = (public / "ids").read_text().split()
+        assert pid == group == session
+        assert tty == "0"
+        assert (public / "code").read_text() != "0\n"
+        assert "No such device or address" in (public / "error").read_text()
+        terminal.type("\x03")  # for conchd, which waits for the run
+        terminal.wait("event=draining")
+        (public / "go").touch()
+        assert fleet.result("j", tick)["state"] == "ok"
+        terminal.line("echo en''ded=$?")
+        terminal.wait("ended=")
+    finally:
+        terminal.close()
 
 
 @needs_root

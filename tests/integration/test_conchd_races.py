@@ -470,7 +470,8 @@ tree.open = look
 def test_daemon_just_in_exec_is_not_overlooked(fleet: Fleet) -> None:
     """It has left group and parent and shows no environment yet: its run is recorded once it is ended."""
     fleet.start("a", program=[conch_that_runs(IN_EXEC, fleet.bench.folder)])
-    fleet.add("j", "@yearly", "--overlap", "allow", command="(setsid sh -c 'echo $$ >> daemon; exec sleep 1000' &)")
+    command = "(setsid sh -c 'echo $$ >> daemon; exec sleep 1000' &); while [ ! -s daemon ]; do sleep 0.01; done"
+    fleet.add("j", "@yearly", "--overlap", "allow", command=command)
     fleet.result("j", fleet.run_now("j"))
     assert not [pid for pid in fleet.bench.pids("daemon", 1) if alive(pid)]
 

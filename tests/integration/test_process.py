@@ -14,8 +14,8 @@ import os, signal, sys, time
 from conch.core import clock, nursery, process, system, tree
 from conch.core.process import Dispositions, Spec
 
-def start(*command, start_by=None):
-    spec = Spec("/bin/" + command[0], command, dict(os.environ))
+def start(*command, start_by=None, apart=False):
+    spec = Spec("/bin/" + command[0], command, dict(os.environ), apart=apart)
     return process.start(
         spec, tree="cafe", start_by=start_by, dispositions=Dispositions((), frozenset()), spare=lambda entry: False
     )
@@ -65,6 +65,51 @@ child.reap()
 print(os.path.exists("ran"))
 """
     assert run(text, tmp_path) == "True\n"
+
+
+def test_one_apart_leads_a_session(tmp_path: Path) -> None:
+    """Its group is found under its pid as any other's."""
+    text = """
+child = start("sleep", "1000", apart=True)
+child.open_gate()
+while os.getsid(child.pid) != child.pid or child.exit_code():
+    time.sleep(0.01)
+assert os.getpgid(child.pid) == child.pid
+child.signal_group(signal.SIGTERM)
+assert wait(child) == 143 and child.empty()
+child.reap()
+"""
+    assert run(text, tmp_path) == ""
+
+
+@pytest.mark.parametrize("way", ["signal_group", "signal_tree"])
+def test_signal_to_one_apart_that_has_no_session_yet(tmp_path: Path, way: str) -> None:
+    """It is not lost: the command never runs."""
+    text = f"""
+make = os.setsid
+os.setsid = lambda: (time.sleep(0.5), make())
+child = start("touch", "ran", apart=True)
+assert os.getpgid(child.pid) != child.pid
+child.{way}(signal.SIGTERM)
+child.open_gate()
+print(wait(child), os.path.exists("ran"))
+"""
+    assert run(text, tmp_path) == "143 False\n"
+
+
+def test_reason_that_names_a_long_command_does_not_keep_it(tmp_path: Path) -> None:
+    """It is cut: nobody reads it before the process has ended."""
+    text = """
+child = start("x" * 100_000)
+child.open_gate()
+code, error = wait(child), child.exec_error()
+assert error.startswith("cannot run xxx") and error.endswith("…: File name too long"), error
+print(code, len(error) < 1000)
+child = start("\\udcff")
+child.open_gate()
+print(wait(child), ascii(child.exec_error()))
+"""
+    assert run(text, tmp_path).splitlines() == ["126 True", "127 'cannot run \\\\udcff: No such file or directory'"]
 
 
 def test_command_looks_at_the_time_last_before_exec(tmp_path: Path) -> None:

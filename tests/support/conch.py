@@ -190,16 +190,18 @@ class Wrapper:
         return int(self.wait_event("child-start", count)["pid"])
 
     def keeper(self) -> int:
-        """The pid of the keeper: the child of conch in a session of its own."""
+        """The pid of the keeper: the child of conch in a session of its own that is, and stays, a conch itself.
+
+        conchd's runs have sessions, too, and are conch until they exec: the keeper is older than those.
+        """
 
         def look() -> int | None:
-            for pid in children(self.pid):
-                try:
-                    if os.getsid(pid) == pid:
-                        return pid
-                except ProcessLookupError:
-                    continue
-            return None
+            try:
+                conch = psutil.Process(self.pid)
+                found = [p for p in conch.children() if p.cmdline() == conch.cmdline() and os.getsid(p.pid) == p.pid]
+                return min(found, key=psutil.Process.create_time).pid if found else None
+            except (ProcessLookupError, psutil.Error):
+                return None  # one that ended just then
 
         pid = wait_for(look, "a keeper")
         assert pid is not None

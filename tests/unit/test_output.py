@@ -3,14 +3,15 @@
 import os
 import re
 import resource
+import select
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conch.core.output import Relay
-from conch.log import Lines
+from conch.core.output import Outputs, Relay
+from conch.log import Lines, whole_characters
 
 NAME = "job 2026-01-01T00:00:00Z"
 PREFIX = f"{NAME}: ".encode()
@@ -137,6 +138,48 @@ def test_long_line_goes_on_in_further_ones(stage: Stage, size: int, end: bytes) 
     assert all(found), "no empty line that the run did not print"
 
 
+def test_line_of_just_the_length_is_one(stage: Stage) -> None:
+    """Also where its end comes later."""
+    stage.prints(b"x" * 3500)
+    stage.prints(b"\n")
+    assert bodies(stage.ends()) == [b"x" * 3500]
+
+
+@pytest.mark.parametrize("character", ["ä", "€", "𝄞"])
+@pytest.mark.parametrize("ahead", range(4))
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_no_character_is_cut_in_two(stage: Stage, character: str, ahead: int, end: str) -> None:
+    """Wherever in a character a line has to go on in the next, each is valid, and as long as it can be."""
+    text = "x" * ahead + character * 5000
+    data = (text + end).encode()
+    for at in range(0, len(data), 7001):  # it comes in pieces that are cut anywhere
+        stage.prints(data[at : at + 7001])
+    found = [line.decode() for line in bodies(stage.ends())]
+    assert "".join(found) == text
+    assert all(3500 - 4 < len(line.encode()) <= 3500 for line in found[:-1])
+
+
+@given(st.text(), st.integers(4, 40))
+def test_cut_of_a_text_is_valid(text: str, end: int) -> None:
+    """Both parts are, and less than a character is missing."""
+    data = text.encode("utf-8", "replace")
+    cut = whole_characters(data, end)
+    assert data[:cut].decode() + data[cut:].decode() == data.decode()
+    assert min(end, len(data)) - 4 < cut <= end
+
+
+@given(st.binary(max_size=50), st.integers(4, 40))
+def test_cut_of_any_bytes_is_near_the_end(data: bytes, end: int) -> None:
+    """Progress is certain: at most three bytes are left for the next."""
+    assert min(end, len(data)) - 3 <= whole_characters(data, end) <= end
+
+
+@pytest.mark.parametrize("byte", [b"\x80", b"\xff", b"\xc3"])
+def test_what_is_no_text_is_cut_where_it_must_be(stage: Stage, byte: bytes) -> None:
+    """Nothing of it is changed or lost."""
+    assert b"".join(bodies(stage.prints(byte * 10_000 + b"\n").ends())) == byte * 10_000
+
+
 def test_longest_name_is_followed_by_its_lines() -> None:
     """Names have up to 128 characters."""
     label = "n" * 128 + " 2026-01-01T00:00:00Z"
@@ -180,10 +223,9 @@ def test_nothing_to_read_is_not_the_end(stage: Stage) -> None:
 def test_one_read_is_bounded(stage: Stage) -> None:
     """One run that prints much must not keep the others from their turn."""
     os.set_blocking(stage.run, False)
-    os.write(stage.run, b"x\n" * 32768)
-    assert stage.relay.read()
-    assert not stage.relay.read()
-    assert len(stage.take()) <= 32768 * (len(PREFIX) + 2)
+    assert os.write(stage.run, b"x\n" * 32768) == 65536
+    assert stage.relay.read() == 16384
+    assert len(stage.take()) <= 8192 * (len(PREFIX) + 2)
 
 
 def test_pipe_held_open_by_another_is_not_waited_for(stage: Stage) -> None:
@@ -271,3 +313,212 @@ def test_no_descriptor_is_left(stage: Stage) -> None:
         relay.started()
         relay.finish()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# -- all of them together ---------------------------------------------------------------------------------
+
+TURN_S = 0.01
+
+
+class Floor:
+    """Runs that print, `Outputs` that reads them, at moments that the test makes up, and a reader of its lines."""
+
+    def __init__(self, *, reads: bool = True) -> None:
+        self.out, self.sink = os.pipe()
+        os.set_blocking(self.out, False)
+        self.reads = reads
+        self.lines = Lines(self.sink, 4 << 20)
+        self.poller = select.poll()
+        self.outputs = Outputs(self.poller)
+        self.relays: dict[str, Relay] = {}
+        self.runs: dict[str, int] = {}
+        self.got: list[bytes] = []
+        self.now = 1000.0
+
+    def add(self, *names: str) -> None:
+        for name in names:
+            self.relays[name] = Relay(name, self.lines)
+            self.runs[name] = os.dup(self.relays[name].write_end)
+            os.set_blocking(self.runs[name], False)
+            self.relays[name].started()
+            self.outputs.add(self.relays[name])
+
+    def floods(self, *names: str, line: bytes = b"y\n") -> None:
+        """These print as much as their pipes take."""
+        for name in names:
+            try:
+                while os.write(self.runs[name], line * (4096 // len(line))):
+                    pass
+            except BlockingIOError:
+                pass
+
+    def polled(self) -> list[int]:
+        """The descriptors that would wake the daemon now."""
+        return [fd for fd, _ in self.poller.poll(0)]
+
+    def turn(self, later_s: float = TURN_S) -> list[bytes]:
+        """Time passes and the daemon has its turn; the lines that our reader got."""
+        self.now += later_s
+        self.outputs.pass_on(self.polled(), self.now)
+        self.lines.flush()
+        return self.read() if self.reads else []
+
+    def read(self) -> list[bytes]:
+        got = b""
+        try:
+            while data := os.read(self.out, 1 << 20):
+                got += data
+                self.lines.flush()
+        except BlockingIOError:
+            pass
+        assert got.endswith(b"\n") or not got
+        self.got += got.splitlines()
+        return got.splitlines()
+
+    def count(self, name: str) -> int:
+        """How many lines of a run our reader got."""
+        return sum(line.startswith(f"{name}: ".encode()) for line in self.got)
+
+    def finish(self, name: str) -> None:
+        os.close(self.runs.pop(name))
+        self.outputs.finish(self.relays.pop(name))
+
+    def close(self) -> None:
+        for name in list(self.runs):
+            self.finish(name)
+        self.lines.close()
+        os.close(self.out)
+        os.close(self.sink)
+
+
+@pytest.fixture
+def floor() -> Iterator[Floor]:
+    floor = Floor()
+    yield floor
+    floor.close()
+
+
+NOISY = [f"n{i}" for i in range(10)]
+
+
+def test_noisy_runs_share_a_budget(floor: Floor) -> None:
+    """However much they print: so much a second, each its share, and the rest stays in their pipes."""
+    floor.add(*NOISY)
+    for _ in range(100):
+        floor.floods(*NOISY)
+        floor.turn()
+    for _ in range(100):  # of the second second alone: at the start more passes at once
+        floor.floods(*NOISY)
+        before = len(floor.got)
+        floor.turn()
+        assert sum(map(len, floor.got[before:])) < 1 << 20, "a turn is short"
+    counts = [floor.count(name) for name in NOISY]
+    assert max(counts) < 2 * min(counts)
+    assert sum(map(len, floor.got)) < 30 << 20
+    assert not [line for line in floor.got if b"dropped" in line]
+
+
+def test_pipe_that_was_read_is_not_polled_before_the_next_turn(floor: Floor) -> None:
+    """One that prints a little, again and again, does not wake the daemon each time."""
+    floor.add("chatty")
+    os.write(floor.runs["chatty"], b"one\n")
+    assert floor.turn() == [b"chatty: one"]
+    os.write(floor.runs["chatty"], b"two\n")
+    assert not floor.polled()
+    assert floor.turn(0.0) == []
+    assert floor.outputs.wake_at == pytest.approx(floor.now + TURN_S)
+    assert floor.turn() == [b"chatty: two"]
+    assert floor.turn() == []
+    assert floor.outputs.wake_at is None, "nothing printed, nothing to do"
+    os.write(floor.runs["chatty"], b"three\n")
+    assert floor.polled()
+
+
+def test_quiet_run_comes_before_noisy_ones(floor: Floor) -> None:
+    """Its line is passed on at the next turn, before theirs."""
+    floor.add("quiet", *NOISY)
+    for _ in range(50):
+        floor.floods(*NOISY)
+        floor.turn()
+    os.write(floor.runs["quiet"], b"word\n")
+    assert floor.turn()[0] == b"quiet: word"
+
+
+def test_budget_that_is_used_up_wakes_nobody_in_vain(floor: Floor) -> None:
+    """Between turns the daemon sleeps."""
+    floor.add(*NOISY)
+    floor.floods(*NOISY)
+    floor.turn()
+    floor.floods(*NOISY)
+    assert not floor.polled()
+    assert floor.outputs.wake_at is not None
+    assert floor.outputs.wake_at >= floor.now + TURN_S
+
+
+def test_slow_reader_slows_the_runs() -> None:
+    """What it takes later is not dropped: the pipe is not read meanwhile."""
+    floor = Floor(reads=False)
+    floor.add("n")
+    for _ in range(50):
+        floor.floods("n")
+        floor.turn()
+    for _ in range(300):
+        floor.floods("n")
+        floor.turn()
+        os.read(floor.out, 4096)  # a little at a time, without end
+    with pytest.raises(BlockingIOError):
+        os.write(floor.runs["n"], b"y\n" * 4096)
+    got = b"".join(iter(lambda: b"\n".join(floor.read()), b""))
+    assert b"dropped" not in got
+    floor.close()
+
+
+def test_reader_that_takes_nothing_is_not_waited_for() -> None:
+    """After a second the runs go on, and lines are dropped; when it reads again, they are slowed again."""
+    floor = Floor(reads=False)
+    floor.add("n")
+    for _ in range(50):
+        floor.floods("n")
+        floor.turn()
+    with pytest.raises(BlockingIOError):
+        os.write(floor.runs["n"], b"y\n" * 4096)
+    before = floor.relays["n"].passed
+    for _ in range(200):
+        floor.floods("n")
+        floor.turn()
+    assert floor.relays["n"].passed - before > 8 << 20, "the run went on"
+    assert [line for line in floor.read() if b"lines were dropped" in line]
+    floor.close()
+
+
+def test_last_words_of_noisy_runs_are_whole(floor: Floor) -> None:
+    """What their pipes held when they ended is passed on, budget or not; what comes next waits a little for it."""
+    floor.add(*NOISY)
+    line = b"0123456789" * 5 + b"\n"
+    for _ in range(3):
+        floor.floods(*NOISY, line=line)
+        floor.turn()
+    for name in NOISY:
+        floor.floods(name, line=line)
+        relay, before = floor.relays[name], floor.relays[name].passed
+        floor.finish(name)
+        assert relay.passed - before >= 60_000
+    floor.read()
+    assert not [line for line in floor.got if b"dropped" in line]
+    assert all(line.endswith(b": " + b"0123456789" * 5) for line in floor.got)
+    floor.add("next")
+    os.write(floor.runs["next"], b"word\n")
+    assert any(floor.turn() == [b"next: word"] for _ in range(10))
+
+
+def test_run_that_ends_while_it_waits_for_its_turn(floor: Floor) -> None:
+    """Its descriptor, which may be another's by then, is not read any more."""
+    floor.add("a", "b")
+    floor.floods("a", "b")
+    floor.turn()
+    floor.finish("a")
+    floor.add("c")
+    os.write(floor.runs["c"], b"word\n")
+    for _ in range(20):
+        floor.turn()
+    assert floor.got.count(b"c: word") == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import time
 
@@ -16,7 +17,7 @@ from conch.cron.unreadable import Unreadable
 from conch.durations import format_duration, parse_duration
 from conch.errors import BadInput
 from conch.etcd.endpoints import Endpoint, parse_endpoints
-from conch.holder import Holder, UnreadableHolder, myself
+from conch.holder import Holder, UnreadableHolder, myself, shown
 from conch.keys import ContenderKey, JobKey, Key, Keys, NodeKey, TickKey, contender, prefix_end
 from conch.log import Log, escape, logfmt
 from conch.names import check_name
@@ -352,6 +353,32 @@ def test_log_does_not_block_on_a_terminal_that_nobody_reads() -> None:
 def test_log_bears_a_closed_descriptor() -> None:
     """2>&- is the user's right."""
     Log(fd=9999)("error", "event")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("character", ["x", "ä", "€", "😀", "\x1b", '"'])
+def test_line_with_a_long_text_is_whole(form: str, character: str) -> None:
+    """The text is cut, not the line: at most 4 KiB, all fields, valid UTF-8, valid JSON."""
+    left, right = socket.socketpair()
+    log = Log(form=form, fd=right.fileno())
+    log("error", "run-end", run="job", reason=character * 5000, msg="short", code=7)
+    log.close()
+    right.close()
+    data = left.makefile("rb").read()
+    left.close()
+    assert len(data) <= 4096
+    assert data.count(b"\n") == 1
+    line = json.loads(data) if form == "json" else dict(part.split("=", 1) for part in shlex.split(data.decode()))
+    assert (line["run"], line["msg"], str(line["code"])) == ("job", "short", "7")
+    assert line["reason"].endswith("…")
+
+
+@given(st.lists(st.text(), max_size=3))
+def test_command_as_it_is_shown(command: list[str]) -> None:
+    """At most 256 bytes of it, and no character cut in two."""
+    cmd, text = shown([*command, "ä" * 300]), " ".join([*command, "ä" * 300]).encode("utf-8", "replace").decode()
+    assert 253 <= len(cmd.encode()) <= 256
+    assert text.startswith(cmd)
 
 
 def test_quiet_log_keeps_warnings() -> None:
