@@ -359,15 +359,15 @@ BUGS = (
     Bug(
         "fixed time fires twice in the repeated hour",
         "cron/schedule.py",
-        "return (first,) if self.fixed else (first, second)",
-        "return (first, second)",
+        "return (local - early,) if self.fixed else (local - early, local - late), local + 60",
+        "return (local - early, local - late), local + 60",
         (f"{_SCHEDULE}::test_both_changes_of_the_clock",),
     ),
     Bug(
         "fixed time in the gap does not fire",
         "cron/schedule.py",
-        "        if not self.fixed:\n            return ()\n",
-        "        return ()\n",
+        "return (change,) if self.fixed else (), max(",
+        "return (), max(",
         (f"{_SCHEDULE}::test_both_changes_of_the_clock",),
     ),
     # -- cron: claims and results
