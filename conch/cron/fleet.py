@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from conch.core import clock
 from conch.core.clock import Terms
@@ -25,6 +26,17 @@ class Taken:
     """Another conchd of this name is registered: its pid, or none if it is unreadable."""
 
     pid: object
+
+
+def differing_zones(nodes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say which live hosts have which release of the zones, if it is not the same; a digest is no release."""
+    found: dict[bool, dict[str, list[str]]] = {True: {}, False: {}}
+    for host in sorted(nodes):
+        release = nodes[host].get("tzdata")
+        if isinstance(release, str) and release:
+            found[release.startswith("sha256:")].setdefault(release[:40], []).append(host)
+    differing = next((hosts for hosts in found.values() if len(hosts) > 1), {})
+    return "; ".join(f"{release}: {' '.join(hosts)}" for release, hosts in sorted(differing.items()))
 
 
 def order(hosts: Iterable[str], name: str, tick: int) -> list[str]:
@@ -59,11 +71,14 @@ class Registrar:
         self._state = state
         self._ttl_s = ttl_s
         self._tell = tell
+        self.tzdata = ""  # the release of our zones
 
     def value(self, at: float, *, draining: bool) -> bytes:
         """What our key says: who we are, and the time on our clock."""
         holder = json.loads(self._me.encode())
-        return json.dumps({**holder, "at": round(at, 3), "state": self._state, "draining": draining}).encode()
+        return json.dumps(
+            {**holder, "at": round(at, 3), "state": self._state, "draining": draining, "tzdata": self.tzdata}
+        ).encode()
 
     def register(
         self, number: int, at: float, lost: Callable[[str], None], *, draining: bool, timeout_s: float

@@ -8,7 +8,7 @@ from conch.core import clock, system
 from conch.core.crew import HOLDS
 from conch.cron.actor import PAUSE_MOST_S, Actor, Base
 from conch.cron.clock import SKEW_S
-from conch.cron.fleet import Registered, Registrar
+from conch.cron.fleet import Registered, Registrar, differing_zones
 from conch.cron.fleet import Taken as NameTaken
 from conch.cron.records import LAST_TICK, fields_of
 from conch.etcd.store import KeyValue, StoreError
@@ -33,6 +33,8 @@ class Membership(Actor):
         self._draining = False
         self._releasing = False
         self._warned_skew = False
+        self._differing_zones = ""  # as it was told
+        self._look_at_zones_at = 0.0
 
     @abstractmethod
     def _on_registration(self) -> None:
@@ -138,6 +140,7 @@ class Membership(Actor):
         fields = dict(fields_of(kv.value))
         new = host not in self._nodes
         self._nodes[host] = fields
+        self._compare_zones()
         if host == self._me.host:
             return
         at = fields.get("at")
@@ -147,6 +150,16 @@ class Membership(Actor):
             self._check_skew()
         if new and live:
             self._tell_time()  # so that it learns ours
+
+    def _compare_zones(self) -> None:
+        """Hosts with other rules for their zones have other ticks: say so, once for each change of which hosts do."""
+        differing = differing_zones(self._nodes)
+        if differing and differing != self._differing_zones:
+            self.tell(
+                "warning", "zones-differ", hosts=differing, msg="these hosts have other releases of the time zones"
+            )
+            self._look_at_zones_at = 0.0  # ours may have been changed, too
+        self._differing_zones = differing or self._differing_zones
 
     def _forget_node(self, host: str) -> None:
         self._nodes.pop(host, None)

@@ -3,17 +3,20 @@
 import heapq
 import math
 import os
+from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 from conch.core import clock
+from conch.cron import zones
 from conch.cron.actor import SLICE_S, Base
 from conch.cron.claiming import Claiming
 from conch.cron.claims import Due
 from conch.cron.job import UnreadableJob, parse
 from conch.cron.runs import Known
 from conch.errors import BadInput
-from conch.etcd.store import KeyValue
+from conch.etcd.store import KeyValue, Range, Renewal
 from conch.names import check_name
 
 # How far the clock of whoever makes a request may be behind.
@@ -22,6 +25,8 @@ _APART_S = 60.0
 _REQUESTS = 1000
 
 
+# How often to look at the database of zones; soon again while it is being changed, file by file perhaps.
+_ZONES_EVERY_S, _ZONES_CHECK_S = 3600.0, 60.0
 # How far the time may go back before all is planned anew.
 _BACK_S = 1.0
 
@@ -45,6 +50,14 @@ class Planning(Claiming):
         self._requests: dict[str, list[tuple[int, int, str]]] = {}  # for jobs that are not known yet
         self._last_now = self._since
         self._unreadable: dict[str, tuple[int, bytes]] = {}
+        self._registrar.tzdata = zones.look().version
+        self._look_at_zones_at = clock.now() + _ZONES_EVERY_S
+        self._reloading = self._reload_again = False
+        self._later(_ZONES_CHECK_S, self._on_zones_timer)
+
+    @abstractmethod
+    def _list_again(self) -> None:
+        """Have everything listed anew."""
 
     def _next_tick_s(self) -> float | None:
         return self._ticks[0].tick - self._clock.now() if self._ticks else None
@@ -145,3 +158,70 @@ class Planning(Claiming):
         known.past = int(now) if following is None else following - 1
         self._expect(name, known, following)
         self._missed(name, first, known.past, schedule)
+
+    # -- what is read anew: zones, certificates, the password -----------------------------------------------
+
+    def _on_zones_timer(self) -> None:
+        self._later(_ZONES_CHECK_S, self._on_zones_timer)
+        if clock.now() >= self._look_at_zones_at:
+            self._look_at_zones_at = math.inf
+            self._work(zones.look, self._on_zones, lambda _: None)
+
+    def _on_zones(self, look: zones.Look) -> None:
+        """Go over to the rules of the zones that have changed, and say what the fleet is to know of it."""
+        self._look_at_zones_at = clock.now() + (0.0 if look.changed else _ZONES_EVERY_S)
+        if look.problem:
+            self.tell("warning", "not-reloaded", what="zones", msg=f"{look.problem}; the old rules stay")
+        elif look.changed or look.version != self._registrar.tzdata:
+            shown = " ".join(look.changed)
+            self.tell("info", "zones-changed", tzdata=look.version, zones=shown)
+            self._registrar.tzdata = look.version
+            self._tell_time()
+            for name, known in self.jobs.items():
+                if known.job.tz in look.changed:
+                    self._chores.append(partial(self._follow_zone, name))
+            if self._unreadable:  # a zone that they name may be there now
+                self._unreadable.clear()
+                self._list_again()
+
+    def _follow_zone(self, name: str) -> None:
+        """Plan by the new rules. What was due by the old ones, at whatever time of the clock, does not come again."""
+        known = self.jobs.get(name)
+        if known is None:
+            return
+        before = known.schedule
+        try:
+            known.schedule = known.job.ticks()
+        except BadInput as error:
+            self.tell("warning", "unreadable", key=self._keys.cron("job", name), msg=str(error))
+            self._unreadable[name] = (known.rev, known.value)
+            self._forget_job(name)
+            return
+        self._plan(name, known, known.schedule.resume_after(before, known.past))
+
+    def _on_reload(self) -> None:
+        """SIGHUP: read anew what can be; one line says what was."""
+        if self._reloading:
+            self._reload_again = True
+            return
+        self._reloading = True
+        probe = Range(self._keys.node(self._me.host).encode())
+
+        def work() -> tuple[zones.Look, Sequence[Renewal]]:
+            return zones.look(), self._store.renew(probe, timeout_s=self._limit_s)
+
+        self._work(work, self._on_reloaded, lambda _: None)
+
+    def _on_reloaded(self, found: tuple[zones.Look, Sequence[Renewal]]) -> None:
+        look, renewals = found
+        self._on_zones(look)
+        for one in renewals:
+            if one.problem:
+                self.tell("warning", "not-reloaded", what=one.what, msg=f"{one.problem}; the old one stays")
+        read = [] if look.problem else [f"zones ({look.version})"]
+        read += [one.what for one in renewals if not one.problem]
+        self.tell("info", "reloaded", msg=f"read anew: {', '.join(read) or 'nothing'}")
+        self._reloading = False
+        if self._reload_again:
+            self._reload_again = False
+            self._on_reload()

@@ -6,7 +6,7 @@ from functools import partial
 
 from conch.core import clock
 from conch.core.clock import ANSWERS_WITHIN_S
-from conch.core.link import Drain, Finished, Message, Release, Released, Running
+from conch.core.link import Drain, Finished, Message, Release, Released, Reload, Running
 from conch.cron.actor import PAUSE_MOST_S, SLICE_S, Base
 from conch.cron.job import Job
 from conch.cron.ledger import ended
@@ -261,6 +261,8 @@ class Scheduler(Planning):
                 self._on_drain()
             case Release():
                 self._on_release()
+            case Reload():
+                self._on_reload()
             case _:
                 pass  # the warden's affair
 

@@ -5,6 +5,7 @@ zone that is in use is kept with the bytes that it was read from, so that a chan
 """
 
 import os
+import struct
 from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -12,6 +13,7 @@ from functools import lru_cache
 from hashlib import sha256
 from importlib import resources
 from io import BytesIO
+from typing import NamedTuple
 from zoneinfo import TZPATH, ZoneInfo, available_timezones
 
 from conch.limits import is_short
@@ -60,6 +62,22 @@ def reload() -> list[str]:
     return sorted(new)
 
 
+class Look(NamedTuple):
+    """What a look at the database found: the keys of changed zones, its release; or the `problem` that it had."""
+
+    changed: list[str]
+    version: str
+    problem: str = ""
+
+
+def look() -> Look:
+    """Look whether the database was changed, and go over to what it has now. Raises nothing."""
+    try:
+        return Look(reload(), version())
+    except OSError as error:
+        return Look([], "", error.strerror or str(error))
+
+
 def version() -> str:
     """Return the release of the database, as `2025b`; where its files name none, a digest of them all.
 
@@ -100,7 +118,7 @@ def _read(key: str) -> _Loaded | None:
         return None
     try:
         return _Loaded(data, ZoneInfo.from_file(BytesIO(data), key=key))
-    except (ValueError, EOFError, IndexError, ArithmeticError):
+    except (ValueError, LookupError, ArithmeticError, struct.error):
         return None  # not a file of zones, or only half of one
 
 
