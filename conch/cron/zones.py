@@ -32,6 +32,16 @@ class _Loaded:
     zone: ZoneInfo
 
 
+class _Whole(BytesIO):
+    """A file that has an end: Python reads one whose last line is cut off for ever."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if size is not None and len(data) < size:
+            raise EOFError("the file is cut off")
+        return data
+
+
 _loaded: dict[str, _Loaded] = {}
 
 
@@ -117,8 +127,8 @@ def _read(key: str) -> _Loaded | None:
     if data is None:
         return None
     try:
-        return _Loaded(data, ZoneInfo.from_file(BytesIO(data), key=key))
-    except (ValueError, LookupError, ArithmeticError, struct.error):
+        return _Loaded(data, ZoneInfo.from_file(_Whole(data), key=key))
+    except (ValueError, LookupError, ArithmeticError, EOFError, struct.error):
         return None  # not a file of zones, or only half of one
 
 

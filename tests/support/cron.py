@@ -62,6 +62,11 @@ class Fleet:
         value, _ = self.bench.etcd.get("/".join((self.bench.prefix, "cron", kind, *map(str, path))))
         return None if value is None else json.loads(value)
 
+    def node(self, host: str) -> dict[str, Any] | None:
+        """The registration of a host."""
+        value, _ = self.bench.etcd.get(f"{self.bench.prefix}/node/{host}")
+        return None if value is None else json.loads(value)
+
     def ticks(self, kind: str, name: str) -> dict[int, dict[str, Any]]:
         """All claims (`fire`) or results of a job by tick."""
         found = self.bench.etcd.get_prefix(f"{self.bench.prefix}/cron/{kind}/{name}/")

@@ -1,5 +1,6 @@
 """The zone database: where it is, what it has now, and which release it says it is."""
 
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ def test_a_change_is_noticed_by_the_bytes_of_the_zones_in_use(database: Zones) -
     assert offset("Europe/Berlin") == 7200
     assert before is not None
     assert zones.offset_at(before, 0) == 3600
+
+
+def test_a_file_that_is_cut_off_anywhere_is_no_zone(database: Zones) -> None:
+    """And is read to its end: without its last line Python would look for it for ever."""
+    whole = (Path(str(resources.files("tzdata"))) / "zoneinfo" / "Europe" / "Berlin").read_bytes()
+    for size in range(len(whole)):
+        database.write("Europe/Cut", whole[:size])
+        assert zones.load("Europe/Cut") is None
+    database.write("Europe/Cut", whole)
+    assert zones.load("Europe/Cut") is not None
 
 
 @pytest.mark.parametrize("data", [b"", zone_file(0)[:60], b"not a zone", b"TZif" + b"\xff" * 200])
