@@ -379,6 +379,6 @@ def _next_lines(schedule: Any, after: int, limit: int, zone: str) -> Sequence[st
 
 def _local(tick: int, zone: str) -> str:
     """RFC 3339 with the zone's offset."""
-    from zoneinfo import ZoneInfo
+    from conch.cron.zones import load
 
-    return datetime.fromtimestamp(tick, ZoneInfo(zone)).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(tick, load(zone)).isoformat(timespec="seconds")

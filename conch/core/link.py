@@ -209,11 +209,17 @@ class Drain(Message):
     kind: ClassVar[str] = "drain"
 
 
+class Reload(Message):
+    """Read anew what may have changed on disk: zones, certificates, the password."""
+
+    kind: ClassVar[str] = "reload"
+
+
 _KINDS: dict[str, type[Message]] = {
     c.kind: c
     for c in (
         *(Answered, Queued, Held, Renewed, Lost, Failed, Released, Note, Acquire, Running, Ended, Release),
-        *(Begin, Begun, Start, Kill, Finished, Recorded, Drain),
+        *(Begin, Begun, Start, Kill, Finished, Recorded, Drain, Reload),
     )
 }
 

@@ -23,6 +23,7 @@ from conch.core.link import (
     Recorded,
     Release,
     Released,
+    Reload,
     Renewed,
     Running,
     Start,
@@ -195,11 +196,13 @@ class Pool:
             self._keeper_at = now + self._again_s
 
     def on_signal(self, number: int) -> None:
-        """SIGTERM, SIGINT, SIGQUIT, SIGHUP: drain; the second ends the waiting, the third kills.
+        """SIGTERM, SIGINT, SIGQUIT: drain; the second ends the waiting, the third kills. SIGHUP: read anew.
 
-        Each counts from a second after the one before.
+        Each of those that end counts from a second after the one before.
         """
-        if self.done or (number not in ENDING and number != signal.SIGHUP):
+        if number == signal.SIGHUP:
+            self._send(Reload())  # a keeper that is only to be started reads everything anew in any case
+        if self.done or number not in ENDING:
             return
         now = self._ports.now()
         if self._signals and now - self._signalled_at < SAME_REQUEST_S:

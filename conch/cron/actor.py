@@ -8,7 +8,7 @@ import heapq
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +31,8 @@ _T = TypeVar("_T")
 
 _WORKERS, _DISK_WORKERS = 8, 4
 PAUSE_S, PAUSE_MOST_S = 0.1, 2.0
+# What there is much of, as jobs to be planned, is done in such slices of time, and everything else in between.
+SLICE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Actor(ABC):
             pool.submit(int).result()  # one thread at least; what takes long would wait for nobody
         self._serial = count()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._chores: deque[Callable[[], None]] = deque()
         self.counts: Counter[tuple[str, str]] = Counter()
         self.ended = threading.Event()
 
@@ -129,6 +132,7 @@ class Actor(ABC):
                 pass
             self._run_timers()
             self._run_ticks()
+            self._run_chores()
 
     def _take(self, what: Message | Callable[[], None]) -> None:
         if isinstance(what, Message):
@@ -137,6 +141,8 @@ class Actor(ABC):
             what()
 
     def _wait_s(self) -> float | None:
+        if self._chores:
+            return 0.0
         moments = [self._next_tick_s(), self._timers[0][0] - clock.now() if self._timers else None]
         waits = [moment for moment in moments if moment is not None]
         return max(0.0, min(waits)) if waits else None
@@ -147,6 +153,12 @@ class Actor(ABC):
     def _run_timers(self) -> None:
         while self._timers and self._timers[0][0] <= clock.now():
             heapq.heappop(self._timers)[2]()
+
+    def _run_chores(self) -> None:
+        """What is in no hurry, in the order in which it came; but for a slice of time only."""
+        until = clock.now() + SLICE_S
+        while self._chores and clock.now() < until:
+            self._chores.popleft()()
 
     def _work(
         self,

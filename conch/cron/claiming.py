@@ -7,8 +7,10 @@ from conch.cron.claims import Again, Busy, Due, NodeGone, Outcome, Taken, TooLat
 from conch.cron.clock import SKEW_S
 from conch.cron.fleet import order
 from conch.cron.ledger import Entry
+from conch.cron.missing import Missed, joined
 from conch.cron.records import fields_of, whole_tick
 from conch.cron.replacing import Replacing
+from conch.cron.schedule import Schedule
 from conch.etcd.store import KeyValue, StoreError
 from conch.holder import rfc3339
 
@@ -17,6 +19,8 @@ _TURN_S = 0.1
 _TOO_LATE = "etcd confirmed the claim too late"
 # How soon to look again whether what could not be claimed now can be.
 _HELD_BACK_S = 0.2
+# Jobs whose missed ticks are looked up in one transaction.
+_ASKED_AT_ONCE = 20
 # Claims of late are remembered, so that a tick that others took is not tried.
 _REMEMBERED = 20000
 
@@ -32,7 +36,7 @@ class Claiming(Replacing):
         self._held_back: dict[tuple[str, int], Due] = {}
         self._held_timer = False
         self._claimed: dict[tuple[str, int], None] = {}
-        self._missing: dict[str, tuple[int, int, int]] = {}  # first, last and number of ticks to be looked up
+        self._missing: dict[str, list[Missed]] = {}  # to be looked up
         self._missing_timer = False
 
     def _consider(self, due: Due) -> None:
@@ -287,40 +291,34 @@ class Claiming(Replacing):
         for due in held.values():
             self._attempt(due)
 
-    def _missed(self, name: str, first: int, last: int, ticks: int) -> None:
-        """Ticks that we did not claim in time: count, and say once, those that nobody has."""
-        if name in self._missing:
-            low, high, more = self._missing[name]
-            first, last, ticks = min(low, first), max(high, last), ticks + more
-        self._missing[name] = (first, last, ticks)
+    def _missed(self, name: str, first: int, last: int, ticks: int | Schedule) -> None:
+        """Ticks that we did not claim in time, so many or all of a schedule: count, and say once, what nobody has."""
+        self._missing.setdefault(name, []).append(Missed(first, last, ticks))
         if not self._missing_timer:
             self._missing_timer = True
             self._later(0.0, self._look_up_missed)
 
     def _look_up_missed(self) -> None:
-        self._missing_timer = False
-        missing, self._missing = self._missing, {}
+        """Ask etcd about some jobs at a time: after a leap of the clock there may be thousands."""
+        missing = {name: self._missing.pop(name) for name in list(self._missing)[:_ASKED_AT_ONCE]}
 
-        def work() -> dict[str, int]:
-            return {
-                name: self._claims.claimed_between(name, first, last, timeout_s=self._limit_s)
-                for name, (first, last, _) in missing.items()
-            }
+        def work() -> dict[str, tuple[int, int, int]]:
+            ends = {name: (min(m.first for m in ms), max(m.newest() for m in ms)) for name, ms in missing.items()}
+            taken = self._claims.taken_between(ends, timeout_s=self._limit_s)
+            return {name: (*ends[name], sum(m.left(taken[name]) for m in ms)) for name, ms in missing.items()}
 
-        def then(claimed: dict[str, int]) -> None:
-            for name, (first, last, ticks) in missing.items():
-                missed = ticks - claimed[name]
-                if missed > 0:
-                    self.counts["missed", ""] += missed
-                    self.tell("warning", "missed", job=name, tick=rfc3339(first), until=rfc3339(last), ticks=missed)
+        def then(found: dict[str, tuple[int, int, int]]) -> None:
+            for name, (first, last, ticks) in found.items():
+                if ticks > 0:
+                    self.counts["missed", ""] += ticks
+                    self.tell("warning", "missed", job=name, tick=rfc3339(first), until=rfc3339(last), ticks=ticks)
+            self._missing_timer = bool(self._missing)
+            if self._missing:
+                self._look_up_missed()
 
         def failed(_: StoreError) -> None:
-            for name, (first, last, ticks) in missing.items():
-                self._missing.setdefault(name, (first, last, 0))
-                low, high, more = self._missing[name]
-                self._missing[name] = (min(low, first), max(high, last), ticks + more)
-            if not self._missing_timer:
-                self._missing_timer = True
-                self._later(PAUSE_MOST_S, self._look_up_missed)
+            for name, missed in missing.items():
+                self._missing[name] = joined([*missed, *self._missing.get(name, [])])
+            self._later(PAUSE_MOST_S, self._look_up_missed)
 
         self._work(work, then, failed)

@@ -5,7 +5,7 @@ results are shared by all hosts: their ids follow from the hour or the day, so l
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from conch.cron.job import Job
@@ -229,10 +229,23 @@ class Claims:
         """Whether a claim or run key was made for this very run."""
         return fields_of(kv.value).get("run") == due.run
 
-    def claimed_between(self, name: str, first: int, last: int, *, timeout_s: float) -> int:
-        """How many of the ticks from `first` to `last` somebody has claimed."""
-        asked = Range(self._key("fire", name, first), self._key("fire", name, last + 1), keys_only=True, limit=1)
-        return self._store.range(asked, timeout_s=timeout_s).count
+    def taken_between(self, asked: Mapping[str, tuple[int, int]], *, timeout_s: float) -> dict[str, set[int]]:
+        """For each job, of the ticks from a first to a last, those with a claim, or a result (it outlives its claim).
+
+        At most some dozens of jobs, for etcd's limit of operations.
+        """
+        ranges = [
+            Range(self._key(kind, name, first), self._key(kind, name, last + 1), keys_only=True)
+            for name, (first, last) in asked.items()
+            for kind in ("fire", "result")
+        ]
+        taken: dict[str, set[int]] = {name: set() for name in asked}
+        for found in self._store.txn([], ranges, timeout_s=timeout_s).ranges:
+            for kv in found.kvs:
+                key = self._keys.parse(kv.key)
+                if isinstance(key, TickKey) and key.name in taken:
+                    taken[key.name].add(key.tick)
+        return taken
 
     def _claiming(
         self, due: Due, node: Node, lease: int, value: bytes, *, has_floor: bool

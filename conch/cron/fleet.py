@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from conch.core import clock
 from conch.core.clock import Terms
@@ -26,6 +27,17 @@ class Taken:
     """Another conchd of this name is registered, and not known to be dead: where it runs, as far as it says so."""
 
     by: str
+
+
+def differing_zones(nodes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say which live hosts have which release of the zones, if it is not the same; a digest is no release."""
+    found: dict[bool, dict[str, list[str]]] = {True: {}, False: {}}
+    for host in sorted(nodes):
+        release = nodes[host].get("tzdata")
+        if isinstance(release, str) and release:
+            found[release.startswith("sha256:")].setdefault(release[:40], []).append(host)
+    differing = next((hosts for hosts in found.values() if len(hosts) > 1), {})
+    return "; ".join(f"{release}: {' '.join(hosts)}" for release, hosts in sorted(differing.items()))
 
 
 def order(hosts: Iterable[str], name: str, tick: int) -> list[str]:
@@ -61,11 +73,12 @@ class Registrar:
         self._state = state
         self._ttl_s = ttl_s
         self._tell = tell
+        self.tzdata = ""  # the release of our zones
 
     def value(self, at: float, *, draining: bool, off: bool) -> bytes:
         """What our key says: who and where we are, the time on our clock, and whether that is off the others'."""
         holder = json.loads(self._me.encode())
-        told = {"at": round(at, 3), "state": self._state, "draining": draining, "clock_off": off}
+        told = {"at": round(at, 3), "state": self._state, "draining": draining, "clock_off": off, "tzdata": self.tzdata}
         return json.dumps({**holder, **told, "origin": self._here.fields()}).encode()
 
     def register(

@@ -8,7 +8,7 @@ from conch.core import clock, system
 from conch.core.crew import HOLDS
 from conch.cron.actor import PAUSE_MOST_S, Actor, Base
 from conch.cron.clock import SKEW_S
-from conch.cron.fleet import Registered, Registrar
+from conch.cron.fleet import Registered, Registrar, differing_zones
 from conch.cron.fleet import Taken as NameTaken
 from conch.cron.records import LAST_TICK, fields_of
 from conch.etcd.store import KeyValue, StoreError
@@ -54,6 +54,8 @@ class Membership(Actor):
         self._unheard: set[str] = set()  # hosts whose clocks we wait for before the first claim, until
         self._unheard_until = 0.0
         self._told_at = 0.0
+        self._differing_zones = ""  # as it was told
+        self._look_at_zones_at = 0.0
 
     @abstractmethod
     def _on_registration(self) -> None:
@@ -194,6 +196,7 @@ class Membership(Actor):
         fields = dict(fields_of(kv.value))
         new = host not in self._nodes
         self._nodes[host] = fields
+        self._compare_zones()
         if host == self._me.host:
             return
         at = fields.get("at")
@@ -206,6 +209,16 @@ class Membership(Actor):
             asks = fields.get("clock_off") is True and clock.now() - self._told_at >= _ASK_AGAIN_S
             if new or asks:
                 self._tell_time()  # so that it learns ours
+
+    def _compare_zones(self) -> None:
+        """Hosts with other rules for their zones have other ticks: say so, once for each change of which hosts do."""
+        differing = differing_zones(self._nodes)
+        if differing and differing != self._differing_zones:
+            self.tell(
+                "warning", "zones-differ", hosts=differing, msg="these hosts have other releases of the time zones"
+            )
+            self._look_at_zones_at = 0.0  # ours may have been changed, too
+        self._differing_zones = differing or self._differing_zones
 
     def _forget_node(self, host: str) -> None:
         self._nodes.pop(host, None)

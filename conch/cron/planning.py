@@ -1,26 +1,32 @@
 """The jobs as etcd has them, and the heap of their next ticks."""
 
 import heapq
+import math
 import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
-from conch.cron.actor import Base
+from conch.core import clock
+from conch.cron import zones
+from conch.cron.actor import SLICE_S, Base
 from conch.cron.claiming import Claiming
 from conch.cron.claims import Due
 from conch.cron.job import UnreadableJob, parse
 from conch.cron.runs import Known
 from conch.errors import BadInput
-from conch.etcd.store import KeyValue
+from conch.etcd.store import KeyValue, Range, Renewal
 from conch.names import check_name
 
-# Ticks in a row that are looked at one by one before those that are too late are passed over at once.
-_STEPS = 10_000
 # How far the clock of whoever makes a request may be behind.
 _APART_S = 60.0
 # Requests for jobs that nobody has are not kept without end.
 _REQUESTS = 1000
 
 
+# How often to look at the database of zones; soon again while it is being changed, file by file perhaps.
+_ZONES_EVERY_S, _ZONES_CHECK_S = 3600.0, 60.0
 # How far the time may go back before all is planned anew.
 _BACK_S = 1.0
 
@@ -43,49 +49,67 @@ class Planning(Claiming):
         self._ticks: list[_Planned] = []
         self._requests: dict[str, list[tuple[int, int, str]]] = {}  # for jobs that are not known yet
         self._last_now = self._since
-        self._unreadable: dict[str, int] = {}
+        self._unreadable: dict[str, tuple[int, bytes]] = {}
+        self._registrar.tzdata = zones.look().version
+        self._look_at_zones_at = clock.now() + _ZONES_EVERY_S
+        self._reloading = self._reload_again = False
+        self._later(_ZONES_CHECK_S, self._on_zones_timer)
+
+    @abstractmethod
+    def _list_again(self) -> None:
+        """Have everything listed anew."""
 
     def _next_tick_s(self) -> float | None:
         return self._ticks[0].tick - self._clock.now() if self._ticks and not self._clock_off else None
 
     def _on_job(self, name: str, kv: KeyValue) -> None:
         known = self.jobs.get(name)
+        if known is not None and known.rev == kv.mod_revision and known.value == kv.value:
+            return  # an etcd that was wiped has the same revisions for other jobs
+        if self._unreadable.get(name) == (kv.mod_revision, kv.value):
+            return
         try:
             check_name(name)
             job = parse(name, kv.value)
         except (UnreadableJob, BadInput) as error:
             self._forget_job(name)
-            if self._unreadable.get(name) != kv.mod_revision:
-                self._unreadable[name] = kv.mod_revision
-                self.tell("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg=str(error))
+            self._unreadable[name] = (kv.mod_revision, kv.value)
+            self.tell("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg=str(error))
             return
         self._unreadable.pop(name, None)
-        if known is not None and known.rev == kv.mod_revision and known.job == job:
-            return  # an etcd that was wiped has the same revisions for other jobs
         if known is None:
             known = self.jobs[name] = Known(job, kv.mod_revision, job.ticks())
         else:
             known.job, known.rev, known.schedule = job, kv.mod_revision, job.ticks()
-        if not job.paused:
-            self._plan(name, known, int(self._clock.now()))
+        known.value = kv.value
+        self._plan(name, known, int(self._clock.now()))
         for tick, now_rev, request in self._requests.pop(name, []):
             self._plan_request(name, known, tick, now_rev, request)
 
     def _plan(self, name: str, known: Known, after: int) -> None:
-        following = known.schedule.next_after(after)
-        if following is not None:
-            heapq.heappush(self._ticks, _Planned(following, next(self._serial), name, known.rev))
+        """Plan the job's first tick later than `after`, in place of what was planned before."""
+        known.past = after
+        self._expect(name, known, None if known.job.paused else known.schedule.next_after(after))
+
+    def _expect(self, name: str, known: Known, tick: int | None) -> None:
+        known.next_tick, known.planned = tick, next(self._serial)
+        if tick is not None:
+            heapq.heappush(self._ticks, _Planned(tick, known.planned, name, known.rev))
 
     def _plan_request(self, name: str, known: Known, tick: int, now_rev: int, request: str) -> None:
         heapq.heappush(self._ticks, _Planned(tick, next(self._serial), name, known.rev, now_rev, request))
 
     def _plan_all_anew(self) -> None:
         """The time went back: what was planned for what it was is too far off. What is done has its claims."""
-        self._ticks = [planned for planned in self._ticks if planned.now_rev]
-        heapq.heapify(self._ticks)
+        after = int(self._clock.now())
         for name, known in self.jobs.items():
-            if not known.job.paused:
-                self._plan(name, known, int(self._clock.now()))
+            if known.past > after:
+                self._chores.append(partial(self._plan_anew, name, after))
+
+    def _plan_anew(self, name: str, after: int) -> None:
+        known = self.jobs.get(name)
+        if known is not None and known.past > after:
+            self._plan(name, known, after)
 
     def _on_clock_right(self) -> None:
         self._plan_all_anew()
@@ -109,11 +133,12 @@ class Planning(Claiming):
         if now < self._last_now - _BACK_S:
             self._plan_all_anew()
         self._last_now = now
-        while self._ticks and self._ticks[0].tick <= self._clock.now():
-            tick, _, name, rev, now_rev, request = heapq.heappop(self._ticks)
+        until = clock.now() + SLICE_S
+        while self._ticks and self._ticks[0].tick <= self._clock.now() and clock.now() < until:
+            tick, serial, name, _, now_rev, request = heapq.heappop(self._ticks)
             known = self.jobs.get(name)
-            if known is None or (known.rev != rev and not now_rev):
-                continue  # removed, or changed: planned anew by that
+            if known is None or (known.planned != serial and not now_rev):
+                continue  # removed, or planned anew
             following = known.schedule.next_after(tick)
             # a request is made for a moment ago, on another host's clock
             asked_at = now if now_rev and 0 <= now - tick <= _APART_S else tick
@@ -122,21 +147,87 @@ class Planning(Claiming):
                 if late_at < self._clock.now():
                     self._pass_over(name, known, tick)
                     continue
-                if following is not None:
-                    heapq.heappush(self._ticks, _Planned(following, next(self._serial), name, known.rev))
+                known.past = tick
+                self._expect(name, known, following)
             self._consider(Due(known.job, known.rev, tick, late_at, os.urandom(8).hex(), now_rev, request))
 
     def _pass_over(self, name: str, known: Known, first: int) -> None:
         """Go on after ticks that are too late already: the machine was asleep, say."""
-        now = self._clock.now()
-        last, following, steps = first, known.schedule.next_after(first), 1
-        while following is not None and steps < _STEPS:
-            after = known.schedule.next_after(following)
+        now, schedule = self._clock.now(), known.schedule
+        patience_s = known.job.late_after_s(first, None)
+        following = schedule.next_after(max(first, math.ceil(now - patience_s) - 1))
+        while following is not None:  # a minute's ticks at most
+            after = schedule.next_after(following)
             if following + known.job.late_after_s(following, after) >= now:
                 break
-            last, following, steps = following, after, steps + 1
-        else:
-            following = known.schedule.next_after(max(last, int(now)))
-        if following is not None:
-            heapq.heappush(self._ticks, _Planned(following, next(self._serial), name, known.rev))
-        self._missed(name, first, last, steps)
+            following = after
+        known.past = int(now) if following is None else following - 1
+        self._expect(name, known, following)
+        self._missed(name, first, known.past, schedule)
+
+    # -- what is read anew: zones, certificates, the password -----------------------------------------------
+
+    def _on_zones_timer(self) -> None:
+        self._later(_ZONES_CHECK_S, self._on_zones_timer)
+        if clock.now() >= self._look_at_zones_at:
+            self._look_at_zones_at = math.inf
+            self._work(zones.look, self._on_zones, lambda _: None)
+
+    def _on_zones(self, look: zones.Look) -> None:
+        """Go over to the rules of the zones that have changed, and say what the fleet is to know of it."""
+        self._look_at_zones_at = clock.now() + (0.0 if look.changed else _ZONES_EVERY_S)
+        if look.problem:
+            self.tell("warning", "not-reloaded", what="zones", msg=f"{look.problem}; the old rules stay")
+        elif look.changed or look.version != self._registrar.tzdata:
+            shown = " ".join(look.changed)
+            self.tell("info", "zones-changed", tzdata=look.version, zones=shown)
+            self._registrar.tzdata = look.version
+            self._tell_time()
+            for name, known in self.jobs.items():
+                if known.job.tz in look.changed:
+                    self._chores.append(partial(self._follow_zone, name))
+            if self._unreadable:  # a zone that they name may be there now
+                self._unreadable.clear()
+                self._list_again()
+
+    def _follow_zone(self, name: str) -> None:
+        """Plan by the new rules. What was due by the old ones, at whatever time of the clock, does not come again."""
+        known = self.jobs.get(name)
+        if known is None:
+            return
+        before = known.schedule
+        try:
+            known.schedule = known.job.ticks()
+        except BadInput as error:
+            self.tell("warning", "unreadable", key=self._keys.cron("job", name), msg=str(error))
+            self._unreadable[name] = (known.rev, known.value)
+            self._forget_job(name)
+            return
+        self._plan(name, known, known.schedule.resume_after(before, known.past))
+
+    def _on_reload(self) -> None:
+        """SIGHUP: read anew what can be; one line says what was."""
+        if self._reloading:
+            self._reload_again = True
+            return
+        self._reloading = True
+        probe = Range(self._keys.node(self._me.host).encode())
+
+        def work() -> tuple[zones.Look, Sequence[Renewal]]:
+            return zones.look(), self._store.renew(probe, timeout_s=self._limit_s)
+
+        self._work(work, self._on_reloaded, lambda _: None)
+
+    def _on_reloaded(self, found: tuple[zones.Look, Sequence[Renewal]]) -> None:
+        look, renewals = found
+        self._on_zones(look)
+        for one in renewals:
+            if one.problem:
+                self.tell("warning", "not-reloaded", what=one.what, msg=f"{one.problem}; the old one stays")
+        read = [] if look.problem else [f"zones ({look.version})"]
+        read += [one.what for one in renewals if not one.problem]
+        self.tell("info", "reloaded", msg=f"read anew: {', '.join(read) or 'nothing'}")
+        self._reloading = False
+        if self._reload_again:
+            self._reload_again = False
+            self._on_reload()

@@ -31,7 +31,8 @@ class Known:
     """A job as this daemon follows it. `run` is its run key as last seen, `old` are ticks to be removed.
 
     `waiting` is a claimed tick, and its claim's revision, that waits for the run before it to end; `newest` is the
-    newest tick that was claimed under `replace`.
+    newest tick that was claimed under `replace`. `next_tick` is the one that is planned, under the number `planned`;
+    up to `past` all ticks were due, or are from before it was known. `value` is what etcd has, when it was read.
     """
 
     job: Job
@@ -42,6 +43,10 @@ class Known:
     waiting: tuple[Due, int] | None = None
     newest: int = 0
     old: set[int] = field(default_factory=set)
+    next_tick: int | None = None
+    planned: int = 0
+    past: int = 0
+    value: bytes = b""
 
 
 @dataclass(slots=True)

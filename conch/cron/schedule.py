@@ -13,23 +13,29 @@ The grammar is the contract's. Where it leaves something open, and where cronite
 """
 
 import re
+import time
 from bisect import bisect_left
-from calendar import monthrange
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
+from conch.cron.calendar import DAYS_OF_MONTH, Calendar
+from conch.cron.zones import changes, load, offset_at, offsets_at, year_of
 from conch.durations import parse_duration
 from conch.errors import BadInput
-from conch.limits import is_short
 
 LONGEST_EXPRESSION = 1000
 _BEGIN = -2208988800  # 1900-01-01: clocks before it kept no zones
 _END = 253370764800  # 9999-01-01: datetime ends soon after it
+# Zones have tables up to 2087, and a rule for all years after them; with the calendar it repeats after 400 years. What
+# does not fire in these never does.
+_TABLES_END = 4102444800  # 2100-01-01
+_CYCLE_S = 146097 * 86400
+# Longer than any clock was ever set back.
+_LONGEST_TURN_S = 2 * 86400
 
 _ALIASES = {
     "@hourly": "0 * * * *",
@@ -53,7 +59,6 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _DAY = _Field("day-of-month", 1, 31)
 _WEEKDAY = _Field("day-of-week", 0, 6, ("sun", "mon", "tue", "wed", "thu", "fri", "sat"))
 _FIELDS = (_Field("minute", 0, 59), _Field("hour", 0, 23), _DAY, _Field("month", 1, 12, _MONTHS), _WEEKDAY)
-_DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 _VALUE = r"[0-9]{1,9}|[A-Za-z]{1,9}"
 _ITEM = re.compile(
@@ -64,6 +69,8 @@ _ITEM = re.compile(
 )
 # A key of the IANA database and no path. These also lie in a host's directory of zones, and mean what the host likes.
 _ZONE = re.compile(r"(?!(?:posix|right)/)[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+){0,2}")
+# What means something to other crons alone: the last day, the weekday nearest to it, a random value.
+_OTHER_CRONS = ("l", "w", "lw", "wl", "r")
 _NO_ZONES = ("localtime", "posixrules", "Factory")
 
 
@@ -88,11 +95,31 @@ class Schedule:
         tick = self._rule.next_after(max(instant, _BEGIN))
         return tick if tick is not None and tick < _END else None
 
+    def count_between(self, first: int, last: int) -> int:
+        """Count the ticks from `first` to `last`, both included, without visiting each; from 1900 on."""
+        first, last = max(first, _BEGIN), min(last, _END - 1)
+        return self._rule.count_between(first, last) if first <= last else 0
+
+    def last_between(self, first: int, last: int) -> int | None:
+        """Return the last tick from `first` to `last`, both included; `None` if there is none."""
+        if not self.count_between(first, last):
+            return None
+        instants = range(first, last + 1)
+        return instants[bisect_left(instants, True, key=lambda instant: not self.count_between(instant + 1, last))]
+
+    def resume_after(self, before: "Schedule", instant: int) -> int:
+        """Return the instant after which this schedule takes over from `before`, of which all up to `instant` is done.
+
+        `before` is the same expression under older rules of the zone. It is as if the clock had been set at `instant`:
+        fixed times that `before` reached on the clock do not come again; all others go by instants alone.
+        """
+        return self._rule.resume_after(before._rule, instant)
+
 
 def parse_schedule(expression: str, *, zone: str = "UTC", name: str | None = None) -> Schedule:
     """Read an expression for the job `name` (needed for `H` only) in an IANA zone.
 
-    Raises `BadInput` with one line if it is malformed, if it will never fire, or if the zone is unknown.
+    Raises `BadInput` with one line if it is malformed, if it will never fire from now on, or if the zone is unknown.
     """
     local = _parse_zone(zone)
     if len(expression) > LONGEST_EXPRESSION:
@@ -106,13 +133,9 @@ def parse_schedule(expression: str, *, zone: str = "UTC", name: str | None = Non
 
 
 def _parse_zone(zone: str) -> ZoneInfo:
-    if _ZONE.fullmatch(zone) and zone not in _NO_ZONES:
-        try:
-            return ZoneInfo(zone)
-        except (KeyError, ValueError, OSError) as error:
-            if is_short(error):
-                raise
-            # not there; not a file of zones; a directory, or a name too long
+    found = load(zone) if _ZONE.fullmatch(zone) and zone not in _NO_ZONES else None
+    if found is not None:
+        return found
     raise BadInput(f"unknown time zone {zone[:100]!r} (write a name of the IANA database, as Europe/Berlin)")
 
 
@@ -144,26 +167,35 @@ def _parse_every(words: list[str]) -> "_Every":
 
 
 def _parse_fields(texts: list[str], zone: ZoneInfo, name: str | None) -> "_Fields":
-    from croniter import CroniterError, croniter  # slow to import, and @every does without
-
     plain = [
         ",".join(_plain(item, field, name) for item in text.split(","))
         for field, text in zip(_FIELDS, texts, strict=True)
     ]
+    minutes, hours, days, months, weekdays = _expand(" ".join(plain))
+    starred = [text.startswith("*") for text in texts]
+    either_day = not (starred[2] or starred[4])
+    if not either_day and all(day > DAYS_OF_MONTH[month - 1] for month in months for day in days):
+        raise BadInput("it will never fire: no such month has such a day")
+    fixed = not (starred[0] or starred[1])
+    rule = _Fields(Calendar.of(minutes, hours, days, months, weekdays, either_day=either_day), zone, fixed)
+    if not fixed and rule.next_after(int(time.time())) is None:
+        raise BadInput("it will never fire: its times are those that the clocks of the zone skip")
+    return rule
+
+
+@lru_cache(maxsize=1024)
+def _expand(plain: str) -> tuple[tuple[int, ...], ...]:
+    """The values of each field, in order."""
+    from croniter import CroniterError, croniter  # slow to import, and @every does without
+
     try:
-        expanded = croniter.expand(" ".join(plain))[0]
+        expanded = croniter.expand(plain)[0]
     except CroniterError as error:
         raise BadInput(str(error)) from None
-    minutes, hours, days, months, weekdays = (
+    return tuple(
         tuple(range(field.low, field.high + 1)) if "*" in values else tuple(sorted(int(value) for value in values))
         for field, values in zip(_FIELDS, expanded, strict=True)
     )
-    starred = [text.startswith("*") for text in texts]
-    either_day = not (starred[2] or starred[4])
-    if not either_day and all(day > _DAYS_OF_MONTH[month - 1] for month in months for day in days):
-        raise BadInput("it will never fire: no such month has such a day")
-    fixed = not (starred[0] or starred[1])
-    return _Fields(zone, minutes, hours, frozenset(days), months, frozenset(weekdays), either_day, fixed)
 
 
 def _plain(item: str, field: _Field, name: str | None) -> str:
@@ -172,7 +204,7 @@ def _plain(item: str, field: _Field, name: str | None) -> str:
         return item
     bad = partial("bad {} {!r}: {}".format, field.name, item[:40])
     match = _ITEM.fullmatch(item)
-    if not match:
+    if not match or any((match[part] or "").lower() in _OTHER_CRONS for part in ("low", "high")):
         raise BadInput(bad("write *, values, ranges 1-5, steps */5, or H; L, W, # and ? are not supported"))
     step = int(match["step"] or 1)
     if step == 0:
@@ -220,81 +252,93 @@ class _Every:
     def next_after(self, instant: int) -> int:
         return (instant // self.seconds + 1) * self.seconds
 
+    def count_between(self, first: int, last: int) -> int:
+        return last // self.seconds - (first - 1) // self.seconds
+
+    def resume_after(self, _before: "_Every | _Fields", instant: int) -> int:
+        return instant
+
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
-    """Five fields, expanded and sorted; `fixed` times are those that daylight saving neither drops nor doubles."""
+    """Five fields in a zone; `fixed` times are those that daylight saving neither drops nor doubles."""
 
+    calendar: Calendar
     zone: ZoneInfo
-    minutes: tuple[int, ...]
-    hours: tuple[int, ...]
-    days: frozenset[int]
-    months: tuple[int, ...]
-    weekdays: frozenset[int]
-    either_day: bool
     fixed: bool
 
     def next_after(self, instant: int) -> int | None:
-        here = datetime.fromtimestamp(instant, self.zone)
-        now = here.replace(tzinfo=None, fold=0)
-        tick = self._first(now, instant)
+        local = instant + offset_at(self.zone, instant)
+        end = min(max(instant, _TABLES_END) + _CYCLE_S, _END)
+        tick = self._first(local + 1, instant, end)
         # Where the clock shows a time twice, earlier times may come again before any later one does.
-        turned_back = _offset(here.replace(fold=0)) - _offset(here.replace(fold=1))
-        if turned_back and (tick is None or tick > instant + turned_back.total_seconds()):
-            tick = self._first(now - turned_back, instant)
+        early, late = offsets_at(self.zone, local)
+        turned_back = early - late
+        if turned_back > 0 and (tick is None or tick > instant + turned_back):
+            tick = self._first(local - turned_back, instant, end)
         return tick
 
-    def _first(self, after: datetime, instant: int) -> int | None:
-        ticks = (tick for time in self._local_times(after) for tick in self._instants(time))
-        return next((tick for tick in ticks if tick > instant), None)
+    def _first(self, local: int, instant: int, end: int) -> int | None:
+        """The first tick later than `instant`, of the local times from `local` on.
 
-    def _local_times(self, after: datetime) -> Iterator[datetime]:
-        """Yield the matching whole minutes later than `after`, in order, as the calendar has them in any zone."""
-        first = after.replace(second=0) + timedelta(minutes=1)
-        for year in range(first.year, 10000):
-            for month in self.months:
-                if (year, month) < (first.year, first.month):
-                    continue
-                before = date(year, month, 1).toordinal() - 1
-                for day in range(1, monthrange(year, month)[1] + 1):
-                    if self._on(day, (before + day) % 7):
-                        yield from self._times_of_day(datetime(year, month, day), first)
+        A time that gives no such tick lies in a gap, or in an hour that comes twice: so few are looked at, however far
+        apart the matching days are.
+        """
+        while (at := self.calendar.first_from(local, end)) is not None:
+            ticks, local = self._ticks_of(at)
+            for tick in ticks:
+                if tick > instant:
+                    return tick
+        return None
 
-    def _on(self, day: int, weekday: int) -> bool:
-        if self.either_day:
-            return day in self.days or weekday in self.weekdays
-        return day in self.days and weekday in self.weekdays
+    def _ticks_of(self, local: int) -> tuple[tuple[int, ...], int]:
+        """The ticks that a local time gives (none, one, or two), and the local time to go on from."""
+        early, late = offsets_at(self.zone, local)
+        if early == late:
+            return (local - early,), local + 60
+        if early > late:
+            return (local - early,) if self.fixed else (local - early, local - late), local + 60
+        change = self._end_of_gap(local, early, late)
+        return (change,) if self.fixed else (), max(local + 60, change + offset_at(self.zone, change))
 
-    def _times_of_day(self, day: datetime, first: datetime) -> Iterator[datetime]:
-        if day.date() < first.date():
-            return
-        for hour in self.hours:
-            if day.date() > first.date() or hour >= first.hour:
-                for minute in self.minutes:
-                    time = day.replace(hour=hour, minute=minute)
-                    if time >= first:
-                        yield time
+    def _end_of_gap(self, local: int, early: int, late: int) -> int:
+        """The instant at which the clock skips a local time.
 
-    def _instants(self, time: datetime) -> tuple[int, ...]:
-        """Return the ticks that a local time gives: none, one, or two."""
-        early, late = (time.replace(tzinfo=self.zone, fold=fold) for fold in (0, 1))
-        first, second = int(early.timestamp()), int(late.timestamp())
-        if first == second:
-            return (first,)
-        if first < second:
-            return (first,) if self.fixed else (first, second)
-        if not self.fixed:
-            return ()
-        # A gap: reckoned with the offset after it, the time lies before the change; with the one before, after it.
-        before = _offset(early)
-        instants = range(second, first + 1)
-        changed = bisect_left(
-            instants, True, key=lambda instant: _offset(datetime.fromtimestamp(instant, self.zone)) != before
-        )
-        return (instants[changed],)
+        Reckoned with the offset after the gap, the time lies before that instant; with the one before, after it.
+        """
+        instants = range(local - late, local - early + 1)
+        return instants[bisect_left(instants, True, key=lambda instant: offset_at(self.zone, instant) != early)]
 
+    def count_between(self, first: int, last: int) -> int:
+        """As a clock on the wall goes: fixed times count when it first reaches or passes them, others when it shows.
 
-def _offset(time: datetime) -> timedelta:
-    offset = time.utcoffset()
-    assert offset is not None  # noqa: S101 -- a ZoneInfo always has one
-    return offset
+        So it is one count of local times for each stretch between two changes of the offset.
+        """
+        count = self.calendar.count
+        total, reached = 0, None
+        for begin, end, offset in self._stretches(first - _LONGEST_TURN_S if self.fixed else first, last + 1):
+            shown = begin + offset
+            if self.fixed and reached is not None:
+                skipped = count(reached, shown) and not count(shown, shown + 1)
+                total += 1 if skipped and begin >= first else 0
+                shown = max(shown, reached)
+            total += count(max(shown, first + offset), end + offset)
+            reached = end + offset if reached is None else max(reached, end + offset)
+        return total
+
+    def _stretches(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """The time from `begin` to `end` (Unix seconds) in parts of one offset each."""
+        offset = offset_at(self.zone, begin)
+        for year in range(year_of(begin), year_of(end) + 1):
+            for change, following in changes(self.zone, year):
+                if begin < change < end:
+                    yield begin, change, offset
+                    begin, offset = change, following
+        yield begin, end, offset
+
+    def resume_after(self, before: "_Every | _Fields", instant: int) -> int:
+        if not self.fixed or not isinstance(before, _Fields):
+            return instant
+        reached = instant + offset_at(before.zone, instant)
+        early, late = offsets_at(self.zone, reached)
+        return max(instant, reached - early if early >= late else self._end_of_gap(reached, early, late))

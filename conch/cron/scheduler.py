@@ -1,14 +1,14 @@
 """The scheduler: the news it goes by, its beginning and its end. Its layers below have the rest."""
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 from conch.core import clock
 from conch.core.clock import ANSWERS_WITHIN_S
-from conch.core.link import Drain, Finished, Message, Release, Released, Running
+from conch.core.link import Drain, Finished, Message, Release, Released, Reload, Running
 from conch.core.origin import origin_of
-from conch.cron.actor import PAUSE_MOST_S, Base
+from conch.cron.actor import PAUSE_MOST_S, SLICE_S, Base
 from conch.cron.job import Job
 from conch.cron.ledger import Entry, ended
 from conch.cron.planning import Planning
@@ -41,6 +41,8 @@ class Scheduler(Planning):
         self._unproved: list[Entry] = []
         self._released = False
         self._report_unreadable = Unreadable(self.tell)
+        self._arrived: dict[str, KeyValue] = {}  # jobs that are still to be read, as etcd has them
+        self._arrives_until = 0.0
 
     def adopt(self, live: Sequence[str], over: Sequence[str], dead: Collection[str] = ()) -> None:
         """The runs of the ledger are live, about to be reported, delivered at last, or lost, as those of the dead.
@@ -163,21 +165,25 @@ class Scheduler(Planning):
         self._interrupted = not on
 
     def _on_list(self, listed: Sequence[tuple[Range, RangeResult]], running: set[str]) -> None:
+        self._arrives_until = clock.now() + SLICE_S
         there = {kv.key: kv for _, found in listed for kv in found.kvs}
         revision = min(found.head.revision for _, found in listed)
-        for name in list(self.jobs):
+        for name in [*self.jobs, *self._arrived]:
             if self._keys.cron("job", name).encode() not in there:
                 self._forget_job(name)
-        for name in {one.entry.name for one in self._runs()} | self.jobs.keys():
+        runs: dict[str, list[Live]] = {name: [] for name in self.jobs}
+        for one in self._runs():
+            runs.setdefault(one.entry.name, []).append(one)
+        for name, of_job in runs.items():
             run, known = there.get(self._keys.cron("run", name).encode()), self.jobs.get(name)
             if run is None and known is not None and known.run is not None:
                 known.run = None
                 self._take_run(name)
-            for one in self._runs():
+            for one in of_job:
                 held = one.entry.run_rev
                 # its key was made before the listing; a revision tells that, unless etcd's went back
                 before = held is not None and (held <= revision or one.entry.run in running)
-                if one.entry.name == name and before and (run is None or run.create_revision != held):
+                if before and (run is None or run.create_revision != held):
                     self._end_without_key(one)
         for host in list(self._nodes):
             if self._keys.node(host).encode() not in there:
@@ -188,6 +194,7 @@ class Scheduler(Planning):
                     self._on_key(kv, live=False)
 
     def _on_events(self, events: Sequence[Event]) -> None:
+        self._arrives_until = clock.now() + SLICE_S
         for event in events:
             if event.deleted:
                 self._on_gone(event.kv.key, event.kv.mod_revision)
@@ -196,8 +203,11 @@ class Scheduler(Planning):
 
     def _on_key(self, kv: KeyValue, *, live: bool) -> None:
         """A key was written. Anyone may write anything: what cannot be made sense of is reported, and that is all."""
+        self._unless_odd(kv, lambda: self._take_in(kv, live=live))
+
+    def _unless_odd(self, kv: KeyValue, take: Callable[[], None]) -> None:
         try:
-            self._take_in(kv, live=live)
+            take()
         except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
             self._report_unreadable(kv.key, str(error))
         except (OSError, MemoryError) as error:
@@ -212,7 +222,7 @@ class Scheduler(Planning):
     def _take_in(self, kv: KeyValue, *, live: bool) -> None:
         match self._keys.parse(kv.key):
             case JobKey(kind="job", name=name):
-                self._on_job(name, kv)
+                self._arrive(name, kv)
             case TickKey(kind="fire", name=name, tick=tick):
                 self._on_claim(name, tick, kv)
             case TickKey(kind="now", name=name, tick=tick):
@@ -226,10 +236,29 @@ class Scheduler(Planning):
             case _:
                 self._report_unreadable(kv.key, "no key of ours")
 
+    def _arrive(self, name: str, kv: KeyValue) -> None:
+        """A job was written. It is read now, unless there are so many that ticks would have to wait for it."""
+        if not self._chores and clock.now() < self._arrives_until:
+            self._on_job(name, kv)
+            return
+        if name not in self._arrived:
+            self._chores.append(partial(self._read_arrived, name))
+        self._arrived[name] = kv
+
+    def _read_arrived(self, name: str) -> None:
+        kv = self._arrived.pop(name, None)
+        if kv is not None:
+            self._unless_odd(kv, lambda: self._on_job(name, kv))
+
+    def _forget_job(self, name: str) -> None:
+        self._arrived.pop(name, None)
+        super()._forget_job(name)
+
     def _on_gone(self, key: bytes, revision: int) -> None:
         match self._keys.parse(key):
-            case JobKey(kind="job", name=name) if name in self.jobs:
-                self.tell("info", "job-removed", job=name)
+            case JobKey(kind="job", name=name):
+                if name in self.jobs:
+                    self.tell("info", "job-removed", job=name)
                 self._forget_job(name)
             case TickKey(kind="fire", name=name, tick=tick) if name in self.jobs:
                 self.jobs[name].old.discard(tick)
@@ -250,6 +279,8 @@ class Scheduler(Planning):
                 self._on_drain()
             case Release():
                 self._on_release()
+            case Reload():
+                self._on_reload()
             case _:
                 pass  # the warden's affair
 
@@ -338,10 +369,9 @@ class Scheduler(Planning):
         return max(0.0, self._node.session.deadline - clock.now()) if self._node is not None else 0.0
 
     def upcoming(self) -> Iterator[tuple[Job, int | None]]:
-        """The jobs, and the next tick of each."""
-        now = int(self._clock.now())
+        """The jobs, and the next tick of each, as it is planned; None: none is."""
         for known in self.jobs.values():
-            yield known.job, None if known.job.paused else known.schedule.next_after(now)
+            yield known.job, known.next_tick
 
     def running(self) -> list[Live]:
         """The runs of this daemon."""

@@ -16,6 +16,7 @@ from conch.etcd.store import (
     Range,
     RangeResult,
     Refused,
+    Renewal,
     Store,
     StoreError,
     TxnResult,
@@ -158,6 +159,10 @@ class AutoStore:
     def each_member(self) -> Sequence[Store]:
         """See `Store`. Over the driver that answers now."""
         return self._store.each_member()
+
+    def renew(self, probe: Range, *, timeout_s: float) -> Sequence[Renewal]:
+        """See `Store`. Of the driver that answers now."""
+        return self._store.renew(probe, timeout_s=timeout_s)
 
     def close(self) -> None:
         """See `Store`."""

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from conch.config import Connection
+from conch.etcd.certificates import unusable_files
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.http import accepts
 from conch.etcd.login import WRONG, Login
@@ -21,6 +22,8 @@ from conch.etcd.store import (
     RangeResult,
     Refused,
     Rejected,
+    Renewal,
+    StoreError,
     Unfit,
     Unreachable,
 )
@@ -136,6 +139,58 @@ class FailOver(ABC, Generic[_Client]):
             member._try_s = math.inf
             members.append(member)
         return members
+
+    def renew(self: _Self, probe: Range, *, timeout_s: float) -> list[Renewal]:
+        """See `Store`."""
+        renewed = []
+        if any(endpoint.tls for endpoint in self._endpoints):
+            renewed.append(Renewal("certificates", self._renew_connection(probe, timeout_s)))
+        path = self._connection.password_file
+        if path is not None and (os.path.isfile(path) or not os.path.exists(path)):  # a pipe has said all it had to say
+            renewed.append(Renewal("password", self._renew_password(path, timeout_s)))
+        return renewed
+
+    def _renew_connection(self: _Self, probe: Range, timeout_s: float) -> str:
+        """Go over to a new connection, made with the files as they are now; or say why the old one stays."""
+        problem = unusable_files(self._connection)
+        members = [] if problem else self.each_member()
+        for member in reversed(members):  # the one in use is asked first
+            try:
+                member.range(replace(probe, limit=1, keys_only=True), timeout_s=timeout_s / len(members))
+                with member._lock:
+                    new, member._client = member._client, None
+                if new is not None:
+                    self._go_over(new, timeout_s)
+                    return ""
+            except StoreError as error:
+                problem = problem or str(error)
+            finally:
+                member.close()
+        return problem or "the new connection was lost"
+
+    def _go_over(self, new: _Client, timeout_s: float) -> None:
+        """Use this connection from now on; the old one ends when all calls on it must be done."""
+        with self._lock:
+            old, self._client = self._client, new
+            others = [endpoint for endpoint in self._endpoints if endpoint != new.conch_endpoint]
+            self._endpoints = [*others, new.conch_endpoint]
+        if old is None:
+            return
+        closing = threading.Timer(timeout_s, old.close)
+        closing.daemon = True
+        try:
+            closing.start()
+        except RuntimeError:  # no more threads
+            old.close()
+
+    def _renew_password(self, path: str, timeout_s: float) -> str:
+        try:
+            client = self.connected()
+        except self.failures as raised:
+            return self._trouble(raised).details
+        return self._login.renew(
+            path, timeout_s, lambda u, p, left_s: self._authenticate(client, u, p, left_s), self._trouble
+        )
 
     def close(self) -> None:
         """Close the connection."""

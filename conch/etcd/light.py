@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from conch.config import Connection
 from conch.etcd import gateway_codec as codec
 from conch.etcd.answers import BadAnswer
+from conch.etcd.certificates import tls_context
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.failover import FailOver, Trouble, granted
 from conch.etcd.gateway_codec import GatewayError
@@ -215,16 +216,3 @@ class _Stream:
         self._probed = self._stream.add(codec.progress())
         if not self._probed:
             self._check_alive()
-
-
-def tls_context(connection: Connection) -> Any:
-    """Certificates and host names are always verified. `OSError` that names a file that cannot be read."""
-    import ssl  # late: only https pays for it
-
-    for path in (connection.cacert, connection.cert, connection.key):
-        if path is not None:
-            open(path, "rb").close()
-    context = ssl.create_default_context(cafile=connection.cacert)
-    if connection.cert is not None:
-        context.load_cert_chain(connection.cert, connection.key, password=lambda: "")
-    return context

@@ -92,6 +92,38 @@ class Login:
         self._password = found
         return True
 
+    def renew(
+        self,
+        path: str,
+        timeout_s: float,
+        authenticate: Callable[[str, str, float], str],
+        trouble: "Callable[[Exception], Trouble]",
+    ) -> str:
+        """Read the password's file, and go over to what is there if etcd takes it; else say why the old one stays."""
+        try:
+            found = read_password(path)
+        except (OSError, UnicodeDecodeError) as error:
+            return f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        if not found:
+            return f"{path} is empty"
+        if found == self._password or self._user is None:
+            return ""
+        if not self._lock.acquire(timeout=timeout_s):
+            return "no login within the time"
+        try:
+            token = authenticate(self._user, found, timeout_s)
+        except Exception as raised:
+            details = trouble(raised).details.partition("\n")[0]
+            if _NOT_ENABLED not in details:
+                return f"etcd refuses what is in {path}" if WRONG in details else f"cannot log in: {details}"
+            self._password = found
+        else:
+            self._password, self._token = found, token
+            self._refused_by.clear()
+        finally:
+            self._lock.release()
+        return ""
+
     def forget(self) -> None:
         """Log in anew before the next call."""
         self._token = None

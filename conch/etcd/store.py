@@ -171,6 +171,13 @@ class Watch(Protocol):
         ...
 
 
+class Renewal(Record):
+    """`certificates` or a `password` that was read anew; or (`problem` is not empty) why the old one stays."""
+
+    what: str
+    problem: str = ""
+
+
 class Store(Protocol):
     """etcd. Every call may raise `Unreachable`, `Refused` or `Rejected`, and may be made from any thread."""
 
@@ -217,6 +224,14 @@ class Store(Protocol):
 
     def each_member(self) -> "Sequence[Store]":
         """A store for each endpoint, which asks that one alone; the caller closes them. They share one login."""
+        ...
+
+    def renew(self, probe: Range, *, timeout_s: float) -> "Sequence[Renewal]":
+        """Read certificates and password anew and go over to them, if etcd lets us read `probe` with them.
+
+        What cannot be read or is refused stays as it is. What is under way goes on over the connection that it has;
+        that is closed once it must be done, and watches go on over the new one. Raises nothing.
+        """
         ...
 
     def close(self) -> None:

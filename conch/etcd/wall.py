@@ -6,8 +6,8 @@ from email.utils import parsedate_to_datetime
 from statistics import median
 
 from conch.config import Connection
+from conch.etcd.certificates import tls_context
 from conch.etcd.endpoints import Endpoint
-from conch.etcd.light import tls_context
 from conch.hints import Any
 
 # A `Date` is cut to whole seconds.

@@ -312,3 +312,35 @@ def test_password_that_is_no_text_is_64(conch: Bench) -> None:
     assert done.returncode == 64
     assert "abc" not in done.stderr
     assert "udcff" not in done.stderr
+
+
+def test_sighup_takes_a_new_password_once_etcd_has_it(users: Users) -> None:
+    """Until then the old one stays in use, with a warning; no registration is lost on the way."""
+    path = users.bench.file("password")
+    path.write_text("first\n")
+    users.root("user", "add", "hangup:first")
+    users.root("user", "grant-role", "hangup", "conch")
+    env = {"CONCH_USER": "hangup", "CONCH_PASSWORD_FILE": str(path), "CONCH_PREFIX": "/conch/v1"}
+    daemon = users.bench.start("conchd", "--state-dir", str(users.bench.folder / "state"), env=env)
+    daemon.wait_event("registered")
+    for count, text in enumerate(("second\n", ""), 1):
+        path.write_text(text)
+        daemon.signal(1)
+        refused = daemon.wait_event("not-reloaded", count)
+        assert refused["what"] == "password"
+        assert ("etcd refuses" in refused["msg"]) == bool(text)
+        assert "password" not in daemon.wait_event("reloaded", count)["msg"]
+    path.unlink()
+    daemon.signal(1)
+    assert "No such file" in daemon.wait_event("not-reloaded", 3)["msg"]
+    path.write_text("second\n")
+    users.root("user", "passwd", "hangup", "--interactive=false", stdin="second\n")
+    daemon.signal(1)
+    assert "password" in daemon.wait_event("reloaded", 4)["msg"]
+    throughout(11, lambda: check_registered(daemon))  # longer than a lease lives unrenewed
+    daemon.signal(15)
+    assert daemon.wait() == 0
+
+
+def check_registered(daemon: Wrapper) -> None:
+    assert not daemon.events("registration-lost"), daemon.err

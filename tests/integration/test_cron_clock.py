@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from conch.cron.clock import FleetClock
-from tests.support.conch import Bench, throughout, wait_for
+from conch.etcd.store import Event, KeyValue, Put
+from tests.support.conch import Bench, new_store, throughout, wait_for
+from tests.support.cron import Fleet
 from tests.support.host import Host
 
 Start = Callable[..., Host]
@@ -32,9 +34,13 @@ def start(conch: Bench, tmp_path: Path) -> Iterator[Start]:
     conch.etcd.delete_prefix(conch.prefix + "/cron/")
 
 
-def add(conch: Bench, schedule: str = "@every 1s") -> None:
+def put(conch: Bench, name: str, schedule: str) -> None:
     job = {"schedule": schedule, "cmd": ["true"], "overlap": "allow"}
-    conch.etcd.put(f"{conch.prefix}/cron/job/j", json.dumps(job))
+    conch.etcd.put(f"{conch.prefix}/cron/job/{name}", json.dumps(job))
+
+
+def add(conch: Bench, schedule: str = "@every 1s") -> None:
+    put(conch, "j", schedule)
 
 
 def all_runs(*hosts: Host) -> list[tuple[int, float]]:
@@ -130,6 +136,79 @@ def test_lone_clock_set_ahead_misses_what_is_too_late_and_says_so_once(conch: Be
     assert len(host.events("missed")) <= 2
     ticks = Counter(tick for tick, _ in host.runs)
     assert set(ticks.values()) == {1}
+
+
+def test_clock_that_leaps_a_month_passes_over_it_at_once(conch: Bench, start: Start) -> None:
+    """60 jobs a minute miss 43,200 ticks each, counted exactly, less what others did; another job misses no tick."""
+    host = start("a")
+    for number in range(60):
+        put(conch, f"m{number}", schedule="* * * * *")
+    add(conch)
+    wait_for(lambda: len(host.runs) >= 2, "two runs")
+    wait_for(lambda: len(host.scheduler.jobs) == 61, "all jobs are known")
+    # of one job others have run two ticks (one has its result alone by now), and a request between two ticks
+    planned = host.scheduler.ask(lambda: host.scheduler.jobs["m0"].next_tick, 5)
+    assert planned is not None
+    conch.etcd.put(f"{conch.prefix}/cron/fire/m0/{planned + 600}", "{}")
+    conch.etcd.put(f"{conch.prefix}/cron/result/m0/{planned + 6000}", "{}")
+    conch.etcd.put(f"{conch.prefix}/cron/fire/m0/{planned + 1234}", "{}")
+    host.set_clock(30 * 86400.0)
+    leapt = time.time()
+
+    def of_each_second() -> list[int]:
+        return sorted(tick for tick, _ in host.runs if tick > leapt + 86400 and tick % 60)
+
+    wait_for(lambda: len(of_each_second()) >= 5, "it goes on")
+    ticks = of_each_second()
+    assert ticks == [tick for tick in range(ticks[0], ticks[-1] + 1) if tick % 60]
+    assert ticks[0] < leapt + 30 * 86400 + 4
+    wait_for(lambda: len(host.events("missed")) >= 61, "all are counted")
+    found = {str(note.text["job"]): note.text for note in host.events("missed")}
+    for number in range(60):
+        text = found[f"m{number}"]
+        first, last = Fleet.unix(str(text["tick"])), Fleet.unix(str(text["until"]))
+        assert first == planned
+        assert 43190 < int(text["ticks"]) <= 43202
+        assert int(text["ticks"]) == (last - first) // 60 + 1 - (2 if number == 0 else 0)
+
+
+def test_thousands_of_jobs_hold_no_ticks_up(conch: Bench, start: Start) -> None:
+    """They are read and planned in slices: whoever asks meanwhile waits for a small part of the time that they take."""
+    host = start("a")
+    store = new_store(conch.endpoints)
+    value = json.dumps({"schedule": "H H * * *", "tz": "Europe/Berlin", "cmd": ["true"]}).encode()
+    names = [f"{conch.prefix}/cron/job/j{number}".encode() for number in range(5000)]
+    for first in range(0, len(names), 100):
+        store.txn([], [Put(name, value) for name in names[first : first + 100]], timeout_s=10)
+    store.close()
+    wait_for(lambda: len(host.scheduler.jobs) == 5000, "all are known")
+
+    def check(asked: Callable[[], None], done: Callable[[], bool]) -> None:
+        waits = []
+        host._inbox.put(asked)
+        began = time.monotonic()
+        while not host.scheduler.ask(done, 20):
+            before = time.monotonic()
+            host.scheduler.ask(lambda: None, 20)
+            waits.append(time.monotonic() - before)
+        assert len(waits) >= 5, (waits, time.monotonic() - began)
+        assert max(waits) < (time.monotonic() - began) / 2
+
+    jobs, chores = host.scheduler.jobs, host.scheduler._chores
+    arrived = [KeyValue(name, value, 1, 2**40, 0) for name in names]
+
+    def edit() -> None:
+        host.scheduler._on_events([Event(kv, deleted=False) for kv in arrived])
+
+    check(edit, lambda: not chores)
+    assert all(known.rev == 2**40 for known in jobs.values())
+    # the clock is set back beyond what was planned, and all is planned anew
+    for known in jobs.values():
+        known.past += 10**6
+    check(host.scheduler._plan_all_anew, lambda: not chores)
+    assert all(known.past < time.time() + 10 for known in jobs.values())
+    shown = {job.name: tick for job, tick in host.scheduler.upcoming()}
+    assert shown["j7"] == jobs["j7"].schedule.next_after(jobs["j7"].past)
 
 
 def test_fleet_clock_votes() -> None:

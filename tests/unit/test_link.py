@@ -27,6 +27,7 @@ from conch.core.link import (
     Recorded,
     Release,
     Released,
+    Reload,
     Renewed,
     Running,
     Start,
@@ -55,6 +56,7 @@ EVERY: list[Message] = [
     Finished("r", "ended", None, 2, 1.25, 0.5, ""),
     Recorded("r"),
     Drain(),
+    Reload(),
 ]
 
 

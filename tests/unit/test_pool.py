@@ -717,7 +717,7 @@ def test_failure_of_a_later_keeper_does_not_leave_runs_behind() -> None:
 # -- the end ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [TERM, INT, signal.SIGQUIT, HUP])
+@pytest.mark.parametrize("number", [TERM, INT, signal.SIGQUIT])
 def test_signal_before_it_has_begun(number: int) -> None:
     """128+n; there is nothing to wait for."""
     world = World(begun=False).signalled(number)
@@ -755,7 +755,7 @@ def test_drain_with_nothing_to_wait_for() -> None:
     assert (world.pool.done, world.pool.code) == (True, 0)
 
 
-@pytest.mark.parametrize("number", [TERM, INT, signal.SIGQUIT, HUP])
+@pytest.mark.parametrize("number", [TERM, INT, signal.SIGQUIT])
 def test_first_signal_waits_for_runs(number: int) -> None:
     """Each end is recorded before everything is given back."""
     world = World(drain_s=30).starts_run("a").starts_run("b").signalled(number).at(29)
@@ -769,6 +769,32 @@ def test_first_signal_waits_for_runs(number: int) -> None:
     assert world.kinds()[-1] == "release"
     assert world.hears(Released("etcd is away")).pool.done
     assert world.pool.code == 0
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_sighup_is_passed_on_and_ends_nothing(*, begun: bool) -> None:
+    """The keeper reads anew; runs go on, and conchd too, however often it comes, while it drains as well."""
+    world = World(begun=begun)
+    if begun:
+        world.starts_run("a")
+    world.signalled(HUP).signalled(HUP)
+    assert world.kinds()[-2:] == ["reload", "reload"]
+    assert not world.pool.done
+    assert all(tree.signals == [] for tree in world.trees)
+    if begun:
+        world.signalled(TERM).at(5).signalled(HUP)
+        assert world.kinds()[-2:] == ["drain", "reload"]
+        assert all(tree.signals == [] for tree in world.trees)
+        world.ends(0).hears(Recorded("a"))
+        assert world.hears(Released()).pool.done
+        world.signalled(HUP)
+
+
+def test_sighup_without_a_keeper_is_for_the_next_one() -> None:
+    """Which reads everything at its start."""
+    world = World().dies().signalled(HUP)
+    assert "reload" not in world.kinds()
+    assert not world.pool.done
 
 
 def test_other_signals_mean_nothing() -> None:

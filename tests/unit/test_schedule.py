@@ -5,12 +5,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import croniter
 import pytest
 
+from conch.cron import zones
 from conch.cron.schedule import LONGEST_EXPRESSION, Schedule, parse_schedule
 from conch.errors import BadInput
 
@@ -339,6 +342,126 @@ def test_an_expression_that_will_never_fire_is_refused(expression: str) -> None:
         parse_schedule(expression, name="x")
 
 
+def count_calls(monkeypatch: pytest.MonkeyPatch, name: str, real: Callable[..., Any]) -> list[int]:
+    """One entry a call of this function from now on."""
+    calls: list[int] = []
+
+    def counted(*given: Any) -> Any:
+        calls.append(1)
+        return real(*given)
+
+    monkeypatch.setattr(name, counted)
+    return calls
+
+
+# The Sundays (`*/7`, so that both days must match) on which the clocks of a zone are set forward, and what they skip.
+GAPS = [
+    ("* 2 25-31 3 */7", BERLIN),
+    ("* 1 25-31 3 */7", "Europe/London"),
+    ("*/20 2 8-14 3 */7", NEW_YORK),
+    ("* 0 8-14 3 */7", "America/Havana"),
+    ("* 1-2 25-31 3 */7", "Antarctica/Troll"),
+]
+
+
+@pytest.mark.parametrize(("expression", "zone"), GAPS)
+def test_an_expression_that_can_only_fire_in_a_gap_is_refused(
+    expression: str, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that never fires; it costs a look at the gaps of some centuries, and not at their minutes."""
+    looks = count_calls(monkeypatch, "conch.cron.schedule.offsets_at", zones.offsets_at)
+    with pytest.raises(BadInput, match="^bad schedule .*: it will never fire: .* clocks of the zone skip"):
+        parse_schedule(expression, zone=zone)
+    assert 300 < len(looks) < 600
+
+
+@pytest.mark.parametrize(
+    ("expression", "zone", "expected"),
+    [
+        ("* 2-3 25-31 3 */7", BERLIN, "2026-03-29 03:00:00+02"),
+        ("* 2 25-31 3,4 */7", BERLIN, "2026-04-26 02:00:00+02"),
+        ("* 2 24-31 3 */7", BERLIN, "2030-03-24 02:00:00+01"),
+        ("30 2 25-31 3 */7", BERLIN, "2026-03-29 03:00:00+02"),
+        ("*/29 2 1-7 10 */7", LORD_HOWE, "2026-10-04 02:58:00+11"),
+        ("*/30 1-2 25-31 3 */7", "Europe/London", "2026-03-29 02:00:00+01"),
+        ("* 1-3 25-31 3 */7", "Antarctica/Troll", "2026-03-29 03:00:00+02"),
+        ("* 2 29 2 */7", BERLIN, "2032-02-29 02:00:00+01"),
+        ("* 0 30 12 *", "Pacific/Apia", "2026-12-30 00:00:00+13"),
+        ("* 2 * * *", "Africa/Casablanca", "2026-01-01 02:00:00+01"),
+        ("30 2 29 2 1", "Asia/Tokyo", "2026-02-02 02:30:00+09"),
+        ("30 2 29 2 */7", "Asia/Tokyo", "2032-02-29 02:30:00+09"),
+    ],
+)
+def test_what_fires_beside_a_gap_or_in_rare_years_is_taken(expression: str, zone: str, expected: str) -> None:
+    """A single minute, day or year that no clock skips is enough; fixed times fire after the gap."""
+    assert ticks(expression, "2026-01-01", zone=zone, count=1) == [expected]
+
+
+def test_an_expression_that_has_stopped_to_fire_is_refused() -> None:
+    """New York's second Sunday in March got its gap in 2007: what will fire counts from now on."""
+    with pytest.raises(BadInput, match="it will never fire"):
+        parse_schedule("* 2 8-14 3 */7", zone=NEW_YORK)
+
+
+def test_any_search_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it starts: about changes of the clock, before rare days, in the second pass of a repeated day."""
+    looks = count_calls(monkeypatch, "conch.cron.schedule.offsets_at", zones.offsets_at)
+    for expression in ("* * * * *", "0 0 29 2 */7", "59 23 31 12 *", "*/59 2 * 3 */7", "0-59 0-23 * * *"):
+        for zone, after in (
+            (BERLIN, "2026-10-25 02:30"),
+            ("Pacific/Kwajalein", "1969-09-30 12:00"),
+            ("UTC", "2088-03-01"),
+        ):
+            looks.clear()
+            parse_schedule(expression, zone=zone).next_after(unix(after, zone))
+            assert len(looks) < 4000, (expression, zone)
+
+
+def test_counting_visits_no_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 years of minutes in a zone cost as much as the changes of its clock."""
+    schedule = parse_schedule("* * * * *", zone=BERLIN)
+    first, last = unix("2000-01-01"), unix("2030-01-01") - 1
+    zones.changes.cache_clear()
+    looks = count_calls(monkeypatch, "conch.cron.zones.offset_at", zones.offset_at)
+    assert schedule.count_between(first, last) == (last + 1 - first) // 60
+    assert len(looks) < 14000
+    looks.clear()
+    assert schedule.count_between(first + 1, last) == (last + 1 - first) // 60 - 1
+    assert not looks
+
+
+@pytest.mark.parametrize(
+    ("expression", "zone", "first", "last", "count"),
+    [
+        ("@every 90s", "UTC", "1970-01-01 00:01:30", "1970-01-01 00:03", 2),
+        ("@every 90s", "UTC", "1970-01-01 00:01:31", "1970-01-01 00:02:59", 0),
+        ("* * * * *", "UTC", "2026-03-01 00:00", "2026-03-01 00:00", 1),
+        ("* * * * *", "UTC", "2026-03-01 00:00:01", "2026-03-01 00:00:59", 0),
+        ("* * * * *", BERLIN, "2026-03-29 00:00", "2026-03-29 23:59", 23 * 60),
+        ("* * * * *", BERLIN, "2026-10-25 00:00", "2026-10-25 23:59", 25 * 60),
+        ("30 2 * * *", BERLIN, "2026-03-01 00:00", "2026-04-01 00:00", 31),
+        ("30 2 * * *", BERLIN, "2026-10-01 00:00", "2026-11-01 00:00", 31),
+        ("*/30 2 * * *", BERLIN, "2026-03-01 00:00", "2026-04-01 00:00", 60),
+        ("0,30 2,3 * * *", BERLIN, "2026-03-29 00:00", "2026-03-30 00:00", 2),
+        ("0 12 * * *", "Pacific/Apia", "2011-12-29 00:00", "2012-01-01 00:00", 3),
+        ("0 0 29 2 *", "UTC", "1900-01-01", "2300-01-01", 97),
+        ("* * * * *", "UTC", "2026-03-02", "2026-03-01", 0),
+    ],
+)  # fmt: skip
+def test_ticks_between_two_instants_are_counted(expression: str, zone: str, first: str, last: str, count: int) -> None:
+    """Both included; over both changes of the clock."""
+    assert parse_schedule(expression, zone=zone).count_between(unix(first, zone), unix(last, zone)) == count
+
+
+def test_the_last_tick_of_a_time_is_found() -> None:
+    """Or that there is none."""
+    schedule = parse_schedule("30 2 * * *", zone=BERLIN)
+    first, last = unix("2026-03-01 02:30", BERLIN), unix("2026-03-29 23:00", BERLIN)
+    assert schedule.last_between(first, last) == unix("2026-03-29 03:00", BERLIN)
+    assert schedule.last_between(first, first) == first
+    assert schedule.last_between(first + 1, first + 3600) is None
+
+
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
@@ -382,7 +505,13 @@ def test_an_expression_that_will_never_fire_is_refused(expression: str) -> None:
         ("* * * monday *", "bad month"),
         ("* * * * monday", "'monday' is neither"),
         ("* * mon * *", "bad day-of-month"),
-        ("0 0 L * *", "bad day-of-month 'L'"),
+        ("0 0 L * *", "bad day-of-month 'L': write *, values"),
+        ("0 0 l * *", "L, W, # and ? are not supported"),
+        ("0 0 L-3 * *", "not supported"),
+        ("0 0 1-L * *", "not supported"),
+        ("0 0 1,L * *", "not supported"),
+        ("0 0 * * L", "not supported"),
+        ("0 0 W * *", "not supported"),
         ("0 0 15W * *", "not supported"),
         ("0 0 LW * *", "bad day-of-month"),
         ("0 0 * * 5L", "not supported"),
@@ -496,7 +625,7 @@ def test_what_croniter_refuses_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(croniter.croniter, "expand", refuse)
     with pytest.raises(BadInput, match="not today"):
-        parse_schedule("@daily")
+        parse_schedule("17 3 5 11 1-6/5")
 
 
 def test_a_schedule_says_what_it_is_and_does_not_change() -> None:
@@ -551,6 +680,7 @@ def test_schedules_are_cheap() -> None:
 
 
 def test_the_surface_of_a_schedule_is_small() -> None:
-    """The public surface: two names to read, one question to ask."""
+    """The public surface: two names to read, a few questions to ask."""
     assert isinstance(parse_schedule("@daily"), Schedule)
-    assert [name for name in dir(Schedule) if not name.startswith("_")] == ["expression", "next_after", "zone"]
+    shown = ["count_between", "expression", "last_between", "next_after", "resume_after", "zone"]
+    assert [name for name in dir(Schedule) if not name.startswith("_")] == shown

@@ -3,8 +3,9 @@
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from conch.cron.schedule import Schedule, parse_schedule
+from conch.cron.zones import offsets_at
 from conch.errors import BadInput
 
 MINUTE = timedelta(minutes=1)
@@ -151,7 +153,94 @@ def test_no_tick_too_many_and_none_missing(expression: Expression, place: tuple[
     zone, change = place
     start = change + shift
     end = start + 30 * 3600
-    assert list(all_ticks(expression.text, zone, start, end)) == list(walk(expression, ZoneInfo(zone), start, end))
+    walked = list(walk(expression, ZoneInfo(zone), start, end))
+    assert list(all_ticks(expression.text, zone, start, end)) == walked
+    schedule = read(expression.text, zone)
+    if schedule is None:
+        return
+    assert schedule.count_between(start + 1, end) == len(walked)
+    assert schedule.last_between(start + 1, end) == (walked[-1] if walked else None)
+    for first in walked[:3]:
+        assert schedule.count_between(first, end) == len(walked) - walked.index(first)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(expressions(), PLACES, st.integers(-(10**7), 10**7), st.integers(0, 10**8), st.floats(0, 1))
+def test_a_count_over_years_is_that_of_its_parts(
+    expression: Expression, place: tuple[str, int], shift: int, length: int, part: float
+) -> None:
+    """And of the ticks themselves, as far as they can be walked through."""
+    zone, change = place
+    schedule = read(expression.text, zone)
+    assume(schedule)
+    assert schedule
+    first = change + shift
+    last = first + length
+    middle = first + int(length * part)
+    total = schedule.count_between(first, last)
+    assert total == schedule.count_between(first, middle) + schedule.count_between(middle + 1, last)
+    if total < 5000:
+        assert total == sum(1 for _ in all_ticks(expression.text, zone, first - 1, last))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(expressions(), PLACES, st.integers(-90000, 90000), st.sampled_from([-14400, -3600, -60, 60, 3600, 14400]))
+def test_new_rules_of_a_zone_repeat_no_fixed_time(
+    expression: Expression, place: tuple[str, int], shift: int, moved: int
+) -> None:
+    """Whatever was due by the old rules: the next one by the new rules shows a later time on the clock."""
+    zone, change = place
+    old = read(expression.text, zone)
+    assume(old)
+    assert old
+    new = moved_by(old, moved)
+    tick = old.next_after(change + shift)
+    assert tick is not None
+    after = new.resume_after(old, tick)
+    assert after >= tick
+    if not expression.fixed:
+        assert after == tick
+        return
+    reached = local(tick, old._rule.zone)  # type: ignore[union-attr]
+    following = new.next_after(after)
+    assert following is not None
+    assert local(following, new._rule.zone) > reached  # type: ignore[union-attr]
+    early, late = offsets_at(new._rule.zone, int((reached - datetime(1970, 1, 1)).total_seconds()))  # type: ignore[union-attr]
+    skipped = new.next_after(tick)
+    while early >= late and skipped is not None and skipped < following:
+        assert local(skipped, new._rule.zone) <= reached  # type: ignore[union-attr]
+        skipped = new.next_after(skipped)
+
+
+def moved_by(schedule: Schedule, seconds: int) -> Schedule:
+    """The same by other rules of its zone: its clock is so much ahead of what it was."""
+    rule = schedule._rule
+    zone: Any = Moved(rule.zone, timedelta(seconds=seconds))  # type: ignore[union-attr]
+    return replace(schedule, _rule=replace(rule, zone=zone))
+
+
+class Moved(tzinfo):
+    """Another zone's clock, moved."""
+
+    def __init__(self, zone: tzinfo, by: timedelta) -> None:
+        self.zone = zone
+        self.by = by
+
+    def utcoffset(self, at: datetime | None) -> timedelta:
+        assert at is not None
+        found = self.zone.utcoffset((at.replace(tzinfo=None) - self.by).replace(fold=at.fold))
+        assert found is not None
+        return found + self.by
+
+    def dst(self, at: datetime | None) -> None:
+        return None
+
+    def tzname(self, at: datetime | None) -> str:
+        return "moved"
+
+    def fromutc(self, at: datetime) -> datetime:
+        inner = self.zone.fromutc(at.replace(tzinfo=self.zone))
+        return (inner.replace(tzinfo=None) + self.by).replace(tzinfo=self, fold=inner.fold)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
