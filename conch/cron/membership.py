@@ -70,6 +70,7 @@ class Membership(Actor):
         return next(number for number in self._numbers if number % HOLDS not in used)
 
     def _on_registered(self, outcome: Registered | NameTaken) -> None:
+        self._on_write_made()
         if isinstance(outcome, NameTaken):
             self.tell(
                 "error",
@@ -85,12 +86,13 @@ class Membership(Actor):
             self._register()
             return
         self._node = outcome
+        self._fault("not-registered").over()
         self.tell("info", "registered", host=self._me.host, lease=f"{outcome.node.lease:x}", rev=outcome.node.rev)
         self._later(_TELL_TIME_S, lambda: self._tell_time_again(outcome.node.number))
         self._on_registration()
 
     def _on_not_registered(self, error: StoreError) -> None:
-        self.tell("warning", "not-registered", msg=str(error))
+        self._on_write_failed("not-registered", error)
         self._later(PAUSE_MOST_S, self._register)
 
     def _on_node_lost(self, number: int, reason: str) -> None:
@@ -122,17 +124,27 @@ class Membership(Actor):
             self._tell_time()
             self._later(_TELL_TIME_S, lambda: self._tell_time_again(number))
 
-    def _tell_time(self) -> None:
+    def _tell_time(self, *, probe: bool = False) -> None:
         node = self._node
         if node is None:
             return
         limit_s = self._limit_s
         draining = self._draining
-        self._work(
+        self._write(
             lambda: self._registrar.refresh(node.node, self._clock.own(), draining=draining, timeout_s=limit_s),
             lambda _: None,
-            lambda _: None,
+            lambda error: self._on_write_failed("refresh-failed", error),
+            lambda: None,  # told when etcd takes writes again
+            probe=probe,
         )
+
+    def _probe_time(self) -> bool:
+        """Find out by telling our time whether etcd takes writes; whether there is a key to be written."""
+        self._tell_time(probe=True)
+        return self._node is not None
+
+    def _resume(self) -> None:
+        self._tell_time()
 
     def _on_node(self, host: str, kv: KeyValue, *, live: bool) -> None:
         fields = dict(fields_of(kv.value))

@@ -4,10 +4,12 @@ import heapq
 import os
 from typing import NamedTuple
 
+from conch.core import clock
 from conch.cron.actor import Base
 from conch.cron.claiming import Claiming
 from conch.cron.claims import Due
-from conch.cron.job import UnreadableJob, parse
+from conch.cron.job import Job, UnreadableJob, parse
+from conch.cron.records import seconds_of
 from conch.cron.runs import Known
 from conch.errors import BadInput
 from conch.etcd.store import KeyValue
@@ -21,6 +23,8 @@ _APART_S = 60.0
 _REQUESTS = 1000
 
 
+# What edits have left in the heap is removed when there is so much more than there are jobs.
+_OUTDATED = 1000
 # How far the time may go back before all is planned anew.
 _BACK_S = 1.0
 
@@ -62,14 +66,39 @@ class Planning(Claiming):
         self._unreadable.pop(name, None)
         if known is not None and known.rev == kv.mod_revision and known.job == job:
             return  # an etcd that was wiped has the same revisions for other jobs
+        self._run_ticks()  # what is due by now is due by the definition that we knew
+        after = int(self._changed_at(job, kv.mod_revision))
         if known is None:
             known = self.jobs[name] = Known(job, kv.mod_revision, job.ticks())
         else:
             known.job, known.rev, known.schedule = job, kv.mod_revision, job.ticks()
+        known.created = kv.create_revision
         if not job.paused:
-            self._plan(name, known, int(self._clock.now()))
+            self._plan(name, known, after)
+        self._forget_outdated()
         for tick, now_rev, request in self._requests.pop(name, []):
             self._plan_request(name, known, tick, now_rev, request)
+
+    def _changed_at(self, job: Job, revision: int) -> float:
+        """From when on the ticks of a definition count, at this revision: none from before it was written.
+
+        It was written before etcd answered with that revision, and after it answered with a lower one. In between, the
+        job's own word counts, by the clock of whoever wrote it; one that is older is not of this change.
+        """
+        now, here = self._clock.now(), clock.now()
+        after, before = self._store.moments(revision)
+        latest = now if before is None else now - max(0.0, here - before)
+        said = max(seconds_of(job.raw.get("added_at")), seconds_of(job.raw.get("changed_at")))
+        if after is not None and said + 1.0 > now - (here - after):
+            latest = min(latest, max(said, now - (here - after)))
+        return max(self._since, latest)
+
+    def _forget_outdated(self) -> None:
+        """Edits leave what was planned before them in the heap until it is due, which may be in a year."""
+        if len(self._ticks) > 2 * len(self.jobs) + _OUTDATED:
+            revs = {name: known.rev for name, known in self.jobs.items()}
+            self._ticks = [one for one in self._ticks if one.now_rev or revs.get(one.name) == one.rev]
+            heapq.heapify(self._ticks)
 
     def _plan(self, name: str, known: Known, after: int) -> None:
         following = known.schedule.next_after(after)

@@ -159,6 +159,10 @@ class AutoStore:
         """See `Store`. Over the driver that answers now."""
         return self._store.each_member()
 
+    def moments(self, revision: int) -> tuple[float | None, float | None]:
+        """See `Store`."""
+        return self._timeline.moments(revision)
+
     def close(self) -> None:
         """See `Store`."""
         self._store.close()
