@@ -3,29 +3,43 @@
 import json
 import re
 import secrets
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from conch.config import Connection
+from conch.cron.claims import Claims, Due, Node, Won
+from conch.cron.job import decode
 from conch.dev import Cluster
+from conch.etcd.driver import GrpcStore
+from conch.etcd.endpoints import parse_endpoints
+from conch.etcd.store import Full, LeaseGone, Put, Range, StoreError, TxnResult
+from conch.holder import Holder
+from conch.keys import Keys
 from tests.support.conch import Bench, Wrapper, wait_for
 from tests.support.cron import Fleet
 from tests.support.etcdctl import etcdctl
 from tests.support.metrics import difference, requests
+from tests.support.proxy import Proxy
 
 JOBS, PERIOD_S, WINDOW_S = 40, 5, 10
-# A window's requests: a probe every second or so, look-ups of what was missed, two renewals and reads every two seconds.
+# In a window: a probe every two seconds or so, look-ups of what was missed, a renewal and its read every two seconds.
 MOST_REQUESTS, MOST_LINES = 120, 20
+
+
+QUOTA = ("--quota-backend-bytes", str(4 * 1024 * 1024))
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[tuple[Cluster, Fleet]]:
     """Daemons on an etcd with a quota of 4 MiB."""
-    with Cluster(arguments=["--quota-backend-bytes", str(4 * 1024 * 1024)]) as cluster:
+    with Cluster(arguments=QUOTA) as cluster:
         bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
         fleet = Fleet(bench)
         yield cluster, fleet
@@ -110,10 +124,11 @@ def test_full_etcd_costs_little_is_said_and_is_survived(small: tuple[Cluster, Fl
     lost = [tick for one in claimed for tick in range(first, last + 1, PERIOD_S) if tick not in one]
     # each once: those of the very first tick may be from before a job was there
     assert missed <= len(lost) <= missed + JOBS
-    said = sum(int(event["ticks"]) for event in daemon.events("missed"))
-    wait_for(
-        lambda: sum(int(event["ticks"]) for event in daemon.events("missed")) == missed, f"{missed} said, not {said}"
-    )
+
+    def said() -> int:
+        return sum(int(event["ticks"]) for event in daemon.events("missed"))
+
+    wait_for(lambda: said() == missed, "all of them are in the log")
     assert not re.search(r"Traceback", daemon.err)
 
 
@@ -130,3 +145,110 @@ def test_full_etcd_is_noticed_and_forgotten_without_a_tick(small: tuple[Cluster,
     make_room(cluster)
     wait_for(lambda: health(address)[0] == 200, "200 again", 20)
     other.wait_event("registered")
+
+
+# -- what a refusal says -----------------------------------------------------------------------------------
+
+
+def store_of(*endpoints: str) -> GrpcStore:
+    return GrpcStore(Connection(parse_endpoints(",".join(endpoints))))
+
+
+def test_refusal_is_clear_unless_an_earlier_try_was_not(small: tuple[Cluster, Fleet]) -> None:
+    """Of a full etcd, and of a lease that is not there; beside an endpoint whose answer was lost it stays unclear."""
+    cluster, _ = small
+    store = store_of(cluster.endpoints)
+    with pytest.raises(LeaseGone) as gone:
+        store.txn([], [Put(b"/k", b"v", 12345)], timeout_s=5)
+    fill(cluster)
+    with pytest.raises(Full) as full:
+        store.txn([], [Put(b"/k", b"v")], timeout_s=5)
+    with pytest.raises(Full) as lease:
+        store.grant(12345, 60, timeout_s=5)
+    assert [raised.value.unclear for raised in (full, gone, lease)] == [False, False, False]
+    store.close()
+    proxy = Proxy(cluster.endpoints)
+    store = store_of(proxy.endpoint)
+    fault = proxy.fault("Txn", "reset")
+    with pytest.raises(Full) as after:
+        store.txn([], [Put(b"/k", b"v")], timeout_s=5)
+    assert fault.hit.is_set()
+    assert after.value.unclear
+    store.close()
+    proxy.refuse.set()
+    proxy.cut()
+    store = GrpcStore(Connection(parse_endpoints(proxy.endpoint)), members_only=True)
+    with pytest.raises(StoreError) as away:
+        store.txn([], [Put(b"/k", b"v")], timeout_s=1)
+    assert not away.value.unclear  # it was never sent
+    store.close()
+    proxy.close()
+
+
+class Large(GrpcStore):
+    """Writes so much with each claim that claims cross the quota; how often etcd says that it is full is counted."""
+
+    refused = 0
+
+    def txn(self, compare: Any, success: Any, failure: Any = (), *, timeout_s: float) -> TxnResult:
+        """With another key beside it."""
+        more = [Put(b"/fill/" + one.key, b"x" * 20_000) for one in success if isinstance(one, Put)][:1]
+        try:
+            return super().txn(compare, [*success, *more], failure, timeout_s=timeout_s)
+        except Full:
+            self.refused += 1
+            raise
+
+
+def test_claim_that_etcd_makes_and_refuses_in_one_is_known_to_be_made() -> None:
+    """The requests that cross the quota are: a claim that fails clearly is not there, whoever fills etcd beside it."""
+    made_all_the_same = 0
+    for _ in range(5):
+        with Cluster(arguments=QUOTA) as cluster:
+            made_all_the_same += cross_the_quota(cluster)
+        if made_all_the_same:
+            break
+    assert made_all_the_same, "etcd has made none of the claims that it refused: nothing was tested"
+
+
+def cross_the_quota(cluster: Cluster) -> int:
+    """Claim side by side until each claimer is refused; how many claims were made and refused in one."""
+    keys, me = Keys("/t"), Holder("a", 1, "2026-01-01T00:00:00Z", "conchd")
+    job = decode("j", {"schedule": "@every 1s", "cmd": ["true"], "overlap": "allow"})
+    store = store_of(cluster.endpoints)
+    store.grant(7, 600, timeout_s=5)
+    node = store.txn([], [Put(keys.node("a").encode(), b"{}", 7)], timeout_s=5).head.revision
+    rev = store.txn([], [Put(keys.cron("job", "j").encode(), job.encode())], timeout_s=5).head.revision
+    made: list[int] = []
+    clearly_not: list[int] = []
+    found: list[bool] = []
+
+    def claim(first: int) -> None:
+        large = Large(Connection(parse_endpoints(cluster.endpoints)))
+        claims = Claims(large, keys, "a")
+        for tick in range(first, first + 1000):
+            due = Due(job, rev, tick, tick + 60.0, secrets.token_hex(8))
+            try:
+                outcome = claims.claim(due, Node(1, 7, node), me, 1_900_000_000.0, has_floor=False, timeout_s=5)
+            except Full as error:
+                if not error.unclear:
+                    clearly_not.append(tick)
+                break
+            assert isinstance(outcome, Won)
+            made.append(tick)
+            if large.refused:
+                found.append(True)
+                break
+        large.close()
+
+    threads = [threading.Thread(target=claim, args=(1_900_000_000 + 1000 * number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    there = store.range(Range(b"/t/cron/fire/", b"/t/cron/fire0", keys_only=True), timeout_s=5).kvs
+    ticks = {int(kv.key.rpartition(b"/")[2]) for kv in there}
+    assert not ticks & set(clearly_not)
+    assert set(made) <= ticks
+    store.close()
+    return len(found)
