@@ -222,7 +222,7 @@ class Claiming(Closing):
                     known.has_floor = has_floor
                 self._attempt(due)
             case NodeGone():
-                self._hold_back(due)  # the session or the watch tells that we are not registered any more
+                self._try_later(due)  # the session or the watch tells that we are not registered any more
         self._end_if_released()
 
     def _on_changed(self, due: Due, job: KeyValue | None) -> None:
@@ -267,11 +267,14 @@ class Claiming(Closing):
         due.trying = False
         self._busy_claiming -= 1
         due.unclear = due.unclear or error.unclear
+        self._on_claim_error(due, error)
+        self._try_later(due)
+        self._end_if_released()
+
+    def _try_later(self, due: Due) -> None:
         due.pause_s = min(2 * due.pause_s or PAUSE_S, PAUSE_MOST_S)
         due.not_before = clock.now() + due.pause_s
-        self._on_claim_error(due, error)
         self._hold_back(due)
-        self._end_if_released()
 
     def _settle(self, due: Due, reason: str | None) -> None:
         """A tick is given up, for this reason or (None) as too late. Should a claim have been made, it is recorded."""
@@ -304,7 +307,7 @@ class Claiming(Closing):
         held, self._held_back = self._held_back, {}
         wall, now, ready = self._clock.now(), clock.now(), not self._why_not_ready()
         for due in held.values():
-            if wall <= due.late_at and (not ready or now < due.not_before):
+            if not self._draining and wall <= due.late_at and (not ready or now < due.not_before):
                 self._hold_back(due)
             else:
                 self._attempt(due)

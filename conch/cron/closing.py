@@ -51,6 +51,10 @@ class Closing(Replacing):
     def _waiting(self) -> int:
         """How many ticks wait to be claimed."""
 
+    def _on_registration(self) -> None:
+        super()._on_registration()
+        self._close_next()
+
     def _has_room_for_unclear(self) -> bool:
         return len(self._unclear) < _UNCLEAR
 
@@ -68,6 +72,8 @@ class Closing(Replacing):
         """Close the unclear tick that has waited longest; whether something is sent. One at a time."""
         if self._closing or not self._unclear or (self._writes.is_open and not probe):
             return False
+        if self._node is None and not self._releasing:
+            return False  # a claim may land for as long as our old registration lasts, and must be seen then
         run, (due, reason) = next(iter(self._unclear.items()))
         del self._unclear[run]
         self._closing = True

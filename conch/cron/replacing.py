@@ -4,7 +4,7 @@ from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, Base
 from conch.cron.claims import Busy, Due, NodeGone, Outcome, Taken, Won
 from conch.cron.ledger import Entry
 from conch.cron.runs import Known, Live, Runs
-from conch.etcd.store import KeyValue, StoreError
+from conch.etcd.store import Full, KeyValue, StoreError
 from conch.holder import rfc3339
 
 _STOPPING = "conchd is stopping"
@@ -85,7 +85,7 @@ class Replacing(Runs):
         )
 
     def _on_not_taken(self, due: Due, error: StoreError) -> None:
-        due.unclear = due.unclear or error.unclear
+        due.unclear = due.unclear or error.unclear or isinstance(error, Full)
         self._on_write_failed("claim-failed", error, job=due.job.name, tick=rfc3339(due.tick))
         self._not_taken(due)
 

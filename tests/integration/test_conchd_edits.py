@@ -1,4 +1,4 @@
-"""Edits around a tick: it belongs to one of the two definitions, or a row says why not; none is lost before the news."""
+"""Edits around a tick: it belongs to one of the two definitions, or a row says why not; none is lost in between."""
 
 import itertools
 import json

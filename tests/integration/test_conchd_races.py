@@ -200,6 +200,34 @@ def test_claim_that_etcd_makes_long_after_it_was_given_up_finds_the_tick_closed(
     host.wait_start(tick + 5)
 
 
+def test_many_unclear_claims_are_closed_and_few_are_made(bed: Bed) -> None:
+    """No answer arrives for longer than the ticks may wait: one claim at a time is tried, and none is forgotten."""
+    proxy = bed.proxy()
+    host = bed.host(proxy, limit_s=1.0)
+    names = [f"o{number}" for number in range(30)]
+    for name in names:
+        bed.put(name, start_deadline=2.0)
+    wait_for(lambda: len(host.scheduler.jobs) == 31, "all are known")
+    proxy.fault("Txn", "drop", times=10_000)
+    seen, tick = len(proxy.calls), int(time.time()) + 1
+    for name in names:
+        bed.fleet.request(name, tick)
+    wait_for(lambda: host.scheduler._unclear, "one is given up")
+    wait_for(lambda: not host.scheduler._dues, "all are given up")
+    assert proxy.calls[seen:].count("Txn") < 2 * len(names)
+    proxy.heal()
+
+    def done() -> int:
+        skipped = sum(bed.fleet.value("result", name, tick) is not None for name in names)
+        return skipped + host.scheduler.counts["missed", ""]
+
+    wait_for(lambda: done() == len(names), "each is recorded or counted")
+    for name in names:
+        assert bed.fleet.value("run", name) is None
+        assert (bed.fleet.value("fire", name, tick) is None) == (bed.fleet.value("result", name, tick) is None)
+    assert not [one for one in host.orders if one[0] in names]
+
+
 def test_unclear_claim_is_not_taken_for_anothers_run(bed: Bed) -> None:
     """The run key that the second try finds is its own: it runs, once, and nothing is skipped."""
     proxy = bed.proxy()

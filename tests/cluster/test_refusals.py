@@ -1,4 +1,4 @@
-"""A daemon on an etcd that is full: what it asks, logs, counts and says of its health, and that it goes on after."""
+"""A daemon on an etcd that refuses writes: what it asks, logs and counts, its health, and that it goes on after."""
 
 import json
 import re
@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import etcd3
 import pytest
+from etcd3 import etcdrpc
 
 from conch.config import Connection
 from conch.cron.claims import Claims, Due, Node, Won
@@ -22,6 +24,7 @@ from conch.etcd.endpoints import parse_endpoints
 from conch.etcd.store import Full, LeaseGone, Put, Range, StoreError, TxnResult
 from conch.holder import Holder
 from conch.keys import Keys
+from tests.conftest import OwnEtcd
 from tests.support.conch import Bench, Wrapper, wait_for
 from tests.support.cron import Fleet
 from tests.support.etcdctl import etcdctl
@@ -82,6 +85,13 @@ def make_room(cluster: Cluster) -> None:
     etcdctl(*ctl, "alarm", "disarm")
 
 
+def put_jobs(fleet: Fleet) -> None:
+    """All of them, by hand."""
+    job = json.dumps({"schedule": f"@every {PERIOD_S}s", "cmd": ["true"], "overlap": "allow"})
+    for number in range(JOBS):
+        fleet.bench.etcd.put(f"{fleet.bench.prefix}/cron/job/j{number}", job)
+
+
 def window(cluster: Cluster, daemon: Wrapper) -> tuple[int, int]:
     """The requests that etcd handles, and the lines that the daemon logs, in a while."""
     before, lines = requests(cluster.endpoints), daemon.err.count("\n")
@@ -95,9 +105,7 @@ def test_full_etcd_costs_little_is_said_and_is_survived(small: tuple[Cluster, Fl
     cluster, fleet = small
     daemon = fleet.start("a", "--status-addr", "0")
     address = daemon.wait_event("status")["addr"]
-    job = json.dumps({"schedule": f"@every {PERIOD_S}s", "cmd": ["true"], "overlap": "allow"})
-    for number in range(JOBS):
-        fleet.bench.etcd.put(f"{fleet.bench.prefix}/cron/job/j{number}", job)
+    put_jobs(fleet)
     fleet.results("j0", 1)
     assert health(address)[0] == 200
     fill(cluster)
@@ -145,6 +153,95 @@ def test_full_etcd_is_noticed_and_forgotten_without_a_tick(small: tuple[Cluster,
     make_room(cluster)
     wait_for(lambda: health(address)[0] == 200, "200 again", 20)
     other.wait_event("registered")
+
+
+# -- other firm refusals -----------------------------------------------------------------------------------
+
+
+def alarm(cluster: Cluster, action: int) -> None:
+    """Raise (1) or clear (2) the alarm of a corrupt cluster, by which etcd refuses all writes."""
+    etcd = etcd3.client(port=cluster.members[0].client_port)
+    status = etcd.status()
+    request = etcdrpc.AlarmRequest(action=action, memberID=status.leader.id, alarm=2)
+    etcdrpc.MaintenanceStub(etcd.channel).Alarm(request, 5)
+    etcd.close()
+
+
+class Corrupt:
+    """An etcd whose data are found to differ between members."""
+
+    word = "corrupt"
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.env: dict[str, str] = {}
+
+    def begin(self) -> None:
+        alarm(self._cluster, 1)
+
+    def end(self) -> None:
+        alarm(self._cluster, 2)
+
+    def close(self) -> None:
+        pass
+
+
+class Denied:
+    """A role that may only read any more."""
+
+    word = "permission denied"
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._ctl = ["--endpoints", cluster.endpoints]
+        for user in ("root", "conch"):
+            etcdctl(*self._ctl, "user", "add", f"{user}:{user}pw")
+            etcdctl(*self._ctl, "role", "add", user)
+            etcdctl(*self._ctl, "user", "grant-role", user, user)
+        self.end()
+        etcdctl(*self._ctl, "auth", "enable")
+        self._ctl += ["--user", "root:rootpw"]
+        self.env = {"CONCH_USER": "conch", "CONCH_PASSWORD": "conchpw"}
+
+    def begin(self) -> None:
+        self._may("read")
+
+    def end(self) -> None:
+        self._may("readwrite")
+
+    def _may(self, what: str) -> None:
+        etcdctl(*self._ctl, "role", "grant-permission", "conch", "--prefix=true", what, "/")
+
+    def close(self) -> None:
+        etcdctl(*self._ctl, "auth", "disable")
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("kind", [Corrupt, Denied])
+def test_any_lasting_refusal_costs_little(own_fleet: Fleet, own: OwnEtcd, kind: type[Corrupt | Denied]) -> None:
+    """Whatever it is that etcd refuses: few requests and lines, 503 and why, and ticks again when it is over."""
+    fleet = own_fleet
+    put_jobs(fleet)
+    fault = kind(own.cluster)
+    try:
+        daemon = fleet.start("a", "--status-addr", "0", env=fault.env)
+        address = daemon.wait_event("status")["addr"]
+        wait_for(lambda: daemon.events("run-end", "child-exit", "child-start"), "ticks run")
+        fault.begin()
+        wait_for(lambda: health(address)[0] == 503, "503", 30)
+        assert fault.word in health(address)[1]
+        time.sleep(PERIOD_S)
+        asked, said = window(own.cluster, daemon)
+        print(asked, said)
+        assert asked <= MOST_REQUESTS
+        assert said <= MOST_LINES
+        assert health(address)[0] == 503
+        fault.end()
+        wait_for(lambda: health(address)[0] == 200, "200 again", 30)
+    finally:
+        fault.end()
+        fault.close()
+    known = len(fleet.ticks("result", "j0"))
+    fleet.results("j0", known + 2)
 
 
 # -- what a refusal says -----------------------------------------------------------------------------------
