@@ -345,6 +345,22 @@ def test_edit_while_a_tick_takes_over_runs_it_once(bed: Bed) -> None:
     assert bed.run_key() is None
 
 
+def test_run_key_that_was_taken_unheard_is_given_back(bed: Bed) -> None:
+    """The tick that waited has it, and no answer says so in time: skipped, and the next tick runs."""
+    proxy = bed.proxy()
+    host = bed.host(proxy, limit_s=0.7)
+    bed.put(overlap="replace", start_deadline=3.0)
+    first, second = replace(bed, host)
+    fault = proxy.fault("Txn", "drop", skip=1, times=10_000)  # spares the first one's result
+    host.end(first)
+    assert fault.hit.wait(5)
+    assert bed.fleet.result("j", second)["state"] == "skipped"
+    proxy.heal()
+    wait_for(lambda: bed.run_key() is None, "the run key is gone")
+    assert second not in [tick for tick, _ in host.runs]
+    host.wait_start(bed.request())
+
+
 # -- the clock, the disk, the ledger -----------------------------------------------------------------------
 
 
