@@ -41,7 +41,7 @@ _SUPERVISOR, _WARDEN = "tests/unit/test_supervisor.py", "tests/unit/test_warden.
 _SCHEDULE, _JOURNAL, _LEDGER = (f"tests/unit/test_{name}.py" for name in ("schedule", "journal", "ledger"))
 _ANSWERS, _ODD = "tests/unit/test_answers.py", "tests/integration/test_odd_answers.py"
 _DEFECT = "tests/integration/test_defect.py"
-_SLOW = "tests/cluster/test_slow.py"
+_SLOW, _REFUSALS = "tests/cluster/test_slow.py", "tests/cluster/test_refusals.py"
 _ZONES, _RELOAD = "tests/integration/test_conchd_zones.py", "tests/cluster/test_reload_tls.py"
 _HOST, _TERMINAL = "tests/integration/test_host.py", "tests/integration/test_terminal_shared.py"
 _NAMESAKES, _CLOCK = "tests/integration/test_namesakes.py", "tests/integration/test_cron_clock.py"
@@ -431,6 +431,27 @@ BUGS = (
         "if busy is not None and self._claims.is_ours(busy, due):",
         "if False:",
         (f"{_RACES}::test_unclear_claim_is_not_taken_for_anothers_run",),
+    ),
+    Bug(
+        "claim that a full etcd has made counts as refused",
+        "cron/claims.py",
+        "            result = self._read_back(failure, error, timeout_s)\n",
+        "            raise\n            result = self._read_back(failure, error, timeout_s)\n",
+        (f"{_REFUSALS}::test_claim_that_etcd_makes_and_refuses_in_one_is_known_to_be_made",),
+    ),
+    Bug(
+        "refusal after a lost answer is clear",
+        "etcd/failover.py",
+        "unclear = unclear or (sent_at is not None and not _refused(trouble))",
+        "unclear = sent_at is not None and not _refused(trouble)",
+        ("tests/unit/test_failover.py::test_refusal_after_a_lost_answer_is_unclear",),
+    ),
+    Bug(
+        "due tick of an edited job is dropped",
+        "cron/claiming.py",
+        "        if due.changes < _CHANGES:\n",
+        "        if True:\n            self._drop(due)\n        elif due.changes < _CHANGES:\n",
+        ("tests/integration/test_conchd_edits.py::test_due_tick_that_an_edit_takes_away_has_a_row_that_says_so",),
     ),
     Bug(
         "run key is not compared: forbid overlaps",

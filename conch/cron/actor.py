@@ -13,13 +13,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from conch.config import Connection
 from conch.core import clock
 from conch.core.link import Message, Note
 from conch.core.origin import Origin
 from conch.cron.clock import FleetClock
+from conch.cron.faults import Breaker, Lasting
 from conch.cron.ledger import Ledger
 from conch.etcd.store import Store, StoreError
 from conch.holder import Holder
@@ -33,6 +34,14 @@ _WORKERS, _DISK_WORKERS = 8, 4
 PAUSE_S, PAUSE_MOST_S = 0.1, 2.0
 # What there is much of, as jobs to be planned, is done in such slices of time, and everything else in between.
 SLICE_S = 0.01
+
+
+# Faults that end as soon as etcd takes a write.
+_OF_WRITES = ("claim-failed", "not-delivered", "refresh-failed")
+
+
+class Unsent(Exception):
+    """Nothing was sent: there was no time left, or etcd takes no writes just now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,9 @@ class Actor(ABC):
         self._serial = count()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._chores: deque[Callable[[], None]] = deque()
+        self._writes = Breaker()
+        self._recoveries = 0  # how often etcd took writes again
+        self._faults: dict[str, Lasting] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
         self.ended = threading.Event()
 
@@ -93,6 +105,14 @@ class Actor(ABC):
     @abstractmethod
     def _run_ticks(self) -> None:
         """Take up what is due now."""
+
+    @abstractmethod
+    def _probe(self) -> None:
+        """Write something, if there is anything to write, to find out whether etcd takes writes again."""
+
+    @abstractmethod
+    def _resume(self) -> None:
+        """Go on with what was held up: etcd takes writes again."""
 
     def asked(self, question: Callable[[], _T]) -> "Future[_T]":
         """Put a question to the scheduler's thread; it is dropped if the future is cancelled before its turn."""
@@ -189,6 +209,68 @@ class Actor(ABC):
             if not is_short(error):
                 raise
             # no further thread can be started: it is queued, for those that are there
+
+    def _write(
+        self,
+        work: Callable[[], _T],
+        then: Callable[[_T], None],
+        failed: Callable[[StoreError], None],
+        unsent: Callable[[], None],
+        *,
+        probe: bool = False,
+    ) -> None:
+        """Have a worker write to etcd; `unsent` is called instead, in this thread, while all but probes must wait.
+
+        `work` may raise `Unsent`. `failed` has to call `_on_write_failed`.
+        """
+
+        def do() -> list[_T]:
+            if self._writes.is_open and not probe:
+                return []  # it began to fail while this stood in line
+            try:
+                return [work()]
+            except Unsent:
+                return []
+
+        def done(outcome: list[_T]) -> None:
+            if not outcome:
+                unsent()
+                return
+            self._on_write_made()
+            then(outcome[0])
+
+        if self._writes.is_open and not probe:
+            unsent()
+        else:
+            self._work(do, done, failed)
+
+    def _on_write_failed(self, event: str, error: StoreError, **fields: str | int | float) -> None:
+        """After a write that etcd did not take, one probe a pause is sent, and everything else waits."""
+        self._fault(event).failed(msg=str(error), **fields)
+        if self._writes.failed(str(error)):
+            self._probe_later(self._recoveries)
+
+    def _on_write_made(self) -> None:
+        if not self._writes.succeeded():
+            return
+        self._recoveries += 1
+        for event in _OF_WRITES:
+            self._fault(event).over()
+        self._later(0.0, self._resume)
+
+    def _probe_later(self, recoveries: int) -> None:
+        def probe() -> None:
+            if self._recoveries == recoveries:
+                self._probe_later(recoveries)
+                self._probe()
+
+        self._later(self._writes.next_pause_s(), probe)
+
+    def _fault(self, event: str, **how: Any) -> Lasting:
+        """The fault of this name, which is logged a line a minute."""
+        if event not in self._faults:
+            self._faults[event] = Lasting(event, self.tell, **how)
+        return self._faults[event]
 
 
 def _raise(defect: Exception) -> None:

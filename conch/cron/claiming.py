@@ -1,31 +1,32 @@
 """Claiming ticks: whose turn it is, what stands against it, and what happens when etcd does not answer."""
 
-from dataclasses import replace
+from abc import abstractmethod
 
-from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, Base
-from conch.cron.claims import Again, Busy, Due, NodeGone, Outcome, Taken, TooLate, Won
+from conch.core import clock
+from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, Base, Unsent
+from conch.cron.claims import Again, Busy, Changed, Due, NodeGone, Outcome, Taken, Won
 from conch.cron.clock import SKEW_S
+from conch.cron.closing import CHANGED, TOO_LATE, Closing
 from conch.cron.fleet import order
 from conch.cron.ledger import Entry
-from conch.cron.missing import Missed, joined
 from conch.cron.records import fields_of, whole_tick
-from conch.cron.replacing import Replacing
-from conch.cron.schedule import Schedule
+from conch.cron.runs import Known
 from conch.etcd.store import KeyValue, StoreError
 from conch.holder import rfc3339
 
 # Each host in line for a tick gives the ones before it this much time.
 _TURN_S = 0.1
-_TOO_LATE = "etcd confirmed the claim too late"
 # How soon to look again whether what could not be claimed now can be.
 _HELD_BACK_S = 0.2
-# Jobs whose missed ticks are looked up in one transaction.
-_ASKED_AT_ONCE = 20
 # Claims of late are remembered, so that a tick that others took is not tried.
 _REMEMBERED = 20000
+# Ticks that wait at once; those over it are counted as missed unless others claim them.
+_WAITING = 10_000
+# A tick whose job changes that often while it is claimed is tried more slowly.
+_CHANGES = 20
 
 
-class Claiming(Replacing):
+class Claiming(Closing):
     """Claims what is due, in its turn; holds back what cannot be claimed now, until it is too late for it."""
 
     def __init__(self, base: Base) -> None:
@@ -36,8 +37,14 @@ class Claiming(Replacing):
         self._held_back: dict[tuple[str, int], Due] = {}
         self._held_timer = False
         self._claimed: dict[tuple[str, int], None] = {}
-        self._missing: dict[str, list[Missed]] = {}  # to be looked up
-        self._missing_timer = False
+        self._probe_turn = 0  # which kind of write is the next probe
+
+    @abstractmethod
+    def _on_job(self, name: str, kv: KeyValue) -> None:
+        """A job's definition as etcd has it."""
+
+    def _waiting(self) -> int:
+        return len(self._dues)
 
     def _consider(self, due: Due) -> None:
         """A tick is due: wait for our turn at it."""
@@ -48,6 +55,9 @@ class Claiming(Replacing):
             if before.unclear or before.now_rev == due.now_rev:
                 return  # it is being dealt with
             self._drop(before)
+        if len(self._dues) >= _WAITING:
+            self._missed(due.job.name, due.tick, due.tick, 1, due.late_at)
+            return
         self._dues[due.id] = due
         hosts = {self._me.host} | {
             host
@@ -65,65 +75,109 @@ class Claiming(Replacing):
     def _on_claim(self, name: str, tick: int, kv: KeyValue) -> None:
         """Somebody claimed a tick, we perhaps."""
         id_ = (name, tick)
-        self._claimed[id_] = None
-        if len(self._claimed) > _REMEMBERED:
-            for old in list(self._claimed)[: _REMEMBERED // 2]:
-                del self._claimed[old]
+        self._remember(id_)
         due = self._dues.get(id_)
         if due is not None and not self._claims.is_ours(kv, due):
             self._drop(due)
         known = self.jobs.get(name)
-        if known is not None and known.job.overlap == "replace":
+        if known is not None and known.job.overlap == "replace" and fields_of(kv.value).get("skip") is not True:
             self._replace(known, tick)
+
+    def _remember(self, id_: tuple[str, int]) -> None:
+        self._claimed[id_] = None
+        if len(self._claimed) > _REMEMBERED:
+            for old in list(self._claimed)[: _REMEMBERED // 2]:
+                del self._claimed[old]
 
     def _drop(self, due: Due) -> None:
         for where in (self._dues, self._held_back):
             if where.get(due.id) is due:
                 del where[due.id]
 
-    def _ready(self) -> bool:
-        """Whether a run could be started now: registered, with room, and the supervisor awake."""
-        room = len(self._runs()) + self._busy_claiming < self._max_runs
-        return self._node is not None and room and self._knows_the_time() and self._is_answered()
+    def _why_not_ready(self, *, probe: bool = False) -> str:
+        """Why no run could be started now; empty if one could."""
+        if self._node is None:
+            return "not registered in etcd"
+        if len(self._runs()) + self._busy_claiming >= self._max_runs:
+            return f"as many runs as this daemon may have: {self._max_runs}"
+        if self._writes.is_open and not probe:
+            return "etcd takes no writes"
+        if not self._has_room_for_unclear():
+            return "too many claims are unclear"
+        if not self._knows_the_time():
+            return "the time is not known"
+        return "" if self._is_answered() else "the supervisor is stopped"
 
-    def _attempt(self, due: Due) -> None:
+    def _attempt(self, due: Due, *, probe: bool = False) -> None:
         """Claim a tick, unless another has, or hold it back until we can."""
         known = self.jobs.get(due.job.name)
         if self._dues.get(due.id) is not due or due.trying:
             return
-        if self._draining or known is None or (known.rev != due.job_rev and not due.now_rev):
-            self._settle(due, "the job was changed" if not self._draining else "conchd is stopping")
+        if self._draining or known is None:
+            self._settle(due, "conchd is stopping" if self._draining else "the job was removed")
+            return
+        if known.rev != due.job_rev and not due.now_rev:
+            if due.unclear:
+                self._settle(due, CHANGED)  # if it was claimed, it was under the old definition
+                return
+            self._renew(due, known)
+        if self._dues.get(due.id) is not due:
             return
         if self._clock.now() > due.late_at:
             self._settle(due, None)
             return
-        if not self._ready():
+        if self._why_not_ready(probe=probe):
             self._hold_back(due)
             return
         if due.now_rev:
             due.job, due.job_rev = known.job, known.rev
+        self._claim_as_it_stands(due, known, probe=probe)
+
+    def _renew(self, due: Due, known: Known) -> None:
+        """The job has changed: the tick is the new definition's if that has it too, else only a row says why not."""
+        if known.created > due.job_rev:
+            self._drop(due)  # it was removed in between
+            return
+        due.job, due.job_rev = known.job, known.rev
+        if known.job.paused:
+            due.void = "the job was paused"
+        elif known.schedule.next_after(due.tick - 1) != due.tick:
+            due.void = CHANGED
+        else:
+            due.void = ""
+            due.late_at = due.tick + known.job.late_after_s(due.tick, known.schedule.next_after(due.tick))
+
+    def _take_up_again(self, due: Due) -> None:
+        if due.id not in self._dues and due.id not in self._claimed:
+            self._dues[due.id] = due
+            self._attempt(due)
+
+    def _claim_as_it_stands(self, due: Due, known: Known, *, probe: bool) -> None:
+        """Claim a tick to run it, to wait for the run before it, or to skip it."""
         busy = known.run if due.job.exclusive else None
         if busy is not None and self._claims.is_ours(busy, due):
             busy = None  # a try of ours was made after all
         running = None if busy is None else whole_tick(fields_of(busy.value).get("tick"))
-        if self._key is not None and not due.job.is_signed_by(self._key):
+        if due.void:
+            self._claim(due, "skip", None, due.void, probe=probe)
+        elif self._key is not None and not due.job.is_signed_by(self._key):
             why = "the job is not signed"
             if due.job.is_signed:
                 why = "the job's signature is not by our key, or is for another prefix"
-            self._claim(due, "skip", None, why)
+            self._claim(due, "skip", None, why, probe=probe)
         elif busy is None:
-            self._claim(due, "run", None, "")
+            self._claim(due, "run", None, "", probe=probe)
         elif due.job.overlap == "replace" and (running is None or running < due.tick):
-            self._claim(due, "wait", busy, "")
+            self._claim(due, "wait", busy, "", probe=probe)
         else:
             host = fields_of(busy.value).get("host")
             why = "a run is alive" if running is None else f"the run of {rfc3339(running)} on {host} is alive"
-            self._claim(due, "skip", busy, why)
+            self._claim(due, "skip", busy, why, probe=probe)
 
-    def _claim(self, due: Due, how: str, busy: KeyValue | None, why: str) -> None:
+    def _claim(self, due: Due, how: str, busy: KeyValue | None, why: str, *, probe: bool) -> None:
         known, registered = self.jobs.get(due.job.name), self._node
-        if known is None or registered is None:
-            return
+        assert known is not None  # noqa: S101 - asked by the caller
+        assert registered is not None  # noqa: S101 - asked by the caller
         node, now, has_floor = registered.node, self._clock.own(), known.has_floor
         due.trying = True
         self._busy_claiming += 1
@@ -131,7 +185,7 @@ class Claiming(Replacing):
         def work() -> Outcome:
             left_s = due.late_at - self._clock.now()
             if left_s <= 0:
-                return TooLate()  # it stood in line for a worker
+                raise Unsent  # it stood in line for a worker
             claims, me, limit_s = self._claims, self._me, max(0.2, min(self._limit_s, left_s))
             if how == "skip":
                 return claims.claim_to_skip(due, node, me, now, busy, why, has_floor=has_floor, timeout_s=limit_s)
@@ -143,8 +197,12 @@ class Claiming(Replacing):
                 self._ledger.write(Entry(due.run, due.job.name, due.tick, outcome.rev, outcome.run_rev))
             return outcome
 
-        self._work(
-            work, lambda o: self._on_outcome(due, how, why, node.number, o), lambda e: self._on_claim_failed(due, e)
+        self._write(
+            work,
+            lambda outcome: self._on_outcome(due, how, why, node.number, outcome),
+            lambda error: self._on_claim_failed(due, error),
+            lambda: self._on_unsent(due),
+            probe=probe,
         )
 
     def _on_outcome(self, due: Due, how: str, why: str, number: int, outcome: Outcome) -> None:
@@ -154,16 +212,15 @@ class Claiming(Replacing):
         match outcome:
             case Won():
                 self._drop(due)
+                self._remember(due.id)
                 self.counts["claims", "won"] += 1
                 self._on_won(due, how, why, number, outcome)
-            case TooLate():
-                self._settle(due, None)
-            case Taken(why_not):
-                if due.now_rev and why_not == "the job was changed" and self._clock.now() <= due.late_at:
-                    self._later(PAUSE_S, lambda: self._attempt(due))  # a request is for the job as it will be
-                else:
-                    self._drop(due)
-                    self.counts["claims", "lost"] += 1
+            case Taken():
+                self._drop(due)
+                self.counts["claims", "lost"] += 1
+            case Changed(job):
+                due.unclear = False  # nobody has it, and what was for the old definition cannot be made any more
+                self._on_changed(due, job)
             case Busy(run):
                 if known is not None:
                     known.run = run
@@ -173,7 +230,27 @@ class Claiming(Replacing):
                     known.has_floor = has_floor
                 self._attempt(due)
             case NodeGone():
-                self._hold_back(due)  # the session or the watch tells that we are not registered any more
+                self._try_later(due)  # the session or the watch tells that we are not registered any more
+        self._end_if_released()
+
+    def _on_changed(self, due: Due, job: KeyValue | None) -> None:
+        """The job is not what we know: its news are on their way, and are taken from the claim's own answer."""
+        name, known = due.job.name, self.jobs.get(due.job.name)
+        if job is not None and (known is None or known.rev < job.mod_revision):
+            self._on_job(name, job)
+        elif known is None or (job is None and known.rev == due.job_rev):
+            self._settle(due, "the job was removed")
+            return
+        due.changes += 1
+        if due.changes < _CHANGES:
+            self._attempt(due)
+        else:
+            self._later(PAUSE_S, lambda: self._attempt(due))
+
+    def _on_unsent(self, due: Due) -> None:
+        due.trying = False
+        self._busy_claiming -= 1
+        self._hold_back(due)
         self._end_if_released()
 
     def _on_won(self, due: Due, how: str, why: str, number: int, won: Won) -> None:
@@ -192,90 +269,33 @@ class Claiming(Replacing):
             self._launch(due, entry, won.lease, number)
         else:
             # an earlier try was made, in another way than this one; what it was for is over
-            self._record(entry, "skipped", why or _TOO_LATE)
+            self._record(entry, "skipped", why or TOO_LATE)
 
     def _on_claim_failed(self, due: Due, error: StoreError) -> None:
         due.trying = False
         self._busy_claiming -= 1
-        due.unclear = True
-        due.pause_s = min(2 * due.pause_s or PAUSE_S, PAUSE_MOST_S)
-        self.tell("warning", "claim-failed", job=due.job.name, tick=rfc3339(due.tick), msg=str(error))
-        self._later(due.pause_s, lambda: self._attempt(due))
+        due.unclear = due.unclear or error.unclear
+        self._on_claim_error(due, error)
+        self._try_later(due)
         self._end_if_released()
+
+    def _try_later(self, due: Due) -> None:
+        due.pause_s = min(2 * due.pause_s or PAUSE_S, PAUSE_MOST_S)
+        due.not_before = clock.now() + due.pause_s
+        self._hold_back(due)
 
     def _settle(self, due: Due, reason: str | None) -> None:
         """A tick is given up, for this reason or (None) as too late. Should a claim have been made, it is recorded."""
         self._drop(due)
-        if not due.unclear:
-            if reason is None:
-                self._missed(due.job.name, due.tick, due.tick, 1)
-        elif reason is None:
-            self._close(due)
-        else:
-            self._look_for_claim(due, reason)
+        self._give_up(due, reason)
 
-    def _close(self, due: Due) -> None:
-        """Nobody may claim this tick any more, above all not a try of ours that etcd still has somewhere.
-
-        To look is not enough: a request that was given up may be served at any later time, as by a leader that was
-        frozen, and what it then claims nobody would ever end. So the tick is claimed to be skipped.
-        """
-        known, registered = self.jobs.get(due.job.name), self._node
-        if known is None or registered is None:
-            self._look_for_claim(due, None)
-            return
-        node, now, has_floor = registered.node, self._clock.own(), known.has_floor
-        self._busy_claiming += 1
-
-        def work() -> Outcome:
-            return self._claims.claim_to_skip(
-                due, node, self._me, now, None, _TOO_LATE, has_floor=has_floor, timeout_s=self._limit_s
-            )
-
-        def then(outcome: Outcome) -> None:
-            self._busy_claiming -= 1
-            match outcome:
-                case Won():
-                    entry = Entry(due.run, due.job.name, due.tick, outcome.rev, outcome.run_rev)
-                    self._record(entry, "skipped", _TOO_LATE)
-                case Again(has_floor):
-                    known.has_floor = has_floor
-                    self._close(due)
-                case NodeGone():
-                    self._look_for_claim(due, None)  # a claim that lands later finds no registration either
-                case _:
-                    self._missed(due.job.name, due.tick, due.tick, 1)  # of what others have not claimed
-            self._end_if_released()
-
-        self._work(work, then, lambda _: self._settle_later(due, None))
-
-    def _look_for_claim(self, due: Due, reason: str | None) -> None:
-        """Record our claim if it was made; a claim that lands later does not find the job or us as they were."""
-        self._busy_claiming += 1
-
-        def then(found: tuple[KeyValue | None, KeyValue | None]) -> None:
-            self._busy_claiming -= 1
-            fire, run = found
-            if fire is not None and self._claims.is_ours(fire, due):
-                entry = Entry(due.run, due.job.name, due.tick, fire.create_revision)
-                if run is not None and self._claims.is_ours(run, due):
-                    entry = replace(entry, run_rev=run.create_revision)
-                self._record(entry, "skipped", reason or _TOO_LATE)
-            elif fire is None and reason is None:
-                self._missed(due.job.name, due.tick, due.tick, 1)
-            self._end_if_released()
-
-        self._work(
-            lambda: self._claims.whose(due, timeout_s=self._limit_s), then, lambda _: self._settle_later(due, reason)
-        )
-
-    def _settle_later(self, due: Due, reason: str | None) -> None:
-        self._busy_claiming -= 1
-        self._later(PAUSE_MOST_S, lambda: self._settle(due, reason))
-
-    # -- what cannot be claimed now, and what was missed --------------------------------------------------
+    # -- what cannot be claimed now ----------------------------------------------------------------------------
 
     def _hold_back(self, due: Due) -> None:
+        if self._dues.get(due.id) is not due:
+            if due.unclear:
+                self._give_up(due, None)  # it was dropped while a try was under way
+            return
         self._held_back[due.id] = due
         if not self._held_timer:
             self._held_timer = True
@@ -284,41 +304,43 @@ class Claiming(Replacing):
     def _on_held_timer(self) -> None:
         self._held_timer = False
         self._try_held_back()
+        fault, why = self._fault("held-back", level="info"), self._why_not_ready()
+        if self._held_back and why and not self._writes.is_open:
+            fault.failed(waiting=len(self._held_back), msg=why)
+        elif not self._held_back:
+            fault.over()
 
     def _try_held_back(self) -> None:
         """What could not be claimed a moment ago."""
         held, self._held_back = self._held_back, {}
+        wall, now, ready = self._clock.now(), clock.now(), not self._why_not_ready()
         for due in held.values():
-            self._attempt(due)
+            if not self._draining and wall <= due.late_at and (not ready or now < due.not_before):
+                self._hold_back(due)
+            else:
+                self._attempt(due)
 
-    def _missed(self, name: str, first: int, last: int, ticks: int | Schedule) -> None:
-        """Ticks that we did not claim in time, so many or all of a schedule: count, and say once, what nobody has."""
-        self._missing.setdefault(name, []).append(Missed(first, last, ticks))
-        if not self._missing_timer:
-            self._missing_timer = True
-            self._later(0.0, self._look_up_missed)
+    # -- while etcd takes no writes ----------------------------------------------------------------------------
 
-    def _look_up_missed(self) -> None:
-        """Ask etcd about some jobs at a time: after a leap of the clock there may be thousands."""
-        missing = {name: self._missing.pop(name) for name in list(self._missing)[:_ASKED_AT_ONCE]}
+    def _probe(self) -> None:
+        """One write of each kind in turn, so that one which is refused for itself does not keep all others waiting."""
+        kinds = (lambda: self._close_next(probe=True), self._probe_claim, self._probe_result, self._probe_time)
+        for _ in kinds:
+            self._probe_turn = (self._probe_turn + 1) % len(kinds)
+            if kinds[self._probe_turn]():
+                return
 
-        def work() -> dict[str, tuple[int, int, int]]:
-            ends = {name: (min(m.first for m in ms), max(m.newest() for m in ms)) for name, ms in missing.items()}
-            taken = self._claims.taken_between(ends, timeout_s=self._limit_s)
-            return {name: (*ends[name], sum(m.left(taken[name]) for m in ms)) for name, ms in missing.items()}
+    def _probe_claim(self) -> bool:
+        for due in list(self._held_back.values()):
+            del self._held_back[due.id]
+            self._attempt(due, probe=True)
+            if due.trying:
+                return True
+            if due.id in self._held_back:
+                return False  # it is not for want of writes that it waits
+        return False
 
-        def then(found: dict[str, tuple[int, int, int]]) -> None:
-            for name, (first, last, ticks) in found.items():
-                if ticks > 0:
-                    self.counts["missed", ""] += ticks
-                    self.tell("warning", "missed", job=name, tick=rfc3339(first), until=rfc3339(last), ticks=ticks)
-            self._missing_timer = bool(self._missing)
-            if self._missing:
-                self._look_up_missed()
-
-        def failed(_: StoreError) -> None:
-            for name, missed in missing.items():
-                self._missing[name] = joined([*missed, *self._missing.get(name, [])])
-            self._later(PAUSE_MOST_S, self._look_up_missed)
-
-        self._work(work, then, failed)
+    def _resume(self) -> None:
+        super()._resume()
+        self._close_next()
+        self._try_held_back()

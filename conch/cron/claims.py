@@ -15,6 +15,7 @@ from conch.etcd.store import (
     Compare,
     CreatedAt,
     Delete,
+    Full,
     KeyValue,
     LeaseExists,
     LeaseGone,
@@ -23,6 +24,7 @@ from conch.etcd.store import (
     Put,
     Range,
     Store,
+    StoreError,
     TxnResult,
 )
 from conch.holder import Holder
@@ -50,7 +52,8 @@ class Due:
     """A tick that this daemon could claim. `now_rev` is the create-revision of the request for it, 0 if scheduled.
 
     `request` is the request's lease, by which whoever made it finds the claim. `unclear` says that a try was made whose
-    outcome is not known; `trying` and `taking` that one is under way, for the claim or for the run key.
+    outcome is not known; `trying` and `taking` that one is under way, for the claim or for the run key. `void` says why
+    it is only to be recorded as skipped. After a failure it is not tried before `not_before` (CLOCK_BOOTTIME).
     """
 
     job: Job
@@ -63,7 +66,10 @@ class Due:
     unclear: bool = False
     trying: bool = False
     taking: bool = False
+    void: str = ""
+    changes: int = 0
     pause_s: float = 0.0
+    not_before: float = 0.0
 
     @property
     def id(self) -> tuple[str, int]:
@@ -100,8 +106,10 @@ class NodeGone:
 
 
 @dataclass(frozen=True, slots=True)
-class TooLate:
-    """Its time had passed before anything was sent."""
+class Changed:
+    """The job is not what the claim was to be for: its key as it is now; None: it was removed. Nobody has the tick."""
+
+    job: KeyValue | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +128,7 @@ class Delivered:
     wanted: bool = True
 
 
-Outcome = Won | Taken | Busy | NodeGone | TooLate | Again
+Outcome = Won | Taken | Changed | Busy | NodeGone | Again
 
 
 def shared_lease(prefix: str, kind: str, period: int) -> int:
@@ -176,7 +184,7 @@ class Claims:
     ) -> Outcome:
         """Take the tick and record at once that it is not run."""
         lease = self._claim_lease(now)
-        value = claim_value(me, due.run, due.tick, due.request)
+        value = claim_value(me, due.run, due.tick, due.request, skip=True)
         compare, success = self._claiming(due, node, lease, value, has_floor=has_floor)
         if busy is not None:
             compare.append(CreatedAt(busy.key, busy.create_revision))
@@ -282,19 +290,37 @@ class Claims:
             Range(self._node_key(), keys_only=True),
             Range(self._key("fire", *due.id)),
             Range(self._key("result", *due.id), keys_only=True),
-            Range(self._key("job", name), keys_only=True),
+            Range(self._key("job", name)),
             Range(self._key("floor", name)),
             Range(self._key("now", *due.id), keys_only=True),
             Range(self._key("run", name)),
         ]
-        result = self._with_leases(
-            lambda: self._store.txn(compare, success, failure, timeout_s=timeout_s), now, timeout_s
-        )
+        try:
+            result = self._with_leases(
+                lambda: self._store.txn(compare, success, failure, timeout_s=timeout_s), now, timeout_s
+            )
+        except Full as error:
+            result = self._read_back(failure, error, timeout_s)
+            if result.ranges[1].kvs and self.is_ours(result.ranges[1].kvs[0], due):
+                return self._why_not(due, node, result, has_floor=has_floor)
+            raise
         if result is None:
             return NodeGone()
         if result.succeeded:
             taken = any(isinstance(one, Put) and one.key == self._key("run", name) for one in success)
             return Won(result.head.revision, self._claim_lease(now), result.head.revision if taken else None)
+        return self._why_not(due, node, result, has_floor=has_floor)
+
+    def _read_back(self, asked: Sequence[Operation], error: Full, timeout_s: float) -> TxnResult:
+        """What is there after a refusal that may have been made all the same; without an answer it stays unclear."""
+        try:
+            return self._store.txn([], asked, timeout_s=timeout_s)
+        except StoreError:
+            error.unclear = True
+            raise error from None
+
+    def _why_not(self, due: Due, node: Node, result: TxnResult, *, has_floor: bool) -> Outcome:
+        """What a claim found that was not made just now: an earlier try of ours, or what stands against it."""
         ours, fire, ended, job, floor, request, run = (found.kvs[0] if found.kvs else None for found in result.ranges)
         if fire is not None:
             if not self.is_ours(fire, due):
@@ -308,7 +334,7 @@ class Claims:
         if floor is not None and floor.value >= str(due.tick).encode():
             return Taken("it is older than what is kept")
         if job is None or job.mod_revision != due.job_rev:
-            return Taken("the job was changed")
+            return Changed(job)
         if due.now_rev and (request is None or request.create_revision != due.now_rev):
             return Taken("the request is gone")
         if ours is None or ours.create_revision != node.rev:
@@ -385,17 +411,23 @@ class Claims:
         """Call, and once more with the shared leases granted if one was missing; None: another lease is."""
         try:
             return call()
-        except LeaseGone:
-            pass
+        except LeaseGone as error:
+            unclear = error.unclear
         for lease, ttl_s in ((self._claim_lease(now), _CLAIM_S), (self._result_lease(now), _RESULT_S)):
             try:
                 self._store.grant(lease, ttl_s, timeout_s=timeout_s)
             except LeaseExists:
                 pass  # another host was first
+            except StoreError as error:
+                error.unclear = unclear  # it says nothing of the call itself
+                raise
         try:
             return call()
         except LeaseGone:
             return None
+        except StoreError as error:
+            error.unclear = error.unclear or unclear
+            raise
 
     def _claim_lease(self, now: float) -> int:
         return shared_lease(self._keys.prefix, "claims", int(now // _CLAIM_EVERY_S))

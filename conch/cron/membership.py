@@ -22,8 +22,6 @@ _MEET_S = 3.0
 # How often a host whose clock is off asks the others for theirs, and how often each answers at most.
 _ASK_AGAIN_S = 5.0
 _ETCD_CLOCK_S = 2.0
-# A fault that lasts is said once a minute.
-_SAY_AGAIN_S = 60.0
 
 
 class Membership(Actor):
@@ -37,8 +35,7 @@ class Membership(Actor):
         )
         self._here = base.here
         self._registering = False
-        self._turn = 0  # at registering
-        self._taken_said_at: float | None = None
+        self._register_turn = 0
         self._numbers = count(1)
         self._node: Registered | None = None
         self._old_leases: dict[int, int] = {}
@@ -77,7 +74,7 @@ class Membership(Actor):
         if self._releasing or self._registering or self._node is not None:
             return
         self._registering = True
-        self._turn += 1
+        self._register_turn += 1
         number = self._new_number()
 
         def lost(reason: str) -> None:
@@ -100,48 +97,41 @@ class Membership(Actor):
 
     def _on_registered(self, outcome: Registered | NameTaken) -> None:
         self._registering = False
+        self._on_write_made()
         if isinstance(outcome, NameTaken):
-            self._say_taken(outcome.by)
+            self._fault("name-taken", level="error").failed(
+                host=self._me.host,
+                by=outcome.by,
+                here=str(self._here),
+                msg="another conchd has this name, a copy of this machine perhaps: set CONCH_HOST; claiming nothing",
+            )
             self._register_later(self._ttl_s / 2)
             return
-        self._taken_said_at = None
+        self._fault("name-taken", level="error").over()
         if outcome.node.number in self._lost_early:
             self._old_leases[outcome.node.number] = outcome.node.lease
             self._give_old_leases_back()
             self._register()
             return
         self._node = outcome
+        self._fault("not-registered").over()
         self.tell("info", "registered", host=self._me.host, lease=f"{outcome.node.lease:x}", rev=outcome.node.rev)
         self._unheard = {host for host in self._nodes if host != self._me.host and not self._clock.knows(host)}
         self._unheard_until = clock.now() + _MEET_S
         self._later(_TELL_TIME_S, lambda: self._tell_time_again(outcome.node.number))
         self._on_registration()
 
-    def _say_taken(self, by: str) -> None:
-        """Once when it begins, then once a minute."""
-        now = clock.now()
-        if self._taken_said_at is None or now - self._taken_said_at >= _SAY_AGAIN_S:
-            self._taken_said_at = now
-            self.tell(
-                "error",
-                "name-taken",
-                host=self._me.host,
-                by=by,
-                here=str(self._here),
-                msg="another conchd has this name, a copy of this machine perhaps: set CONCH_HOST; claiming nothing",
-            )
-
     def _on_not_registered(self, error: StoreError) -> None:
         self._registering = False
-        self.tell("warning", "not-registered", msg=str(error))
+        self._on_write_failed("not-registered", error)
         self._register_later(PAUSE_MOST_S)
 
     def _register_later(self, after_s: float) -> None:
         """Unless that was tried again before, as when the namesake has gone."""
-        turn = self._turn
+        turn = self._register_turn
 
         def again() -> None:
-            if turn == self._turn:
+            if turn == self._register_turn:
                 self._register()
 
         self._later(after_s, again)
@@ -177,20 +167,30 @@ class Membership(Actor):
             self._tell_time()
             self._later(_TELL_TIME_S, lambda: self._tell_time_again(number))
 
-    def _tell_time(self) -> None:
+    def _tell_time(self, *, probe: bool = False) -> None:
         node = self._node
         if node is None:
             return
         limit_s = self._limit_s
         draining, off = self._draining, self._clock_off
         self._told_at = clock.now()
-        self._work(
+        self._write(
             lambda: self._registrar.refresh(
                 node.node, self._clock.own(), draining=draining, off=off, timeout_s=limit_s
             ),
             lambda _: None,
-            lambda _: None,
+            lambda error: self._on_write_failed("refresh-failed", error),
+            lambda: None,  # told when etcd takes writes again
+            probe=probe,
         )
+
+    def _probe_time(self) -> bool:
+        """Find out by telling our time whether etcd takes writes; whether there is a key to be written."""
+        self._tell_time(probe=True)
+        return self._node is not None
+
+    def _resume(self) -> None:
+        self._tell_time()
 
     def _on_node(self, host: str, kv: KeyValue, *, live: bool) -> None:
         fields = dict(fields_of(kv.value))

@@ -11,11 +11,12 @@ _SINGLES = 64
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """Ticks from `first` to `last`: a number of them, or all of a schedule."""
+    """Ticks from `first` to `last`: a number of them, or all of a schedule. Nobody can claim them from `ripe_at` on."""
 
     first: int
     last: int
     ticks: int | Schedule
+    ripe_at: float = 0.0
 
     def count(self) -> int:
         """How many there are."""
@@ -36,8 +37,12 @@ class Missed:
 
 
 def joined(all_missed: Sequence[Missed]) -> list[Missed]:
-    """The same ticks, in a list that does not grow without end."""
+    """The same ticks, in a list that does not grow without end.
+
+    What others have claimed between those that are put together counts against them: rather too few than twice.
+    """
     if len(all_missed) <= _SINGLES:
         return list(all_missed)
     first, last = min(one.first for one in all_missed), max(one.newest() for one in all_missed)
-    return [Missed(first, last, sum(one.count() for one in all_missed))]
+    ripe_at = max(one.ripe_at for one in all_missed)
+    return [Missed(first, last, sum(one.count() for one in all_missed), ripe_at)]

@@ -13,7 +13,8 @@ from conch.cron import zones
 from conch.cron.actor import SLICE_S, Base
 from conch.cron.claiming import Claiming
 from conch.cron.claims import Due
-from conch.cron.job import UnreadableJob, parse
+from conch.cron.job import Job, UnreadableJob, parse
+from conch.cron.records import seconds_of
 from conch.cron.runs import Known
 from conch.errors import BadInput
 from conch.etcd.store import KeyValue, Range, Renewal
@@ -27,6 +28,8 @@ _REQUESTS = 1000
 
 # How often to look at the database of zones; soon again while it is being changed, file by file perhaps.
 _ZONES_EVERY_S, _ZONES_CHECK_S = 3600.0, 60.0
+# What edits have left in the heap is removed when there is so much more than there are jobs.
+_OUTDATED = 1000
 # How far the time may go back before all is planned anew.
 _BACK_S = 1.0
 
@@ -45,7 +48,8 @@ class Planning(Claiming):
 
     def __init__(self, base: Base) -> None:
         super().__init__(base)
-        self._since = self._clock.now()
+        self._since, self._began = self._clock.now(), clock.now()
+        self._planned_off: set[str] = set()  # jobs that were planned while our clock was off
         self._ticks: list[_Planned] = []
         self._requests: dict[str, list[tuple[int, int, str]]] = {}  # for jobs that are not known yet
         self._last_now = self._since
@@ -77,18 +81,45 @@ class Planning(Claiming):
             self.tell("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg=str(error))
             return
         self._unreadable.pop(name, None)
+        if known is not None:
+            self._take_up_due(name, known)  # what is due by now is due by the definition that we knew
+        after = int(self._changed_at(job, kv.mod_revision))
         if known is None:
             known = self.jobs[name] = Known(job, kv.mod_revision, job.ticks())
         else:
             known.job, known.rev, known.schedule = job, kv.mod_revision, job.ticks()
-        known.value = kv.value
-        self._plan(name, known, int(self._clock.now()))
+        known.value, known.created = kv.value, kv.create_revision
+        self._plan(name, known, after)
+        self._forget_outdated()
         for tick, now_rev, request in self._requests.pop(name, []):
             self._plan_request(name, known, tick, now_rev, request)
+
+    def _changed_at(self, job: Job, revision: int) -> float:
+        """From when on the ticks of a definition count, at this revision: none from before it was written.
+
+        It was written before etcd answered with that revision, and after it answered with a lower one. In between, the
+        job's own word counts, by the clock of whoever wrote it; one that is older is not of this change.
+        """
+        now, here = self._clock.now(), clock.now()
+        after, before = self._store.moments(revision)
+        latest = now if before is None else now - max(0.0, here - before)
+        said = max(seconds_of(job.raw.get("added_at")), seconds_of(job.raw.get("changed_at")))
+        if after is not None and said + 1.0 > now - (here - after):
+            latest = min(latest, max(said, now - (here - after)))
+        return max(self._since, latest)
+
+    def _forget_outdated(self) -> None:
+        """Edits leave what was planned before them in the heap until it is due, which may be in a year."""
+        if len(self._ticks) > 2 * len(self.jobs) + _OUTDATED:
+            planned = {known.planned for known in self.jobs.values()}
+            self._ticks = [one for one in self._ticks if one.now_rev or one.serial in planned]
+            heapq.heapify(self._ticks)
 
     def _plan(self, name: str, known: Known, after: int) -> None:
         """Plan the job's first tick later than `after`, in place of what was planned before."""
         known.past = after
+        if self._clock_off:
+            self._planned_off.add(name)
         self._expect(name, known, None if known.job.paused else known.schedule.next_after(after))
 
     def _expect(self, name: str, known: Known, tick: int | None) -> None:
@@ -112,7 +143,20 @@ class Planning(Claiming):
             self._plan(name, known, after)
 
     def _on_clock_right(self) -> None:
-        self._plan_all_anew()
+        """Plan anew what was planned by a wrong time; the rest goes on, and what is too late by now is passed over."""
+        now = self._clock.now()
+        self._since = now - (clock.now() - self._began)
+        for name, known in self.jobs.items():
+            if name in self._planned_off or not self._since - _BACK_S <= known.past <= now:
+                known.planned = next(self._serial)  # until then nothing
+                after = now if name in self._planned_off else max(self._since, min(known.past, now))
+                self._chores.append(partial(self._plan_after, name, known.planned, int(after)))
+        self._planned_off.clear()
+
+    def _plan_after(self, name: str, planned: int, after: int) -> None:
+        known = self.jobs.get(name)
+        if known is not None and known.planned == planned:
+            self._plan(name, known, after)
 
     def _on_request(self, name: str, tick: int, kv: KeyValue, *, live: bool) -> None:
         known = self.jobs.get(name)
@@ -139,17 +183,29 @@ class Planning(Claiming):
             known = self.jobs.get(name)
             if known is None or (known.planned != serial and not now_rev):
                 continue  # removed, or planned anew
-            following = known.schedule.next_after(tick)
-            # a request is made for a moment ago, on another host's clock
-            asked_at = now if now_rev and 0 <= now - tick <= _APART_S else tick
-            late_at = asked_at + known.job.late_after_s(tick, None if now_rev else following)
             if not now_rev:
-                if late_at < self._clock.now():
-                    self._pass_over(name, known, tick)
-                    continue
-                known.past = tick
-                self._expect(name, known, following)
+                self._take_up(name, known, tick)
+                continue
+            # a request is made for a moment ago, on another host's clock
+            asked_at = now if 0 <= now - tick <= _APART_S else tick
+            late_at = asked_at + known.job.late_after_s(tick, None)
             self._consider(Due(known.job, known.rev, tick, late_at, os.urandom(8).hex(), now_rev, request))
+
+    def _take_up(self, name: str, known: Known, tick: int) -> None:
+        """A planned tick is due: consider it and plan the next, or pass over what is too late."""
+        following = known.schedule.next_after(tick)
+        late_at = tick + known.job.late_after_s(tick, following)
+        if late_at < self._clock.now():
+            self._pass_over(name, known, tick)
+            return
+        known.past = tick
+        self._expect(name, known, following)
+        self._consider(Due(known.job, known.rev, tick, late_at, os.urandom(8).hex()))
+
+    def _take_up_due(self, name: str, known: Known) -> None:
+        """What is due of one job, before its definition becomes another."""
+        while not self._clock_off and known.next_tick is not None and known.next_tick <= self._clock.now():
+            self._take_up(name, known, known.next_tick)
 
     def _pass_over(self, name: str, known: Known, first: int) -> None:
         """Go on after ticks that are too late already: the machine was asleep, say."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from conch.holder import Holder, UnreadableHolder, rfc3339
@@ -21,11 +22,16 @@ def fields_of(value: bytes) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def claim_value(holder: Holder, run: str, tick: int, request: str = "") -> bytes:
-    """A claim or a run key: who has the tick, and the ids of its run and request, by which repeated tries are known."""
+def claim_value(holder: Holder, run: str, tick: int, request: str = "", *, skip: bool = False) -> bytes:
+    """A claim or a run key: who has the tick, and the ids of its run and request, by which repeated tries are known.
+
+    `skip` says that nothing will run under the claim, so that nobody gives way to it.
+    """
     data = {**json.loads(holder.encode()), "tick": tick, "run": run}
     if request:
         data["request"] = request
+    if skip:
+        data["skip"] = True
     return json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")
 
 
@@ -34,6 +40,14 @@ def whole_tick(value: object) -> int | None:
     return (
         value if isinstance(value, int) and not isinstance(value, bool) and FIRST_TICK <= value <= LAST_TICK else None
     )
+
+
+def seconds_of(value: object) -> float:
+    """The seconds since the epoch of a moment (RFC 3339, UTC) that anyone may have written; 0 if it is none."""
+    try:
+        return datetime.strptime(str(value), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True)

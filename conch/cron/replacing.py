@@ -1,10 +1,10 @@
 """Ticks of `replace` jobs that wait for the run before them to end, and run keys that go."""
 
-from conch.cron.actor import PAUSE_S, Base
+from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, Base
 from conch.cron.claims import Busy, Due, NodeGone, Outcome, Taken, Won
 from conch.cron.ledger import Entry
 from conch.cron.runs import Known, Live, Runs
-from conch.etcd.store import StoreError
+from conch.etcd.store import Full, KeyValue, StoreError
 from conch.holder import rfc3339
 
 _STOPPING = "conchd is stopping"
@@ -33,6 +33,8 @@ class Replacing(Runs):
             due, rev = known.waiting
             known.waiting = None
             self._record(Entry(due.run, due.job.name, due.tick, rev), "skipped", reason)
+            if due.unclear and not due.taking:
+                self._release_unclear(due)
 
     def _wait_for_run(self, due: Due, rev: int) -> None:
         """A claimed tick waits until the run before it is gone."""
@@ -45,6 +47,7 @@ class Replacing(Runs):
             self._record(entry, "skipped", f"replaced by the tick of {rfc3339(known.newest)}")
             return
         self._stop_waiting(known, f"replaced by the tick of {rfc3339(due.tick)}")
+        due.unclear = False  # the claim is known; from now on it is about the run key
         known.waiting = (due, rev)
         self._replace(known, due.tick)
         self._later(max(0.0, due.late_at - self._clock.now()), lambda: self._waited_too_long(due))
@@ -74,18 +77,48 @@ class Replacing(Runs):
                 self._ledger.write(Entry(due.run, name, due.tick, rev, outcome.run_rev))
             return outcome
 
-        self._work(
-            work, lambda outcome: self._on_taken(due, rev, node.number, outcome), lambda e: self._not_taken(due, e)
+        self._write(
+            work,
+            lambda outcome: self._on_taken(due, rev, node.number, outcome),
+            lambda error: self._on_not_taken(due, error),
+            lambda: self._not_taken(due),
         )
 
-    def _not_taken(self, due: Due, _error: StoreError) -> None:
+    def _on_not_taken(self, due: Due, error: StoreError) -> None:
+        due.unclear = due.unclear or error.unclear or isinstance(error, Full)
+        self._on_write_failed("claim-failed", error, job=due.job.name, tick=rfc3339(due.tick))
+        self._not_taken(due)
+
+    def _not_taken(self, due: Due) -> None:
+        """Nothing came of a try to take the run key, or nothing is known of it: try again while there is time."""
         due.taking = False
         self._busy_claiming -= 1
-        if self._clock.now() > due.late_at:
+        known = self.jobs.get(due.job.name)
+        if known is None or known.waiting is None or known.waiting[0] is not due:
+            if due.unclear:
+                self._release_unclear(due)
+        elif self._clock.now() > due.late_at:
             self._waited_too_long(due)
         else:
-            self._later(PAUSE_S, lambda: self._take_run(due.job.name))
+            due.pause_s = min(2 * due.pause_s or PAUSE_S, PAUSE_MOST_S)
+            self._later(due.pause_s, lambda: self._take_run(due.job.name))
         self._end_if_released()
+
+    def _release_unclear(self, due: Due, pause_s: float = PAUSE_S) -> None:
+        """Release the run key that an ended tick may have, once its result keeps a late try from taking it."""
+
+        def again() -> None:
+            self._later(pause_s, lambda: self._release_unclear(due, min(2 * pause_s, PAUSE_MOST_S)))
+
+        def then(found: tuple[KeyValue | None, KeyValue | None]) -> None:
+            _, run = found
+            if run is not None and self._claims.is_ours(run, due):
+                self._release_run_key(Entry(due.run, due.job.name, due.tick, 0, run.create_revision))
+
+        if due.run in self._live:
+            again()
+        else:
+            self._work(lambda: self._claims.whose(due, timeout_s=self._limit_s), then, lambda _: again())
 
     def _on_taken(self, due: Due, rev: int, number: int, outcome: Outcome) -> None:
         due.taking = False
@@ -117,13 +150,19 @@ class Replacing(Runs):
                 pass  # it does not wait any more
         self._end_if_released()
 
-    def _release_run_key(self, entry: Entry) -> None:
+    def _release_run_key(self, entry: Entry, pause_s: float = PAUSE_S) -> None:
         rev = entry.run_rev
+
+        def again() -> None:
+            self._later(pause_s, lambda: self._release_run_key(entry, min(2 * pause_s, PAUSE_MOST_S)))
+
+        def failed(error: StoreError) -> None:
+            self._on_write_failed("claim-failed", error, job=entry.name, tick=rfc3339(entry.tick))
+            again()
+
         if rev is not None:
-            self._work(
-                lambda: self._claims.release(entry.name, rev, timeout_s=self._limit_s),
-                lambda _: None,
-                lambda _: self._later(PAUSE_S, lambda: self._release_run_key(entry)),
+            self._write(
+                lambda: self._claims.release(entry.name, rev, timeout_s=self._limit_s), lambda _: None, failed, again
             )
 
     def _on_run_key_gone(self, name: str, revision: int) -> None:

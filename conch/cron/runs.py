@@ -42,6 +42,7 @@ class Known:
     run: KeyValue | None = None
     waiting: tuple[Due, int] | None = None
     newest: int = 0
+    created: int = 0  # the revision at which it was added
     old: set[int] = field(default_factory=set)
     next_tick: int | None = None
     planned: int = 0
@@ -78,6 +79,7 @@ class Runs(Membership):
         self.jobs: dict[str, Known] = {}
         self._live: dict[str, Live] = {}
         self._slots_going: list[Slot] = []
+        self._undelivered: dict[str, Live] = {}  # whose turn came while etcd takes no writes
         self.lag_counts: Counter[float] = Counter()
         self.lag_sum = 0.0
 
@@ -291,7 +293,7 @@ class Runs(Membership):
         self._work(safe, then, lambda _: None, on_disk=True)
         self._try_held_back()
 
-    def _deliver(self, one: Live) -> None:
+    def _deliver(self, one: Live, *, probe: bool = False) -> None:
         entry, result = one.entry, one.entry.result
         assert result is not None  # noqa: S101 - only what is over is delivered
         known = self.jobs.get(entry.name)
@@ -306,7 +308,12 @@ class Runs(Membership):
                 entry.name, entry.tick, result, entry.run_rev, old, now, has_floor=has_floor, timeout_s=limit_s
             )
 
-        self._work(work, lambda d: self._on_delivered(one, d), lambda e: self._on_not_delivered(one, e))
+        def park() -> None:
+            self._undelivered[entry.run] = one
+
+        self._write(
+            work, lambda d: self._on_delivered(one, d), lambda e: self._on_not_delivered(one, e), park, probe=probe
+        )
 
     def _on_delivered(self, one: Live, delivered: Delivered) -> None:
         entry = one.entry
@@ -324,6 +331,20 @@ class Runs(Membership):
         self._end_if_released()
 
     def _on_not_delivered(self, one: Live, error: StoreError) -> None:
-        self.tell("warning", "not-delivered", run=one.label, msg=str(error))
+        waiting = sum(live.over for live in self._live.values())
+        self._on_write_failed("not-delivered", error, run=one.label, waiting=waiting)
         one.pause_s = min(2 * one.pause_s, _PAUSE_MOST_S)
         self._later(one.pause_s, lambda: self._deliver(one))
+
+    def _probe_result(self) -> bool:
+        """Deliver one of the results that wait; whether there is one."""
+        for run in list(self._undelivered):
+            self._deliver(self._undelivered.pop(run), probe=True)
+            return True
+        return False
+
+    def _resume(self) -> None:
+        super()._resume()
+        parked, self._undelivered = self._undelivered, {}
+        for one in parked.values():
+            self._deliver(one)

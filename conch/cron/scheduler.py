@@ -9,6 +9,8 @@ from conch.core.clock import ANSWERS_WITHIN_S
 from conch.core.link import Drain, Finished, Message, Release, Released, Reload, Running
 from conch.core.origin import origin_of
 from conch.cron.actor import PAUSE_MOST_S, SLICE_S, Base
+from conch.cron.closing import merged
+from conch.cron.faults import Lasting
 from conch.cron.job import Job
 from conch.cron.ledger import Entry, ended
 from conch.cron.planning import Planning
@@ -100,11 +102,13 @@ class Scheduler(Planning):
         return [(what, found.head.revision + 1) for what, found in listed]
 
     def _watch(self, watched: list[tuple[Range, int]] | None) -> None:
+        fault = Lasting("watch-failed", self.tell)
         while True:
             try:
                 if watched is None:
                     self._outdated.clear()
                     watched = self._list(self._limit_s, self.ask(self._with_run_keys, None))
+                fault.over()
                 self._inbox.put(lambda: self._on_watching(on=True))
                 self._news = self._store.watch(watched, tell=self._on_watch_news)
                 if self._outdated.is_set():
@@ -114,7 +118,7 @@ class Scheduler(Planning):
             except Compacted:
                 pass  # what went meanwhile is noticed by its absence
             except StoreError as error:
-                self.tell("warning", "watch-failed", msg=str(error))
+                fault.failed(msg=str(error))
                 self._inbox.put(lambda: self._on_watching(on=False))
             threading.Event().wait(_RETRY_S)
             watched = None
@@ -306,13 +310,14 @@ class Scheduler(Planning):
             self._end_if_released()
 
     def _end_if_released(self) -> None:
-        if self._releasing and not self._live and not self._busy_claiming:
+        if self._releasing and not self._live and not self._busy_claiming and not self._unclear:
             self._release()
 
     def _release(self) -> None:
         if self._released:
             return
         self._released = True
+        self._fault("missed", merge=merged).over()
         left = len(self._live)
         reason = f"{left} results are kept on disk until etcd takes them" if left else ""
         node, self._node = self._node, None
@@ -354,10 +359,14 @@ class Scheduler(Planning):
         if self._clock.off:
             return self._why_clock_off()
         if self._node is None:
-            return "not registered in etcd"
+            return (
+                f"not registered in etcd: {self._writes.reason}" if self._writes.is_open else "not registered in etcd"
+            )
         session = self._node.session
         if self._node.failing or clock.now() >= session.deadline:
             return "etcd does not confirm our lease"
+        if self._writes.is_open:
+            return f"etcd takes no writes: {self._writes.reason}"
         if not self._watching:
             return "etcd's news do not arrive"
         if not self._is_answered():

@@ -164,6 +164,10 @@ class AutoStore:
         """See `Store`. Of the driver that answers now."""
         return self._store.renew(probe, timeout_s=timeout_s)
 
+    def moments(self, revision: int) -> tuple[float | None, float | None]:
+        """See `Store`."""
+        return self._timeline.moments(revision)
+
     def close(self) -> None:
         """See `Store`."""
         self._store.close()

@@ -14,6 +14,7 @@ from conch.etcd.http import accepts
 from conch.etcd.login import WRONG, Login
 from conch.etcd.reasons import NO_ANSWER, reason
 from conch.etcd.store import (
+    Full,
     Head,
     Lease,
     LeaseExists,
@@ -46,12 +47,28 @@ _ACCEPT_S = 0.5
 
 # gRPC's status codes, which the JSON gateway answers too.
 CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, PERMISSION_DENIED = 1, 2, 3, 4, 5, 7
-FAILED_PRECONDITION, INTERNAL, UNAVAILABLE, UNAUTHENTICATED = 9, 13, 14, 16
+RESOURCE_EXHAUSTED, FAILED_PRECONDITION, OUT_OF_RANGE = 8, 9, 11
+INTERNAL, UNAVAILABLE, DATA_LOSS, UNAUTHENTICATED = 13, 14, 15, 16
 _TRY_ELSEWHERE = frozenset({UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNKNOWN, INTERNAL, UNAUTHENTICATED})
 # Answers of other codes that do not last.
 _PASSING = ("too many requests",)
 # What etcd's own errors begin with: who says this serves.
 _ETCDS_OWN = "etcdserver:"
+# With these codes etcd says that a request is refused before anything of it is made; the one exception is that the
+# request which crosses the quota is made first.
+_FIRM = frozenset(
+    {
+        INVALID_ARGUMENT,
+        NOT_FOUND,
+        PERMISSION_DENIED,
+        RESOURCE_EXHAUSTED,
+        FAILED_PRECONDITION,
+        OUT_OF_RANGE,
+        DATA_LOSS,
+        UNAUTHENTICATED,
+    }
+)
+_FULL = "database space exceeded"
 
 
 class Trouble(Record):
@@ -192,6 +209,10 @@ class FailOver(ABC, Generic[_Client]):
             path, timeout_s, lambda u, p, left_s: self._authenticate(client, u, p, left_s), self._trouble
         )
 
+    def moments(self, revision: int) -> tuple[float | None, float | None]:
+        """See `Store`."""
+        return self.timeline.moments(revision)
+
     def close(self) -> None:
         """Close the connection."""
         with self._lock:
@@ -215,7 +236,8 @@ class FailOver(ABC, Generic[_Client]):
         failures: dict[Endpoint, str] = {}
         answered = False
         unfit: set[Endpoint] = set()
-        unclear = False  # a try may have been served all the same
+        mixed = False  # not all that failed is unfit
+        unclear = False  # a try may have been served all the same, or may yet be
         while True:
             for still in range(len(self._endpoints), 0, -1):
                 left_s = until - time.monotonic()
@@ -226,14 +248,14 @@ class FailOver(ABC, Generic[_Client]):
                 share_s = min(try_s, max(_SHARE_LEAST_S, left_s / still))
                 limit_s = min(left_s, max(min(self._patience_s, most_s), share_s))
                 ends_at = time.monotonic() + limit_s
-                client = None
+                client, sent_at = None, None
                 try:
                     client = self.connected()
                     token = self._token(client, limit_s)
-                    before = self.timeline.newest
+                    before, sent_at = self.timeline.newest, time.clock_gettime(time.CLOCK_BOOTTIME)
                     answer = call(client, token, max(0.001, ends_at - time.monotonic()))
                     self._patience_s = 0.0
-                    return self.timeline.heard(answer, before)
+                    return self.timeline.heard(answer, before, sent_at)
                 except self.failures as raised:
                     trouble = self._trouble(raised)
                     if trouble.code is not None and client is not None:
@@ -241,20 +263,29 @@ class FailOver(ABC, Generic[_Client]):
                         if settled is not None:
                             return settled
                     tries += 1
+                    unclear = unclear or (sent_at is not None and not _refused(trouble))
                     endpoint = client.conch_endpoint if client is not None else self._endpoints[-1]
-                    failures[endpoint] = self._judge(what, trouble, str(endpoint))
+                    try:
+                        failures[endpoint] = self._judge(what, trouble, str(endpoint))
+                    except StoreError as error:
+                        error.unclear = unclear
+                        raise
                     answered = answered or _ETCDS_OWN in trouble.details
                     if isinstance(raised, Unfit):
                         unfit.add(endpoint)
                     else:
-                        unclear = True
+                        mixed = True
                     if client is not None:
                         self.leave(client)
             left_s = until - time.monotonic()
-            if len(unfit) == len(self._endpoints) and not unclear:
-                raise Refused(f"cannot {what}: {_tried(failures)}")
+            if len(unfit) == len(self._endpoints) and not mixed:
+                refused = Refused(f"cannot {what}: {_tried(failures)}")
+                refused.unclear = unclear
+                raise refused
             if left_s <= 0:
-                raise self._unreachable(what, timeout_s, failures, answered=answered)
+                gone = self._unreachable(what, timeout_s, failures, answered=answered)
+                gone.unclear = unclear
+                raise gone
             time.sleep(min(left_s, pause_s * (0.5 + os.urandom(1)[0] / 512)))
             pause_s, try_s = min(2 * pause_s, _PAUSE_MOST_S), 2 * try_s
 
@@ -283,9 +314,16 @@ class FailOver(ABC, Generic[_Client]):
             raise Refused(f"cannot {what}: etcd refuses it ({details})")
         if code == NOT_FOUND and "lease not found" in details:
             raise LeaseGone(f"cannot {what}: the lease is gone")
+        if code == RESOURCE_EXHAUSTED and _FULL in details:
+            raise Full(f"cannot {what}: etcd answered: {details}")
         if code in _TRY_ELSEWHERE or any(sign in details for sign in _PASSING):
             return reason(code, trouble.details)
         raise Rejected(f"cannot {what}: etcd answered: {details or f'code {code}'}")
+
+
+def _refused(trouble: Trouble) -> bool:
+    """Whether etcd itself says that nothing was made, or (when it is full) that nothing will be made later."""
+    return trouble.code in _FIRM and trouble.details.startswith(_ETCDS_OWN)
 
 
 def _tried(failures: dict[Endpoint, str]) -> str:

@@ -11,7 +11,13 @@ from conch.record import Record
 
 
 class StoreError(ConchError):
-    """etcd did not do what was asked."""
+    """etcd did not do what was asked.
+
+    `unclear` says that a write may have been made all the same, or may yet be; it is false only where etcd refused
+    each try before it made anything, or none was sent.
+    """
+
+    unclear = True
 
 
 class Unreachable(StoreError):
@@ -31,12 +37,22 @@ class Rejected(StoreError):
     """etcd answered that it will not do this; asking again changes nothing."""
 
 
+class Full(Rejected):
+    """etcd's quota is used up, and it takes no writes (the NOSPACE alarm).
+
+    The one request that crosses the quota is made and refused in the same answer, so a read must tell whether ours
+    was; it cannot be made later.
+    """
+
+
 class Unfit(StoreError):
     """What answers at an endpoint will not do, however often it is asked; another endpoint may."""
 
 
 class LeaseExists(Rejected):
     """A lease of this id is there already, and no earlier try of ours made it."""
+
+    unclear = False
 
 
 class LeaseGone(StoreError):
@@ -232,6 +248,10 @@ class Store(Protocol):
         What cannot be read or is refused stays as it is. What is under way goes on over the connection that it has;
         that is closed once it must be done, and watches go on over the new one. Raises nothing.
         """
+        ...
+
+    def moments(self, revision: int) -> tuple[float | None, float | None]:
+        """Between which two moments (CLOCK_BOOTTIME, seconds) this revision was made; None where that is not known."""
         ...
 
     def close(self) -> None:

@@ -3,9 +3,13 @@
 A linearizable answer has at least the revision and the raft term that etcd was known to have when it was asked. (A
 renewal's or a watch's header is that one member's own, which may lag; it proves nothing by being lower.) A term may
 rarely look lower for a moment, in an election; a false alarm costs one listing, a missed one would make us deaf.
+
+The same answers bound the moment at which a revision was made, on our own clock.
 """
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 
 from conch.etcd.store import Head, Lease, RangeResult, TxnResult
@@ -15,6 +19,13 @@ from conch.record import Record
 _Answer = TypeVar("_Answer")
 
 Tell = Callable[[str, str], None]
+
+# Of so many answers the moments are kept, each at least so long after the one before.
+_KEPT, _APART_S = 256, 0.1
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Mark(Record):
@@ -34,6 +45,7 @@ class Timeline:
         self._lock = threading.Lock()
         self._followers: set[Callable[[], None]] = set()
         self.newest = Mark(0, 0, 0)
+        self._moments: deque[tuple[int, float, float]] = deque(maxlen=_KEPT)  # revision; when it was asked for, heard
 
     def follow(self, on_back: Callable[[], None]) -> None:
         """Have this called, from any thread, whenever the revision goes back, until `leave`."""
@@ -45,13 +57,35 @@ class Timeline:
         with self._lock:
             self._followers.discard(on_back)
 
-    def heard(self, answer: _Answer, before: Mark) -> _Answer:
-        """Take note of an answer to what was asked when `before` was the newest, and return it."""
+    def heard(self, answer: _Answer, before: Mark, sent_at: float | None = None) -> _Answer:
+        """Take note of an answer to what was asked when `before` was the newest, and return it.
+
+        `sent_at` is the moment from before the request was sent (CLOCK_BOOTTIME, seconds).
+        """
         if isinstance(answer, RangeResult | TxnResult):
             self._note(answer.head, before, linearizable=True)
+            if sent_at is not None:
+                self._remember(answer.head.revision, before, sent_at, _now())
         elif isinstance(answer, Lease):
             self._note(answer.head, before, linearizable=False)
         return answer
+
+    def moments(self, revision: int) -> tuple[float | None, float | None]:
+        """Between which two moments (CLOCK_BOOTTIME, seconds) this revision was made; None where that is not known.
+
+        A linearizable answer of a lower revision was asked for before it was made; one that has it came after that.
+        """
+        with self._lock:
+            known = tuple(self._moments)
+        return (
+            max((sent_at for at, sent_at, _ in known if at < revision), default=None),
+            min((heard_at for at, _, heard_at in known if at >= revision), default=None),
+        )
+
+    def _remember(self, revision: int, before: Mark, sent_at: float, heard_at: float) -> None:
+        with self._lock:
+            if before.turn == self.newest.turn and (not self._moments or sent_at >= self._moments[-1][1] + _APART_S):
+                self._moments.append((revision, sent_at, heard_at))
 
     def seen(self, revision: int, since: Mark) -> None:
         """Take note of an event at this revision, on a watch that was begun when `since` was the newest."""
@@ -68,6 +102,7 @@ class Timeline:
                 self.newest = Mark(max(known.revision, head.revision), term, known.turn)
                 return
             self.newest = Mark(head.revision, head.term, known.turn + 1)
+            self._moments.clear()
             followers = list(self._followers)
         self._tell(
             "revision-went-back",

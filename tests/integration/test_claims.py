@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from conch.config import Connection
-from conch.cron.claims import Again, Busy, Claims, Delivered, Due, Node, NodeGone, Taken, Won
+from conch.cron.claims import Again, Busy, Changed, Claims, Delivered, Due, Node, NodeGone, Taken, Won
 from conch.cron.job import decode
 from conch.cron.records import Result
 from conch.etcd.driver import GrpcStore
@@ -123,7 +123,10 @@ def test_what_stands_against_a_claim(bed: Bed) -> None:
     assert isinstance(bed.claim(bed.due(TICK + 3, now_rev=5)), Taken)
     old = bed.due(TICK + 4)
     bed.rev = bed.put(bed.keys.cron("job", "j"), bed.job.encode())
-    assert isinstance(bed.claim(old), Taken)
+    changed = bed.claim(old)
+    assert isinstance(changed, Changed)
+    assert changed.job is not None
+    assert changed.job.mod_revision == bed.rev
     bed.put(bed.keys.cron("floor", "j"), str(TICK + 10).encode())
     assert bed.claim(bed.due(TICK + 5)) == Again(True)
     assert isinstance(bed.claim(bed.due(TICK + 10), has_floor=True), Taken)

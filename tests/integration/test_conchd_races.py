@@ -200,6 +200,34 @@ def test_claim_that_etcd_makes_long_after_it_was_given_up_finds_the_tick_closed(
     host.wait_start(tick + 5)
 
 
+def test_many_unclear_claims_are_closed_and_few_are_made(bed: Bed) -> None:
+    """No answer arrives for longer than the ticks may wait: one claim at a time is tried, and none is forgotten."""
+    proxy = bed.proxy()
+    host = bed.host(proxy, limit_s=1.0)
+    names = [f"o{number}" for number in range(30)]
+    for name in names:
+        bed.put(name, start_deadline=2.0)
+    wait_for(lambda: len(host.scheduler.jobs) == 31, "all are known")
+    proxy.fault("Txn", "drop", times=10_000)
+    seen, tick = len(proxy.calls), int(time.time()) + 1
+    for name in names:
+        bed.fleet.request(name, tick)
+    wait_for(lambda: host.scheduler._unclear, "one is given up")
+    wait_for(lambda: not host.scheduler._dues, "all are given up")
+    assert proxy.calls[seen:].count("Txn") < 2 * len(names)
+    proxy.heal()
+
+    def done() -> int:
+        skipped = sum(bed.fleet.value("result", name, tick) is not None for name in names)
+        return skipped + host.scheduler.counts["missed", ""]
+
+    wait_for(lambda: done() == len(names), "each is recorded or counted")
+    for name in names:
+        assert bed.fleet.value("run", name) is None
+        assert (bed.fleet.value("fire", name, tick) is None) == (bed.fleet.value("result", name, tick) is None)
+    assert not [one for one in host.orders if one[0] in names]
+
+
 def test_unclear_claim_is_not_taken_for_anothers_run(bed: Bed) -> None:
     """The run key that the second try finds is its own: it runs, once, and nothing is skipped."""
     proxy = bed.proxy()
@@ -315,6 +343,22 @@ def test_edit_while_a_tick_takes_over_runs_it_once(bed: Bed) -> None:
     throughout(0.7, lambda: None)
     assert [tick for tick, _ in host.runs].count(second) == 1
     assert bed.run_key() is None
+
+
+def test_run_key_that_was_taken_unheard_is_given_back(bed: Bed) -> None:
+    """The tick that waited has it, and no answer says so in time: skipped, and the next tick runs."""
+    proxy = bed.proxy()
+    host = bed.host(proxy, limit_s=0.7)
+    bed.put(overlap="replace", start_deadline=3.0)
+    first, second = replace(bed, host)
+    fault = proxy.fault("Txn", "drop", skip=1, times=10_000)  # spares the first one's result
+    host.end(first)
+    assert fault.hit.wait(5)
+    assert bed.fleet.result("j", second)["state"] == "skipped"
+    proxy.heal()
+    wait_for(lambda: bed.run_key() is None, "the run key is gone")
+    assert second not in [tick for tick, _ in host.runs]
+    host.wait_start(bed.request())
 
 
 # -- the clock, the disk, the ledger -----------------------------------------------------------------------

@@ -72,3 +72,43 @@ def test_events_count() -> None:
     heard = Heard().hears(read(5))
     heard.line.seen(9, heard.line.newest)
     assert heard.hears(read(6)).told == ["revision-went-back"]
+
+
+def test_moments_bound_when_a_revision_was_made() -> None:
+    """After the last answer below it was asked for, and before the first that has it came."""
+    line = Timeline()
+    assert line.moments(5) == (None, None)
+    for sent_at, revision in ((100.0, 3), (101.0, 4), (102.0, 7), (103.0, 9)):
+        line.heard(read(revision), line.newest, sent_at)
+    assert line.moments(3)[0] is None
+    after, before = line.moments(5)
+    assert after == 101.0
+    assert before is not None
+    assert line.moments(9)[0] == 102.0
+    assert line.moments(10) == (103.0, None)
+
+
+def test_moments_are_of_linearizable_answers_and_are_forgotten_when_etcd_went_back() -> None:
+    """A member's own header may lag; another history's revisions say nothing of this one."""
+    line = Timeline()
+    line.heard(renewal(3), line.newest, 100.0)
+    assert line.moments(5) == (None, None)
+    line.heard(read(4), line.newest, 101.0)
+    before = line.newest
+    line.heard(read(2), line.newest, 102.0)
+    line.heard(read(8), before, 103.0)
+    assert line.moments(5) == (None, None)
+    line.heard(read(3), line.newest, 104.0)
+    assert line.moments(5) == (104.0, None)
+
+
+def test_moments_of_many_answers_are_few() -> None:
+    """The bounds of an old revision get wider, then unknown; they are never wrong."""
+    line = Timeline()
+    for number in range(100_000):
+        line.heard(read(number + 1), line.newest, number / 1000)
+    assert len(line._moments) <= 256
+    for revision in (50, 75_000, 99_990):
+        after, _ = line.moments(revision)
+        assert after is None or after <= (revision - 1) / 1000
+    assert line.moments(99_990)[0] is not None
