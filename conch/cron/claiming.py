@@ -1,5 +1,6 @@
 """Claiming ticks: whose turn it is, what stands against it, and what happens when etcd does not answer."""
 
+from abc import abstractmethod
 from dataclasses import replace
 
 from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, Base
@@ -13,10 +14,10 @@ from conch.etcd.store import KeyValue, StoreError
 from conch.holder import rfc3339
 
 # Each host in line for a tick gives the ones before it this much time.
-_TURN_S = 0.1
+TURN_S = 0.1
 _TOO_LATE = "etcd confirmed the claim too late"
 # How soon to look again whether what could not be claimed now can be.
-_HELD_BACK_S = 0.2
+HELD_BACK_S = 0.2
 # Claims of late are remembered, so that a tick that others took is not tried.
 _REMEMBERED = 20000
 
@@ -45,14 +46,24 @@ class Claiming(Replacing):
                 return  # it is being dealt with
             self._drop(before)
         self._dues[due.id] = due
-        hosts = {host for host, fields in self._nodes.items() if fields.get("draining") is not True} | {self._me.host}
-        turn = order(hosts, *due.id).index(self._me.host)
-        if abs(self._clock.skew_s()) > SKEW_S:
-            turn = max(turn, 1)
+        turn = self._turn(*due.id)
         if turn:
-            self._later(turn * _TURN_S, lambda: self._attempt(due))
+            self._later(turn * TURN_S, lambda: self._attempt(due))
         else:
             self._attempt(due)
+
+    def _takers(self) -> set[str]:
+        """The live hosts that take new ticks."""
+        return {host for host, fields in self._nodes.items() if fields.get("draining") is not True} | {self._me.host}
+
+    def _turn(self, name: str, number: int) -> int:
+        """Our place in the line for a tick of a job, or for a request; 0 is the first."""
+        turn = order(self._takers(), name, number).index(self._me.host)
+        return max(turn, 1) if abs(self._clock.skew_s()) > SKEW_S else turn
+
+    @abstractmethod
+    def _not_claimed(self, due: Due) -> None:
+        """A request was not claimed at this tick."""
 
     def _on_claim(self, name: str, tick: int, kv: KeyValue) -> None:
         """Somebody claimed a tick, we perhaps."""
@@ -64,6 +75,8 @@ class Claiming(Replacing):
         due = self._dues.get(id_)
         if due is not None and not self._claims.is_ours(kv, due):
             self._drop(due)
+            if due.now_rev and not due.trying:
+                self._not_claimed(due)
         known = self.jobs.get(name)
         if known is not None and known.job.overlap == "replace":
             self._replace(known, tick)
@@ -83,7 +96,8 @@ class Claiming(Replacing):
         known = self.jobs.get(due.job.name)
         if self._dues.get(due.id) is not due or due.trying:
             return
-        if self._draining or known is None or (known.rev != due.job_rev and not due.now_rev):
+        # a request is for the job as it will be; but a try whose outcome is unclear keeps its tick
+        if self._draining or known is None or (known.rev != due.job_rev and not (due.now_rev and due.unclear)):
             self._settle(due, "the job was changed" if not self._draining else "conchd is stopping")
             return
         if self._clock.now() > due.late_at:
@@ -115,6 +129,7 @@ class Claiming(Replacing):
         if known is None or registered is None:
             return
         node, now, has_floor = registered.node, self._clock.own(), known.has_floor
+        old = known.take_old() if how == "skip" else []
         due.trying = True
         self._busy_claiming += 1
 
@@ -124,7 +139,7 @@ class Claiming(Replacing):
                 return TooLate()  # it stood in line for a worker
             claims, me, limit_s = self._claims, self._me, max(0.2, min(self._limit_s, left_s))
             if how == "skip":
-                return claims.claim_to_skip(due, node, me, now, busy, why, has_floor=has_floor, timeout_s=limit_s)
+                return claims.claim_to_skip(due, node, me, now, busy, why, old, has_floor=has_floor, timeout_s=limit_s)
             if busy is not None:
                 return claims.claim_to_wait(due, node, me, now, busy, has_floor=has_floor, timeout_s=limit_s)
             outcome = claims.claim(due, node, me, now, has_floor=has_floor, timeout_s=limit_s)
@@ -142,18 +157,19 @@ class Claiming(Replacing):
         self._busy_claiming -= 1
         known = self.jobs.get(due.job.name)
         match outcome:
-            case Won():
+            case Won(old=old):
                 self._drop(due)
                 self.counts["claims", "won"] += 1
+                if known is not None and old is not None:
+                    known.old |= set(old)
                 self._on_won(due, how, why, number, outcome)
             case TooLate():
                 self._settle(due, None)
-            case Taken(why_not):
-                if due.now_rev and why_not == "the job was changed" and self._clock.now() <= due.late_at:
-                    self._later(PAUSE_S, lambda: self._attempt(due))  # a request is for the job as it will be
-                else:
-                    self._drop(due)
-                    self.counts["claims", "lost"] += 1
+            case Taken():
+                self._drop(due)
+                self.counts["claims", "lost"] += 1
+                if due.now_rev:
+                    self._not_claimed(due)
             case Busy(run):
                 if known is not None:
                     known.run = run
@@ -197,12 +213,19 @@ class Claiming(Replacing):
         """A tick is given up, for this reason or (None) as too late. Should a claim have been made, it is recorded."""
         self._drop(due)
         if not due.unclear:
-            if reason is None:
-                self._missed(due.job.name, due.tick, due.tick, 1)
+            if reason is None or due.now_rev:
+                self._give_up(due)
         elif reason is None:
             self._close(due)
         else:
             self._look_for_claim(due, reason)
+
+    def _give_up(self, due: Due) -> None:
+        """We have not claimed this tick and will not: it was missed unless others have it."""
+        if due.now_rev:
+            self._not_claimed(due)
+        else:
+            self._missed(due.job.name, due.tick, due.tick, 1)
 
     def _close(self, due: Due) -> None:
         """Nobody may claim this tick any more, above all not a try of ours that etcd still has somewhere.
@@ -234,7 +257,7 @@ class Claiming(Replacing):
                 case NodeGone():
                     self._look_for_claim(due, None)  # a claim that lands later finds no registration either
                 case _:
-                    self._missed(due.job.name, due.tick, due.tick, 1)  # of what others have not claimed
+                    self._give_up(due)
             self._end_if_released()
 
         self._work(work, then, lambda _: self._settle_later(due, None))
@@ -251,8 +274,8 @@ class Claiming(Replacing):
                 if run is not None and self._claims.is_ours(run, due):
                     entry = replace(entry, run_rev=run.create_revision)
                 self._record(entry, "skipped", reason or _TOO_LATE)
-            elif fire is None and reason is None:
-                self._missed(due.job.name, due.tick, due.tick, 1)
+            elif due.now_rev or (fire is None and reason is None):
+                self._give_up(due)
             self._end_if_released()
 
         self._work(
@@ -269,7 +292,7 @@ class Claiming(Replacing):
         self._held_back[due.id] = due
         if not self._held_timer:
             self._held_timer = True
-            self._later(_HELD_BACK_S, self._on_held_timer)
+            self._later(HELD_BACK_S, self._on_held_timer)
 
     def _on_held_timer(self) -> None:
         self._held_timer = False

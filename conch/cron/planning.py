@@ -5,9 +5,9 @@ import os
 from typing import NamedTuple
 
 from conch.cron.actor import Base
-from conch.cron.claiming import Claiming
 from conch.cron.claims import Due
 from conch.cron.job import UnreadableJob, parse
+from conch.cron.requests import Requests
 from conch.cron.runs import Known
 from conch.errors import BadInput
 from conch.etcd.store import KeyValue
@@ -15,12 +15,6 @@ from conch.names import check_name
 
 # Ticks in a row that are looked at one by one before those that are too late are passed over at once.
 _STEPS = 10_000
-# How far the clock of whoever makes a request may be behind.
-_APART_S = 60.0
-# Requests for jobs that nobody has are not kept without end.
-_REQUESTS = 1000
-
-
 # How far the time may go back before all is planned anew.
 _BACK_S = 1.0
 
@@ -30,19 +24,15 @@ class _Planned(NamedTuple):
     serial: int
     name: str
     rev: int
-    now_rev: int = 0
-    request: str = ""
 
 
-class Planning(Claiming):
+class Planning(Requests):
     """Knows when each job is due next: never before this daemon or the job's last change was there."""
 
     def __init__(self, base: Base) -> None:
         super().__init__(base)
-        self._since = self._clock.now()
         self._ticks: list[_Planned] = []
-        self._requests: dict[str, list[tuple[int, int, str]]] = {}  # for jobs that are not known yet
-        self._last_now = self._since
+        self._last_now = self._clock.now()
         self._unreadable: dict[str, int] = {}
 
     def _next_tick_s(self) -> float | None:
@@ -68,34 +58,19 @@ class Planning(Claiming):
             known.job, known.rev, known.schedule = job, kv.mod_revision, job.ticks()
         if not job.paused:
             self._plan(name, known, int(self._clock.now()))
-        for tick, now_rev, request in self._requests.pop(name, []):
-            self._plan_request(name, known, tick, now_rev, request)
+        self._next_request(name)
 
     def _plan(self, name: str, known: Known, after: int) -> None:
         following = known.schedule.next_after(after)
         if following is not None:
             heapq.heappush(self._ticks, _Planned(following, next(self._serial), name, known.rev))
 
-    def _plan_request(self, name: str, known: Known, tick: int, now_rev: int, request: str) -> None:
-        heapq.heappush(self._ticks, _Planned(tick, next(self._serial), name, known.rev, now_rev, request))
-
     def _plan_all_anew(self) -> None:
         """The time went back: what was planned for what it was is too far off. What is done has its claims."""
-        self._ticks = [planned for planned in self._ticks if planned.now_rev]
-        heapq.heapify(self._ticks)
+        self._ticks = []
         for name, known in self.jobs.items():
             if not known.job.paused:
                 self._plan(name, known, int(self._clock.now()))
-
-    def _on_request(self, name: str, tick: int, kv: KeyValue, *, live: bool) -> None:
-        known = self.jobs.get(name)
-        if tick < self._since - _APART_S or (not live and tick <= self._since):
-            return
-        request = f"{kv.lease:x}"
-        if known is not None:
-            self._plan_request(name, known, tick, kv.create_revision, request)
-        elif len(self._requests) < _REQUESTS:
-            self._requests.setdefault(name, []).append((tick, kv.create_revision, request))
 
     def _run_ticks(self) -> None:
         """Take up what is due now."""
@@ -104,21 +79,18 @@ class Planning(Claiming):
             self._plan_all_anew()
         self._last_now = now
         while self._ticks and self._ticks[0].tick <= self._clock.now():
-            tick, _, name, rev, now_rev, request = heapq.heappop(self._ticks)
+            tick, _, name, rev = heapq.heappop(self._ticks)
             known = self.jobs.get(name)
-            if known is None or (known.rev != rev and not now_rev):
+            if known is None or known.rev != rev:
                 continue  # removed, or changed: planned anew by that
             following = known.schedule.next_after(tick)
-            # a request is made for a moment ago, on another host's clock
-            asked_at = now if now_rev and 0 <= now - tick <= _APART_S else tick
-            late_at = asked_at + known.job.late_after_s(tick, None if now_rev else following)
-            if not now_rev:
-                if late_at < self._clock.now():
-                    self._pass_over(name, known, tick)
-                    continue
-                if following is not None:
-                    heapq.heappush(self._ticks, _Planned(following, next(self._serial), name, known.rev))
-            self._consider(Due(known.job, known.rev, tick, late_at, os.urandom(8).hex(), now_rev, request))
+            late_at = tick + known.job.late_after_s(tick, following)
+            if late_at < self._clock.now():
+                self._pass_over(name, known, tick)
+                continue
+            if following is not None:
+                heapq.heappush(self._ticks, _Planned(following, next(self._serial), name, known.rev))
+            self._consider(Due(known.job, known.rev, tick, late_at, os.urandom(8).hex()))
 
     def _pass_over(self, name: str, known: Known, first: int) -> None:
         """Go on after ticks that are too late already: the machine was asleep, say."""

@@ -10,9 +10,9 @@ from conch.core.link import Drain, Finished, Message, Release, Released, Running
 from conch.cron.actor import PAUSE_MOST_S, Base
 from conch.cron.job import Job
 from conch.cron.ledger import ended
-from conch.cron.planning import Planning
 from conch.cron.records import Result, tick_of
 from conch.cron.runs import Live
+from conch.cron.sweeping import Sweeping
 from conch.errors import shortage
 from conch.etcd.patience import first_answer
 from conch.etcd.store import Compacted, Event, KeyValue, Range, RangeResult, StoreError, Watch
@@ -26,7 +26,7 @@ _RETRY_S = 1.0
 _DEAF_S = 5.0
 
 
-class Scheduler(Planning):
+class Scheduler(Sweeping):
     """Claims ticks, orders runs, records their ends. One watch tells it all news."""
 
     def __init__(self, base: Base) -> None:
@@ -66,6 +66,7 @@ class Scheduler(Planning):
             if one.over:
                 self._deliver(one)
         self._register()
+        self._sweep_later()
 
     def _watched(self) -> list[Range]:
         prefixes = [self._keys.cron(kind).encode() for kind in _KINDS] + [self._keys.node().encode()]
@@ -150,6 +151,7 @@ class Scheduler(Planning):
         for host in list(self._nodes):
             if self._keys.node(host).encode() not in there:
                 self._forget_node(host)
+        self._keep_requests(there)
         for what, found in listed:
             if what.key != self._keys.cron("fire").encode():
                 for kv in found.kvs:
@@ -194,10 +196,12 @@ class Scheduler(Planning):
         match kind:
             case "job":
                 self._on_job(path, kv)
+            case "fire" if at is not None and kv.mod_revision != kv.create_revision:
+                pass  # an old one, kept for longer
             case "fire" if at is not None:
                 self._on_claim(at[0], at[1], kv)
             case "now" if at is not None:
-                self._on_request(at[0], at[1], kv, live=live)
+                self._on_request(at[0], at[1], kv)
             case "run" if (known := self.jobs.get(path)) is not None:
                 known.run = kv
             case "run":
@@ -218,6 +222,8 @@ class Scheduler(Planning):
             known = self.jobs.get(at[0])
             if known is not None:
                 known.old.discard(at[1])
+        elif kind == "now" and at is not None:
+            self._forget_request(*at)
         elif kind == "run":
             self._on_run_key_gone(path, revision)
         elif kind == "node":
