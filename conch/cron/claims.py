@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from conch.cron.job import Job
-from conch.cron.records import Result, claim_value, fields_of, tick_of
+from conch.cron.records import FIRST_TICK, LAST_TICK, Result, claim_value, fields_of, tick_of
 from conch.etcd.store import (
     Below,
     Compare,
@@ -27,7 +27,7 @@ from conch.etcd.store import (
     TxnResult,
 )
 from conch.holder import Holder
-from conch.keys import Keys, prefix_end
+from conch.keys import Keys
 
 # A claim lives 25 h at least; one lease serves the claims of an hour, one the results of a day.
 _CLAIM_S, _CLAIM_EVERY_S = 26 * 3600, 3600
@@ -376,9 +376,10 @@ class Claims:
     # -- what is over the limit ---------------------------------------------------------------------------
 
     def oldest(self, name: str, limit: int) -> list[Range]:
-        """The oldest claims and results of a job, and how many it has."""
+        """The oldest claims and results of a job, and how many it has; other keys lie hardly ever among them."""
         prefixes = [self._keys.ticks(kind, name).encode() for kind in ("fire", "result")]
-        return [Range(prefix, prefix_end(prefix), limit=limit, keys_only=True) for prefix in prefixes]
+        first = str(FIRST_TICK).encode()
+        return [Range(prefix + first, prefix + b":", limit=limit, keys_only=True) for prefix in prefixes]
 
     def over(self, fires: RangeResult, results: RangeResult, *, most: int, earlier: int = 0) -> tuple[int, ...]:
         """The oldest ticks beyond those that are kept, at most so many, from what `oldest` found.
@@ -388,8 +389,14 @@ class Claims:
         over = max(fires.count + earlier, results.count) - self.history
         if over <= 0:
             return ()
-        ticks = {at[1] for kv in (*fires.kvs, *results.kvs) if (at := tick_of(kv.key)) is not None}
-        return tuple(sorted(ticks)[: min(over, most)])
+        ticks: set[int] = set()
+        end = LAST_TICK
+        for found in (fires, results):
+            some = {at[1] for kv in found.kvs if (at := tick_of(kv.key)) is not None}
+            ticks |= some
+            if found.count > len(found.kvs):
+                end = min(end, max(some, default=0))  # beyond that there may be others
+        return tuple(sorted(tick for tick in ticks if tick <= end)[: min(over, most)])
 
     def removal(self, name: str, old: Sequence[int], *, has_floor: bool) -> tuple[list[Compare], list[Operation]]:
         """What to compare and to do to remove these ticks for good: the floor goes up, and never down."""
