@@ -5,13 +5,12 @@ by reading; a claim that cannot be found once the request is gone was never made
 """
 
 import os
-import queue
 import secrets
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from conch.cli.jobs import Session
 from conch.core import clock
@@ -31,8 +30,6 @@ _LEAVE_S = 2.0
 _FULL = "every second has a tick of its own"
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
-News = Callable[[], int] | int
-
 
 def run_now(session: Session, name: str) -> int:
     """Have a job run now and return the tick that a daemon claimed for it.
@@ -46,7 +43,7 @@ def run_now(session: Session, name: str) -> int:
         raise ConchError(f"cannot run {name}: no conchd is alive", code=EXIT_NO)
     if not _has_free_second(job):
         raise ConchError(f"cannot run {name}: {_FULL}", code=EXIT_NO)
-    with _signals() as news:
+    with _News() as news:
         return _Request(session, name).made_and_claimed(news)
 
 
@@ -56,19 +53,56 @@ def _has_free_second(job: Job) -> bool:
     return free_second(None if job.paused else job.ticks(), now, now + REACH) is not None
 
 
-@contextmanager
-def _signals() -> "Iterator[queue.SimpleQueue[News]]":
-    """The signals that are to end us, as their numbers in a queue; those that were ignored stay ignored."""
-    news: queue.SimpleQueue[News] = queue.SimpleQueue()
-    before = {number: signal.getsignal(number) for number in _ENDING}
-    heard = {number: how for number, how in before.items() if how != signal.SIG_IGN}
-    for number in heard:
-        signal.signal(number, lambda number, _frame: news.put(number))  # its put may interrupt another
-    try:
-        yield news
-    finally:
-        for number, how in heard.items():
+class _News:
+    """What ends the wait: a signal that is to end us, or the outcome, which another thread has found.
+
+    Both are bytes on one descriptor. A signal writes its own wherever it arrives, so none is overlooked just before a
+    wait begins. Signals that were ignored when conch started stay ignored.
+    """
+
+    def __init__(self) -> None:
+        self._out, self._in = socket.socketpair()
+        self._in.setblocking(False)
+        self._outcome: Callable[[], int] | None = None
+        before = {number: signal.getsignal(number) for number in _ENDING}
+        self._before = {number: how for number, how in before.items() if how != signal.SIG_IGN}
+
+    def __enter__(self) -> "_News":
+        signal.set_wakeup_fd(self._in.fileno(), warn_on_full_buffer=False)
+        for number in self._before:
+            signal.signal(number, _note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, how in self._before.items():
             signal.signal(number, how)
+        signal.set_wakeup_fd(-1)
+
+    def put(self, outcome: Callable[[], int]) -> None:
+        """Take the outcome from another thread: a call that returns the tick or raises why there is none."""
+        self._outcome = outcome
+        try:
+            self._in.send(bytes([0]))
+        except OSError:
+            pass  # full: the wait has enough to end
+
+    def wait(self, until: float) -> Callable[[], int] | None:
+        """Return the outcome, None if there is none by that moment. Raises `EndedBySignal`."""
+        while True:
+            self._out.settimeout(max(0.001, until - clock.now()))
+            try:
+                heard = self._out.recv(4096)
+            except TimeoutError:
+                return None
+            for number in heard:
+                if number in self._before:
+                    raise EndedBySignal(number)
+            if self._outcome is not None:
+                return self._outcome
+
+
+def _note(_number: int, _frame: object) -> None:
+    """Nothing more: the signal's byte is written already."""
 
 
 class _Request:
@@ -88,7 +122,7 @@ class _Request:
         self._job = self._keys.cron("job", name).encode()
         self._request = b""
 
-    def made_and_claimed(self, news: "queue.SimpleQueue[News]") -> int:
+    def made_and_claimed(self, news: _News) -> int:
         """Make the request, wait for its claim, and take back what is left of it."""
         until = clock.now() + LEASE_S
         try:
@@ -157,18 +191,15 @@ class _Request:
 
     # -- waiting ------------------------------------------------------------------------------------------
 
-    def _wait(self, news: "queue.SimpleQueue[News]", until: float) -> int:
+    def _wait(self, news: _News, until: float) -> int:
         """Return the tick. Raises `_Over` if there will be none, `EndedBySignal`, and what etcd refuses."""
-        try:
-            heard = news.get(timeout=max(0.0, until - clock.now()))
-        except queue.Empty:
-            raise _Over(f"no conchd took it within {LEASE_S} s") from None
-        if isinstance(heard, int):
-            raise EndedBySignal(heard)
-        return heard()
+        outcome = news.wait(until)
+        if outcome is None:
+            raise _Over(f"no conchd took it within {LEASE_S} s")
+        return outcome()
 
-    def _follow(self, news: "queue.SimpleQueue[News]", until: float) -> None:
-        """Put the outcome into the queue, as a call that returns or raises it; etcd may be away meanwhile."""
+    def _follow(self, news: _News, until: float) -> None:
+        """Find the outcome; etcd may be away meanwhile."""
         try:
             tick = self._await_claim(until)
         except Exception as error:

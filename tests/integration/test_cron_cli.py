@@ -271,19 +271,6 @@ def test_add_of_an_identical_job_writes_nothing_and_says_so(bench: Bench) -> Non
     assert mod_revision(bench, "bare") == rev
 
 
-def test_add_at_the_moment_of_a_tick_loses_none(fleet: Fleet) -> None:
-    """An identical definition, again and again: every second has its run."""
-    fleet.start("a")
-    fleet.add("j", "@every 1s", "--overlap", "allow")
-    fleet.results("j", 1)
-    for _ in range(8):
-        fleet.add("j", "@every 1s", "--overlap", "allow")
-    fleet.results("j", 5)
-    fleet.bench.run("cron", "pause", "j")
-    ticks = sorted(fleet.ticks("fire", "j"))
-    assert ticks == list(range(ticks[0], ticks[-1] + 1))
-
-
 def test_add_says_what_it_changes_and_nothing_of_the_values_of_variables(bench: Bench) -> None:
     """Field by field, unknown ones too; --paused pauses, a signature that is dropped is a warning."""
     ok(bench, "add", "j", *HOURLY, "--env", "A=one", "--env", "B=two", "--job-key-file", key_file(bench), *RUN)

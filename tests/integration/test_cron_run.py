@@ -240,6 +240,15 @@ def nobody(fleet: Fleet) -> Iterator[Fleet]:
     fleet.bench.etcd.delete(f"{fleet.bench.prefix}/node/dead")
 
 
+def test_signal_at_any_moment_is_heard(nobody: Fleet) -> None:
+    """Also one that arrives just before it begins to wait."""
+    for _ in range(12):
+        asked = asks(nobody)
+        asked.signal(signal.SIGTERM)
+        assert asked.wait(10) == 128 + signal.SIGTERM
+        nothing_is_left(nobody)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_takes_the_request_back(nobody: Fleet, number: int) -> None:
     """At once, and nobody runs it later."""
@@ -322,7 +331,8 @@ def test_etcd_away_while_it_waits(own_fleet: Fleet, own: OwnEtcd) -> None:
 @pytest.mark.parametrize("how", ["drop", "reset"])
 def test_lost_answer_to_whoever_asks_makes_no_second_run(conch: Bench, tmp_path: Path, skip: int, how: str) -> None:
     """Whichever it is, of the request or of a look; a host claims the request before it is tried again."""
-    host = Host(conch, "a", tmp_path / "a")
+    # its ticks are no numbers of requests: a claim does not stand in a second request's way by chance
+    host = Host(conch, "a", tmp_path / "a", 5000.0)
     proxy = Proxy(conch.endpoints)
     try:
         host.wait_event("registered")
@@ -330,10 +340,10 @@ def test_lost_answer_to_whoever_asks_makes_no_second_run(conch: Bench, tmp_path:
         proxy.fault("Txn", how, skip=skip)
         # the proxy reads gRPC alone
         env = {"CONCH_ENDPOINTS": proxy.endpoint, "CONCH_TRANSPORT": "grpc"}
-        done = conch.run("cron", "run", "j", env=env, timeout=40)
-        assert done.returncode == 0, done.stderr
+        asked = conch.start("cron", "run", "j", env=env)
+        assert asked.wait(40) == 0, asked.err
         fleet = Fleet(conch)
-        tick = fleet.unix(done.stdout.strip())
+        tick = fleet.unix(asked.out.strip())
         throughout(0.5, lambda: None)
         assert set(fleet.ticks("fire", "j")) == {tick}
         assert [one for one, _ in host.runs] == [tick]

@@ -87,6 +87,7 @@ def past(conch: Bench) -> Iterator[Past]:
         (range(180), range(0)),  # of hosts that died
         (range(0), range(180)),  # claims end first
         (range(100, 180), range(110)),  # mixed
+        (range(110, 150), range(110)),  # results whose claims have ended, then claims of hosts that died
         (range(10), range(10)),
     ],
 )
@@ -287,7 +288,15 @@ def test_job_that_comes_back_while_it_is_swept_keeps_its_history_and_floor(past:
 
 def test_daemons_sweep_one_of_them_at_a_time(conch: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without being asked, soon after the start; a job with a daily tick keeps the newest, and nothing runs again."""
-    monkeypatch.setattr("conch.cron.sweeping._FIRST_S", 1.0)
+    sweeps: list[Sweep] = []
+
+    class Counted(Sweep):
+        def pages(self) -> Iterator[None]:
+            sweeps.append(self)
+            return super().pages()
+
+    monkeypatch.setattr("conch.cron.sweeping._FIRST_S", 2.0)
+    monkeypatch.setattr("conch.cron.sweeping.Sweep", Counted)
     fleet, now = Fleet(conch), int(time.time())
     lease = conch.etcd.lease(60)
     conch.etcd.put(
@@ -298,7 +307,8 @@ def test_daemons_sweep_one_of_them_at_a_time(conch: Bench, tmp_path: Path, monke
     hosts = [Host(conch, name, tmp_path / name) for name in ("a", "b", "c")]
     try:
         wait_for(lambda: [host for host in hosts if host.events("swept")], "a sweep")
-        throughout(1.5, lambda: None)
+        throughout(3.0, lambda: None)
+        assert len(sweeps) == 1
         assert [note.text for host in hosts for note in host.events("swept")] == [{"kept": KEPT}]
         lease.revoke()
         assert sorted(fleet.ticks("fire", "j")) == [now - at * DAY for at in range(KEPT, 0, -1)]
