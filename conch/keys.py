@@ -77,7 +77,7 @@ class Keys(Record):
         return f"{self.prefix}/sema-host/{name}/{slots}/{host}/"
 
     def cron(self, kind: str, *path: str | int) -> str:
-        """A key of cron: `job`, `fire`, `result`, `run`, `now` or `floor`; without a path all of that kind."""
+        """A key of cron: `job`, `fire`, `result`, `run`, `now`, `asked` or `floor`; without a path all of that kind."""
         return "/".join((self.prefix, "cron", kind, *map(str, path))) + ("" if path else "/")
 
     def ticks(self, kind: str, name: str) -> str:
@@ -107,6 +107,11 @@ class Keys(Record):
             case ["node", host] if is_name(host):
                 return NodeKey(host)
         return None
+
+    def tick_of(self, key: bytes) -> TickKey | None:
+        """A claim, result or request below this prefix; None for any other key."""
+        found = self.parse(key)
+        return found if isinstance(found, TickKey) else None
 
 
 def _contender(kind: str, name: str, slots: str, host: str, rest: list[str]) -> ContenderKey | None:

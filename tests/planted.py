@@ -47,6 +47,7 @@ _HOST, _TERMINAL = "tests/integration/test_host.py", "tests/integration/test_ter
 _NAMESAKES, _CLOCK = "tests/integration/test_namesakes.py", "tests/integration/test_cron_clock.py"
 _STATE_DIR = "tests/integration/test_state_dir.py"
 _STATUS = "tests/integration/test_conchd_status.py"
+_CRON_RUN, _SWEEP = "tests/integration/test_cron_run.py", "tests/integration/test_sweep.py"
 _RACES, _GAPS = "tests/integration/test_conchd_races.py", "tests/unit/test_planted_gaps.py"
 _PRINTED, _OUTPUT = "tests/integration/test_conchd_output.py", "tests/unit/test_output.py"
 
@@ -466,6 +467,27 @@ BUGS = (
         "                CreatedAt(key, 0),\n",
         "",
         (f"{_GAPS}::test_every_result_is_created_once_and_above_the_floor",),
+    ),
+    Bug(
+        "request that was made and claimed is made again",
+        "cli/ask_run.py",
+        "for key in (self._mark, self._request, fire, ended)]",
+        "for key in (self._request, fire, ended)]",
+        (f"{_CRON_RUN}::test_lost_answer_to_whoever_asks_makes_no_second_run",),
+    ),
+    Bug(
+        "requests are taken by their numbers",
+        "cron/requests.py",
+        "key=lambda one: one.rev, default=None",
+        "key=lambda one: one.number, default=None",
+        (f"{_CRON_RUN}::test_ticks_are_in_the_order_of_the_requests",),
+    ),
+    Bug(
+        "sweep takes the history of a job that came back",
+        "cron/sweep.py",
+        "self._store.txn([CreatedAt(job, 0)], [Delete(key)",
+        "self._store.txn([], [Delete(key)",
+        (f"{_SWEEP}::test_job_that_comes_back_while_it_is_swept_keeps_its_history_and_floor",),
     ),
     # -- cron: the journal
     Bug(

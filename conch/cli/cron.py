@@ -28,10 +28,10 @@ from conch.errors import EXIT_NO, BadInput, ConchError
 from conch.log import escape
 
 if TYPE_CHECKING:
-    from conch.etcd.store import RangeResult
+    from conch.cron.job import Job
+    from conch.etcd.store import KeyValue
 
 _HELP = {"help_option_names": ["-h", "--help"]}
-_NOW_LEASE_S = 120
 _TRIES = 20
 
 
@@ -87,7 +87,10 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One object a line."
 @common_options
 @click.pass_context
 def add(context: click.Context, /, **values: Any) -> int:
-    """Add or replace a job: conch cron add NAME --schedule EXPR [OPTIONS] -- CMD..."""
+    """Add or replace a job: conch cron add NAME --schedule EXPR [OPTIONS] -- CMD...
+
+    A paused job stays paused. A definition that changes nothing is not written.
+    """
     from conch.cli.keyfile import read_key
     from conch.cli.look import put_line
     from conch.cron.job import decode, parse_variable
@@ -115,19 +118,74 @@ def add(context: click.Context, /, **values: Any) -> int:
         "added_at": rfc3339(now),
     }
     job = decode(values["name"], {name: value for name, value in fields.items() if value is not None})
-    job = job.signed(read_key(values["job_key_file"], session.keys.prefix))
-    from conch.etcd.store import Put, Range
-
+    key_file = read_key(values["job_key_file"], session.keys.prefix)
     with session:
-        key = session.keys.cron("job", job.name).encode()
-        before = session.store.txn([], [Range(key), Put(key, job.encode())], timeout_s=session.timeout_s).ranges[0]
-    replaced = bool(before.kvs and before.kvs[0].value != job.encode())
-    if before.kvs and not job.is_signed and b'"sig"' in before.kvs[0].value:
-        session.log("warning", "signature-dropped", job=job.name, msg="it was signed before, and is not now")
-    session.log("info", "job-replaced" if replaced else "job-added", job=job.name, paused=job.paused or None)
+        job = _put(session, job, key_file)
     for line in _next_lines(job.ticks(), int(now), 3, job.tz):
         put_line(line)
     return 0
+
+
+def _put(session: Session, job: "Job", key_file: bytes | None) -> "Job":
+    """Write a definition, unless the job is just that already, and say what it changed; the job as it is now.
+
+    A job that is paused stays so.
+    """
+    from conch.cron.job import UnreadableJob, parse
+    from conch.cron.records import fields_of
+    from conch.etcd.store import CreatedAt, KeyValue, ModifiedAt, Put, Range
+
+    key = session.keys.cron("job", job.name).encode()
+    given, sent, replaced = job, b"", None
+    for _ in range(_TRIES):
+        found = session.store.range(Range(key), timeout_s=session.timeout_s).kvs
+        there: KeyValue | None = found[0] if found else None
+        if there is not None and there.value == sent:
+            break  # an earlier try was made, its answer lost
+        job = given.changed(paused=True) if there and fields_of(there.value).get("paused") is True else given
+        job = job.signed(key_file)
+        try:
+            before = None if there is None else parse(job.name, there.value)
+        except UnreadableJob:
+            before = None
+        if before is not None and _is_same(before, job, key_file):
+            session.log("info", "job-unchanged", job=job.name, paused=job.paused or None)
+            return before
+        sent, replaced = job.encode(), there
+        compare = CreatedAt(key, 0) if there is None else ModifiedAt(key, there.mod_revision)
+        if session.store.txn([compare], [Put(key, sent)], timeout_s=session.timeout_s).succeeded:
+            break
+    else:
+        raise ConchError(f"job {job.name} is being changed by others all the time")
+    _say_what_changed(session, job, replaced)
+    return job
+
+
+def _is_same(before: "Job", after: "Job", key_file: bytes | None) -> bool:
+    """Whether there is nothing to write: both do the same, and the signature is as this key makes it."""
+    from conch.cron.changes import changes
+
+    signed = not before.is_signed if key_file is None else before.is_signed_by(key_file)
+    return signed and not changes(before, after)
+
+
+def _say_what_changed(session: Session, job: "Job", replaced: "KeyValue | None") -> None:
+    from conch.cron.changes import changes
+    from conch.cron.job import UnreadableJob, parse
+
+    if replaced is None:
+        session.log("info", "job-added", job=job.name, paused=job.paused or None)
+        return
+    try:
+        before = parse(job.name, replaced.value)
+    except UnreadableJob as error:
+        session.log("info", "job-replaced", job=job.name, paused=job.paused or None, msg=f"it was unreadable: {error}")
+        return
+    for line in changes(before, job):
+        session.log("info", "job-changed", job=job.name, msg=line)
+    if before.is_signed and not job.is_signed:
+        session.log("warning", "signature-dropped", job=job.name, msg="it was signed before, and is not now")
+    session.log("info", "job-replaced", job=job.name, paused=job.paused or None)
 
 
 def _user() -> str:
@@ -231,61 +289,15 @@ def resume(**values: Any) -> int:
 @click.argument("name", type=NAME)
 @common_options
 def run(**values: Any) -> int:
-    """Ask for a tick now, also of a paused job; prints it. Exit 1 if no conchd is alive."""
+    """Have a job run now, also a paused one, and print the tick that it got. Exit 1 if no conchd takes it."""
+    from conch.cli.ask_run import run_now
     from conch.cli.look import put_line
-    from conch.cron.history import everything, live_nodes
-    from conch.etcd.store import CreatedAt, LeaseGone, ModifiedAt, Put, Range
-    from conch.holder import myself, rfc3339
+    from conch.holder import rfc3339
 
     with Session(values, given()) as session:
-        store, keys, limit_s = session.store, session.keys, session.timeout_s
-        job, rev = session.read(values["name"])
-        if not live_nodes(keys, store.range(everything(keys.node()), timeout_s=limit_s).kvs):
-            raise ConchError(f"cannot run {job.name}: no conchd is alive", code=EXIT_NO)
-        ticks = None if job.paused else job.ticks()
-        lease = int.from_bytes(os.urandom(8)) >> 1 or 1
-        store.grant(lease, _NOW_LEASE_S, timeout_s=limit_s)
-        value = myself(["conch", "cron", "run", job.name]).encode()
-        tick = int(time.time())
-        made = False
-        try:
-            for _ in range(_TRIES):
-                while (
-                    ticks is not None and ticks.next_after(tick - 1) == tick and tick < time.time() + _NOW_LEASE_S / 2
-                ):
-                    tick += 1  # it has a tick of its own
-                kinds = [keys.cron(kind, job.name, tick).encode() for kind in ("now", "fire", "result")]
-                if ticks is not None and ticks.next_after(tick - 1) == tick:
-                    break
-                asked = store.txn(
-                    [*(CreatedAt(key, 0) for key in kinds), ModifiedAt(keys.cron("job", job.name).encode(), rev)],
-                    [Put(kinds[0], value, lease)],
-                    [Range(kinds[0]), Range(kinds[1])],
-                    timeout_s=limit_s,
-                )
-                made = asked.succeeded or _is_made(asked.ranges, lease)
-                if made:
-                    put_line(rfc3339(tick))
-                    return 0
-                job, rev = session.read(values["name"])
-                ticks = None if job.paused else job.ticks()
-                tick += 1
-        except LeaseGone:
-            pass
-        finally:
-            if not made:
-                store.revoke(lease, timeout_s=limit_s)
-    raise ConchError(f"cannot run {job.name}: every second has a tick of its own", code=EXIT_NO)
-
-
-def _is_made(ranges: "Sequence[RangeResult]", lease: int) -> bool:
-    """Whether an earlier try was made, its answer lost: our request is there, or claimed already."""
-    from conch.cron.records import fields_of
-
-    requests, claims = ranges
-    return any(kv.lease == lease for kv in requests.kvs) or any(
-        fields_of(kv.value).get("request") == f"{lease:x}" for kv in claims.kvs
-    )
+        tick = run_now(session, values["name"])
+    put_line(rfc3339(tick))
+    return 0
 
 
 command.add_command(made(LS), "ls")

@@ -15,9 +15,9 @@ from conch.etcd.store import KeyValue, StoreError
 from conch.holder import rfc3339
 
 # Each host in line for a tick gives the ones before it this much time.
-_TURN_S = 0.1
+TURN_S = 0.1
 # How soon to look again whether what could not be claimed now can be.
-_HELD_BACK_S = 0.2
+HELD_BACK_S = 0.2
 # Claims of late are remembered, so that a tick that others took is not tried.
 _REMEMBERED = 20000
 # Ticks that wait at once; those over it are counted as missed unless others claim them.
@@ -59,18 +59,24 @@ class Claiming(Closing):
             self._missed(due.job.name, due.tick, due.tick, 1, due.late_at)
             return
         self._dues[due.id] = due
-        hosts = {self._me.host} | {
+        turn = self._turn(*due.id)
+        if turn:
+            self._later(turn * TURN_S, lambda: self._attempt(due))
+        else:
+            self._attempt(due)
+
+    def _takers(self) -> set[str]:
+        """The live hosts that take new ticks."""
+        return {self._me.host} | {
             host
             for host, fields in self._nodes.items()
             if fields.get("draining") is not True and fields.get("clock_off") is not True
         }
-        turn = order(hosts, *due.id).index(self._me.host)
-        if abs(self._clock.skew_s()) > SKEW_S:
-            turn = max(turn, 1)
-        if turn:
-            self._later(turn * _TURN_S, lambda: self._attempt(due))
-        else:
-            self._attempt(due)
+
+    def _turn(self, name: str, number: int) -> int:
+        """Our place in the line for a tick of a job, or for a request; 0 is the first."""
+        turn = order(self._takers(), name, number).index(self._me.host)
+        return max(turn, 1) if abs(self._clock.skew_s()) > SKEW_S else turn
 
     def _on_claim(self, name: str, tick: int, kv: KeyValue) -> None:
         """Somebody claimed a tick, we perhaps."""
@@ -79,6 +85,8 @@ class Claiming(Closing):
         due = self._dues.get(id_)
         if due is not None and not self._claims.is_ours(kv, due):
             self._drop(due)
+            if due.now_rev and not due.trying:
+                self._not_claimed(due)
         known = self.jobs.get(name)
         if known is not None and known.job.overlap == "replace" and fields_of(kv.value).get("skip") is not True:
             self._replace(known, tick)
@@ -116,11 +124,13 @@ class Claiming(Closing):
         if self._draining or known is None:
             self._settle(due, "conchd is stopping" if self._draining else "the job was removed")
             return
-        if known.rev != due.job_rev and not due.now_rev:
-            if due.unclear:
+        if known.rev != due.job_rev:
+            # a request is for the job as it will be, at another second; but a try that is unclear keeps its tick
+            if due.unclear != bool(due.now_rev):
                 self._settle(due, CHANGED)  # if it was claimed, it was under the old definition
                 return
-            self._renew(due, known)
+            if not due.now_rev:
+                self._renew(due, known)
         if self._dues.get(due.id) is not due:
             return
         if self._clock.now() > due.late_at:
@@ -179,6 +189,7 @@ class Claiming(Closing):
         assert known is not None  # noqa: S101 - asked by the caller
         assert registered is not None  # noqa: S101 - asked by the caller
         node, now, has_floor = registered.node, self._clock.own(), known.has_floor
+        old = known.take_old() if how == "skip" else []
         due.trying = True
         self._busy_claiming += 1
 
@@ -188,7 +199,7 @@ class Claiming(Closing):
                 raise Unsent  # it stood in line for a worker
             claims, me, limit_s = self._claims, self._me, max(0.2, min(self._limit_s, left_s))
             if how == "skip":
-                return claims.claim_to_skip(due, node, me, now, busy, why, has_floor=has_floor, timeout_s=limit_s)
+                return claims.claim_to_skip(due, node, me, now, busy, why, old, has_floor=has_floor, timeout_s=limit_s)
             if busy is not None:
                 return claims.claim_to_wait(due, node, me, now, busy, has_floor=has_floor, timeout_s=limit_s)
             outcome = claims.claim(due, node, me, now, has_floor=has_floor, timeout_s=limit_s)
@@ -210,14 +221,18 @@ class Claiming(Closing):
         self._busy_claiming -= 1
         known = self.jobs.get(due.job.name)
         match outcome:
-            case Won():
+            case Won(old=old):
                 self._drop(due)
                 self._remember(due.id)
                 self.counts["claims", "won"] += 1
+                if known is not None and old is not None:
+                    known.old |= set(old)
                 self._on_won(due, how, why, number, outcome)
             case Taken():
                 self._drop(due)
                 self.counts["claims", "lost"] += 1
+                if due.now_rev:
+                    self._not_claimed(due)
             case Changed(job):
                 due.unclear = False  # nobody has it, and what was for the old definition cannot be made any more
                 self._on_changed(due, job)
@@ -299,7 +314,7 @@ class Claiming(Closing):
         self._held_back[due.id] = due
         if not self._held_timer:
             self._held_timer = True
-            self._later(_HELD_BACK_S, self._on_held_timer)
+            self._later(HELD_BACK_S, self._on_held_timer)
 
     def _on_held_timer(self) -> None:
         self._held_timer = False

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from conch.cron.job import Job
-from conch.cron.records import Result, claim_value, fields_of
+from conch.cron.records import FIRST_TICK, LAST_TICK, Result, claim_value, fields_of
 from conch.etcd.store import (
     Below,
     Compare,
@@ -23,16 +23,19 @@ from conch.etcd.store import (
     Operation,
     Put,
     Range,
+    RangeResult,
     Store,
     StoreError,
     TxnResult,
 )
 from conch.holder import Holder
-from conch.keys import Keys, TickKey, prefix_end
+from conch.keys import Keys
 
 # A claim lives 25 h at least; one lease serves the claims of an hour, one the results of a day.
 _CLAIM_S, _CLAIM_EVERY_S = 26 * 3600, 3600
 _RESULT_S, _RESULT_EVERY_S = 15 * 86400, 86400
+# How many of these hours and days a lease is young: then no key under it is about to end.
+_CLAIM_YOUNG, _RESULT_YOUNG = 6, 7
 HISTORY = 1000
 # How many old ticks one delivery removes at most: it catches up, and stays below etcd's limit of operations.
 TRIM = 16
@@ -51,9 +54,10 @@ class Node:
 class Due:
     """A tick that this daemon could claim. `now_rev` is the create-revision of the request for it, 0 if scheduled.
 
-    `request` is the request's lease, by which whoever made it finds the claim. `unclear` says that a try was made whose
-    outcome is not known; `trying` and `taking` that one is under way, for the claim or for the run key. `void` says why
-    it is only to be recorded as skipped. After a failure it is not tried before `not_before` (CLOCK_BOOTTIME).
+    `request` is the request's lease, by which whoever made it finds the claim, and `number` the one in its key.
+    `unclear` says that a try was made whose outcome is not known; `trying` and `taking` that one is under way, for the
+    claim or for the run key. `void` says why it is only to be recorded as skipped. After a failure it is not tried
+    before `not_before` (CLOCK_BOOTTIME).
     """
 
     job: Job
@@ -63,6 +67,7 @@ class Due:
     run: str
     now_rev: int = 0
     request: str = ""
+    number: int = 0
     unclear: bool = False
     trying: bool = False
     taking: bool = False
@@ -79,11 +84,15 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Won:
-    """The tick is ours: the claim's create-revision and lease, and the run key's revision if we have that too."""
+    """The tick is ours: the claim's create-revision and lease, and the run key's revision if we have that too.
+
+    `old` are ticks over what is kept, oldest first; None: that was not looked at.
+    """
 
     rev: int
     lease: int
     run_rev: int | None
+    old: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ class Claims:
 
     def __init__(self, store: Store, keys: Keys, host: str, history: int = HISTORY) -> None:
         """`history` is how many ticks a job keeps."""
-        self._history = history
+        self.history = history
         self._store = store
         self._keys = keys
         self._host = host
@@ -178,11 +187,12 @@ class Claims:
         now: float,
         busy: KeyValue | None,
         reason: str,
+        old: Sequence[int] = (),
         *,
         has_floor: bool,
         timeout_s: float,
     ) -> Outcome:
-        """Take the tick and record at once that it is not run."""
+        """Take the tick and record at once that it is not run; remove the ticks `old` for good, as `deliver` does."""
         lease = self._claim_lease(now)
         value = claim_value(me, due.run, due.tick, due.request, skip=True)
         compare, success = self._claiming(due, node, lease, value, has_floor=has_floor)
@@ -190,6 +200,9 @@ class Claims:
             compare.append(CreatedAt(busy.key, busy.create_revision))
         result = Result(self._host, "skipped", reason=reason).encode()
         success.append(Put(self._key("result", *due.id), result, self._result_lease(now)))
+        removing = self.removal(due.job.name, [one for one in old if one < due.tick], has_floor=has_floor)
+        compare += removing[0]
+        success += [*removing[1], *self.oldest(due.job.name, TRIM)]
         return self._claim(due, node, compare, success, now, has_floor=has_floor, timeout_s=timeout_s)
 
     def take_run(self, due: Due, rev: int, node: Node, me: Holder, *, timeout_s: float) -> Outcome:
@@ -250,9 +263,9 @@ class Claims:
         taken: dict[str, set[int]] = {name: set() for name in asked}
         for found in self._store.txn([], ranges, timeout_s=timeout_s).ranges:
             for kv in found.kvs:
-                key = self._keys.parse(kv.key)
-                if isinstance(key, TickKey) and key.name in taken:
-                    taken[key.name].add(key.tick)
+                at = self._keys.tick_of(kv.key)
+                if at is not None and at.name in taken:
+                    taken[at.name].add(at.tick)
         return taken
 
     def _claiming(
@@ -269,7 +282,7 @@ class Claims:
         ]
         success: list[Operation] = [Put(self._key("fire", *due.id), value, lease)]
         if due.now_rev:
-            request = self._key("now", *due.id)
+            request = self._key("now", due.job.name, due.number)
             compare.append(CreatedAt(request, due.now_rev))
             success.append(Delete(request))
         return compare, success
@@ -292,7 +305,7 @@ class Claims:
             Range(self._key("result", *due.id), keys_only=True),
             Range(self._key("job", name)),
             Range(self._key("floor", name)),
-            Range(self._key("now", *due.id), keys_only=True),
+            Range(self._key("now", due.job.name, due.number), keys_only=True),
             Range(self._key("run", name)),
         ]
         try:
@@ -308,7 +321,8 @@ class Claims:
             return NodeGone()
         if result.succeeded:
             taken = any(isinstance(one, Put) and one.key == self._key("run", name) for one in success)
-            return Won(result.head.revision, self._claim_lease(now), result.head.revision if taken else None)
+            rev, old = result.head.revision, self.over(*result.ranges, most=TRIM) if result.ranges else None
+            return Won(rev, self._claim_lease(now), rev if taken else None, old)
         return self._why_not(due, node, result, has_floor=has_floor)
 
     def _read_back(self, asked: Sequence[Operation], error: Full, timeout_s: float) -> TxnResult:
@@ -360,11 +374,7 @@ class Claims:
         A result is created once; below the floor none is wanted.
         """
         key, run, floor = self._key("result", name, tick), self._key("run", name), self._key("floor", name)
-        fires, results = self._keys.ticks("fire", name).encode(), self._keys.ticks("result", name).encode()
-        oldest = [
-            Range(fires, prefix_end(fires), limit=TRIM, keys_only=True),
-            Range(results, prefix_end(results), limit=TRIM, keys_only=True),
-        ]
+        oldest = self.oldest(name, TRIM)
         known: tuple[bool, int | None] = (has_floor, run_rev)
         while True:
             has_floor, held = known
@@ -377,11 +387,9 @@ class Claims:
                 compare.append(CreatedAt(run, held))
                 success.append(Delete(run))
             old = [one for one in old if one < tick]
-            for one in old:
-                success += [Delete(self._key("fire", name, one)), Delete(self._key("result", name, one))]
-            if old:
-                success.append(Put(floor, str(max(old)).encode()))
-                compare.append(Below(floor, str(max(old)).encode()) if has_floor else CreatedAt(floor, 0))
+            removing = self.removal(name, old, has_floor=has_floor)
+            compare += removing[0]
+            success += removing[1]
             answer = self._with_leases(
                 lambda c=compare, s=success: self._store.txn(  # type: ignore[misc]
                     c,
@@ -395,8 +403,7 @@ class Claims:
             if answer is None:
                 raise LeaseGone("cannot record a result: its lease is gone")
             if answer.succeeded:
-                raised = has_floor or bool(old)
-                return Delivered(_old(answer, self._history, self._keys), raised)
+                return Delivered(self.over(*answer.ranges, most=TRIM), has_floor or bool(old))
             there, bottom, running = (found.kvs[0] if found.kvs else None for found in answer.ranges[:3])
             if there is not None or (bottom is not None and bottom.value >= str(tick).encode()):
                 if held is not None and running is not None and running.create_revision == held:
@@ -405,7 +412,57 @@ class Claims:
             old = ()
             known = (bottom is not None, held if running is not None and running.create_revision == held else None)
 
+    # -- what is over the limit ---------------------------------------------------------------------------
+
+    def oldest(self, name: str, limit: int) -> list[Range]:
+        """The oldest claims and results of a job, and how many it has; other keys lie hardly ever among them."""
+        prefixes = [self._keys.ticks(kind, name).encode() for kind in ("fire", "result")]
+        first = str(FIRST_TICK).encode()
+        return [Range(prefix + first, prefix + b":", limit=limit, keys_only=True) for prefix in prefixes]
+
+    def over(self, fires: RangeResult, results: RangeResult, *, most: int, earlier: int = 0) -> tuple[int, ...]:
+        """The oldest ticks beyond those that are kept, at most so many, from what `oldest` found.
+
+        `earlier` is how many results are known to be older than the oldest claim.
+        """
+        over = max(fires.count + earlier, results.count) - self.history
+        if over <= 0:
+            return ()
+        ticks: set[int] = set()
+        end = LAST_TICK
+        for found in (fires, results):
+            some = {at.tick for kv in found.kvs if (at := self._keys.tick_of(kv.key)) is not None}
+            ticks |= some
+            if found.count > len(found.kvs):
+                end = min(end, max(some, default=0))  # beyond that there may be others
+        return tuple(sorted(tick for tick in ticks if tick <= end)[: min(over, most)])
+
+    def removal(self, name: str, old: Sequence[int], *, has_floor: bool) -> tuple[list[Compare], list[Operation]]:
+        """What to compare and to do to remove these ticks for good: the floor goes up, and never down."""
+        if not old:
+            return [], []
+        floor, top = self._key("floor", name), str(max(old)).encode()
+        keys = [self._key(kind, name, one) for one in old for kind in ("fire", "result")]
+        compare = Below(floor, top) if has_floor else CreatedAt(floor, 0)
+        return [compare], [*map(Delete, keys), Put(floor, top)]
+
     # -- leases and keys ----------------------------------------------------------------------------------
+
+    def young_leases(self, now: float) -> frozenset[int]:
+        """The shared leases that last long enough, whoever granted them; those of a clock a little ahead, too."""
+        claims = (self._claim_lease(now + at * _CLAIM_EVERY_S) for at in range(-_CLAIM_YOUNG, 2))
+        results = (self._result_lease(now + at * _RESULT_EVERY_S) for at in range(-_RESULT_YOUNG, 2))
+        return frozenset((*claims, *results))
+
+    def prolong(self, kvs: Sequence[KeyValue], now: float, *, timeout_s: float) -> bool:
+        """Put keys under the shared lease of results, which is the longer one, if all are as they were."""
+        there = self._store.txn([], [Range(kv.key) for kv in kvs], timeout_s=timeout_s).ranges
+        values = [found.kvs[0].value if found.kvs else b"" for found in there]
+        compare = [ModifiedAt(kv.key, kv.mod_revision) for kv in kvs]
+        lease = self._result_lease(now)
+        puts = [Put(kv.key, value, lease) for kv, value in zip(kvs, values, strict=True)]
+        made = self._with_leases(lambda: self._store.txn(compare, puts, timeout_s=timeout_s), now, timeout_s)
+        return made is not None and made.succeeded
 
     def _with_leases(self, call: Callable[[], TxnResult], now: float, timeout_s: float) -> TxnResult | None:
         """Call, and once more with the shared leases granted if one was missing; None: another lease is."""
@@ -440,14 +497,3 @@ class Claims:
 
     def _node_key(self) -> bytes:
         return self._keys.node(self._host).encode()
-
-
-def _old(answer: TxnResult, history: int, keys: Keys) -> tuple[int, ...]:
-    """The oldest ticks beyond those that are kept, at most as many as one delivery removes."""
-    fires, results = answer.ranges[:2]
-    over = max(fires.count, results.count) - history
-    if over <= 0:
-        return ()
-    parsed = [keys.parse(kv.key) for kv in (*fires.kvs, *results.kvs)]
-    ticks = {key.tick for key in parsed if isinstance(key, TickKey)}
-    return tuple(sorted(ticks)[: min(over, TRIM)])

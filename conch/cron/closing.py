@@ -40,6 +40,10 @@ class Closing(Replacing):
         """A tick turns out not to be claimed, and its job has changed."""
 
     @abstractmethod
+    def _not_claimed(self, due: Due) -> None:
+        """A request was not claimed at this tick."""
+
+    @abstractmethod
     def _waiting(self) -> int:
         """How many ticks wait to be claimed."""
 
@@ -55,6 +59,8 @@ class Closing(Replacing):
         if due.unclear:
             self._unclear[due.run] = (due, reason)
             self._close_next()
+        elif due.now_rev:
+            self._not_claimed(due)
         elif reason is None:
             self._missed(due.job.name, due.tick, due.tick, 1)
 
@@ -126,7 +132,8 @@ class Closing(Replacing):
                     self._unclear[due.run] = (due, TOO_LATE)  # what lands later finds no registration either
                 case _:
                     # of what others have not claimed; a claim of ours that lands later does not find the job as it was
-                    self._missed(due.job.name, due.tick, due.tick, 1)
+                    due.unclear = False
+                    self._give_up(due, None)
             self._closed()
 
         self._write(
@@ -147,9 +154,9 @@ class Closing(Replacing):
                 if run is not None and self._claims.is_ours(run, due):
                     entry = replace(entry, run_rev=run.create_revision)
                 self._record(entry, "skipped", reason or TOO_LATE)
-            elif fire is None:
+            elif due.now_rev or fire is None:
                 due.unclear = False
-                if reason == CHANGED:
+                if reason == CHANGED and not due.now_rev:
                     self._take_up_again(due)
                 else:
                     self._give_up(due, None if reason == TOO_LATE else reason)

@@ -5,13 +5,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from conch.cron.records import fields_of, row
-from conch.etcd.store import KeyValue, Range, Store
+from conch.cron.records import LAST_TICK, fields_of, row
+from conch.etcd.store import KeyValue, Range, RangeResult, Store
 from conch.holder import UnreadableHolder
-from conch.keys import Keys, NodeKey, TickKey, prefix_end
+from conch.keys import Keys, NodeKey, prefix_end
 
 # Two reads a job, and etcd takes 128 operations at most.
 _JOBS_AT_ONCE = 60
+# How many times as many are read where too few can be read.
+_MORE = 8
 
 
 def everything(prefix: str) -> Range:
@@ -26,20 +28,31 @@ def newest(keys: Keys, kind: str, name: str, limit: int) -> Range:
 
 
 def rows(
-    keys: Keys, name: str, claims: Sequence[KeyValue], results: Sequence[KeyValue], limit: int
+    keys: Keys, name: str, claims: RangeResult, results: RangeResult, limit: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """A row a tick, newest first, and the keys that could not be read."""
+    """A row for each of the newest `limit` ticks that can be read, newest first, and the keys before them that cannot.
+
+    `claims` and `results` are the newest of each kind. What is older than all that was read of a kind has no row: its
+    result may be there all the same.
+    """
     found: dict[int, dict[str, KeyValue]] = {}
     unreadable = []
-    for kind, kvs in (("claim", claims), ("result", results)):
-        for kv in kvs:
-            at = keys.parse(kv.key)
-            if isinstance(at, TickKey):
-                found.setdefault(at.tick, {})[kind] = kv
-            else:
+    oldest = 0
+    for kind, read in (("claim", claims), ("result", results)):
+        ticks = []
+        for kv in read.kvs:
+            at = keys.tick_of(kv.key)
+            if at is None:
                 unreadable.append(kv.key.decode("utf-8", "replace"))
-    shown = []
-    for tick in sorted(found, reverse=True)[:limit]:
+            else:
+                ticks.append(at.tick)
+                found.setdefault(at.tick, {})[kind] = kv
+        if read.count > len(read.kvs):
+            oldest = max(oldest, min(ticks, default=LAST_TICK + 1))
+    shown: list[dict[str, Any]] = []
+    for tick in sorted(found, reverse=True):
+        if len(shown) == limit or tick < oldest:
+            break
         claim, result = found[tick].get("claim"), found[tick].get("result")
         try:
             shown.append(row(name, tick, claim.value if claim else None, result.value if result else None))
@@ -51,10 +64,15 @@ def rows(
 def history(
     store: Store, keys: Keys, name: str, limit: int, *, timeout_s: float
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The newest ticks of a job."""
-    asked = [newest(keys, kind, name, limit) for kind in ("fire", "result")]
-    claims, results = store.txn([], asked, timeout_s=timeout_s).ranges
-    return rows(keys, name, claims.kvs, results.kvs, limit)
+    """The newest ticks of a job that can be read, and the keys that cannot."""
+    asked = limit
+    while True:
+        ranges = [newest(keys, kind, name, asked) for kind in ("fire", "result")]
+        claims, results = store.txn([], ranges, timeout_s=timeout_s).ranges
+        shown, unreadable = rows(keys, name, claims, results, limit)
+        if len(shown) == limit or all(read.count <= asked for read in (claims, results)):
+            return shown, unreadable
+        asked *= _MORE  # unreadable ones took the place of others
 
 
 def last_rows(
@@ -72,7 +90,9 @@ def last_rows(
             raise TimeoutError(f"etcd took too long to tell the newest ticks of {len(names)} jobs")
         ranges = store.txn([], asked, timeout_s=min(timeout_s, left_s)).ranges
         for i, name in enumerate(some):
-            shown, bad = rows(keys, name, ranges[2 * i].kvs, ranges[2 * i + 1].kvs, 1)
+            shown, bad = rows(keys, name, ranges[2 * i], ranges[2 * i + 1], 1)
+            if bad and not shown:
+                shown, bad = history(store, keys, name, 1, timeout_s=timeout_s)
             unreadable += bad
             if shown:
                 found[name] = shown[0]

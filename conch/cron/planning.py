@@ -11,20 +11,14 @@ from typing import NamedTuple
 from conch.core import clock
 from conch.cron import zones
 from conch.cron.actor import SLICE_S, Base
-from conch.cron.claiming import Claiming
 from conch.cron.claims import Due
 from conch.cron.job import Job, UnreadableJob, parse
 from conch.cron.records import seconds_of
+from conch.cron.requests import Requests
 from conch.cron.runs import Known
 from conch.errors import BadInput
 from conch.etcd.store import KeyValue, Range, Renewal
 from conch.names import check_name
-
-# How far the clock of whoever makes a request may be behind.
-_APART_S = 60.0
-# Requests for jobs that nobody has are not kept without end.
-_REQUESTS = 1000
-
 
 # How often to look at the database of zones; soon again while it is being changed, file by file perhaps.
 _ZONES_EVERY_S, _ZONES_CHECK_S = 3600.0, 60.0
@@ -39,11 +33,9 @@ class _Planned(NamedTuple):
     serial: int
     name: str
     rev: int
-    now_rev: int = 0
-    request: str = ""
 
 
-class Planning(Claiming):
+class Planning(Requests):
     """Knows when each job is due next: never before this daemon or the job's last change was there."""
 
     def __init__(self, base: Base) -> None:
@@ -51,7 +43,6 @@ class Planning(Claiming):
         self._since, self._began = self._clock.now(), clock.now()
         self._planned_off: set[str] = set()  # jobs that were planned while our clock was off
         self._ticks: list[_Planned] = []
-        self._requests: dict[str, list[tuple[int, int, str]]] = {}  # for jobs that are not known yet
         self._last_now = self._since
         self._unreadable: dict[str, tuple[int, bytes]] = {}
         self._registrar.tzdata = zones.look().version
@@ -91,8 +82,7 @@ class Planning(Claiming):
         known.value, known.created = kv.value, kv.create_revision
         self._plan(name, known, after)
         self._forget_outdated()
-        for tick, now_rev, request in self._requests.pop(name, []):
-            self._plan_request(name, known, tick, now_rev, request)
+        self._next_request(name)
 
     def _changed_at(self, job: Job, revision: int) -> float:
         """From when on the ticks of a definition count, at this revision: none from before it was written.
@@ -112,7 +102,7 @@ class Planning(Claiming):
         """Edits leave what was planned before them in the heap until it is due, which may be in a year."""
         if len(self._ticks) > 2 * len(self.jobs) + _OUTDATED:
             planned = {known.planned for known in self.jobs.values()}
-            self._ticks = [one for one in self._ticks if one.now_rev or one.serial in planned]
+            self._ticks = [one for one in self._ticks if one.serial in planned]
             heapq.heapify(self._ticks)
 
     def _plan(self, name: str, known: Known, after: int) -> None:
@@ -126,9 +116,6 @@ class Planning(Claiming):
         known.next_tick, known.planned = tick, next(self._serial)
         if tick is not None:
             heapq.heappush(self._ticks, _Planned(tick, known.planned, name, known.rev))
-
-    def _plan_request(self, name: str, known: Known, tick: int, now_rev: int, request: str) -> None:
-        heapq.heappush(self._ticks, _Planned(tick, next(self._serial), name, known.rev, now_rev, request))
 
     def _plan_all_anew(self) -> None:
         """The time went back: what was planned for what it was is too far off. What is done has its claims."""
@@ -158,16 +145,6 @@ class Planning(Claiming):
         if known is not None and known.planned == planned:
             self._plan(name, known, after)
 
-    def _on_request(self, name: str, tick: int, kv: KeyValue, *, live: bool) -> None:
-        known = self.jobs.get(name)
-        if tick < self._since - _APART_S or (not live and tick <= self._since):
-            return
-        request = f"{kv.lease:x}"
-        if known is not None:
-            self._plan_request(name, known, tick, kv.create_revision, request)
-        elif len(self._requests) < _REQUESTS:
-            self._requests.setdefault(name, []).append((tick, kv.create_revision, request))
-
     def _run_ticks(self) -> None:
         """Take up what is due now; nothing by a clock that is off."""
         self._follow_clock()
@@ -179,19 +156,12 @@ class Planning(Claiming):
         self._last_now = now
         until = clock.now() + SLICE_S
         while self._ticks and self._ticks[0].tick <= self._clock.now() and clock.now() < until:
-            tick, serial, name, _, now_rev, request = heapq.heappop(self._ticks)
+            tick, serial, name, _ = heapq.heappop(self._ticks)
             known = self.jobs.get(name)
-            if known is None or (known.planned != serial and not now_rev):
-                continue  # removed, or planned anew
-            if not now_rev:
-                self._take_up(name, known, tick)
-                continue
-            # a request is made for a moment ago, on another host's clock
-            asked_at = now if 0 <= now - tick <= _APART_S else tick
-            late_at = asked_at + known.job.late_after_s(tick, None)
-            self._consider(Due(known.job, known.rev, tick, late_at, os.urandom(8).hex(), now_rev, request))
+            if known is not None and known.planned == serial:  # else it was removed, or is planned anew
+                self._take_up_tick(name, known, tick)
 
-    def _take_up(self, name: str, known: Known, tick: int) -> None:
+    def _take_up_tick(self, name: str, known: Known, tick: int) -> None:
         """A planned tick is due: consider it and plan the next, or pass over what is too late."""
         following = known.schedule.next_after(tick)
         late_at = tick + known.job.late_after_s(tick, following)
@@ -205,7 +175,7 @@ class Planning(Claiming):
     def _take_up_due(self, name: str, known: Known) -> None:
         """What is due of one job, before its definition becomes another."""
         while not self._clock_off and known.next_tick is not None and known.next_tick <= self._clock.now():
-            self._take_up(name, known, known.next_tick)
+            self._take_up_tick(name, known, known.next_tick)
 
     def _pass_over(self, name: str, known: Known, first: int) -> None:
         """Go on after ticks that are too late already: the machine was asleep, say."""

@@ -49,6 +49,11 @@ class Known:
     past: int = 0
     value: bytes = b""
 
+    def take_old(self) -> list[int]:
+        """The oldest of `old`, as many as one transaction removes; the others are found again."""
+        old, self.old = sorted(self.old)[:TRIM], set()
+        return old
+
 
 @dataclass(slots=True)
 class Live:
@@ -225,7 +230,7 @@ class Runs(Membership):
         one.ordered_at = 0.0  # answered
         if one.slot is not None:
             one.slot.in_use = True
-        lag_s = self._clock.own() - one.entry.tick
+        lag_s = max(0.0, self._clock.own() - one.entry.tick)  # a request's tick may lie ahead
         self.lag_sum += lag_s
         for bound in LAGS_S:
             if lag_s <= bound:
@@ -297,9 +302,7 @@ class Runs(Membership):
         entry, result = one.entry, one.entry.result
         assert result is not None  # noqa: S101 - only what is over is delivered
         known = self.jobs.get(entry.name)
-        old: list[int] = []
-        if known is not None:
-            old, known.old = sorted(known.old)[:TRIM], set()
+        old = known.take_old() if known is not None else []
         has_floor = known is not None and known.has_floor
         now, limit_s = self._clock.own(), self._limit_s
 

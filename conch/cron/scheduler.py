@@ -13,9 +13,9 @@ from conch.cron.closing import merged
 from conch.cron.faults import Lasting
 from conch.cron.job import Job
 from conch.cron.ledger import Entry, ended
-from conch.cron.planning import Planning
 from conch.cron.records import Result
 from conch.cron.runs import Live
+from conch.cron.sweeping import Sweeping
 from conch.cron.unreadable import Unreadable
 from conch.errors import shortage
 from conch.etcd.patience import first_answer
@@ -30,7 +30,7 @@ _RETRY_S = 1.0
 _DEAF_S = 5.0
 
 
-class Scheduler(Planning):
+class Scheduler(Sweeping):
     """Claims ticks, orders runs, records their ends. One watch tells it all news."""
 
     def __init__(self, base: Base) -> None:
@@ -80,6 +80,7 @@ class Scheduler(Planning):
             if one.over:
                 self._deliver(one)
         self._register()
+        self._sweep_later()
 
     def _watched(self) -> list[Range]:
         prefixes = [self._keys.cron(kind).encode() for kind in _KINDS] + [self._keys.node().encode()]
@@ -192,6 +193,7 @@ class Scheduler(Planning):
         for host in list(self._nodes):
             if self._keys.node(host).encode() not in there:
                 self._forget_node(host)
+        self._keep_requests(there)
         for what, found in listed:
             if what.key != self._keys.cron("fire").encode():
                 for kv in found.kvs:
@@ -227,10 +229,12 @@ class Scheduler(Planning):
         match self._keys.parse(kv.key):
             case JobKey(kind="job", name=name):
                 self._arrive(name, kv)
+            case TickKey(kind="fire") if kv.mod_revision != kv.create_revision:
+                pass  # an old one, kept for longer
             case TickKey(kind="fire", name=name, tick=tick):
                 self._on_claim(name, tick, kv)
-            case TickKey(kind="now", name=name, tick=tick):
-                self._on_request(name, tick, kv, live=live)
+            case TickKey(kind="now", name=name, tick=number):
+                self._on_request(name, number, kv)
             case JobKey(kind="run", name=name):
                 known = self.jobs.get(name)
                 if known is not None:  # else a claim finds it: the job is gone, or we hear of it next
@@ -266,6 +270,8 @@ class Scheduler(Planning):
                 self._forget_job(name)
             case TickKey(kind="fire", name=name, tick=tick) if name in self.jobs:
                 self.jobs[name].old.discard(tick)
+            case TickKey(kind="now", name=name, tick=number):
+                self._forget_request(name, number)
             case JobKey(kind="run", name=name):
                 self._on_run_key_gone(name, revision)
             case NodeKey(host=host):

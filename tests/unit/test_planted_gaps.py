@@ -51,14 +51,18 @@ def test_every_claim_compares_all_that_may_stand_against_it(
     job = decode("j", {"schedule": "@every 1s", "cmd": ["true"], "overlap": overlap})
     store = Unsent()
     with pytest.raises(Unreachable):
-        how(Claims(cast(Store, store), Keys("/p"), "a"), Due(job, 21, TICK, 0.0, "r", now_rev=41), has_floor)
+        how(
+            Claims(cast(Store, store), Keys("/p"), "a"),
+            Due(job, 21, TICK, 0.0, "r", now_rev=41, number=TICK - 9),
+            has_floor,
+        )
     floor = b"/p/cron/floor/j"
     wanted: set[Compare] = {
         CreatedAt(b"/p/node/a", 11),
         CreatedAt(b"/p/cron/fire/j/%d" % TICK, 0),
         CreatedAt(b"/p/cron/result/j/%d" % TICK, 0),
         ModifiedAt(b"/p/cron/job/j", 21),
-        CreatedAt(b"/p/cron/now/j/%d" % TICK, 41),
+        CreatedAt(b"/p/cron/now/j/%d" % (TICK - 9), 41),
         Below(floor, b"%d" % TICK) if has_floor else CreatedAt(floor, 0),
     }
     if how is not claim:

@@ -1,0 +1,66 @@
+"""What a new definition changes in a job, field by field, for whoever makes it."""
+
+import json
+import shlex
+from typing import Any
+
+from conch.cron.job import Job
+
+# Who made it and when says nothing of what it does; the signature follows from the rest.
+_NOT_COMPARED = frozenset({"name", "added_by", "added_at", "sig"})
+
+
+def changes(before: Job, after: Job) -> list[str]:
+    """A line a field that differs: `tz: Europe/Berlin → UTC`; of variables the names alone, for they may be secret.
+
+    A field that is left out is what it is by default.
+    """
+    old, new = _fields(before), _fields(after)
+    lines = []
+    for field in sorted(old.keys() | new.keys(), key=lambda name: ([*new, *old].index(name), name)):
+        if old.get(field) == new.get(field):
+            continue
+        if field == "env":
+            lines.append(f"env: {_variables(before, after)}")
+        else:
+            lines.append(f"{field}: {_text(field, old.get(field))} → {_text(field, new.get(field))}")
+    return lines
+
+
+def _fields(job: Job) -> dict[str, Any]:
+    """All fields with their values, unknown ones as they are."""
+    known = {
+        "schedule": job.schedule,
+        "tz": job.tz,
+        "cmd": list(job.cmd),
+        "run_ttl": job.run_ttl_s,
+        "kill_after": job.kill_after_s,
+        "overlap": job.overlap,
+        "retries": job.retries,
+        "retry_delay": job.retry_delay_s,
+        "start_deadline": job.start_deadline_s,
+        "sema": None if job.semaphore is None else "{}:{}".format(*job.semaphore),
+        "env": dict(job.env),
+        "cwd": job.cwd,
+        "paused": job.paused,
+    }
+    return known | {name: value for name, value in job.raw.items() if name not in known.keys() | _NOT_COMPARED}
+
+
+def _text(field: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if field == "cmd":
+        return shlex.join(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _variables(before: Job, after: Job) -> str:
+    signs = {
+        "added": after.env.keys() - before.env.keys(),
+        "removed": before.env.keys() - after.env.keys(),
+        "changed": {name for name in before.env.keys() & after.env.keys() if before.env[name] != after.env[name]},
+    }
+    return ", ".join(f"{name} {how}" for how, names in signs.items() for name in sorted(names))

@@ -1,0 +1,378 @@
+"""`cron run`: whoever asks, whenever and however often, gets a tick from the daemons, once and in order."""
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import OwnEtcd
+from tests.support.conch import Bench, Wrapper, conch_that_runs, throughout, wait_for
+from tests.support.cron import Fleet
+from tests.support.host import Host
+from tests.support.metrics import difference, requests
+from tests.support.proxy import Proxy
+
+UNTIL_GO = "echo $CONCH_TICK >> runs; while [ ! -e go ]; do sleep 0.05; done"
+
+
+def asks(fleet: Fleet, name: str = "j") -> Wrapper:
+    """A `cron run` that waits: its request is there."""
+    asked = fleet.bench.start("cron", "run", name)
+    wait_for(lambda: fleet.bench.keys_below(f"cron/now/{name}/"), "the request is made")
+    return asked
+
+
+def nothing_is_left(fleet: Fleet) -> None:
+    """No request, and nothing beside it."""
+    assert fleet.bench.keys_below("cron/now/") + fleet.bench.keys_below("cron/asked/") == []
+
+
+def job(bench: Bench, name: str = "j", **fields: object) -> None:
+    """Write a job."""
+    fields = {"schedule": "@yearly", "cmd": ["true"], "overlap": "allow", **fields}
+    bench.etcd.put(f"{bench.prefix}/cron/job/{name}", json.dumps(fields))
+
+
+# -- clocks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead_s", [-(10**9), -600, -90, 90, 300, 10**10])
+def test_clock_of_whoever_asks_plays_no_part(fleet: Fleet, ahead_s: int) -> None:
+    """It runs at once, at a tick of now, and that is printed."""
+    fleet.start("a")
+    fleet.add("j", "@yearly", command="echo $CONCH_TICK >> runs")
+    wrong = f"import time; right = time.time; time.time = lambda: right() + {ahead_s}"
+    began = time.time()
+    asked = fleet.bench.start("cron", "run", "j", program=[conch_that_runs(wrong, fleet.bench.folder)])
+    assert asked.wait() == 0, asked.err
+    tick = fleet.unix(asked.out.strip())
+    assert began - 1 <= tick <= time.time() + 1
+    assert fleet.bench.read("runs") == f"{tick}\n"
+    assert fleet.result("j", tick)["state"] == "ok"
+    assert [one["tick_unix"] for one in fleet.history("j")] == [tick]
+    nothing_is_left(fleet)
+
+
+def test_request_goes_by_the_fleets_clock(conch: Bench, tmp_path: Path) -> None:
+    """The host that takes it is wrong by an hour and is told so by two others."""
+    hosts = [Host(conch, name, tmp_path / name, 3600.0 if name == "a" else 0.0) for name in ("a", "b", "c")]
+    try:
+        hosts[0].wait_event("clock-skew")
+        job(conch)
+        fleet = Fleet(conch)
+        ticks = [fleet.run_now("j") for _ in range(6)]
+        assert all(abs(tick - time.time()) < 60 for tick in ticks)
+        assert ticks == sorted(set(ticks))
+    finally:
+        for host in hosts:
+            host.close()
+        conch.etcd.delete_prefix(conch.prefix + "/cron/")
+
+
+# -- many -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overlap", ["allow", "forbid", "replace"])
+def test_forty_at_once_all_get_a_tick_of_their_own(fleet: Fleet, overlap: str) -> None:
+    """Each printed tick is in the history once; none is refused, and none waits for its second to come."""
+    for host in ("a", "b", "c"):
+        fleet.start(host)
+    fleet.add("j", "@every 7s", "--overlap", overlap, command="echo $CONCH_TICK >> runs")
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda _: fleet.bench.run("cron", "run", "j"), range(40)))
+    assert [(one.returncode, one.stderr) for one in done] == [(0, "")] * 40
+    ticks = [fleet.unix(one.stdout.strip()) for one in done]
+    assert len(set(ticks)) == 40
+    assert not [tick for tick in ticks if tick % 7 == 0]
+    fleet.bench.run("cron", "pause", "j")
+    wait_for(lambda: set(ticks) <= set(fleet.ticks("result", "j")), "all are over")
+    history = [one["tick_unix"] for one in fleet.history("j")]
+    assert len(set(history)) == len(history)
+    states = {tick: one["state"] for tick, one in fleet.ticks("result", "j").items() if tick in ticks}
+    if overlap == "allow":
+        assert set(states.values()) == {"ok"}
+    elif overlap == "forbid":
+        assert set(states.values()) <= {"ok", "skipped"}
+    ran = [int(line) for line in fleet.bench.file("runs").read_text().split()]
+    assert len(set(ran)) == len(ran)
+    assert {tick for tick, state in states.items() if state == "ok"} <= set(ran)
+    nothing_is_left(fleet)
+
+
+def test_ticks_are_in_the_order_of_the_requests(fleet: Fleet) -> None:
+    """Whatever their numbers are, and whichever of three hosts claims them; none waits for its second."""
+    fleet.add("j", "@yearly", "--overlap", "allow")
+    number = int(time.time())
+    asked = [fleet.ask("j", number - 7 * at) for at in range(15)]
+    daemons = [fleet.start(host) for host in ("a", "b", "c")]
+    asked += [fleet.ask("j", number - 7 * at) for at in range(15, 25)]
+    ticks = [fleet.claimed("j", one) for one in asked]
+    assert ticks == sorted(set(ticks))
+    results = fleet.results("j", 25)
+    assert {one["state"] for one in results.values()} == {"ok"}
+    assert len({one["node"] for one in results.values()}) > 1
+    assert all(fleet.unix(one["started"]) <= ticks[0] + 20 for one in results.values())
+    assert not [line for daemon in daemons for line in daemon.events("missed")]
+
+
+def test_requests_cost_no_more_where_hosts_are_many(own_fleet: Fleet, own: OwnEtcd) -> None:
+    """One look, one claim and one result each, with one host or with four."""
+
+    def cost() -> float:
+        before = requests(own.cluster.endpoints)
+        asked = [own_fleet.ask("j") for _ in range(20)]
+        ticks = [own_fleet.claimed("j", one) for one in asked]
+        wait_for(lambda: set(ticks) <= set(own_fleet.ticks("result", "j")), "all are over")
+        return difference(before, requests(own.cluster.endpoints)).get("Txn", 0) / 20
+
+    own_fleet.start("a")
+    own_fleet.add("j", "@yearly", "--overlap", "allow")
+    own_fleet.result("j", own_fleet.request("j"))
+    alone = cost()
+    for host in ("b", "c", "d"):
+        own_fleet.start(host)
+    assert cost() < 2 * alone + 1
+
+
+def test_every_second_taken_is_said_before_anything_is_written(fleet: Fleet) -> None:
+    """For the job as it is defined; paused, its seconds are free."""
+    fleet.start("a")
+    fleet.add("j", "@every 1s", "--overlap", "allow")
+    done = fleet.bench.run("cron", "run", "j")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "every second" in done.stderr
+    fleet.bench.run("cron", "pause", "j")
+    assert fleet.result("j", fleet.run_now("j"))["state"] == "ok"
+
+
+# -- hosts ----------------------------------------------------------------------------------------------------
+
+
+def test_dead_favourite_costs_a_turn(conch: Bench, tmp_path: Path) -> None:
+    """A host that is registered and does nothing is the first in rank for half of them."""
+    host = Host(conch, "a", tmp_path / "a")
+    lease = conch.etcd.lease(60)
+    try:
+        host.wait_event("registered")
+        conch.etcd.put(f"{conch.prefix}/node/dead", "{}", lease)
+        job(conch)
+        fleet = Fleet(conch)
+        began = time.monotonic()
+        ticks = [fleet.request("j") for _ in range(16)]
+        assert len(set(ticks)) == 16
+        assert time.monotonic() - began < 15
+    finally:
+        host.close()
+        lease.revoke()
+        conch.etcd.delete_prefix(conch.prefix + "/cron/")
+
+
+def test_request_that_is_older_than_the_daemon_is_taken(fleet: Fleet) -> None:
+    """The client still waits for it."""
+    fleet.add("j", "@yearly")
+    fleet.bench.etcd.put(f"{fleet.bench.prefix}/node/other", "{}")
+    asked = asks(fleet)
+    throughout(1.2, lambda: None)  # its second is over
+    began = time.time()
+    fleet.start("a")
+    assert asked.wait() == 0, asked.err
+    tick = fleet.unix(asked.out.strip())
+    assert tick >= int(began)
+    assert fleet.result("j", tick)["state"] == "ok"
+    fleet.bench.etcd.delete(f"{fleet.bench.prefix}/node/other")
+
+
+def test_daemon_of_the_release_before_claims_the_second_in_the_key(fleet: Fleet) -> None:
+    """It deletes the request and names it in its claim, which is all that `cron run` waits for."""
+    fleet.add("j", "@yearly")
+    etcd, prefix = fleet.bench.etcd, fleet.bench.prefix
+    etcd.put(f"{prefix}/node/old", "{}")
+    number = int(time.time())
+    etcd.put(f"{prefix}/cron/result/j/{number + 60}", "{}")  # of another tick, which that one could not have
+    asked = asks(fleet)
+    (key,) = fleet.bench.keys_below("cron/now/j/")
+    tick = int(key.rpartition("/")[2])
+    assert tick >= number
+    lease = etcd.get(key)[1].lease_id
+    claim = {"host": "old", "pid": 1, "started": "x", "cmd": "x", "tick": tick, "run": "r", "request": f"{lease:x}"}
+    etcd.transaction(
+        compare=[etcd.transactions.create(key) > 0],
+        success=[
+            etcd.transactions.put(f"{prefix}/cron/fire/j/{tick}", json.dumps(claim)),
+            etcd.transactions.delete(key),
+        ],
+        failure=[],
+    )
+    assert asked.wait() == 0, asked.err
+    assert fleet.unix(asked.out.strip()) == tick
+    etcd.delete(f"{prefix}/node/old")
+
+
+def test_full_daemon_takes_it_once_there_is_room(fleet: Fleet) -> None:
+    """It waits; its tick is of when it is claimed."""
+    fleet.start("a", "--max-runs", "1")
+    fleet.add("long", "@yearly", command=UNTIL_GO)
+    fleet.add("j", "@yearly")
+    fleet.run_now("long")
+    fleet.bench.read("runs")
+    asked = asks(fleet)
+    throughout(1.5, lambda: asked.process.poll() is None or pytest.fail(asked.err))
+    went = time.time()
+    fleet.bench.file("go").touch()
+    assert asked.wait() == 0, asked.err
+    assert fleet.unix(asked.out.strip()) >= int(went)
+
+
+# -- ends -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nobody(fleet: Fleet) -> Iterator[Fleet]:
+    """A job, and a node that takes nothing."""
+    fleet.add("j", "@yearly")
+    fleet.bench.etcd.put(f"{fleet.bench.prefix}/node/dead", "{}")
+    yield fleet
+    fleet.bench.etcd.delete(f"{fleet.bench.prefix}/node/dead")
+
+
+def test_signal_at_any_moment_is_heard(nobody: Fleet) -> None:
+    """Also one that arrives just before it begins to wait."""
+    for _ in range(12):
+        asked = asks(nobody)
+        asked.signal(signal.SIGTERM)
+        assert asked.wait(10) == 128 + signal.SIGTERM
+        nothing_is_left(nobody)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_takes_the_request_back(nobody: Fleet, number: int) -> None:
+    """At once, and nobody runs it later."""
+    asked = asks(nobody)
+    asked.signal(number)
+    assert asked.wait(10) == 128 + number
+    assert asked.out == ""
+    nothing_is_left(nobody)
+    nobody.start("a")
+    tick = nobody.run_now("j")
+    nobody.result("j", tick)
+    assert set(nobody.ticks("fire", "j")) == {tick}
+
+
+def test_killed_one_leaves_what_its_lease_ends(nobody: Fleet) -> None:
+    """Everything of it is under one lease, and that is not for ever."""
+    asked = asks(nobody)
+    etcd = nobody.bench.etcd
+    leases = {etcd.get(key)[1].lease_id for key in nobody.bench.keys_below("cron/") if "/job/" not in key}
+    (lease,) = leases
+    assert 0 < etcd.get_lease_info(lease).grantedTTL <= 120
+    asked.kill()
+    etcd.revoke_lease(lease)
+    nothing_is_left(nobody)
+
+
+@pytest.mark.parametrize("how", ["removed", "full", "unreadable", "expired"])
+def test_request_that_nobody_will_take_ends_with_1(nobody: Fleet, how: str) -> None:
+    """In one line that says why; nothing is left."""
+    asked = asks(nobody)
+    etcd, key = nobody.bench.etcd, f"{nobody.bench.prefix}/cron/job/j"
+    if how == "removed":
+        nobody.bench.run("cron", "rm", "j")
+    elif how == "full":
+        job(nobody.bench, schedule="@every 1s")
+    elif how == "unreadable":
+        etcd.put(key, "junk")
+    else:
+        etcd.revoke_lease(etcd.get(nobody.bench.keys_below("cron/now/j/")[0])[1].lease_id)
+    assert asked.wait(10) == 1
+    assert asked.out == ""
+    assert asked.err.count("\n") == 1
+    says = {
+        "removed": "removed",
+        "full": "every second",
+        "unreadable": "cannot be read",
+        "expired": "no conchd took it",
+    }
+    assert re.search(rf"cannot run j: .*{says[how]}", asked.err), asked.err
+    nothing_is_left(nobody)
+
+
+def test_job_that_changes_meanwhile_runs_as_it_is_then(nobody: Fleet) -> None:
+    """A request is for the job as it will be."""
+    asked = asks(nobody)
+    nobody.add("j", "@yearly", command="echo new >> log")
+    nobody.start("a")
+    assert asked.wait() == 0, asked.err
+    assert nobody.bench.read("log") == "new\n"
+
+
+def test_etcd_away_while_it_waits(own_fleet: Fleet, own: OwnEtcd) -> None:
+    """It waits on, and finds its claim afterwards."""
+    own_fleet.add("j", "@yearly")
+    own_fleet.bench.etcd.put(f"{own_fleet.bench.prefix}/node/dead", "{}")
+    asked = asks(own_fleet)
+    os.kill(own.member.pid, signal.SIGSTOP)
+    throughout(7.0, lambda: asked.process.poll() is None or pytest.fail(asked.err))
+    os.kill(own.member.pid, signal.SIGCONT)
+    own_fleet.start("a")
+    assert asked.wait() == 0, asked.err
+    assert own_fleet.result("j", own_fleet.unix(asked.out.strip()))["state"] == "ok"
+    own_fleet.bench.etcd.delete(f"{own_fleet.bench.prefix}/node/dead")
+
+
+# -- answers that are lost ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skip", range(5))
+@pytest.mark.parametrize("how", ["drop", "reset"])
+def test_lost_answer_to_whoever_asks_makes_no_second_run(conch: Bench, tmp_path: Path, skip: int, how: str) -> None:
+    """Whichever it is, of the request or of a look; a host claims the request before it is tried again."""
+    # its ticks are no numbers of requests: a claim does not stand in a second request's way by chance
+    host = Host(conch, "a", tmp_path / "a", 5000.0)
+    proxy = Proxy(conch.endpoints)
+    try:
+        host.wait_event("registered")
+        job(conch)
+        proxy.fault("Txn", how, skip=skip)
+        # the proxy reads gRPC alone
+        env = {"CONCH_ENDPOINTS": proxy.endpoint, "CONCH_TRANSPORT": "grpc"}
+        asked = conch.start("cron", "run", "j", env=env)
+        assert asked.wait(40) == 0, asked.err
+        fleet = Fleet(conch)
+        tick = fleet.unix(asked.out.strip())
+        throughout(0.5, lambda: None)
+        assert set(fleet.ticks("fire", "j")) == {tick}
+        assert [one for one, _ in host.runs] == [tick]
+    finally:
+        host.close()
+        proxy.close()
+        conch.etcd.delete_prefix(conch.prefix + "/cron/")
+
+
+def test_claim_whose_answer_was_lost_keeps_its_tick(conch: Bench, tmp_path: Path) -> None:
+    """One request, one claim, one run: also where others come after it meanwhile."""
+    proxy = Proxy(conch.endpoints)
+    host = Host(Bench(proxy.endpoint, conch.mark, tmp_path), "a", tmp_path / "a")
+    host.scheduler._limit_s = 0.7
+    try:
+        host.wait_event("registered")
+        job(conch)
+        fleet = Fleet(conch)
+        fleet.result("j", fleet.request("j"))
+        fault = proxy.fault("Txn", "drop", skip=1)
+        asked = [fleet.ask("j") for _ in range(5)]
+        assert fault.hit.wait(10)
+        ticks = [fleet.claimed("j", one) for one in asked]
+        assert ticks == sorted(set(ticks))
+        results = fleet.results("j", 6)
+        assert {one["state"] for one in results.values()} == {"ok"}
+        assert sorted(results) == sorted(tick for tick, _ in host.runs)
+    finally:
+        host.close()
+        proxy.close()
+        conch.etcd.delete_prefix(conch.prefix + "/cron/")

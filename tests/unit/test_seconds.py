@@ -1,0 +1,115 @@
+"""Which second a request gets, what lies between jobs, and what a definition changes: the pure pieces."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conch.cron.changes import changes
+from conch.cron.job import decode
+from conch.cron.schedule import parse_schedule
+from conch.cron.seconds import REACH, free_second, seconds_from
+from conch.cron.sweep import gaps_between
+from conch.etcd.store import KeyValue, Range
+from conch.keys import Keys
+
+NOW = 1_900_000_001
+
+
+def key(kind: str, tick: int, **fields: object) -> KeyValue:
+    return KeyValue(f"/p/cron/{kind}/j/{tick}".encode(), json.dumps(fields).encode(), 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("expression", "taken", "second"),
+    [
+        (None, (), 0),
+        (None, (0, 1, 3), 2),
+        ("@every 2s", (), 0),
+        ("@every 2s", (0,), 2),
+        ("@every 1s", (), None),
+        ("* * * * *", (), 0),
+    ],
+)
+def test_first_second_that_is_free(expression: str | None, taken: tuple[int, ...], second: int | None) -> None:
+    """It is no tick of the schedule and has no claim."""
+    schedule = None if expression is None else parse_schedule(expression)
+    found = free_second(schedule, NOW, NOW + REACH, {NOW + at for at in taken})
+    assert found == (None if second is None else NOW + second)
+
+
+def test_what_has_no_second_within_reach() -> None:
+    """All of them are taken."""
+    assert free_second(None, NOW, NOW + REACH, range(NOW, NOW + REACH)) is None
+    assert free_second(parse_schedule("@every 2s"), NOW, NOW + 1, {NOW}) is None
+
+
+@pytest.mark.parametrize(
+    ("claims", "floor", "lowest"),
+    [
+        ([], b"", 0),
+        ([key("fire", NOW)], b"", 0),
+        ([key("fire", NOW + 3, request="5f")], b"", 4),
+        ([key("fire", NOW + 3, request="5f"), key("fire", NOW + 9)], b"", 4),
+        ([], str(NOW + 6).encode(), 7),
+        ([], b"\xff", 0),
+        ([], b"9" * 30, 0),
+        ([], b"5", 0),
+    ],
+)
+def test_requests_lie_above_those_before_them_and_above_the_floor(
+    claims: list[KeyValue], floor: bytes, lowest: int
+) -> None:
+    """Claims of the schedule alone do not push them on."""
+    found = seconds_from(Keys("/p"), NOW, floor, claims, [key("result", NOW + 1)])
+    assert found.lowest == NOW + lowest
+    assert found.taken == {*(int(kv.key.rpartition(b"/")[2]) for kv in claims), NOW + 1}
+
+
+@given(st.lists(st.binary(min_size=1, max_size=3), max_size=8), st.binary(min_size=1, max_size=5))
+def test_gaps_hold_what_begins_with_none_of_the_prefixes(names: list[bytes], tail: bytes) -> None:
+    """Every key is in a gap or begins with a prefix, and never both."""
+    prefixes = [b"k/" + name + b"/" for name in names]
+    gaps = gaps_between(Range(b"k/", b"k0"), prefixes)
+    one = b"k/" + tail
+    inside = [gap for gap in gaps if gap.key <= one < gap.end]
+    assert len(inside) == (0 if any(one.startswith(prefix) for prefix in prefixes) else 1)
+
+
+def test_job_that_changes_nothing_has_no_changes() -> None:
+    """Whoever wrote it, when, and with which defaults."""
+    bare = {"schedule": "@daily", "cmd": ["a"]}
+    full = {
+        **bare,
+        "tz": "UTC",
+        "run_ttl": 600,
+        "overlap": "forbid",
+        "env": {},
+        "added_by": "x",
+        "added_at": "y",
+        "sig": "z",
+    }
+    assert changes(decode("j", bare), decode("j", full)) == []
+
+
+def test_changes_are_told_field_by_field() -> None:
+    """As a person would write them."""
+    before = {
+        "schedule": "@daily",
+        "cmd": ["a b", "c"],
+        "tz": "Europe/Berlin",
+        "run_ttl": 90,
+        "sema": "s:1",
+        "env": {"A": "1"},
+    }
+    after = {"schedule": "@daily", "cmd": ["a"], "retries": 2, "env": {"A": "2", "B": ""}, "later": {"x": 1}}
+    assert changes(decode("j", before), decode("j", after)) == [
+        "tz: Europe/Berlin → UTC",
+        "cmd: 'a b' c → a",
+        "run_ttl: 90 → 600",
+        "retries: 0 → 2",
+        "sema: s:1 → -",
+        "env: B added, A changed",
+        'later: - → {"x": 1}',
+    ]
