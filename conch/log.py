@@ -114,7 +114,8 @@ class Lines:
         self._backlog: deque[bytes] = deque()
         self._waiting = 0  # bytes of the backlog
         self._partial = b""
-        self._dropped = 0
+        self._dropped = 0  # before all that waits
+        self._missing = 0  # after it
         self.taken = 0
 
     def fileno(self) -> int:
@@ -138,11 +139,15 @@ class Lines:
         whole = line[: whole_characters(line, MOST_BYTES - 1)] + b"\n"
         while self._backlog and self._waiting + len(whole) > self._most:
             if cheap:
-                self._dropped += whole.count(b"\n")
+                self._missing += whole.count(b"\n")
                 return
             oldest = self._backlog.popleft()
             self._dropped += oldest.count(b"\n")
             self._waiting -= len(oldest)
+        if self._missing:  # they were to stand here, after all that waits
+            note, self._missing = _note(self._missing), 0
+            self._backlog.append(note)
+            self._waiting += len(note)
         self._backlog.append(whole)
         self._waiting += len(whole)
         self.flush()
@@ -150,10 +155,11 @@ class Lines:
     def flush(self) -> None:
         """Write what can be written now."""
         try:
-            while self._partial or self._backlog:
-                if not self._partial and self._dropped:
-                    self._partial = f"conch: {self._dropped} lines were dropped\n".encode()
-                    self._dropped = 0
+            while self._partial or self._backlog or self._missing:
+                if not self._partial and not self._backlog and self._missing:
+                    self._partial, self._missing = _note(self._missing), 0
+                elif not self._partial and self._dropped:
+                    self._partial, self._dropped = _note(self._dropped), 0
                 elif not self._partial:
                     self._partial = self._backlog.popleft()
                     self._waiting -= len(self._partial)
@@ -166,7 +172,7 @@ class Lines:
             # stderr is closed or broken: there is nobody to tell
             self._partial = b""
             self._backlog.clear()
-            self._waiting = 0
+            self._waiting = self._missing = 0
 
     def _write(self, data: bytes) -> int:
         """Write without waiting; `BlockingIOError` if nothing goes now."""
@@ -179,6 +185,10 @@ class Lines:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _note(count: int) -> bytes:
+    return f"conch: {count} lines were dropped\n".encode()
 
 
 class _Writer:

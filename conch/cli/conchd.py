@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import signal
 from functools import partial
 from typing import Any
 
@@ -94,6 +95,8 @@ HOST_NAME = _Names("name", _host_name)
 @common_options
 def command(**values: Any) -> int:
     """Run the ticks of the schedules in etcd, each on exactly one host of those that run conchd."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # all is read below in any case
     common = settings(values, given())
     check_host()
     from conch.core import host

@@ -135,12 +135,16 @@ class Release(Message):
 
 
 class Begin(Message):
-    """To the keeper of many runs, first of all: these runs live, these have ended and are reported next."""
+    """To the keeper of many runs, first of all: these runs live, these have ended and are reported next.
+
+    `leases` are those of the keeper before: what they hold is ours.
+    """
 
     kind: ClassVar[str] = "begin"
     live: list[str]
     ended: list[str]
     first: bool
+    leases: list[int]
 
 
 class Begun(Message):

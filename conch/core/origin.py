@@ -36,9 +36,13 @@ class Origin(Record):
         return {name: getattr(self, name) for name in _FIELDS}
 
     def same_machine(self, other: "Origin") -> bool:
-        """Whether nothing that is known of both machines tells them apart."""
-        pairs = ((self.machine, other.machine), (self.hardware, other.hardware))
-        return all(one == another or not one or not another for one, another in pairs)
+        """Whether nothing that is known of both machines tells them apart: their hardware, or else their machine ids.
+
+        A machine whose /etc cannot be written may get another machine id at each boot.
+        """
+        if self.hardware and other.hardware:
+            return self.hardware == other.hardware
+        return self.machine == other.machine or not self.machine or not other.machine
 
     def same_boot(self, other: "Origin") -> bool:
         """Whether both pids are of the same kernel, and mean the same processes."""
@@ -64,7 +68,8 @@ class Origin(Record):
     def __str__(self) -> str:
         """For people: short, but enough to tell two machines, boots and processes apart."""
         parts = (("machine", self.machine[:8]), ("hardware", self.hardware[:8]), ("boot", self.boot[:8]))
-        return " ".join([*(f"{name} {text}" for name, text in parts if text), f"pid {self.pid}"])
+        shown = [f"{name} {text}" for name, text in parts if text]
+        return " ".join([*shown, f"pid {self.pid}"] if self.pid else shown)
 
 
 _FIELDS = ("machine", "hardware", "boot", "namespace", "pid", "start")

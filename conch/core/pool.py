@@ -60,6 +60,7 @@ class PoolPorts(Protocol):
 class _Hold:
     ttl_s: float
     deadline: float
+    lease: int
     lost: str | None = None
 
 
@@ -140,7 +141,7 @@ class Pool:
             case Begun():
                 self._begun = True
             case Held():
-                self._holds[message.number] = _Hold(message.ttl_s, message.deadline)
+                self._holds[message.number] = _Hold(message.ttl_s, message.deadline, message.lease)
             case Renewed(number, deadline) if number in self._holds:
                 self._holds[number].deadline = max(self._holds[number].deadline, deadline)
             case Lost(number, reason) if number in self._holds:
@@ -278,9 +279,11 @@ class Pool:
             return
         self._keeper = True
         self._keeper_since = self._ports.now()
+        leases = [hold.lease for hold in self._holds.values()]
         self._holds.clear()
         ended = [task for task in self.tasks.values() if task.finished is not None]
-        self._send(Begin([task.order.run for task in self._live()], [t.order.run for t in ended], not self._begun))
+        live = [task.order.run for task in self._live()]
+        self._send(Begin(live, [t.order.run for t in ended], not self._begun, leases))
         for task in self._live():
             if task.run is not None:
                 self._tell_running(task)

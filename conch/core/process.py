@@ -363,8 +363,8 @@ def _become(
             fd = int(name)
             if fd > 2 and fd not in (gate, errors):
                 try:
-                    if not os.get_inheritable(fd):
-                        os.close(fd)
+                    if spec.user is not None or not os.get_inheritable(fd):
+                        os.close(fd)  # another user gets none of ours
                 except OSError:
                     pass  # the listing's own descriptor
         if spec.user is not None:

@@ -22,6 +22,7 @@ from conch.core.origin import Origin
 from conch.cron.clock import FleetClock
 from conch.cron.faults import Breaker, Lasting
 from conch.cron.ledger import Ledger
+from conch.cron.unreadable import Unreadable
 from conch.etcd.store import Store, StoreError
 from conch.holder import Holder
 from conch.keeper.warden import Warden
@@ -38,6 +39,11 @@ SLICE_S = 0.01
 
 # Faults that end as soon as etcd takes a write.
 _OF_WRITES = ("claim-failed", "not-delivered", "refresh-failed")
+# They are over when they have not happened for so long: some writes may be refused for ever, and others made.
+_QUIET_S = 10.0
+_OFTEN = 3
+# What etcd did not take before is sent again one write at a time, this far apart, however much of it there is.
+RETRY_EVERY_S = 1.5
 
 
 class Unsent(Exception):
@@ -46,8 +52,9 @@ class Unsent(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a scheduler stands on. `here` is its supervisor, `state` the id of the state directory.
+    """What a scheduler stands on: its supervisor is `here`, `state` is the id of the state directory.
 
+    `leases` are those that an earlier keeper of the same supervisor had.
     The supervisor's words arrive in `inbox`. With a `key`, jobs must be signed by it; `first` says that etcd must
     answer at the start.
     """
@@ -59,6 +66,7 @@ class Base:
     ledger: Ledger
     me: Holder
     here: Origin
+    leases: frozenset[int]
     state: str
     clock: FleetClock
     inbox: "queue.SimpleQueue[Message | Callable[[], None]]"
@@ -91,6 +99,9 @@ class Actor(ABC):
         self._writes = Breaker()
         self._recoveries = 0  # how often etcd took writes again
         self._faults: dict[str, Lasting] = {}
+        self._report_unreadable = Unreadable(self.tell)
+        self._ending_faults = False
+        self._retry_at = 0.0
         self.counts: Counter[tuple[str, str]] = Counter()
         self.ended = threading.Event()
 
@@ -254,9 +265,32 @@ class Actor(ABC):
         if not self._writes.succeeded():
             return
         self._recoveries += 1
-        for event in _OF_WRITES:
-            self._fault(event).over()
+        if not self._ending_faults:
+            self._ending_faults = True
+            self._later(_QUIET_S, self._end_faults)
         self._later(0.0, self._resume)
+
+    def _end_faults(self) -> None:
+        lasting = [fault for event in _OF_WRITES if (fault := self._fault(event)).lasts]
+        for fault in lasting:
+            if not self._writes.is_open and fault.quiet_s() >= _QUIET_S:
+                fault.over()
+        self._ending_faults = any(fault.lasts for fault in lasting)
+        if self._ending_faults:
+            self._later(_QUIET_S, self._end_faults)
+
+    def _why_refused(self) -> str:
+        """Why some kind of write is refused again and again, others perhaps not; empty if none is."""
+        faults = [self._fault(event) for event in _OF_WRITES]
+        found = [f for f in faults if f.lasts and f.times >= _OFTEN and f.quiet_s() < _QUIET_S]
+        return found[0].reason if found else ""
+
+    def _may_retry(self) -> bool:
+        """Whether a write that failed before may be sent again now."""
+        if clock.now() < self._retry_at:
+            return False
+        self._retry_at = clock.now() + RETRY_EVERY_S
+        return True
 
     def _probe_later(self, recoveries: int) -> None:
         def probe() -> None:

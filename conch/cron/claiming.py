@@ -3,7 +3,7 @@
 from abc import abstractmethod
 
 from conch.core import clock
-from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, Base, Unsent
+from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, RETRY_EVERY_S, Base, Unsent
 from conch.cron.claims import Again, Busy, Changed, Due, NodeGone, Outcome, Taken, Won
 from conch.cron.clock import SKEW_S
 from conch.cron.closing import CHANGED, TOO_LATE, Closing
@@ -22,6 +22,8 @@ HELD_BACK_S = 0.2
 _REMEMBERED = 20000
 # Ticks that wait at once; those over it are counted as missed unless others claim them.
 _WAITING = 10_000
+# A daemon that is full may be so at each tick: that is one fault.
+_QUIET_S = 60.0
 # A tick whose job changes that often while it is claimed is tried more slowly.
 _CHANGES = 20
 
@@ -40,8 +42,8 @@ class Claiming(Closing):
         self._probe_turn = 0  # which kind of write is the next probe
 
     @abstractmethod
-    def _on_job(self, name: str, kv: KeyValue) -> None:
-        """A job's definition as etcd has it."""
+    def _hear_of_job(self, name: str, kv: KeyValue) -> None:
+        """A job's definition as etcd has it, before its news. Raises nothing."""
 
     def _waiting(self) -> int:
         return len(self._dues)
@@ -228,8 +230,11 @@ class Claiming(Closing):
                 if known is not None and old is not None:
                     known.old |= set(old)
                 self._on_won(due, how, why, number, outcome)
-            case Taken():
+            case Taken(odd=odd):
                 self._drop(due)
+                if odd:
+                    self._report_unreadable(odd, "no tick of this job can be claimed until it is deleted")
+                    self._missed(due.job.name, due.tick, due.tick, 1, due.late_at)
                 self.counts["claims", "lost"] += 1
                 if due.now_rev:
                     self._not_claimed(due)
@@ -251,11 +256,12 @@ class Claiming(Closing):
     def _on_changed(self, due: Due, job: KeyValue | None) -> None:
         """The job is not what we know: its news are on their way, and are taken from the claim's own answer."""
         name, known = due.job.name, self.jobs.get(due.job.name)
-        if job is not None and (known is None or known.rev < job.mod_revision):
-            self._on_job(name, job)
-        elif known is None or (job is None and known.rev == due.job_rev):
+        if known is None or (job is None and known.rev == due.job_rev):
+            # the answer may be older than the news of the removal: a job is never added by it
             self._settle(due, "the job was removed")
             return
+        if job is not None and known.rev < job.mod_revision:
+            self._hear_of_job(name, job)
         due.changes += 1
         if due.changes < _CHANGES:
             self._attempt(due)
@@ -321,8 +327,15 @@ class Claiming(Closing):
         self._try_held_back()
         fault, why = self._fault("held-back", level="info"), self._why_not_ready()
         if self._held_back and why and not self._writes.is_open:
+            if not fault.lasts:
+                self._later(_QUIET_S, self._end_held_back)
             fault.failed(waiting=len(self._held_back), msg=why)
-        elif not self._held_back:
+
+    def _end_held_back(self) -> None:
+        fault = self._fault("held-back", level="info")
+        if self._held_back or fault.quiet_s() < _QUIET_S:
+            self._later(_QUIET_S, self._end_held_back)
+        else:
             fault.over()
 
     def _try_held_back(self) -> None:
@@ -330,7 +343,8 @@ class Claiming(Closing):
         held, self._held_back = self._held_back, {}
         wall, now, ready = self._clock.now(), clock.now(), not self._why_not_ready()
         for due in held.values():
-            if not self._draining and wall <= due.late_at and (not ready or now < due.not_before):
+            waits = not ready or now < due.not_before or (due.pause_s > 0 and not self._may_retry())
+            if not self._draining and wall <= due.late_at and waits:
                 self._hold_back(due)
             else:
                 self._attempt(due)
@@ -355,7 +369,13 @@ class Claiming(Closing):
                 return False  # it is not for want of writes that it waits
         return False
 
+    def _close_later(self) -> None:
+        self._close_next()
+
     def _resume(self) -> None:
         super()._resume()
-        self._close_next()
+        if self._may_retry():
+            self._close_next()
+        else:
+            self._later(RETRY_EVERY_S, self._close_later)
         self._try_held_back()

@@ -97,9 +97,13 @@ class Won:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Nobody can claim it any more, or not in this way: `why` says what stands against it."""
+    """Nobody can claim it any more, or not in this way: `why` says what stands against it.
+
+    `odd` is the key of which nothing can be made, if that is it.
+    """
 
     why: str
+    odd: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,10 @@ class Delivered:
 
 
 Outcome = Won | Taken | Changed | Busy | NodeGone | Again
+
+
+def _is_tick(value: bytes) -> bool:
+    return value.isdigit() and FIRST_TICK <= int(value[:11]) <= LAST_TICK
 
 
 def shared_lease(prefix: str, kind: str, period: int) -> int:
@@ -339,12 +347,16 @@ class Claims:
         if fire is not None:
             if not self.is_ours(fire, due):
                 return Taken("claimed by another")
+            if fields_of(fire.value).get("skip") is True:
+                return Taken("an earlier try of ours recorded it as skipped")
             mine = run is not None and self.is_ours(run, due)
             return Won(fire.create_revision, fire.lease, run.create_revision if run is not None and mine else None)
         if ended is not None:
             return Taken("it has a result")
         if (floor is not None) != has_floor:
             return Again(floor is not None)
+        if floor is not None and not _is_tick(floor.value):
+            return Taken("its floor cannot be read", floor.key)
         if floor is not None and floor.value >= str(due.tick).encode():
             return Taken("it is older than what is kept")
         if job is None or job.mod_revision != due.job_rev:
@@ -376,12 +388,11 @@ class Claims:
         key, run, floor = self._key("result", name, tick), self._key("run", name), self._key("floor", name)
         oldest = self.oldest(name, TRIM)
         known: tuple[bool, int | None] = (has_floor, run_rev)
+        odd: int | None = None  # the revision of a floor that cannot be read: it does not count
         while True:
             has_floor, held = known
-            compare: list[Compare] = [
-                CreatedAt(key, 0),
-                Below(floor, str(tick).encode()) if has_floor else CreatedAt(floor, 0),
-            ]
+            above = Below(floor, str(tick).encode()) if has_floor else CreatedAt(floor, 0)
+            compare: list[Compare] = [CreatedAt(key, 0), above if odd is None else ModifiedAt(floor, odd)]
             success: list[Operation] = [Put(key, result.encode(), self._result_lease(now))]
             if held is not None:
                 compare.append(CreatedAt(run, held))
@@ -405,7 +416,9 @@ class Claims:
             if answer.succeeded:
                 return Delivered(self.over(*answer.ranges, most=TRIM), has_floor or bool(old))
             there, bottom, running = (found.kvs[0] if found.kvs else None for found in answer.ranges[:3])
-            if there is not None or (bottom is not None and bottom.value >= str(tick).encode()):
+            odd = None if bottom is None or _is_tick(bottom.value) else bottom.mod_revision
+            too_old = odd is None and bottom is not None and bottom.value >= str(tick).encode()
+            if there is not None or too_old:
                 if held is not None and running is not None and running.create_revision == held:
                     self.release(name, held, timeout_s=timeout_s)
                 return Delivered((), bottom is not None, wanted=there is not None)
@@ -480,7 +493,10 @@ class Claims:
                 raise
         try:
             return call()
-        except LeaseGone:
+        except LeaseGone as error:
+            if unclear or error.unclear:
+                error.unclear = True  # an earlier try may have been made
+                raise
             return None
         except StoreError as error:
             error.unclear = error.unclear or unclear

@@ -37,7 +37,8 @@ class FleetClock:
 
     def heard_etcd(self, at: float | None) -> None:
         """The clock of etcd's hosts showed this just now; None: they do not tell."""
-        self._etcd = None if at is None or at < _RELEASED else at - clock.now()
+        if at is not None and at >= _RELEASED:
+            self._etcd = at - clock.now()  # else what they told before still counts, if they ever did
         self._etcd_asked = True
 
     def forget(self, host: str) -> None:
@@ -86,6 +87,9 @@ class FleetClock:
         if not against:
             return False
         agreeing = 1 + len(self._others) - against
+        theirs = [other for other in self._others.values() if self._contradicting([other])]
+        if against > agreeing and max(theirs) - min(theirs) <= APART_S:
+            return True  # decided: an etcd on this very host would only repeat our clock
         if self._etcd is not None:
             etcd_against = self._contradicting([self._etcd])
             against, agreeing = against + etcd_against, agreeing + 1 - etcd_against

@@ -32,6 +32,7 @@ class Closing(Replacing):
         self._unclear: dict[str, tuple[Due, str | None]] = {}  # by run: to be closed, one at a time, and why
         self._closing = False
         self._missing: dict[str, list[Missed]] = {}  # to be looked up
+        self._asked_of: list[dict[str, list[Missed]]] = []  # what is being looked up
         self._missing_timer = False
         self._look_up_pause_s = _LOOK_UP_S
 
@@ -93,6 +94,11 @@ class Closing(Replacing):
         self._closing = False
         self._busy_claiming -= 1
 
+    def _on_close_unsent(self, due: Due) -> None:
+        self._not_closed(due, None)
+        self._close_next()  # unless etcd still takes no writes
+        self._end_if_released()
+
     def _on_not_closed(self, due: Due, reason: str | None, error: StoreError) -> None:
         self._not_closed(due, reason)
         self._on_claim_error(due, error)
@@ -140,7 +146,7 @@ class Closing(Replacing):
             work,
             then,
             lambda error: self._on_not_closed(due, None, error),
-            lambda: self._not_closed(due, None),
+            lambda: self._on_close_unsent(due),
             probe=probe,
         )
 
@@ -207,12 +213,15 @@ class Closing(Replacing):
                 self._look_up_later()
             return
 
+        self._asked_of.append(asked)
+
         def work() -> dict[str, tuple[int, int, int]]:
             ends = {name: (min(m.first for m in ms), max(m.newest() for m in ms)) for name, ms in asked.items()}
             taken = self._claims.taken_between(ends, timeout_s=self._limit_s)
             return {name: (*ends[name], sum(m.left(taken[name]) for m in ms)) for name, ms in asked.items()}
 
         def then(found: dict[str, tuple[int, int, int]]) -> None:
+            self._asked_of.remove(asked)
             self._look_up_pause_s = _LOOK_UP_S
             for name, (first, last, ticks) in found.items():
                 if ticks > 0:
@@ -221,6 +230,7 @@ class Closing(Replacing):
                 self._look_up_later()
 
         def failed(_: StoreError) -> None:
+            self._asked_of.remove(asked)
             self._look_up_pause_s = min(2 * self._look_up_pause_s, _LOOK_UP_MOST_S)
             for name, missed in asked.items():
                 self._missing[name] = joined([*missed, *self._missing.pop(name, [])])
@@ -234,6 +244,14 @@ class Closing(Replacing):
         if not fault.lasts:
             self._later(_QUIET_S, self._end_missed)
         fault.failed(**fields, ticks=ticks)
+
+    def _tell_unasked(self) -> None:
+        """What was missed and could not be looked up before the end is in the log at least."""
+        left = [missed for some in (self._missing, *self._asked_of) for missed in some.values()]
+        ticks = sum(one.count() for missed in left for one in missed)
+        if ticks:
+            why = "conchd ends before etcd could be asked which of them others have claimed"
+            self.tell("warning", "missed", ticks=ticks, msg=why)
 
     def _end_missed(self) -> None:
         fault = self._fault("missed", merge=merged)

@@ -65,8 +65,7 @@ def keep(daemon: Daemon, link: Link) -> None:
         except OSError as error:
             warden.send(Failed(EXIT_UNAVAILABLE, f"cannot use {daemon.state_dir}: {error.strerror or error}"))
             return
-        if copied:
-            ledger.leave({*begin.live, *begin.ended}, tell)
+        ledger.leave({*begin.live, *begin.ended}, here, tell, all_=copied)
         dead = ledger.dead(here) - {*begin.live, *begin.ended}
         _end_survivors(dead, tell)
         try:
@@ -90,6 +89,7 @@ def keep(daemon: Daemon, link: Link) -> None:
                 me=daemon.me,
                 state=state,
                 here=here,
+                leases=frozenset(begin.leases),
                 clock=FleetClock(),
                 inbox=inbox,
                 ttl_s=daemon.ttl_s,

@@ -70,6 +70,7 @@ class Lasting:
         self._merge = merge
         self._now = now
         self._began: float | None = None
+        self.reason = ""  # of the newest time, if it has one
         self._said_at = self._last_at = 0.0
         self._times = 0  # since it began
         self._unsaid_times = 0
@@ -80,6 +81,11 @@ class Lasting:
         """Whether it has begun and is not over."""
         return self._began is not None
 
+    @property
+    def times(self) -> int:
+        """How often it has happened since it began."""
+        return self._times
+
     def quiet_s(self) -> float:
         """How long it has not happened, in seconds."""
         return self._now() - self._last_at
@@ -88,6 +94,7 @@ class Lasting:
         """It happened (again)."""
         now = self._last_at = self._now()
         self._times += 1
+        self.reason = str(fields.get("msg", ""))
         self._unsaid_times += 1
         both = self._unsaid is not None and self._merge is not None
         self._unsaid = self._merge(self._unsaid, fields) if both else fields  # type: ignore[misc, arg-type]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +62,19 @@ class Registrar:
     """Makes us a node: a leased key under our host's name, confirmed and renewed like any hold."""
 
     def __init__(
-        self, store: Store, keys: Keys, warden: Warden, me: Holder, here: Origin, state: str, ttl_s: int, tell: Tell
+        self,
+        store: Store,
+        keys: Keys,
+        warden: Warden,
+        me: Holder,
+        here: Origin,
+        leases: Collection[int],
+        state: str,
+        ttl_s: int,
+        tell: Tell,
     ) -> None:
-        """`here` is our supervisor, `state` the id of our state directory: by both we know a key of our own."""
+        """`here` is our supervisor, `leases` were its earlier keeper's, `state` is the id of our state directory."""
+        self._leases = set(leases)
         self._store = store
         self._key = keys.node(me.host)
         self._warden = warden
@@ -90,6 +100,7 @@ class Registrar:
         more. All that cannot be proved dead, as the namesake on another machine, is alive until its lease has run out.
         """
         lease = int.from_bytes(os.urandom(8)) >> 1 or 1
+        self._leases.add(lease)
         granted_at = clock.now()
         granted = self._store.grant(lease, self._ttl_s, timeout_s=timeout_s)
         key, value = self._key.encode(), self.value(at, draining=draining, off=off)
@@ -103,6 +114,7 @@ class Registrar:
                     break
                 if not self._was_ours(there):
                     self._store.revoke(lease, timeout_s=timeout_s)
+                    self._leases.discard(lease)
                     return Taken(_whereabouts(there))
                 # all that it ran has been ended
                 self._store.revoke(there.lease, timeout_s=timeout_s)
@@ -152,7 +164,9 @@ class Registrar:
         made_by = origin_of(fields.get("origin"))
         if made_by is None or fields.get("state") != self._state:
             return False
-        return made_by == self._here or made_by.proved_dead(self._here)
+        if made_by == self._here:  # or a machine that was resumed from a snapshot of our memory
+            return kv.lease in self._leases
+        return made_by.proved_dead(self._here)
 
 
 def _whereabouts(kv: KeyValue) -> str:

@@ -102,9 +102,18 @@ class Ledger:
             if entry.result is None and (entry.origin is None or entry.origin == here or entry.origin.proved_dead(here))
         }
 
-    def leave(self, but: Collection[str], tell: Tell) -> None:
-        """Forget the runs that never ended: they are of the conchd whose state directory this is a copy of."""
-        left = [entry.run for entry in self.entries if entry.result is None and entry.run not in but]
+    def leave(self, but: Collection[str], here: Origin, tell: Tell, *, all_: bool) -> None:
+        """Forget runs that never ended and are another conchd's, which concludes them itself.
+
+        Those are the runs of another machine; all, if the state directory is a copy.
+        """
+        left = [
+            entry.run
+            for entry in self.entries
+            if entry.result is None
+            and entry.run not in but
+            and (all_ or (entry.origin is not None and not entry.origin.same_machine(here)))
+        ]
         for run in left:
             self.delivered(run)
         if left:

@@ -31,7 +31,7 @@ class Membership(Actor):
         super().__init__(base)
         self._ttl_s = base.ttl_s
         self._registrar = Registrar(
-            base.store, base.keys, base.warden, base.me, base.here, base.state, base.ttl_s, self.tell
+            base.store, base.keys, base.warden, base.me, base.here, base.leases, base.state, base.ttl_s, self.tell
         )
         self._here = base.here
         self._registering = False
@@ -116,10 +116,14 @@ class Membership(Actor):
         self._node = outcome
         self._fault("not-registered").over()
         self.tell("info", "registered", host=self._me.host, lease=f"{outcome.node.lease:x}", rev=outcome.node.rev)
-        self._unheard = {host for host in self._nodes if host != self._me.host and not self._clock.knows(host)}
-        self._unheard_until = clock.now() + _MEET_S
+        self._meet_others()
         self._later(_TELL_TIME_S, lambda: self._tell_time_again(outcome.node.number))
         self._on_registration()
+
+    def _meet_others(self) -> None:
+        """Wait a little for the clocks of those that are there, before the first claim."""
+        self._unheard = {host for host in self._nodes if host != self._me.host and not self._clock.knows(host)}
+        self._unheard_until = clock.now() + _MEET_S
 
     def _on_not_registered(self, error: StoreError) -> None:
         self._registering = False

@@ -97,6 +97,8 @@ class Replacing(Runs):
         if known is None or known.waiting is None or known.waiting[0] is not due:
             if due.unclear:
                 self._release_unclear(due)
+        elif self._draining:
+            self._stop_waiting(known, _STOPPING)
         elif self._clock.now() > due.late_at:
             self._waited_too_long(due)
         else:
@@ -128,7 +130,10 @@ class Replacing(Runs):
         match outcome:
             case Won(_, lease, run_rev):
                 entry = Entry(due.run, due.job.name, due.tick, rev, run_rev)
-                if known is not None and waits:
+                if known is not None and waits and self._draining:
+                    known.waiting = None
+                    self._record(entry, "skipped", _STOPPING)
+                elif known is not None and waits:
                     known.waiting = None
                     self._launch(due, entry, lease, number)
                 elif due.run not in self._live or not self._live[due.run].over:
@@ -136,6 +141,8 @@ class Replacing(Runs):
                 else:
                     # it was recorded while the key was being taken: that record's delivery knows of no key
                     self._release_run_key(entry)
+            case Busy() | NodeGone() if known is not None and waits and self._draining:
+                self._stop_waiting(known, _STOPPING)
             case Busy(run) if known is not None and waits:
                 known.run = run
                 if run is None:

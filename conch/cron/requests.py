@@ -144,6 +144,9 @@ class Requests(Claiming):
         if known is None or known.rev != rev or (request.name, tick) in self._dues:
             self._take_up_later(request, PAUSE_S)
             return
+        if self._why_not_ready():  # another claim took the room meanwhile: this tick would be of the past
+            self._take_up_later(request, HELD_BACK_S)
+            return
         late_at = self._clock.now() + known.job.late_after_s(tick, None)
         run = os.urandom(8).hex()
         due = Due(known.job, rev, tick, late_at, run, request.rev, request.lease, request.number)

@@ -313,6 +313,8 @@ class Runs(Membership):
 
         def park() -> None:
             self._undelivered[entry.run] = one
+            if not self._writes.is_open:  # etcd took writes again while this came back
+                self._later(0.0, self._resume)
 
         self._write(
             work, lambda d: self._on_delivered(one, d), lambda e: self._on_not_delivered(one, e), park, probe=probe
@@ -337,7 +339,13 @@ class Runs(Membership):
         waiting = sum(live.over for live in self._live.values())
         self._on_write_failed("not-delivered", error, run=one.label, waiting=waiting)
         one.pause_s = min(2 * one.pause_s, _PAUSE_MOST_S)
-        self._later(one.pause_s, lambda: self._deliver(one))
+        self._later(one.pause_s, lambda: self._deliver_again(one))
+
+    def _deliver_again(self, one: Live) -> None:
+        if self._writes.is_open or self._releasing or self._may_retry():
+            self._deliver(one)
+        else:
+            self._later(_PAUSE_S, lambda: self._deliver_again(one))
 
     def _probe_result(self) -> bool:
         """Deliver one of the results that wait; whether there is one."""
@@ -350,4 +358,7 @@ class Runs(Membership):
         super()._resume()
         parked, self._undelivered = self._undelivered, {}
         for one in parked.values():
-            self._deliver(one)
+            if one.pause_s > _PAUSE_S:
+                self._deliver_again(one)  # etcd did not take it before
+            else:
+                self._deliver(one)

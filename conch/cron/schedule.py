@@ -329,7 +329,7 @@ class _Fields:
     def _stretches(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
         """The time from `begin` to `end` (Unix seconds) in parts of one offset each."""
         offset = offset_at(self.zone, begin)
-        for year in range(year_of(begin), year_of(end) + 1):
+        for year in range(year_of(begin), year_of(end - 1) + 1):
             for change, following in changes(self.zone, year):
                 if begin < change < end:
                     yield begin, change, offset

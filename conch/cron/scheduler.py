@@ -1,5 +1,6 @@
 """The scheduler: the news it goes by, its beginning and its end. Its layers below have the rest."""
 
+import dataclasses
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
@@ -7,7 +8,7 @@ from functools import partial
 from conch.core import clock
 from conch.core.clock import ANSWERS_WITHIN_S
 from conch.core.link import Drain, Finished, Message, Release, Released, Reload, Running
-from conch.core.origin import origin_of
+from conch.core.origin import Origin, origin_of
 from conch.cron.actor import PAUSE_MOST_S, SLICE_S, Base
 from conch.cron.closing import merged
 from conch.cron.faults import Lasting
@@ -16,7 +17,6 @@ from conch.cron.ledger import Entry, ended
 from conch.cron.records import Result
 from conch.cron.runs import Live
 from conch.cron.sweeping import Sweeping
-from conch.cron.unreadable import Unreadable
 from conch.errors import shortage
 from conch.etcd.patience import first_answer
 from conch.etcd.store import Compacted, Event, KeyValue, Range, RangeResult, StoreError, Watch
@@ -41,8 +41,8 @@ class Scheduler(Sweeping):
         self._outdated = threading.Event()  # what is listed, or being listed, is to be listed again
         self._relisting = self._was_registered = False
         self._unproved: list[Entry] = []
+        self._listed = False  # who lives is known
         self._released = False
-        self._report_unreadable = Unreadable(self.tell)
         self._arrived: dict[str, KeyValue] = {}  # jobs that are still to be read, as etcd has them
         self._arrives_until = 0.0
 
@@ -141,19 +141,27 @@ class Scheduler(Sweeping):
     def _conclude_unproved(self) -> None:
         """Runs of an earlier boot are lost, unless it lives, as where this host is a copy: then it is registered.
 
-        Nothing that they hold is given back here: it goes with the lease that it is held by.
+        Nothing that they hold is given back: it goes with the lease that it is held by.
         """
+        if self._node is None or self._releasing or not self._listed:
+            return
+        gone = [entry for entry in self._unproved if entry.origin not in self._living()]
+        if gone:
+            # it may only be about to register anew
+            self._later(2 * self._ttl_s, partial(self._conclude, gone))
+
+    def _living(self) -> list[Origin]:
+        return [made_by for fields in self._nodes.values() if (made_by := origin_of(fields.get("origin")))]
+
+    def _conclude(self, entries: Sequence[Entry]) -> None:
         if self._node is None or self._releasing:
             return
-        living = [made_by for fields in self._nodes.values() if (made_by := origin_of(fields.get("origin")))]
-        still: list[Entry] = []
-        for entry in self._unproved:
-            if entry.origin in living:
-                still.append(entry)
-                continue
-            one = self._live[entry.run] = Live(entry)
-            self._over(one, Result(self._me.host, "lost", reason="conchd died while it ran"))
-        self._unproved = still
+        living = self._living()
+        for entry in entries:
+            if entry in self._unproved and entry.origin not in living:
+                self._unproved.remove(entry)
+                one = self._live[entry.run] = Live(dataclasses.replace(entry, run_rev=None, slot=None))
+                self._over(one, Result(self._me.host, "lost", reason="conchd died while it ran"))
 
     def _forget_node(self, host: str) -> None:
         super()._forget_node(host)
@@ -198,6 +206,10 @@ class Scheduler(Sweeping):
             if what.key != self._keys.cron("fire").encode():
                 for kv in found.kvs:
                     self._on_key(kv, live=False)
+        if not self._listed:
+            self._listed = True
+            self._meet_others()
+        self._conclude_unproved()
 
     def _on_events(self, events: Sequence[Event]) -> None:
         self._arrives_until = clock.now() + SLICE_S
@@ -236,6 +248,8 @@ class Scheduler(Sweeping):
             case TickKey(kind="now", name=name, tick=number):
                 self._on_request(name, number, kv)
             case JobKey(kind="run", name=name):
+                if not kv.lease:
+                    self._report_unreadable(kv.key, "a run key without a lease keeps its job from running")
                 known = self.jobs.get(name)
                 if known is not None:  # else a claim finds it: the job is gone, or we hear of it next
                     known.run = kv
@@ -257,6 +271,9 @@ class Scheduler(Sweeping):
         kv = self._arrived.pop(name, None)
         if kv is not None:
             self._unless_odd(kv, lambda: self._on_job(name, kv))
+
+    def _hear_of_job(self, name: str, kv: KeyValue) -> None:
+        self._unless_odd(kv, lambda: self._on_job(name, kv))
 
     def _forget_job(self, name: str) -> None:
         self._arrived.pop(name, None)
@@ -323,6 +340,7 @@ class Scheduler(Sweeping):
         if self._released:
             return
         self._released = True
+        self._tell_unasked()
         self._fault("missed", merge=merged).over()
         left = len(self._live)
         reason = f"{left} results are kept on disk until etcd takes them" if left else ""
@@ -371,8 +389,9 @@ class Scheduler(Sweeping):
         session = self._node.session
         if self._node.failing or clock.now() >= session.deadline:
             return "etcd does not confirm our lease"
-        if self._writes.is_open:
-            return f"etcd takes no writes: {self._writes.reason}"
+        refused = self._writes.reason or self._why_refused()
+        if refused:
+            return f"etcd takes no writes: {refused}"
         if not self._watching:
             return "etcd's news do not arrive"
         if not self._is_answered():

@@ -133,10 +133,9 @@ def identify(path: str, prefix: str, here: Origin, tell: Tell) -> tuple[str, boo
 
 def _copied(path: str, known: Mapping[str, Any], here: Origin) -> str:
     """Why this directory is not where its id was written; empty if it is."""
-    for name, mine in (("machine", here.machine), ("hardware", here.hardware)):
-        theirs = known.get(name)
-        if theirs and mine and theirs != mine:
-            return f"it was made on the {name} {str(theirs)[:8]}, and this is {mine[:8]}"
+    made_on = Origin(str(known.get("machine", "")), str(known.get("hardware", "")), "", "", 0, 0)
+    if not made_on.same_machine(here):
+        return f"it was made on another machine: {made_on}; this is {here}"
     inode = os.stat(os.path.join(path, _ID), follow_symlinks=False).st_ino
     return "" if inode == known["inode"] else "its files were written anew"
 

@@ -1,7 +1,9 @@
 """Edits around a tick: it belongs to one of the two definitions, or a row says why not; none is lost in between."""
 
+import errno
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -10,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from conch.cron import planning
+from conch.cron.claims import Changed, Outcome
+from conch.cron.job import Job, parse
 from conch.etcd.store import Event
 from conch.holder import rfc3339
 from tests.integration.test_conchd_races import Bed, Slow
@@ -216,3 +221,51 @@ def test_claim_that_is_a_skip_ends_no_older_run(bed: Bed) -> None:
     del claim["skip"]
     etcd.put(f"{prefix}/cron/fire/j/{tick + 2}", json.dumps({**claim, "tick": tick + 2}))
     wait_for(lambda: host.was_killed(order), "a daemon of before says nothing, and is given way to")
+
+
+# -- what a claim's answer says of its job ------------------------------------------------------------------
+
+
+def test_claims_answer_brings_no_removed_job_back(bed: Bed) -> None:
+    """It tells of an edit; by the time that it is heard the job is gone, and stays so."""
+    host = bed.host()
+    began(bed, host)
+    late = LateNews(host)
+    claims = host.scheduler._claims
+    claim, answered, go_on = claims.claim, threading.Event(), threading.Event()
+
+    def slow(*given: Any, **how: Any) -> Outcome:
+        outcome = claim(*given, **how)
+        if isinstance(outcome, Changed):
+            answered.set()
+            go_on.wait(20)
+        return outcome
+
+    claims.claim = slow  # type: ignore[method-assign]
+    bed.put(schedule="@every 2s", env={"E": "new"}, **PATIENT)
+    assert answered.wait(20)
+    bed.bench.etcd.delete(f"{bed.bench.prefix}/cron/job/j")
+    late.release()
+    wait_for(lambda: "j" not in host.scheduler.jobs, "it is removed")
+    go_on.set()
+    wait_for(lambda: not host.scheduler._busy_claiming, "the answer is heard")
+    throughout(0.5, lambda: None)
+    assert "j" not in host.scheduler.jobs
+
+
+def test_job_in_a_claims_answer_that_cannot_be_read_just_now(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No descriptor is left for its zone: it is postponed, as where the watch tells of it, and all goes on."""
+    host = bed.host()
+    tick = began(bed, host)
+    LateNews(host)
+    short = itertools.count()
+
+    def parse_later(name: str, value: bytes) -> Job:
+        if next(short) == 0:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return parse(name, value)
+
+    monkeypatch.setattr(planning, "parse", parse_later)
+    bed.put(schedule="@every 2s", env={"E": "new"}, **PATIENT)
+    host.wait_event("postponed")
+    wait_for(lambda: max(tick for name, tick in host.orders if name == "j") > tick, "later ticks run")

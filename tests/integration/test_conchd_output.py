@@ -606,6 +606,27 @@ def test_run_as_has_the_users_environment_and_nothing_of_ours(fleet: Fleet, give
     }
 
 
+@needs_root
+def test_run_as_leaves_no_open_file_of_ours(fleet: Fleet, public: Path) -> None:
+    """What conchd inherited is not for another user, though a run of conchd's own user has it."""
+    secret = fleet.bench.file("secret")
+    secret.write_text("geheim")
+    secret.chmod(0o600)
+    with secret.open() as file:
+        fleet.start("a", "--run-as", "nobody", pass_fds=(file.fileno(),))
+        result = once(
+            fleet,
+            "j",
+            "--cwd",
+            str(public),
+            command=f"ls -l /proc/self/fd > got; cat /proc/self/fd/{file.fileno()} >> got; true",
+        )
+    assert result["state"] == "ok"
+    got = (public / "got").read_text()
+    assert "geheim" not in got
+    assert str(secret) not in got
+
+
 @pytest.mark.parametrize("flags", [(), pytest.param(("--run-as", "nobody"), marks=needs_root)])
 def test_outputs_can_be_opened_by_name(fleet: Fleet, flags: tuple[str, ...]) -> None:
     """As `tee /dev/stderr` does; nobody else's are."""

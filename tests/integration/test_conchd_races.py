@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from conch.core.link import Drain, Ended, Finished, Kill, Note, Running, Start
+from conch.cron.claims import Outcome
 from conch.cron.journal import Journal
 from conch.cron.ledger import Entry, Ledger
 from conch.etcd.store import Put, TxnResult, Unreachable
@@ -589,3 +590,76 @@ def test_hundred_trees_are_dead_by_their_deadline(fleet: Fleet) -> None:
         assert ended < deadline, f"{ended - deadline:.3f} s too late"
     finally:
         os.kill(keeper, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_tick_that_takes_its_run_key_while_conchd_stops(bed: Bed, another: bool) -> None:
+    """It does not begin to run after SIGTERM, whether it gets the key or another host has it by then; a row says so."""
+    host = bed.host()
+    bed.put(overlap="replace")
+    first = bed.request()
+    order = host.wait_start(first)
+    claims = host.scheduler._claims
+    take_run, asked, go_on = claims.take_run, threading.Event(), threading.Event()
+
+    def slow(*given: Any, **how: Any) -> Outcome:
+        asked.set()
+        go_on.wait(20)
+        return take_run(*given, **how)
+
+    claims.take_run = slow  # type: ignore[method-assign]
+    second = bed.request()
+    wait_for(lambda: host.was_killed(order), "the first gives way")
+    host.end(first)
+    assert asked.wait(20)
+    host.drain()
+    wait_for(lambda: host.scheduler._draining, "it stops")
+    if another:
+        held = {"host": "b", "pid": 1, "started": "2026-01-01T00:00:00Z", "cmd": "x", "tick": second + 5, "run": "b"}
+        bed.bench.etcd.put(f"{bed.bench.prefix}/cron/run/j", json.dumps(held), bed.bench.etcd.lease(60))
+    go_on.set()
+    result = bed.fleet.result("j", second)
+    assert (result["state"], result["reason"]) == ("skipped", "conchd is stopping")
+    assert ("j", second) not in host.orders
+    wait_for(lambda: (bed.run_key() or {}).get("run") == ("b" if another else None), "the run key is as it should be")
+    bed.bench.etcd.delete(f"{bed.bench.prefix}/cron/run/j")
+
+
+def test_tick_that_was_recorded_as_skipped_unheard_does_not_run(bed: Bed) -> None:
+    """Its skip is made, the answer lost, and the job edited so that it could run now."""
+    host = bed.host()
+    bed.put(overlap="forbid")
+    host.wait_start(bed.request())
+    txn, lost = host._store.txn, threading.Event()
+
+    def forgetful(compare: Any, success: Any, failure: Any = (), *, timeout_s: float) -> TxnResult:
+        answer = txn(compare, success, failure, timeout_s=timeout_s)
+        claims = any(isinstance(one, Put) and b"/cron/fire/j/" in one.key for one in success)
+        if claims and answer.succeeded and not lost.is_set():
+            lost.set()
+            bed.put(overlap="allow")
+            wait_for(lambda: host.scheduler.jobs["j"].job.overlap == "allow", "the edit is known")
+            raise Unreachable("the answer is lost")
+        return answer
+
+    host._store.txn = forgetful  # type: ignore[method-assign]
+    request = bed.fleet.ask("j")
+    tick = bed.fleet.claimed("j", request)
+    assert lost.is_set()
+    wait_for(lambda: not host.scheduler._dues and not host.scheduler._unclear, "it is settled")
+    throughout(0.5, lambda: None)
+    assert ("j", tick) not in host.orders
+    assert bed.fleet.result("j", tick)["state"] == "skipped"
+
+
+def test_missed_ticks_are_told_when_conchd_ends_without_etcd(bed: Bed) -> None:
+    """Nobody could be asked who has them: the log says how many there were."""
+    proxy = bed.proxy()
+    host = bed.host(proxy, limit_s=1.0)
+    bed.put(schedule="@every 1s", overlap="allow")
+    wait_for(lambda: [tick for name, tick in host.orders if name == "j"], "it runs")
+    proxy.blackhole()
+    wait_for(lambda: sum(one.count() for one in host.scheduler._missing.get("j", [])) >= 2, "two ticks are missed")
+    host.close()
+    bed._hosts.remove(host)
+    assert sum(int(note.text["ticks"]) for note in host.events("missed")) >= 2

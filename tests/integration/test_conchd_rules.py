@@ -317,3 +317,19 @@ def test_bound_run_of_an_idle_daemon_starts_at_once(fleet: Fleet) -> None:
     started = float(fleet.bench.read("started"))
     assert -0.05 < started - tick < 0.3
     fleet.result("j", tick)
+
+
+def test_floor_that_cannot_be_read_is_named_and_nothing_is_lost_in_silence(fleet: Fleet) -> None:
+    """Written by hand: the job's ticks count as missed, a run's end is recorded all the same, and it can be mended."""
+    daemon = fleet.start("a", "--status-addr", "0")
+    fleet.add("j", "@every 1s", command="echo >> began; while [ ! -e go ]; do sleep 0.05; done")
+    fleet.bench.read("began")
+    floor = f"{fleet.bench.prefix}/cron/floor/j"
+    fleet.bench.etcd.put(floor, "junk")
+    wait_for(lambda: floor in {event["key"] for event in daemon.events("unreadable")}, "it is named")
+    daemon.wait_event("missed")
+    (tick,) = [tick for tick in fleet.ticks("fire", "j") if fleet.value("result", "j", tick) is None]
+    fleet.bench.file("go").touch()
+    assert fleet.result("j", tick)["state"] == "ok"
+    fleet.bench.etcd.delete(floor)
+    fleet.results("j", len(fleet.ticks("result", "j")) + 2)

@@ -535,10 +535,10 @@ def test_run_takes_no_tick_of_the_schedule(fleet: Fleet) -> None:
     """The first second that has none."""
     fleet.start("a")
     fleet.add("j", "@every 2s")
-    for _ in range(3):
+    for number in range(3):
         tick = fleet.run_now("j")
         assert tick % 2 == 1
-        assert tick - time.time() < 3
+        assert tick - time.time() < 2 * number + 3
         assert fleet.result("j", tick)["state"] in ("ok", "skipped")
 
 

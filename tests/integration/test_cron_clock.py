@@ -1,6 +1,7 @@
 """Clocks that differ between hosts, and clocks that are set: no tick runs twice, and none early by one's mistake."""
 
 import json
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from conch.config import Connection
 from conch.cron.clock import FleetClock
+from conch.etcd.endpoints import parse_endpoints
 from conch.etcd.store import Event, KeyValue, Put
+from conch.etcd.wall import etcd_time
 from tests.support.conch import Bench, new_store, throughout, wait_for
 from tests.support.cron import Fleet
 from tests.support.host import Host
@@ -254,6 +258,7 @@ def test_fleet_clock_votes() -> None:
         ([60.0, -60.0], 0.0, False),
         ([0.0, 60.0, 60.0], 0.0, False),
         ([0.0, 60.0, 60.0], 60.0, True),
+        ([60.0, 60.5], 0.0, True),  # an etcd on this very host repeats its clock
         ([5.0 - NOW], None, False),  # one that stands in 1970 has no vote
     ],
 )
@@ -267,6 +272,24 @@ def test_clock_that_most_others_contradict_is_off(others: list[float], etcd: flo
         fleet.heard_etcd(None if isinstance(etcd, str) else NOW + etcd)
         assert not fleet.wants_etcd
     assert fleet.off is off
+
+
+def test_what_etcd_told_of_the_time_stays_known() -> None:
+    """A host whose clock is off does not go by it because etcd is silent for a moment."""
+    fleet = FleetClock(lambda: NOW)
+    fleet.heard("other", NOW - 60)
+    fleet.heard_etcd(NOW - 60)
+    assert fleet.off
+    fleet.heard_etcd(None)
+    assert fleet.off
+
+
+def test_silent_member_does_not_hide_what_time_others_show(conch: Bench) -> None:
+    """Each is given its share of the time."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoints = parse_endpoints(f"127.0.0.1:{silent.getsockname()[1]},{conch.endpoints}")
+        found = etcd_time(Connection(endpoints), within_s=4.0)
+    assert found == pytest.approx(time.time(), abs=2)
 
 
 def test_clock_from_before_this_release_is_off_with_nobody_to_ask() -> None:

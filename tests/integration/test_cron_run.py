@@ -229,6 +229,20 @@ def test_full_daemon_takes_it_once_there_is_room(fleet: Fleet) -> None:
     assert fleet.unix(asked.out.strip()) >= int(went)
 
 
+def test_requests_that_wait_for_room_get_ticks_of_their_starts(fleet: Fleet) -> None:
+    """Those of several jobs that find room at once, too: one takes it, the others' ticks are yet to come."""
+    fleet.start("a", "--max-runs", "1")
+    names = [f"j{number}" for number in range(4)]
+    for name in names:
+        fleet.add(name, "@yearly", command="echo $CONCH_TICK $(date +%s) >> runs; exec sleep 2")
+    asked = [fleet.bench.start("cron", "run", name) for name in names]
+    for one in asked:
+        assert one.wait(60) == 0, one.err
+    for line in fleet.bench.read("runs", len(names)).splitlines():
+        tick, began = map(int, line.split())
+        assert began - tick <= 1
+
+
 # -- ends -----------------------------------------------------------------------------------------------------
 
 

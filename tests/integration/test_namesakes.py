@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from conch.core.origin import Origin, origin, origin_of
-from tests.support.conch import CONCH, Wrapper, alive, throughout, wait_for
+from tests.support.conch import CONCH, Bench, Wrapper, alive, throughout, wait_for
 from tests.support.cron import Fleet
+from tests.support.host import Host
 
 LONG = "echo $$ >> runs; exec sleep 1000"
 
@@ -122,9 +123,28 @@ def test_run_of_a_living_boot_under_another_name_is_not_lost(fleet: Fleet) -> No
         assert fleet.value("result", "j", tick) is None
 
     throughout(2.0, undisturbed)
+    for one in (daemon, renamed):  # the original registers anew, the copy looks anew at who lives
+        count = len(one.events("registered"))
+        os.kill(one.keeper(), signal.SIGKILL)
+        one.wait_event("registered", count + 1)
+    throughout(2.0, undisturbed)
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
     assert fleet.result("j", tick)["state"] == "killed"
+
+
+def test_machine_that_was_resumed_from_a_snapshot_of_the_originals_memory(conch: Bench, tmp_path: Path) -> None:
+    """Boot, pid and state are the same in both: neither takes what the other has registered."""
+    one = Host(conch, "a", tmp_path / "one")
+    one.wait_event("registered")
+    two = Host(conch, "a", tmp_path / "two")
+    two.wait_event("name-taken")
+    throughout(3.0, lambda: None)
+    assert not one.events("registration-lost")
+    assert not two.events("registered")
+    one.close()
+    two.wait_event("registered")
+    two.close()
 
 
 @pytest.mark.parametrize("overlap", ["forbid", "allow"])
@@ -198,7 +218,7 @@ def changed(**fields: object) -> Origin:
         (changed(pid=2**22 + 1), True),
         (changed(pid=2**22 + 1, boot="other"), False),
         (changed(pid=2**22 + 1, namespace="pid:[1]"), False),
-        (changed(pid=2**22 + 1, machine="other"), HERE.machine == ""),
+        (changed(pid=2**22 + 1, machine="other", hardware="other"), HERE.machine == HERE.hardware == ""),
         (changed(pid=2**22 + 1, machine=""), True),
         (changed(pid=2**22 + 1, boot=""), False),
     ],
@@ -206,6 +226,15 @@ def changed(**fields: object) -> Origin:
 def test_only_what_is_of_this_boot_can_be_proved_dead(who: Origin, dead: bool) -> None:
     """And not there any more."""
     assert who.proved_dead(HERE) is dead
+
+
+def test_hardware_tells_machines_apart_and_else_their_ids() -> None:
+    """A machine id may be another at each boot, where /etc cannot be written."""
+    known = changed(machine="m", hardware="h")
+    assert known.same_machine(changed(machine="n", hardware="h"))
+    assert not known.same_machine(changed(machine="m", hardware="i"))
+    assert not known.same_machine(changed(machine="n", hardware=""))
+    assert known.same_machine(changed(machine="", hardware=""))
 
 
 @pytest.mark.parametrize("junk", [None, 5, [], "x", {}, {**HERE.fields(), "pid": "1"}, {**HERE.fields(), "start": -1}])

@@ -47,6 +47,7 @@ class Host:
                 ledger=Ledger(str(folder), self._warden_note),
                 me=Holder(name, 1, "2026-01-01T00:00:00Z", "conchd"),
                 here=origin(os.getpid()),
+                leases=frozenset(),
                 state=name,
                 clock=FleetClock(lambda: time.time() + self.ahead_s),
                 inbox=inbox,

@@ -49,7 +49,7 @@ EVERY: list[Message] = [
     Running(5, "ab", [1, 2], 5.0, "x"),
     Ended(),
     Release(None),
-    Begin(["a"], ["b", "c"], True),
+    Begin(["a"], ["b", "c"], True, [2**63 - 1]),
     Begun(),
     Start("r", "j ä", ["x", "\udcff" * 5000], {"A": "b" * 5000}, None, [1, 2], 1.5, 2.5, 600.0, 5.0, 3, 30.0),
     Kill("r", "replaced"),

@@ -274,6 +274,26 @@ def test_reader_that_does_not_read() -> None:
         assert one.startswith((PREFIX, b"conch: ")), "a line that is not whole"
 
 
+def test_what_was_dropped_is_told_where_it_is_missing() -> None:
+    """Between the lines before it and those after it, not before all that waited."""
+    stage = Stage(takes=False, backlog=10_000)
+    for number in range(200):
+        os.write(stage.run, f"{number:099}\n".encode())
+        stage.relay.read()
+    stage.take()
+    stage.prints(b"last\n")
+    got = stage.ends().lstrip(b"#")
+    stage.close()
+    expected = 0
+    for line in got.splitlines():
+        if dropped := re.fullmatch(rb"conch: (\d+) lines were dropped", line):
+            expected += int(dropped[1])
+        elif line != PREFIX + b"last":
+            assert int(line.removeprefix(PREFIX)) == expected
+            expected += 1
+    assert expected == 200
+
+
 def test_reader_that_is_gone() -> None:
     """Nothing is raised and nothing kept."""
     stage = Stage()

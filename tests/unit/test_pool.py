@@ -259,7 +259,7 @@ def test_a_good_run() -> None:
 
 def test_first_words_to_the_keeper() -> None:
     """There is nothing before it, and it is the first."""
-    assert World(begun=False).sent == [Begin([], [], True)]
+    assert World(begun=False).sent == [Begin([], [], True, [])]
 
 
 def test_leftovers_are_ended_before_the_end_is_told() -> None:
@@ -609,7 +609,7 @@ def test_keeper_that_dies_ends_what_is_bound_and_nothing_else() -> None:
     assert world.trees[0].signals == []
     assert len(world.keepers) == 2
     begin = next(m for m in world.sent if isinstance(m, Begin) and not m.first)
-    assert begin == Begin(["free"], ["bound"], False)
+    assert begin == Begin(["free"], ["bound"], False, [7])
     after = world.sent[world.sent.index(begin) + 1 :]
     assert after == [Running(100, "free", [], 5.0, "free"), world.finished[0]]
     assert world.outcome == ("bound", "killed", 143, 1)
@@ -676,11 +676,11 @@ def test_ends_are_told_again_until_they_are_recorded() -> None:
     """To each new keeper, with what it needs to know before."""
     world = World().starts_run("a").starts_run("b").ends(0, 0).ends(1, 1)
     world.hears(Recorded("a")).dies().at(5)
-    assert world.sent[-2:] == [Begin([], ["b"], False), Finished("b", "ended", 1, 1, WALL, 0.0, "")]
+    assert world.sent[-2:] == [Begin([], ["b"], False, []), Finished("b", "ended", 1, 1, WALL, 0.0, "")]
     world.hears(Begun()).dies().at(15)
     assert world.sent[-1] == Finished("b", "ended", 1, 1, WALL, 0.0, "")
     world.hears(Begun(), Recorded("b")).dies().at(30)
-    assert world.sent[-1] == Begin([], [], False)
+    assert world.sent[-1] == Begin([], [], False, [])
     assert len(world.starts) == 2
 
 
@@ -689,7 +689,7 @@ def test_retries_go_on_without_a_keeper() -> None:
     world = World().starts_run("a", retries=1, retry_delay_s=0.01).ends(1).dies().at(0.05)
     assert world.starts == [("a", 1, 10_000.0), ("a", 2, None)]
     world.at(5)
-    assert world.sent[-2:] == [Begin(["a"], [], False), Running(101, "a", [], 5.0, "a")]
+    assert world.sent[-2:] == [Begin(["a"], [], False, []), Running(101, "a", [], 5.0, "a")]
 
 
 def test_holds_of_a_dead_keeper_mean_nothing_to_the_next() -> None:
@@ -861,7 +861,7 @@ def test_keeper_that_dies_during_the_release() -> None:
 def test_keeper_that_dies_during_a_drain() -> None:
     """Another one records what ended; it is told to start nothing."""
     world = World().starts_run("a").signalled(TERM).dies().ends(5).at(5)
-    assert world.sent[-3:] == [Begin([], ["a"], False), world.finished[-1], Drain()]
+    assert world.sent[-3:] == [Begin([], ["a"], False, []), world.finished[-1], Drain()]
     assert world.hears(Begun(), Recorded("a")).kinds()[-1] == "release"
     assert world.hears(Released()).pool.done
     assert world.pool.code == 0

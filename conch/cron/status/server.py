@@ -161,7 +161,9 @@ class Server:
             except ConnectionAbortedError:
                 continue  # it has left already
             except (OSError, MemoryError):  # no descriptor to spare, for one
-                await asyncio.sleep(_PAUSE_S)
+                if not self._hang_up_on_one():
+                    await asyncio.sleep(_PAUSE_S)
+                await asyncio.sleep(0)  # for its descriptor to be closed
                 continue
             await self._make_room()
             client = Client(self._config, self._shared, self._clients.discard)
@@ -176,6 +178,15 @@ class Server:
         except (OSError, MemoryError):
             connection.close()
             client.end()
+
+    def _hang_up_on_one(self) -> bool:
+        """End the client that has been longest without a complete request, if it had its moment."""
+        idle = [one for one in self._clients if one.state is State.RECEIVING]
+        first = min(idle, key=lambda client: client.since, default=None)
+        if first is None or first.since + _LEAST_S > asyncio.get_running_loop().time():
+            return False
+        first.end()
+        return True
 
     async def _make_room(self) -> None:
         """Wait until one more client may come; of those that are there, one goes that has had a moment at least."""
