@@ -94,6 +94,7 @@ class Pool:
         self._release_s = release_s
         self.tasks: dict[str, Task] = {}
         self._holds: dict[int, _Hold] = {}
+        self._leases: list[int] = []  # of what was held before, until something is again
         self._keeper = False
         self._keeper_at: float | None = None
         self._keeper_since = 0.0
@@ -141,10 +142,12 @@ class Pool:
             case Begun():
                 self._begun = True
             case Held():
+                self._leases.clear()
                 self._holds[message.number] = _Hold(message.ttl_s, message.deadline, message.lease)
             case Renewed(number, deadline) if number in self._holds:
                 self._holds[number].deadline = max(self._holds[number].deadline, deadline)
             case Lost(number, reason) if number in self._holds:
+                self._leases.append(self._holds[number].lease)
                 self._lose(number, reason)
             case Start() if message.run not in self.tasks:
                 self._take(message)
@@ -186,6 +189,7 @@ class Pool:
         if now - self._keeper_since >= _STABLE_S:
             self._again_s = _AGAIN_S
         self._again_s = next_backoff(self._again_s, _AGAIN_S, _AGAIN_MOST_S, self._ports.jitter)
+        self._leases += [hold.lease for hold in self._holds.values()]
         for number in list(self._holds):
             self._lose(number, _KEEPER_DIED)
         if self._release_by is not None and not any(task.finished for task in self.tasks.values()):
@@ -279,11 +283,10 @@ class Pool:
             return
         self._keeper = True
         self._keeper_since = self._ports.now()
-        leases = [hold.lease for hold in self._holds.values()]
         self._holds.clear()
         ended = [task for task in self.tasks.values() if task.finished is not None]
         live = [task.order.run for task in self._live()]
-        self._send(Begin(live, [t.order.run for t in ended], not self._begun, leases))
+        self._send(Begin(live, [t.order.run for t in ended], not self._begun, list(self._leases)))
         for task in self._live():
             if task.run is not None:
                 self._tell_running(task)

@@ -23,7 +23,7 @@ from conch.cron.clock import FleetClock
 from conch.cron.faults import Breaker, Lasting
 from conch.cron.ledger import Ledger
 from conch.cron.unreadable import Unreadable
-from conch.etcd.store import Store, StoreError
+from conch.etcd.store import Store, StoreError, Unreachable
 from conch.holder import Holder
 from conch.keeper.warden import Warden
 from conch.keys import Keys
@@ -40,9 +40,9 @@ SLICE_S = 0.01
 # Faults that end as soon as etcd takes a write.
 _OF_WRITES = ("claim-failed", "not-delivered", "refresh-failed")
 # They are over when they have not happened for so long: some writes may be refused for ever, and others made.
-_QUIET_S = 10.0
+_QUIET_S = 15.0
 _OFTEN = 3
-# What etcd did not take before is sent again one write at a time, this far apart, however much of it there is.
+# What etcd has refused is sent again one write of a kind at a time, this far apart, until one is made.
 RETRY_EVERY_S = 1.5
 
 
@@ -101,7 +101,7 @@ class Actor(ABC):
         self._faults: dict[str, Lasting] = {}
         self._report_unreadable = Unreadable(self.tell)
         self._ending_faults = False
-        self._retry_at = 0.0
+        self._retry_at: dict[str, float] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
         self.ended = threading.Event()
 
@@ -261,6 +261,11 @@ class Actor(ABC):
         if self._writes.failed(str(error)):
             self._probe_later(self._recoveries)
 
+    @staticmethod
+    def _was_refused(error: StoreError) -> bool:
+        """Whether etcd answered, and made nothing."""
+        return not error.unclear and not isinstance(error, Unreachable)
+
     def _on_write_made(self) -> None:
         if not self._writes.succeeded():
             return
@@ -285,12 +290,16 @@ class Actor(ABC):
         found = [f for f in faults if f.lasts and f.times >= _OFTEN and f.quiet_s() < _QUIET_S]
         return found[0].reason if found else ""
 
-    def _may_retry(self) -> bool:
-        """Whether a write that failed before may be sent again now."""
-        if clock.now() < self._retry_at:
+    def _may_retry(self, event: str) -> bool:
+        """Whether a write of the kind whose failure is this event, which etcd has refused, may be sent again now."""
+        if clock.now() < self._retry_at.get(event, 0.0):
             return False
-        self._retry_at = clock.now() + RETRY_EVERY_S
+        self._retry_at[event] = clock.now() + RETRY_EVERY_S
         return True
+
+    def _retry_made(self, event: str) -> None:
+        """One that was refused was made: the others need not wait."""
+        self._retry_at.pop(event, None)
 
     def _probe_later(self, recoveries: int) -> None:
         def probe() -> None:

@@ -39,6 +39,7 @@ class Claiming(Closing):
         self._held_back: dict[tuple[str, int], Due] = {}
         self._held_timer = False
         self._claimed: dict[tuple[str, int], None] = {}
+        self._closes_later = False
         self._probe_turn = 0  # which kind of write is the next probe
 
     @abstractmethod
@@ -221,6 +222,9 @@ class Claiming(Closing):
     def _on_outcome(self, due: Due, how: str, why: str, number: int, outcome: Outcome) -> None:
         due.trying = False
         self._busy_claiming -= 1
+        if due.refused:
+            due.refused = False
+            self._retry_made("claim-failed")
         known = self.jobs.get(due.job.name)
         match outcome:
             case Won(old=old):
@@ -234,7 +238,8 @@ class Claiming(Closing):
                 self._drop(due)
                 if odd:
                     self._report_unreadable(odd, "no tick of this job can be claimed until it is deleted")
-                    self._missed(due.job.name, due.tick, due.tick, 1, due.late_at)
+                    if not due.now_rev:
+                        self._missed(due.job.name, due.tick, due.tick, 1, due.late_at)
                 self.counts["claims", "lost"] += 1
                 if due.now_rev:
                     self._not_claimed(due)
@@ -263,7 +268,8 @@ class Claiming(Closing):
         if job is not None and known.rev < job.mod_revision:
             self._hear_of_job(name, job)
         due.changes += 1
-        if due.changes < _CHANGES:
+        heard = job is None or known.rev >= job.mod_revision  # else it cannot be read just now
+        if due.changes < _CHANGES and heard:
             self._attempt(due)
         else:
             self._later(PAUSE_S, lambda: self._attempt(due))
@@ -343,8 +349,9 @@ class Claiming(Closing):
         held, self._held_back = self._held_back, {}
         wall, now, ready = self._clock.now(), clock.now(), not self._why_not_ready()
         for due in held.values():
-            waits = not ready or now < due.not_before or (due.pause_s > 0 and not self._may_retry())
-            if not self._draining and wall <= due.late_at and waits:
+            if self._draining or wall > due.late_at:
+                self._attempt(due)  # to be given up
+            elif not ready or now < due.not_before or (due.refused and not self._may_retry("claim-failed")):
                 self._hold_back(due)
             else:
                 self._attempt(due)
@@ -370,12 +377,15 @@ class Claiming(Closing):
         return False
 
     def _close_later(self) -> None:
+        self._closes_later = False
         self._close_next()
 
     def _resume(self) -> None:
         super()._resume()
-        if self._may_retry():
+        due, _ = next(iter(self._unclear.values()), (None, None))
+        if due is None or not due.refused or self._may_retry("claim-failed"):
             self._close_next()
-        else:
+        elif not self._closes_later:
+            self._closes_later = True
             self._later(RETRY_EVERY_S, self._close_later)
         self._try_held_back()

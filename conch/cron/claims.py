@@ -56,8 +56,8 @@ class Due:
 
     `request` is the request's lease, by which whoever made it finds the claim, and `number` the one in its key.
     `unclear` says that a try was made whose outcome is not known; `trying` and `taking` that one is under way, for the
-    claim or for the run key. `void` says why it is only to be recorded as skipped. After a failure it is not tried
-    before `not_before` (CLOCK_BOOTTIME).
+    claim or for the run key. `void` says why it is only to be recorded as skipped; `refused`, that etcd refused the
+    newest try. After a failure it is not tried before `not_before` (CLOCK_BOOTTIME).
     """
 
     job: Job
@@ -72,6 +72,7 @@ class Due:
     trying: bool = False
     taking: bool = False
     void: str = ""
+    refused: bool = False
     changes: int = 0
     pause_s: float = 0.0
     not_before: float = 0.0

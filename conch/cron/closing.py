@@ -107,6 +107,7 @@ class Closing(Replacing):
     def _on_claim_error(self, due: Due, error: StoreError) -> None:
         waiting = self._waiting() + len(self._unclear)
         missed = self.counts["missed", ""]
+        due.refused = self._was_refused(error)
         self._on_write_failed(
             "claim-failed", error, job=due.job.name, tick=rfc3339(due.tick), waiting=waiting, missed=missed
         )

@@ -66,6 +66,7 @@ class Live:
     ends_by: float | None = None
     over: bool = False
     unrecorded: bool = False  # the journal did not take its end; the supervisor must keep it until etcd has it
+    refused: bool = False  # by etcd, the newest time that its end was to be delivered
     pause_s: float = _PAUSE_S
 
     @property
@@ -312,9 +313,10 @@ class Runs(Membership):
             )
 
         def park() -> None:
-            self._undelivered[entry.run] = one
-            if not self._writes.is_open:  # etcd took writes again while this came back
-                self._later(0.0, self._resume)
+            if self._writes.is_open:
+                self._undelivered[entry.run] = one
+            else:  # etcd took writes again while this came back
+                self._later(0.0, lambda: self._deliver_again(one))
 
         self._write(
             work, lambda d: self._on_delivered(one, d), lambda e: self._on_not_delivered(one, e), park, probe=probe
@@ -322,6 +324,8 @@ class Runs(Membership):
 
     def _on_delivered(self, one: Live, delivered: Delivered) -> None:
         entry = one.entry
+        if one.refused:
+            self._retry_made("not-delivered")
         self._work(lambda: self._ledger.delivered(entry.run), lambda _: None, lambda _: None, on_disk=True)
         self._live.pop(entry.run, None)
         if one.unrecorded:
@@ -338,11 +342,12 @@ class Runs(Membership):
     def _on_not_delivered(self, one: Live, error: StoreError) -> None:
         waiting = sum(live.over for live in self._live.values())
         self._on_write_failed("not-delivered", error, run=one.label, waiting=waiting)
+        one.refused = self._was_refused(error)
         one.pause_s = min(2 * one.pause_s, _PAUSE_MOST_S)
         self._later(one.pause_s, lambda: self._deliver_again(one))
 
     def _deliver_again(self, one: Live) -> None:
-        if self._writes.is_open or self._releasing or self._may_retry():
+        if not one.refused or self._writes.is_open or self._releasing or self._may_retry("not-delivered"):
             self._deliver(one)
         else:
             self._later(_PAUSE_S, lambda: self._deliver_again(one))
@@ -358,7 +363,4 @@ class Runs(Membership):
         super()._resume()
         parked, self._undelivered = self._undelivered, {}
         for one in parked.values():
-            if one.pause_s > _PAUSE_S:
-                self._deliver_again(one)  # etcd did not take it before
-            else:
-                self._deliver(one)
+            self._deliver_again(one)

@@ -173,6 +173,15 @@ def test_crashed_daemon_is_succeeded_at_once(fleet: Fleet) -> None:
     assert not fleet.daemons["a"].events("name-taken")
 
 
+def test_keeper_that_died_is_succeeded_at_once(fleet: Fleet) -> None:
+    """The registration is that of the same conchd, though nothing ran under it."""
+    daemon = fleet.start("a", "--ttl", "60s")
+    for count in (2, 3):
+        os.kill(daemon.keeper(), signal.SIGKILL)
+        daemon.wait_event("registered", count)
+    assert not daemon.events("name-taken")
+
+
 def test_state_directory_of_the_release_before_is_taken_up(fleet: Fleet) -> None:
     """Its id file says less; it is no copy, and keeps its id."""
     state = fleet.state("a")

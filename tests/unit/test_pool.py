@@ -617,6 +617,14 @@ def test_keeper_that_dies_ends_what_is_bound_and_nothing_else() -> None:
     assert len(world.starts) == 2
 
 
+def test_new_keeper_is_told_what_leases_are_ours() -> None:
+    """Though nothing ran under them; also of one before it that held nothing when it died."""
+    world = World().held().at(1).dies().at(10)
+    assert world.sent[-1] == Begin([], [], False, [7])
+    world.hears(Begun()).dies().at(60)
+    assert world.sent[-1] == Begin([], [], False, [7])
+
+
 def test_new_keeper_waits_for_the_end_of_what_was_bound() -> None:
     """A run that ignores SIGTERM is killed first; meanwhile nothing spins."""
     world = World().held(1, 1000).starts_run("a", holds=[1], kill_after_s=20.0).dies().at(20)
