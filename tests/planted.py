@@ -552,7 +552,7 @@ BUGS = (
         "cron/clock.py",
         "return against > agreeing or",
         "return False and",
-        (f"{_CLOCK}::test_host_whose_clock_is_off_claims_nothing_until_it_is_mended",),
+        (f"{_CLOCK}::test_etcd_decides_between_two_clocks",),
     ),
     Bug(
         "a newcomer does not wait for the others' clocks",

@@ -113,6 +113,8 @@ def test_run_of_a_living_boot_under_another_name_is_not_lost(fleet: Fleet) -> No
         "conchd",
         "--state-dir",
         str(copy),
+        "--ttl",
+        "2s",
         env={"CONCH_HOST": "b"},
         program=Elsewhere(fleet.bench.folder, machine=False).program,
     )
@@ -122,7 +124,7 @@ def test_run_of_a_living_boot_under_another_name_is_not_lost(fleet: Fleet) -> No
         assert alive(pid)
         assert fleet.value("result", "j", tick) is None
 
-    throughout(2.0, undisturbed)
+    throughout(6.0, undisturbed)  # longer than it waits for those that are gone
     for one in (daemon, renamed):  # the original registers anew, the copy looks anew at who lives
         count = len(one.events("registered"))
         os.kill(one.keeper(), signal.SIGKILL)
