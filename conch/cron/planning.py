@@ -32,7 +32,6 @@ class _Planned(NamedTuple):
     tick: int
     serial: int
     name: str
-    rev: int
 
 
 class Planning(Requests):
@@ -115,7 +114,7 @@ class Planning(Requests):
     def _expect(self, name: str, known: Known, tick: int | None) -> None:
         known.next_tick, known.planned = tick, next(self._serial)
         if tick is not None:
-            heapq.heappush(self._ticks, _Planned(tick, known.planned, name, known.rev))
+            heapq.heappush(self._ticks, _Planned(tick, known.planned, name))
 
     def _plan_all_anew(self) -> None:
         """The time went back: what was planned for what it was is too far off. What is done has its claims."""
@@ -156,7 +155,7 @@ class Planning(Requests):
         self._last_now = now
         until = clock.now() + SLICE_S
         while self._ticks and self._ticks[0].tick <= self._clock.now() and clock.now() < until:
-            tick, serial, name, _ = heapq.heappop(self._ticks)
+            tick, serial, name = heapq.heappop(self._ticks)
             known = self.jobs.get(name)
             if known is not None and known.planned == serial:  # else it was removed, or is planned anew
                 self._take_up_tick(name, known, tick)
