@@ -151,9 +151,14 @@ def _operation(one: Operation) -> dict[str, Any]:
 
 
 def answer(status: int, data: bytes) -> dict[str, Any]:
-    """The object that a request was answered with."""
+    """The object that a request was answered with; raises `GatewayError` if it is an error of etcd.
+
+    Up to etcd 3.5 an error has its words in `error`, too; from 3.6 on in `message` alone.
+    """
     try:
         result = stream_answer(data)
+        if status != 200 and "code" in result and "message" in result:
+            raise _error(result)
     except BadAnswer as error:
         raise BadAnswer(str(error) if status == 200 else f"HTTP status {status}, and {error}") from None
     if status != 200:
