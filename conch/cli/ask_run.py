@@ -225,7 +225,7 @@ class _Request:
     def _look(self) -> tuple[int, KeyValue | None, KeyValue | None, tuple[KeyValue, ...]]:
         """The revision, the request and the job at it, and the job's claims."""
         fires = everything(self._keys.ticks("fire", self._name))
-        asked = [Range(self._request, keys_only=True), Range(self._job), fires]
+        asked = [Range(self._request), Range(self._job), fires]
         answer = self._store.txn([], asked, timeout_s=self._limit_s)
         request, job = (found.kvs[0] if found.kvs else None for found in answer.ranges[:2])
         return answer.head.revision, request, job, answer.ranges[2].kvs

@@ -220,11 +220,11 @@ class Claims:
         ended = self._key("result", *due.id)
         result = self._store.txn(
             [CreatedAt(ours, node.rev), CreatedAt(fire, rev), CreatedAt(ended, 0), CreatedAt(run, 0)],
-            [Put(run, claim_value(me, due.run, due.tick), node.lease), Range(fire, keys_only=True)],
+            [Put(run, claim_value(me, due.run, due.tick), node.lease), Range(fire)],
             [
                 Range(ours, keys_only=True),
                 Range(run),
-                Range(fire, keys_only=True),
+                Range(fire),
                 Range(ended, keys_only=True),
             ],
             timeout_s=timeout_s,

@@ -80,7 +80,7 @@ class Sweep:
 
     def _newest(self, kind: str, name: str) -> Range:
         ticks = everything(self._keys.ticks(kind, name))
-        return Range(ticks.key, ticks.end, limit=KEPT, last_first=True, keys_only=True)
+        return Range(ticks.key, ticks.end, limit=KEPT, last_first=True)
 
     def _ending(self, fires: RangeResult, results: RangeResult) -> list[KeyValue]:
         """Of the newest ticks what is to be prolonged: the results, and the claims that have none."""

@@ -22,6 +22,7 @@ from conch.etcd.store import (
     RangeResult,
     TxnResult,
 )
+from conch.record import replace
 
 # The revision after it is still a number to etcd.
 _LARGEST = 2**63 - 2
@@ -93,6 +94,8 @@ def found(what: Range, head: Head, kvs: tuple[KeyValue, ...], count: int) -> Ran
         raise BadAnswer("an odd answer: more keys than asked for, or their count is odd")
     if not all(covers(what, kv.key) for kv in kvs):
         raise BadAnswer("an odd answer: keys that were not asked for")
+    if what.keys_only:  # the same of every release: see `Range`
+        kvs = tuple(replace(kv, value=b"", lease=0) if kv.lease else kv for kv in kvs)
     return RangeResult(head, kvs, count)
 
 

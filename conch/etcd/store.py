@@ -89,7 +89,8 @@ class Range(Record):
     """Ask for a key, or for those from `key` to before `end`.
 
     Newest first (by create-revision), oldest first, or last key first; `created_by` leaves out what was created after
-    that revision.
+    that revision. `keys_only` leaves out values, and leases too: etcd 3.7 no longer tells them then, so no release does
+    here.
     """
 
     key: bytes

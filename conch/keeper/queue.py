@@ -69,7 +69,7 @@ class Queue(Record):
             [
                 Put(key, value, self.lease),
                 # Ours is the newest: the answer is our own key, then those right ahead of us.
-                Range(start, end, newest_first=True, limit=self.slots + 1, keys_only=True),
+                Range(start, end, newest_first=True, limit=self.slots + 1),
                 *self._elsewhere(),
             ],
             [Range(key, keys_only=True)],
@@ -97,7 +97,7 @@ class Queue(Record):
         compares, which says the same: a full etcd refuses transactions, but it must not keep a free slot from us.)
         """
         start, end = self._everyone
-        newest = Range(start, end, newest_first=True, limit=self.slots + 1, created_by=rev, keys_only=True)
+        newest = Range(start, end, newest_first=True, limit=self.slots + 1, created_by=rev)
         result = self.store.range(newest, timeout_s=timeout_s)
         if not result.kvs or (result.kvs[0].key, result.kvs[0].create_revision) != (self.key.encode(), rev):
             raise PlaceLost

@@ -200,7 +200,7 @@ class Session:
             # etcd reports no error for a lease that it does not have
             return "the lease is gone"
         key, rev = self._place
-        read = store.range(Range(key.encode(), keys_only=True), timeout_s=max(0.0, until - clock.now()))
+        read = store.range(Range(key.encode()), timeout_s=max(0.0, until - clock.now()))
         if not read.kvs or read.kvs[0].create_revision != rev:
             return "our key is gone"
         if read.kvs[0].lease != self.lease:
