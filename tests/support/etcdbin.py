@@ -1,9 +1,41 @@
 """The etcd binaries that the tests can run on."""
 
-import sys
+import functools
+import subprocess
 from pathlib import Path
+
+from conch.dev import find_etcd
+
+_BUILD = Path(__file__).parents[2] / "tools" / "etcd-releases"
+_BUILD_S = 600
+
+
+@functools.cache
+def release(line: str, program: str = "etcd") -> str:
+    """The program (`etcd` or `etcdctl`) of the patch that is pinned for a release line ("3.6"), built where it is not.
+
+    "3.4" is the system's.
+    """
+    if line == "3.4":
+        return f"/usr/bin/{program}"
+    done = subprocess.run([str(_BUILD), line], capture_output=True, text=True, check=False, timeout=_BUILD_S)
+    assert done.returncode == 0, done.stderr
+    return f"{done.stdout.strip()}/{program}"
+
+
+def version(binary: str) -> tuple[int, int]:
+    """The release line of a binary of etcd, such as (3, 6)."""
+    text = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
+    major, minor = text.split()[2].split(".")[:2]
+    return int(major), int(minor)
+
+
+@functools.cache
+def running() -> tuple[int, int]:
+    """The release line that the tests run on: that of the binary on PATH."""
+    return version(find_etcd())
 
 
 def newest_etcd() -> str:
-    """The binary of the extra, which is newer than Debian's; it knows options that 3.4 does not."""
-    return str(Path(sys.executable).parent / "etcd")
+    """One that knows options that 3.4 does not."""
+    return release("3.7")
