@@ -147,7 +147,7 @@ def test_free_slot_costs_one_grant_and_one_transaction(own: OwnEtcd) -> None:
     before = requests(own.member.endpoint)
     assert own.bench.run("sema", "s", "--max", "2", "--", "true").returncode == 0
     counted = difference(before, requests(own.member.endpoint))
-    assert counted.pop("Watch", 0) <= 1
+    assert counted.pop("Watch", 0) <= 2  # which etcd 3.6 counts twice
     assert counted.pop("Check", 0) == (TRANSPORT == "grpc")  # whether it is a member of etcd, once a connection
     assert counted == {"LeaseGrant": 1, "Txn": 1, "LeaseRevoke": 1}
 
