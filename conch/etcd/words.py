@@ -43,8 +43,8 @@ WRONG_PASSWORD = Words((INVALID_ARGUMENT,), "etcdserver: authentication failed, 
 USER_EMPTY = Words((INVALID_ARGUMENT,), "etcdserver: user name is empty")
 DENIED = Words((PERMISSION_DENIED,), "etcdserver: permission denied")
 INVALID_TOKEN = Words((UNAUTHENTICATED,), "etcdserver: invalid auth token")
-OLD_REVISION = Words((INVALID_ARGUMENT,), "etcdserver: revision of auth store is old")
-# the same, where etcd does not translate it; from etcd's source
+OLD_REVISION = Words((INVALID_ARGUMENT,), "etcdserver: revision of auth store is old")  # not on 3.5.1
+# the same on 3.5.1, which does not translate it (code 2)
 OLD_REVISION_RAW = Words((UNKNOWN, INVALID_ARGUMENT), "revision in header is old")
 
 # -- leases

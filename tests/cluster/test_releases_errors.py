@@ -43,9 +43,10 @@ class Noting(FailOver[Any]):
         self.seen.append(super()._trouble(raised))  # type: ignore[safe-super]  # a driver's
         return self.seen[-1]
 
-    def check(self, expected: Words) -> None:
-        """The error was answered so."""
-        assert any(expected.match(one.code, one.details) for one in self.seen), (expected, self.seen)
+    def check(self, *expected: Words) -> None:
+        """One of these errors was answered."""
+        found = [one for one in self.seen if any(row.match(one.code, one.details) for row in expected)]
+        assert found, (expected, self.seen)
 
     def send(self, token: str) -> None:
         """Use this token."""
@@ -197,7 +198,7 @@ def test_tokens(guarded: Cluster, kind: Kind) -> None:
     role = f"other-{kind.__name__}"
     etcdctl("--endpoints", guarded.endpoints, "--user", "root:rootpw", "role", "add", role)
     store.txn([], PUT, timeout_s=10)
-    store.check(words.OLD_REVISION)
+    store.check(*words.TOO_OLD)  # 3.5.1 does not translate it
     store.close()
 
 
