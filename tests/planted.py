@@ -49,6 +49,7 @@ _STATE_DIR = "tests/integration/test_state_dir.py"
 _STATUS = "tests/integration/test_conchd_status.py"
 _CRON_RUN, _SWEEP = "tests/integration/test_cron_run.py", "tests/integration/test_sweep.py"
 _RACES, _GAPS = "tests/integration/test_conchd_races.py", "tests/unit/test_planted_gaps.py"
+_RELEASES, _FAILOVER = "tests/cluster/test_releases_errors.py", "tests/unit/test_failover.py"
 _PRINTED, _OUTPUT = "tests/integration/test_conchd_output.py", "tests/unit/test_output.py"
 
 BUGS = (
@@ -618,6 +619,35 @@ BUGS = (
         "                os.kill(self.pid, number)  # just forked",
         "                pass  # just forked",
         (f"{_PROCESS}::test_signal_to_one_apart_that_has_no_session_yet",),
+    ),
+    # -- what the releases of etcd say
+    Bug(
+        "etcd's word for a lease that is gone is another",
+        "etcd/words.py",
+        '"etcdserver: requested lease not found"',
+        '"etcdserver: no such lease"',
+        (f"{_RELEASES}::test_leases",),
+    ),
+    Bug(
+        "a watch without permission is opened for ever",
+        "etcd/watch.py",
+        "(DENIED.told(answer.cancel_reason) or USER_EMPTY.told(answer.cancel_reason))",
+        "USER_EMPTY.told(answer.cancel_reason)",
+        (f"{_RELEASES}::test_watch_that_is_refused",),
+    ),
+    Bug(
+        "a learner of 3.6 is no member to pass over",
+        "etcd/words.py",
+        'Words((UNAVAILABLE, FAILED_PRECONDITION), "etcdserver: rpc not supported for learner")',
+        'Words((UNAVAILABLE,), "etcdserver: rpc not supported for learner")',
+        (f"{_FAILOVER}::test_what_a_member_cannot_do_another_may",),
+    ),
+    Bug(
+        "the gateway's errors are read in the form of 3.5 alone",
+        "etcd/gateway_codec.py",
+        '_words(answer, "message") or _words(answer, "error")',
+        '_words(answer, "error")',
+        (f"{_ANSWERS}::test_error_is_read_in_the_form_of_every_release",),
     ),
 )
 

@@ -24,6 +24,7 @@ from conch.etcd.store import (
     Watch,
 )
 from conch.etcd.timeline import Tell, Timeline
+from conch.etcd.words import USER_EMPTY
 from conch.hints import TypeVar
 from conch.limits import lacking
 
@@ -98,7 +99,7 @@ class AutoStore:
             why = str(error)
         except Refused as error:
             known_by_certificate = self._connection.cert is not None and self._connection.user is None
-            if not known_by_certificate or "user name is empty" not in str(error) or store is not self._store:
+            if not known_by_certificate or not USER_EMPTY.told(str(error)) or store is not self._store:
                 raise
             why = str(error)
         if store is self._store:

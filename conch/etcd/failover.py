@@ -11,7 +11,7 @@ from conch.config import Connection
 from conch.etcd.certificates import unusable_files
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.http import accepts
-from conch.etcd.login import WRONG, Login
+from conch.etcd.login import Login
 from conch.etcd.reasons import NO_ANSWER, reason
 from conch.etcd.store import (
     Full,
@@ -29,6 +29,28 @@ from conch.etcd.store import (
     Unreachable,
 )
 from conch.etcd.timeline import Timeline
+from conch.etcd.words import (
+    CANCELLED,
+    DATA_LOSS,
+    DEADLINE_EXCEEDED,
+    ELSEWHERE,
+    FAILED_PRECONDITION,
+    FULL,
+    INTERNAL,
+    INVALID_ARGUMENT,
+    LEASE_EXISTS,
+    LEASE_GONE,
+    NOT_FOUND,
+    OUT_OF_RANGE,
+    OWN,
+    PERMISSION_DENIED,
+    RESOURCE_EXHAUSTED,
+    UNAUTHENTICATED,
+    UNAVAILABLE,
+    UNKNOWN,
+    USER_EMPTY,
+    WRONG_PASSWORD,
+)
 from conch.hints import Any, Generic, Protocol, TypeVar
 from conch.record import Record, replace
 
@@ -45,15 +67,7 @@ _PAUSE_S, _PAUSE_MOST_S = 0.05, 0.25
 # To find out whether anybody takes connections at an endpoint that did not answer.
 _ACCEPT_S = 0.5
 
-# gRPC's status codes, which the JSON gateway answers too.
-CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, PERMISSION_DENIED = 1, 2, 3, 4, 5, 7
-RESOURCE_EXHAUSTED, FAILED_PRECONDITION, OUT_OF_RANGE = 8, 9, 11
-INTERNAL, UNAVAILABLE, DATA_LOSS, UNAUTHENTICATED = 13, 14, 15, 16
 _TRY_ELSEWHERE = frozenset({UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNKNOWN, INTERNAL, UNAUTHENTICATED})
-# Answers of other codes that do not last.
-_PASSING = ("too many requests",)
-# What etcd's own errors begin with: who says this serves.
-_ETCDS_OWN = "etcdserver:"
 # With these codes etcd says that a request is refused before anything of it is made; the one exception is that the
 # request which crosses the quota is made first.
 _FIRM = frozenset(
@@ -68,7 +82,6 @@ _FIRM = frozenset(
         UNAUTHENTICATED,
     }
 )
-_FULL = "database space exceeded"
 
 
 class Trouble(Record):
@@ -270,7 +283,7 @@ class FailOver(ABC, Generic[_Client]):
                     except StoreError as error:
                         error.unclear = unclear
                         raise
-                    answered = answered or _ETCDS_OWN in trouble.details
+                    answered = answered or OWN in trouble.details
                     if isinstance(raised, Unfit):
                         unfit.add(endpoint)
                     else:
@@ -308,22 +321,22 @@ class FailOver(ABC, Generic[_Client]):
         code, details = trouble.code, trouble.details.partition("\n")[0]
         if code is None or self._login.heed(code, details, endpoint):
             return reason(code, trouble.details)
-        if code == INVALID_ARGUMENT and WRONG in details:
+        if WRONG_PASSWORD.match(code, details):
             raise Refused(f"cannot {what}: etcd refuses the user or password")
-        if code == PERMISSION_DENIED or (code == INVALID_ARGUMENT and "user name is empty" in details):
+        if code == PERMISSION_DENIED or USER_EMPTY.match(code, details):
             raise Refused(f"cannot {what}: etcd refuses it ({details})")
-        if code == NOT_FOUND and "lease not found" in details:
+        if LEASE_GONE.match(code, details):
             raise LeaseGone(f"cannot {what}: the lease is gone")
-        if code == RESOURCE_EXHAUSTED and _FULL in details:
+        if FULL.match(code, details):
             raise Full(f"cannot {what}: etcd answered: {details}")
-        if code in _TRY_ELSEWHERE or any(sign in details for sign in _PASSING):
+        if code in _TRY_ELSEWHERE or any(words.match(code, details) for words in ELSEWHERE):
             return reason(code, trouble.details)
         raise Rejected(f"cannot {what}: etcd answered: {details or f'code {code}'}")
 
 
 def _refused(trouble: Trouble) -> bool:
     """Whether etcd itself says that nothing was made, or (when it is full) that nothing will be made later."""
-    return trouble.code in _FIRM and trouble.details.startswith(_ETCDS_OWN)
+    return trouble.code in _FIRM and trouble.details.startswith(OWN)
 
 
 def _tried(failures: dict[Endpoint, str]) -> str:
@@ -332,7 +345,7 @@ def _tried(failures: dict[Endpoint, str]) -> str:
 
 def granted(trouble: Trouble, again: bool, lease: int, ttl_s: int) -> Lease | None:
     """A grant that is refused because its lease is there: an earlier try was made, or it is another's."""
-    if trouble.code != FAILED_PRECONDITION or "lease already exists" not in trouble.details:
+    if not LEASE_EXISTS.match(trouble.code, trouble.details):
         return None
     if again:
         return Lease(Head(0, 0, 0), ttl_s)

@@ -10,14 +10,13 @@ from conch.etcd.answers import BadAnswer
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.gateway_codec import answer, stream_answer
 from conch.etcd.store import Unfit
+from conch.etcd.words import BY_NAME
 from conch.hints import Any
 
 _READ_BYTES = 65536
 _HEAD_BYTES = 65536
 _LARGEST_BYTES = 64 << 20
 _IDLE = 4
-# How etcd says that through the gateway it cannot know us by our certificate.
-_BY_NAME = b"CommonName of client"
 # How long a stream may be silent before it is asked after.
 SILENCE_S = 5.0
 _LENGTH = b"Content-Length: %d"
@@ -416,6 +415,6 @@ def _left(until: float) -> float:
 def _answer(status: int, headers: dict[bytes, bytes], data: bytes) -> dict[str, Any]:
     if status in (404, 405) and not headers.get(b"content-type", b"").startswith(b"application/json"):
         raise NoGateway("etcd's JSON gateway is switched off there, or it is no etcd: try --transport grpc")
-    if data.startswith(_BY_NAME):
+    if data.startswith(BY_NAME.encode()):
         raise NoGateway("etcd's JSON gateway takes no client certificate with a common name: try --transport grpc")
     return answer(status, data)

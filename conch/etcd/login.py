@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from conch.config import Connection, read_password
+from conch.etcd.words import NOT_ENABLED, TOO_OLD, UNAUTHENTICATED, USER_EMPTY, WRONG_PASSWORD
 from conch.hints import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,10 +14,6 @@ if TYPE_CHECKING:
 
 # A login is slow by design (bcrypt). Cut short and begun again by many at once, it would never be done.
 _ALONE_S = 3.0
-_UNAUTHENTICATED = 16
-_NOT_ENABLED = "authentication is not enabled"
-WRONG = "authentication failed"
-_TOO_OLD = ("revision of auth store is old", "revision in header is old")
 
 
 class Login:
@@ -56,7 +53,8 @@ class Login:
                     limit_s = max(timeout_s, _ALONE_S) if self._alone else timeout_s
                     self._token = self._log_in(self._user, limit_s, authenticate, trouble)
             except Exception as raised:
-                if _NOT_ENABLED not in trouble(raised).details:
+                refusal = trouble(raised)
+                if not NOT_ENABLED.match(refusal.code, refusal.details):
                     raise
                 self._not_enabled = True  # as etcdctl does: a user is no harm where nobody asks for one
             finally:
@@ -74,7 +72,8 @@ class Login:
         try:
             return authenticate(user, self._password, timeout_s)
         except Exception as raised:
-            if WRONG not in trouble(raised).details or not self._password_changed():
+            refusal = trouble(raised)
+            if not WRONG_PASSWORD.match(refusal.code, refusal.details) or not self._password_changed():
                 raise
         return authenticate(user, self._password, max(0.001, until - time.monotonic()))
 
@@ -113,9 +112,11 @@ class Login:
         try:
             token = authenticate(self._user, found, timeout_s)
         except Exception as raised:
-            details = trouble(raised).details.partition("\n")[0]
-            if _NOT_ENABLED not in details:
-                return f"etcd refuses what is in {path}" if WRONG in details else f"cannot log in: {details}"
+            refusal = trouble(raised)
+            if WRONG_PASSWORD.match(refusal.code, refusal.details):
+                return f"etcd refuses what is in {path}"
+            if not NOT_ENABLED.match(refusal.code, refusal.details):
+                return "cannot log in: " + refusal.details.partition("\n")[0]
             self._password = found
         else:
             self._password, self._token = found, token
@@ -133,11 +134,11 @@ class Login:
         """Judge a call's failure: whether a new login may help. A token that one member has lost, others still know."""
         if self._user is None:
             return False
-        if any(sign in details for sign in _TOO_OLD):
+        if any(words.match(code, details) for words in TOO_OLD):
             self.forget()
-        elif "user name is empty" in details and self._not_enabled:
+        elif USER_EMPTY.match(code, details) and self._not_enabled:
             self._not_enabled = False
-        elif code == _UNAUTHENTICATED:
+        elif code == UNAUTHENTICATED:
             self._refused_by.add(endpoint)
             if len(self._refused_by) >= self._members:
                 self.forget()

@@ -2,6 +2,8 @@
 
 import re
 
+from conch.etcd.words import DEADLINE_EXCEEDED, NO_LEADER
+
 NO_ANSWER = "no answer in time"
 _MEANINGS = {
     "hostname verification": "its certificate is for another host name",
@@ -17,13 +19,10 @@ _MEANINGS = {
     "name resolution": "name resolution failed",
     "dns resolution": "name resolution failed",
     "deadline exceeded": NO_ANSWER,
-    "no leader": "it has no leader",
+    NO_LEADER.text: "it has no leader",
     "failed parsing http/2": "it does not speak HTTP/2 (is it etcd?)",
     "connect an http1.x server": "it does not speak HTTP/2 (is it etcd?)",
 }
-
-
-_DEADLINE_EXCEEDED = 4
 
 
 def reason(code: int | None, details: str) -> str:
@@ -34,6 +33,6 @@ def reason(code: int | None, details: str) -> str:
     for sign, meaning in _MEANINGS.items():
         if sign in details.lower():
             return meaning
-    if code == _DEADLINE_EXCEEDED:
+    if code == DEADLINE_EXCEEDED:
         return NO_ANSWER
     return details.splitlines()[0][:200] if details else f"code {code}"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from conch.etcd.answers import BadAnswer, covers
 from conch.etcd.store import Compacted, Event, Head, Range, Refused, StoreError, WentBack
 from conch.etcd.timeline import Mark, Timeline
+from conch.etcd.words import DENIED, USER_EMPTY
 from conch.hints import Any, Protocol
 from conch.record import Record
 
@@ -196,7 +197,7 @@ class DriverWatch:
                 self._on_cancelled()  # a token that expired shows itself in this way, too
                 self._refusals += 1
                 # once may be the token, and a new login mends it
-                if "permission denied" in answer.cancel_reason and self._refusals > 1:
+                if self._refusals > 1 and (DENIED.told(answer.cancel_reason) or USER_EMPTY.told(answer.cancel_reason)):
                     raise Refused(f"cannot watch: etcd refuses it ({answer.cancel_reason})")
                 return
             if answer.created and not self._goes_on(answer.head, index[answer.watch_id], before):

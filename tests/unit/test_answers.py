@@ -227,6 +227,21 @@ def test_any_bytes_are_a_bad_answer(kind: str, data: bytes, status: int) -> None
         READ[kind](codec.answer(status, data))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": "lost", "message": "lost", "code": 5, "details": []},  # 3.4, 3.5
+        {"code": 5, "message": "lost", "details": []},  # from 3.6 on
+        {"error": "lost", "code": 5},  # as conch reads it, too
+    ],
+)
+def test_error_is_read_in_the_form_of_every_release(body: dict[str, Any]) -> None:
+    """Its code and its words."""
+    with pytest.raises(GatewayError, match="^lost$") as raised:
+        codec.answer(404, json.dumps(body).encode())
+    assert raised.value.code == 5
+
+
 @given(ANY, st.integers(300, 599))
 @example({"error": "x", "code": 5, "message": 5}, 404)
 @example({"error": "x", "code": "5"}, 404)

@@ -5,7 +5,7 @@ import pytest
 from conch.config import Connection
 from conch.etcd.endpoints import parse_endpoints
 from conch.etcd.failover import FailOver, Trouble
-from conch.etcd.store import Full, Range, RangeResult, StoreError
+from conch.etcd.store import Full, Range, RangeResult, StoreError, Unreachable
 from conch.hints import Any
 
 NOT_MADE = [
@@ -107,3 +107,10 @@ def test_what_was_never_sent_is_not_made() -> None:
 def test_full_is_an_error_of_its_own() -> None:
     """What it refuses may be there, and cannot come later."""
     assert isinstance(Failing((8, "etcdserver: mvcc: database space exceeded")).raises(), Full)
+
+
+@pytest.mark.parametrize("code", [14, 9])
+@pytest.mark.parametrize("text", ["rpc not supported for learner", "not capable"])
+def test_what_a_member_cannot_do_another_may(code: int, text: str) -> None:
+    """The code is 14 up to etcd 3.5, and 9 from 3.6 on."""
+    assert isinstance(Failing((code, f"etcdserver: {text}")).raises(), Unreachable)
