@@ -42,3 +42,12 @@ def leader(cluster: Cluster) -> Member | None:
             if status["leader"] and status["leader"] == status["header"]["member_id"]:
                 return member
     return None
+
+
+def told(*arguments: str) -> bool:
+    """Whether etcd did what etcdctl was to have it do."""
+    try:
+        etcdctl(*arguments)
+    except AssertionError:
+        return False
+    return True
