@@ -329,9 +329,9 @@ class Cluster:
     def replace(self, member: Member, name: str, ports: Sequence[int]) -> Member:
         """Have a new member of this name, with a port for clients and one for peers, in the place of another.
 
-        The other is killed. `join` starts the new one, once the cluster has been told of both.
+        The other is stopped. `join` starts the new one, once the cluster has been told of both.
         """
-        self.kill(member)
+        self.kill(member, signal.SIGTERM)
         new = Member(name, member.folder.with_name(name), member.binary, *ports)
         self.members[self.members.index(member)] = new
         return new

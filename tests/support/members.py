@@ -23,10 +23,11 @@ def replace_by_learner(cluster: Cluster, old: Member, name: str, ports: Sequence
     ctl = _of_others(cluster, old)
     number = _id(ctl, old)
     new = cluster.replace(old, name, ports)
-    etcdctl(*ctl, "member", "remove", number)
+    # the others may have to elect a leader first
+    wait_for(lambda: told(*ctl, "member", "remove", number), "the member is removed", 30)
     # refused for as long as the others have not been connected for 5 s
     add = ["member", "add", name, "--learner", f"--peer-urls={new.peer_url}"]
-    wait_for(lambda: told(*ctl, *add), "the learner is added")
+    wait_for(lambda: told(*ctl, *add), "the learner is added", 30)
     cluster.join(new)
     return new
 
