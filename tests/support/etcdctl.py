@@ -15,7 +15,7 @@ def etcdctl(*arguments: str, timeout_s: float = 20, stdin: str = "") -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCDCTL_")}
     done = subprocess.run(
         ["etcdctl", *arguments],
-        env={**environment, "ETCDCTL_API": "3", "PATH": path},
+        env={**environment, "PATH": path},
         input=stdin,
         capture_output=True,
         text=True,
