@@ -76,7 +76,7 @@ def _wait_for(signals: Signals) -> None:
 
 def _run(child: list[str], file: str, environment: dict[str, str], cluster: "Cluster", signals: Signals) -> int:
     """Run the command in a group of its own, with the terminal; return its exit code or raise `EndedBySignal`."""
-    environment.update(CONCH_ENDPOINTS=cluster.endpoints, ETCDCTL_ENDPOINTS=cluster.endpoints, ETCDCTL_API="3")
+    environment.update(CONCH_ENDPOINTS=cluster.endpoints, ETCDCTL_ENDPOINTS=cluster.endpoints)
     terminal = Terminal()
     if terminal.ours:
         signals.note(signal.SIGTSTP)

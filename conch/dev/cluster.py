@@ -19,6 +19,7 @@ from typing import TextIO
 
 from conch.config import Connection
 from conch.core import tree
+from conch.dev.cause import cause
 from conch.errors import ConchError
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.store import Range, StoreError
@@ -48,7 +49,7 @@ def find_etcd() -> str:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that are free now; held open together so that they differ.
 
     They lie below those that the kernel hands out by itself, as for outgoing connections: it gives a member's port to
@@ -91,9 +92,10 @@ class Tls:
 class Member:
     """One etcd process."""
 
-    def __init__(self, name: str, folder: Path, client_port: int, peer_port: int) -> None:
+    def __init__(self, name: str, folder: Path, binary: str, client_port: int, peer_port: int) -> None:
         self.name = name
         self.folder = folder
+        self.binary = binary
         self.client_port = client_port
         self.peer_port = peer_port
         self.process: subprocess.Popen[bytes] | None = None
@@ -102,6 +104,11 @@ class Member:
     def endpoint(self) -> str:
         """host:port for clients."""
         return f"127.0.0.1:{self.client_port}"
+
+    @property
+    def peer_url(self) -> str:
+        """Where the other members find it."""
+        return f"http://127.0.0.1:{self.peer_port}"
 
     @property
     def pid(self) -> int:
@@ -117,13 +124,16 @@ class Member:
         found = tree.stat(self.process.pid)
         return found is not None and found.state not in "ZX"
 
-    def log_tail(self) -> str:
-        """The last line that it logged."""
+    def why_ended(self) -> str:
+        """What it said of its end, in one line; where it said nothing, how it ended."""
         try:
-            lines = (self.folder / "log").read_text("utf-8", "replace").splitlines()
+            said = cause((self.folder / "log").read_text("utf-8", "replace"))
         except OSError:
-            return ""
-        return lines[-1][:300] if lines else ""
+            said = ""
+        code = self.process.poll() if self.process is not None else None
+        if code is not None and code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return said or f"exit code {code}, and no word"
 
 
 class Cluster:
@@ -181,7 +191,7 @@ class Cluster:
             for attempt in range(_PORT_TRIES):
                 self._choose_ports()
                 for member in self.members:
-                    self._spawn(member, new=True)
+                    self._spawn(member, log="wb")
                 try:
                     self.wait_ready()
                     self._remember_ports()
@@ -229,42 +239,42 @@ class Cluster:
 
     def _choose_ports(self) -> None:
         assert self._folder is not None  # noqa: S101 - for the type checker
-        ports = self._ports or _free_ports(2 * self._count)
+        ports = self._ports or free_ports(2 * self._count)
         self.members = [
-            Member(f"m{i}", self._folder / f"m{i}", ports[2 * i], ports[2 * i + 1]) for i in range(self._count)
+            Member(f"m{i}", self._folder / f"m{i}", self._binary, ports[2 * i], ports[2 * i + 1])
+            for i in range(self._count)
         ]
-        for member in self.members:
-            member.folder.mkdir(exist_ok=True)
 
     def _remember_ports(self) -> None:
         if self._keep and self._folder is not None:
             ports = [port for member in self.members for port in (member.client_port, member.peer_port)]
             (self._folder / "ports.json").write_text(json.dumps(ports))
 
-    def _spawn(self, member: Member, *, new: bool) -> None:
+    def _spawn(self, member: Member, *, log: str = "ab", state: str = "new") -> None:
         tls = self._tls
         client = f"{'https' if tls else 'http'}://127.0.0.1:{member.client_port}"
-        peer = f"http://127.0.0.1:{member.peer_port}"
         security = [] if tls is None else ["--cert-file", tls.cert, "--key-file", tls.key]
         if tls is not None and tls.client_ca is not None:
             security += ["--client-cert-auth", "--trusted-ca-file", tls.client_ca]
-        cluster = ",".join(f"{m.name}=http://127.0.0.1:{m.peer_port}" for m in self.members)
+        cluster = ",".join(f"{m.name}={m.peer_url}" for m in self.members)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
-        with (member.folder / "log").open("wb" if new else "ab") as log:
+        member.folder.mkdir(exist_ok=True)
+        with (member.folder / "log").open(log) as output:
             member.process = subprocess.Popen(
                 [
-                    self._binary,
+                    member.binary,
                     *("--name", member.name),
                     *("--data-dir", str(member.folder / "data")),
                     *("--listen-client-urls", client, "--advertise-client-urls", client),
-                    *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+                    *("--listen-peer-urls", member.peer_url, "--initial-advertise-peer-urls", member.peer_url),
                     *("--initial-cluster", cluster, "--initial-cluster-token", self._token),
+                    *("--initial-cluster-state", state),
                     *security,
                     *self._arguments,
                 ],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 env=environment,
                 start_new_session=True,
             )
@@ -292,7 +302,7 @@ class Cluster:
             while True:
                 self._check()
                 if not member.running():
-                    raise EtcdFailed(f"etcd ended at its start: {member.log_tail()}")
+                    raise EtcdFailed(f"etcd ended at its start: {member.why_ended()}")
                 store = GrpcStore(connection)
                 try:
                     store.range(Range(b"conch-ready"), timeout_s=1.0)
@@ -308,12 +318,27 @@ class Cluster:
         """Raise `EtcdFailed` if a member has ended by itself."""
         for member in self.members:
             if not member.running():
-                raise EtcdFailed(f"etcd (member {member.name}) ended while it was needed: {member.log_tail()}")
+                raise EtcdFailed(f"etcd (member {member.name}) ended while it was needed: {member.why_ended()}")
 
-    def restart(self, member: Member) -> None:
-        """Start a member again that was stopped or killed, with its data and ports."""
+    def restart(self, member: Member, *, binary: str | None = None) -> None:
+        """Start a member again that was stopped or killed, with its data and ports; from now on with this binary."""
         self.kill(member)
-        self._spawn(member, new=False)
+        member.binary = binary or member.binary
+        self._spawn(member)
+
+    def replace(self, member: Member, name: str, ports: Sequence[int]) -> Member:
+        """Have a new member of this name, with a port for clients and one for peers, in the place of another.
+
+        The other is stopped. `join` starts the new one, once the cluster has been told of both.
+        """
+        self.kill(member, signal.SIGTERM)
+        new = Member(name, member.folder.with_name(name), member.binary, *ports)
+        self.members[self.members.index(member)] = new
+        return new
+
+    def join(self, member: Member) -> None:
+        """Start a member that the cluster has been told to expect."""
+        self._spawn(member, state="existing")
 
     def kill(self, member: Member, number: int = signal.SIGKILL) -> None:
         """End one member; `restart` brings it back."""

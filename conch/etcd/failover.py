@@ -38,6 +38,7 @@ from conch.etcd.words import (
     FULL,
     INTERNAL,
     INVALID_ARGUMENT,
+    LEARNER,
     LEASE_EXISTS,
     LEASE_GONE,
     NOT_FOUND,
@@ -283,7 +284,8 @@ class FailOver(ABC, Generic[_Client]):
                     except StoreError as error:
                         error.unclear = unclear
                         raise
-                    answered = answered or OWN in trouble.details
+                    # a learner serves nothing, however long one waits for it
+                    answered = answered or (OWN in trouble.details and not LEARNER.told(trouble.details))
                     if isinstance(raised, Unfit):
                         unfit.add(endpoint)
                     else:

@@ -2,7 +2,7 @@
 
 import re
 
-from conch.etcd.words import DEADLINE_EXCEEDED, NO_LEADER
+from conch.etcd.words import DEADLINE_EXCEEDED, LEARNER, NO_LEADER
 
 NO_ANSWER = "no answer in time"
 _MEANINGS = {
@@ -20,6 +20,7 @@ _MEANINGS = {
     "dns resolution": "name resolution failed",
     "deadline exceeded": NO_ANSWER,
     NO_LEADER.text: "it has no leader",
+    LEARNER.text: "it is a learner, which serves nothing until it is promoted",
     "failed parsing http/2": "it does not speak HTTP/2 (is it etcd?)",
     "connect an http1.x server": "it does not speak HTTP/2 (is it etcd?)",
 }

@@ -26,7 +26,7 @@ class Words(Record):
         return code in self.codes and self.text in details
 
     def told(self, reason: str) -> bool:
-        """Whether a watch was cancelled for this; etcd gives the text alone there."""
+        """Whether a text alone says this, as the one that a watch is cancelled with."""
         return self.text in reason
 
 

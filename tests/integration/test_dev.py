@@ -3,11 +3,21 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from conch.dev import Cluster, EtcdFailed
 from tests.support.conch import CONCH, Bench, alive, children, marked, wait_for
+from tests.support.etcdbin import release
+
+RELEASES = ("3.4", "3.5.1", "3.5", "3.6", "3.7")
+
+
+def binary(line: str) -> Path:
+    """The etcd of a release; 3.5.1 is the one of conch's extra."""
+    return Path(sys.executable).parent / "etcd" if line == "3.5.1" else Path(release(line))
 
 
 def etcds(mark: str) -> list[int]:
@@ -44,6 +54,72 @@ def test_dev_runs_the_command_with_a_real_etcd(dev: Bench, members: int) -> None
     assert second == "b"
     assert etcds(dev.mark) == []
     assert list(dev.file("tmp").iterdir()) == []
+
+
+def of_release(dev: Bench, line: str) -> dict[str, str]:
+    """An environment in which this release is first on PATH."""
+    return {**temporary(dev), "PATH": f"{binary(line).parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize(("line", "members"), [*((line, n) for line in RELEASES for n in (1, 3)), (RELEASES[-1], 5)])
+def test_dev_starts_every_release(dev: Bench, line: str, members: int) -> None:
+    """Each member is of the release that PATH names, and is written to through each; nothing is left."""
+    script = (
+        "for one in $(echo $CONCH_ENDPOINTS | tr , ' '); do ETCDCTL_ENDPOINTS=$one etcdctl put a $one >&2 || exit 9; "
+    )
+    script += "curl -sf http://$one/version; echo; done"
+    done = dev.run("dev", "--members", str(members), "--", "sh", "-c", script, env=of_release(dev, line))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == members
+    # etcdctl 3.6 and later complain of each variable of theirs that they do not know
+    assert "unrecognized environment variable" not in done.stderr
+    assert all(f'"etcdserver":"{line}.' in one or f'"etcdserver":"{line}"' in one for one in lines), lines
+    assert etcds(dev.mark) == []
+    assert list(dev.file("tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "said"),
+    [
+        ("3.5.1", "3.4", "cluster cannot be downgraded (current version: 3.4."),
+        ("3.6", "3.5.1", "invalid downgrade; server version is lower than determined cluster version"),
+        ("3.6", "3.5", "invalid downgrade; server version is lower than determined cluster version"),
+        ("3.7", "3.6", 'version "3.7.0" is not supported'),
+        ("3.5", "3.7", "execute job failed: unmarshal should never fail"),
+    ],
+)
+def test_data_that_a_release_cannot_read_is_told_in_its_words(dev: Bench, first: str, then: str, said: str) -> None:
+    """One line without its stack, however the release writes it; and 69."""
+    data = ["dev", "--data-dir", str(dev.file("data")), "--"]
+    assert dev.run(*data, "etcdctl", "put", "a", "b", env=of_release(dev, first)).returncode == 0
+    done = dev.run(*data, "true", env=of_release(dev, then))
+    assert done.returncode == 69
+    (line,) = done.stderr.splitlines()
+    assert said in line
+    assert "stacktrace" not in line
+    assert '"level"' not in line
+
+
+@pytest.mark.parametrize("line", RELEASES)
+def test_option_that_etcd_does_not_know_is_told(line: str) -> None:
+    """Not the last line of the help that follows."""
+    with (
+        pytest.raises(EtcdFailed, match="flag provided but not defined: -nonsense$"),
+        Cluster(binary=str(binary(line)), arguments=["--nonsense"]),
+    ):
+        pass
+
+
+def test_etcd_that_is_killed_at_its_start_is_told(dev: Bench) -> None:
+    """It has no last word."""
+    folder = dev.file("bin")
+    folder.mkdir()
+    (folder / "etcd").write_text("#!/bin/sh\nkill -KILL $$\n")
+    (folder / "etcd").chmod(0o755)
+    done = dev.run("dev", "--", "/bin/true", env={**temporary(dev), "PATH": f"{folder}:{os.environ['PATH']}"})
+    assert done.returncode == 69
+    assert done.stderr.endswith("etcd ended at its start: killed by SIGKILL\n")
 
 
 def test_dev_runs_elect_as_in_the_readme(dev: Bench) -> None:
@@ -140,8 +216,6 @@ def test_dev_without_etcd_says_how_to_get_one(dev: Bench, tmp_path: Path) -> Non
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     script = "import sys, conch.cli.main as m; sys.executable = '/nowhere/python'; m.main()"
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-c", script, "dev", "--", "/bin/true"],
         env={**dev.environment, "PATH": "/nonexistent"},

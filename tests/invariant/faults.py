@@ -50,7 +50,7 @@ class Field:
         except (etcd3.exceptions.Etcd3Exception, grpc.RpcError):
             for member in self.cluster.members:
                 if not member.running():
-                    self.note(f"member {member.name} ended by itself: {member.log_tail()}")
+                    self.note(f"member {member.name} ended by itself: {member.why_ended()}")
             self.heal()
             return None
 

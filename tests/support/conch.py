@@ -260,7 +260,6 @@ class Bench:
             "PATH": f"{os.environ['PATH']}:{Path(sys.executable).parent}",
             "CONCH_ENDPOINTS": self.endpoints,
             "ETCDCTL_ENDPOINTS": self.endpoints,
-            "ETCDCTL_API": "3",
             "CONCH_PREFIX": self.prefix,
             "CONCH_TRANSPORT": TRANSPORT,
         }

@@ -15,7 +15,7 @@ def etcdctl(*arguments: str, timeout_s: float = 20, stdin: str = "") -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCDCTL_")}
     done = subprocess.run(
         ["etcdctl", *arguments],
-        env={**environment, "ETCDCTL_API": "3", "PATH": path},
+        env={**environment, "PATH": path},
         input=stdin,
         capture_output=True,
         text=True,
@@ -42,3 +42,12 @@ def leader(cluster: Cluster) -> Member | None:
             if status["leader"] and status["leader"] == status["header"]["member_id"]:
                 return member
     return None
+
+
+def told(*arguments: str) -> bool:
+    """Whether etcd did what etcdctl was to have it do."""
+    try:
+        etcdctl(*arguments)
+    except AssertionError:
+        return False
+    return True
