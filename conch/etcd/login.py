@@ -128,6 +128,7 @@ class Login:
     def forget(self) -> None:
         """Log in anew before the next call."""
         self._token = None
+        self._not_enabled = False  # it may have been switched on
         self._refused_by.clear()
 
     def heed(self, code: int, details: str, endpoint: str) -> bool:

@@ -202,6 +202,23 @@ def test_tokens(guarded: Cluster, kind: Kind) -> None:
     store.close()
 
 
+def test_watch_logs_in_once_authentication_is_switched_on(kind: Kind) -> None:
+    """A store that found it off does not go on without a token, and take the refusal for an answer."""
+    with Cluster() as cluster:
+        ctl = ["--endpoints", cluster.endpoints]
+        store = opened(kind, cluster.endpoints, "root", "rootpw")
+        store.txn([], PUT, timeout_s=5)
+        for command in ("user add root:rootpw", "user grant-role root root", "auth enable"):
+            etcdctl(*ctl, *command.split())
+        watch = store.watch([(KEY, 1)])
+        limit = threading.Timer(15, watch.cancel)
+        limit.start()
+        with closing(iter(watch)) as events:
+            assert next(events)
+        limit.cancel()
+        store.close()
+
+
 def test_member_without_a_leader_says_so(kind: Kind) -> None:
     """One of three is left: also the gateway passes on that a leader is needed, so nobody waits for a timeout."""
     with Cluster(3) as cluster:
