@@ -50,9 +50,12 @@ CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, PERMISSION_D
 RESOURCE_EXHAUSTED, FAILED_PRECONDITION, OUT_OF_RANGE = 8, 9, 11
 INTERNAL, UNAVAILABLE, DATA_LOSS, UNAUTHENTICATED = 13, 14, 15, 16
 _TRY_ELSEWHERE = frozenset({UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNKNOWN, INTERNAL, UNAUTHENTICATED})
+# A learner answers this to all but serializable reads, until it is promoted: with UNAVAILABLE up to etcd 3.5, with
+# FAILED_PRECONDITION from 3.6 on.
+_LEARNER = "rpc not supported for learner"
 # Answers of other codes that do not last.
-_PASSING = ("too many requests",)
-# What etcd's own errors begin with: who says this serves.
+_PASSING = ("too many requests", _LEARNER)
+# What etcd's own errors begin with: who says this serves; but for a learner.
 _ETCDS_OWN = "etcdserver:"
 # With these codes etcd says that a request is refused before anything of it is made; the one exception is that the
 # request which crosses the quota is made first.
@@ -270,7 +273,7 @@ class FailOver(ABC, Generic[_Client]):
                     except StoreError as error:
                         error.unclear = unclear
                         raise
-                    answered = answered or _ETCDS_OWN in trouble.details
+                    answered = answered or (_ETCDS_OWN in trouble.details and _LEARNER not in trouble.details)
                     if isinstance(raised, Unfit):
                         unfit.add(endpoint)
                     else:

@@ -18,6 +18,7 @@ _MEANINGS = {
     "dns resolution": "name resolution failed",
     "deadline exceeded": NO_ANSWER,
     "no leader": "it has no leader",
+    "not supported for learner": "it is a learner, which serves nothing until it is promoted",
     "failed parsing http/2": "it does not speak HTTP/2 (is it etcd?)",
     "connect an http1.x server": "it does not speak HTTP/2 (is it etcd?)",
 }
