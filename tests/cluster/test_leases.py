@@ -213,7 +213,7 @@ def test_woken_former_leader_and_the_hold(three: Three, store_on: MakeStore, lon
         assert first.wait_event("lost")["reason"] in LOSSES
         (term_at, *_), ended_at = moments(bench.file("first"), "term"), moments(bench.file("first"), "beat")[-1]
         print(f"SIGTERM {term_at - deletion.at[key]:.3f} s after that, its end {ended_at - deletion.at[key]:.3f} s")
-        assert term_at <= deletion.at[key] + SOON_S / 2
+        assert term_at <= deletion.at[key] + 0.3
         assert ended_at <= deletion.at[key] + kill_after_s + SOON_S
         if second.events("child-start"):  # it may have lost its lease in the same way
             (start_at, *_) = moments(bench.file("second"), "start")
@@ -359,14 +359,10 @@ def checkpoints() -> tuple[str, ...]:
     """What makes this etcd keep checkpoints of leases, and keep them over a change of the leader where it can."""
     if running() >= (3, 6):
         return ("--feature-gates=LeaseCheckpoint=true,LeaseCheckpointPersist=true",)
-    persist = ("--experimental-enable-lease-checkpoint-persist=true",) if knows_persist() else ()
-    return ("--experimental-enable-lease-checkpoint=true", *persist)
-
-
-def knows_persist() -> bool:
-    """Whether it has the flag: 3.4.23 and 3.5.1 do not."""
-    flags = subprocess.run([find_etcd(), "--help"], capture_output=True, text=True, check=True, timeout=20)
-    return "enable-lease-checkpoint-persist" in flags.stdout + flags.stderr
+    keep, persist = "--experimental-enable-lease-checkpoint", "--experimental-enable-lease-checkpoint-persist"
+    # 3.5.1 does not have the flag; 3.4.23 does not tell of it, and crashes with the first one alone
+    known = subprocess.run([find_etcd(), persist, "--version"], capture_output=True, check=False, timeout=20)
+    return (keep,) if known.returncode else (keep, persist)
 
 
 @pytest.mark.timeout(120)
