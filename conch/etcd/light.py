@@ -186,6 +186,9 @@ class _Stream:
     def __iter__(self) -> Iterator[Answer]:
         for answer in self._stream:
             made = codec.watch_answer(answer)
+            if self._probed and made.created and made.canceled and self._confirmed >= self._asked_before:
+                self._probed = False
+                continue  # to the probe: all watches that were asked for before it are made
             self._probed = False
             self._confirmed += made.created
             yield made
@@ -213,6 +216,6 @@ class _Stream:
             raise BadAnswer("not all watches of a stream were confirmed")
         self._asked_before = self._asked
         # the stream itself is asked where it can be: other requests may go to another member
-        self._probed = self._stream.add(codec.progress())
+        self._probed = self._stream.add(codec.probe())
         if not self._probed:
             self._check_alive()

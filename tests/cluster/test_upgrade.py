@@ -1,21 +1,25 @@
 """What operators do to a living cluster: upgrades, new members, compaction. Nobody on it notices."""
 
+import json
 import secrets
 import signal
+import subprocess
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from conch.dev import Cluster, free_ports
+from conch.dev import Cluster, Member, free_ports
 from tests.cluster.conftest import Three
+from tests.cluster.test_leases import check_kept
 from tests.cluster.test_rolling import Fleet as Holds
 from tests.support import cron
 from tests.support.conch import Bench, throughout, wait_for
 from tests.support.etcdbin import release
-from tests.support.etcdctl import etcdctl
+from tests.support.etcdctl import etcdctl, leader
 from tests.support.members import promote, replace_by_learner
 
 HOSTS = ("a", "b", "c")
@@ -83,9 +87,6 @@ def test_upgrade_member_by_member_is_not_noticed(oldest: Three) -> None:
 
 def cluster_version(three: Three) -> str:
     """The release line that all members have agreed on."""
-    import json
-    import urllib.request
-
     with urllib.request.urlopen(f"http://{three.cluster.members[0].endpoint}/version", timeout=5) as answer:
         return str(json.load(answer)["etcdcluster"]).rpartition(".")[0]
 
@@ -140,3 +141,34 @@ def test_defragmentation_of_each_member_under_compaction_is_not_noticed(three: T
         thread.join()
     assert len(compacted) > 3
     users.end()
+
+
+@pytest.mark.timeout(120)
+def test_downgrade_is_not_noticed(tmp_path: Path) -> None:
+    """Three of 3.6 are told to go back to 3.5, and the first member does, under a hold and its waiter."""
+    with Cluster(3, binary=release("3.6")) as cluster:
+        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+        first, second = bench.hold("o"), bench.queue("o")
+        ctl = release("3.6", "etcdctl")
+        command = [ctl, "--endpoints", cluster.endpoints, "downgrade", "enable", "3.5"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        assert done.returncode == 0, done.stderr
+        check_kept(first, second)
+        # it says that it may be taken over once its files are of the older form
+        member = next(one for one in cluster.members if one is not leader(cluster))
+        wait_for(lambda: storage_is_old(ctl, member), "the files are of the older form", 40)
+        cluster.kill(member, signal.SIGTERM)
+        cluster.restart(member, binary=release("3.5"))
+        cluster.wait_ready()
+        throughout(3, lambda: check_kept(first, second))
+        first.signal(signal.SIGTERM)
+        first.wait()
+        second.child()
+        bench.finish()
+        bench.check_etcd()
+
+
+def storage_is_old(ctl: str, member: Member) -> bool:
+    command = [ctl, "--endpoints", member.endpoint, "endpoint", "status", "-w", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return '"storageVersion":"3.5' in done.stdout

@@ -39,7 +39,8 @@ def leader(cluster: Cluster) -> Member | None:
             continue
         for one in json.loads(text):
             status = one["Status"]
-            if status["leader"] and status["leader"] == status["header"]["member_id"]:
+            # 3.7 leaves out what is zero
+            if status.get("leader") and status["leader"] == status["header"]["member_id"]:
                 return member
     return None
 
