@@ -295,6 +295,15 @@ def test_null_stands_for_the_default() -> None:
     assert gone.ttl_s == 0  # as etcd's own proxy says it
 
 
+@pytest.mark.parametrize("tells", [True, False], ids=["before 3.7", "3.7"])
+def test_lease_of_a_key_that_is_read_alone_is_told_by_no_release(tells: bool) -> None:
+    """What rested on it would fail on the newest release alone."""
+    kv = {"key": b64encode(b"q/k").decode(), "create_revision": "5", "mod_revision": "5", "version": "1"}
+    answered = {"header": HEADER, "kvs": [{**kv, "lease": "77"} if tells else kv], "count": "1"}
+    assert codec.found(replace(EVERYONE, keys_only=True), answered).kvs == (KeyValue(b"q/k", b"", 5, 5, 0),)
+    assert not tells or codec.found(EVERYONE, answered).kvs[0].lease == LEASE
+
+
 # -- gRPC -----------------------------------------------------------------------------------------------------
 
 
