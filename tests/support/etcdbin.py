@@ -2,6 +2,7 @@
 
 import functools
 import subprocess
+import sys
 from pathlib import Path
 
 from conch.dev import find_etcd
@@ -14,10 +15,12 @@ _BUILD_S = 600
 def release(line: str, program: str = "etcd") -> str:
     """The program (`etcd` or `etcdctl`) of the patch that is pinned for a release line ("3.6"), built where it is not.
 
-    "3.4" is the system's.
+    "3.4" is the system's, "wheel" the 3.5.1 that the `dev` extra installs.
     """
     if line == "3.4":
         return f"/usr/bin/{program}"
+    if line == "wheel":
+        return str(Path(sys.executable).parent / program)
     done = subprocess.run([str(_BUILD), line], capture_output=True, text=True, check=False, timeout=_BUILD_S)
     assert done.returncode == 0, done.stderr
     return f"{done.stdout.strip()}/{program}"
