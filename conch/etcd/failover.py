@@ -30,6 +30,7 @@ from conch.etcd.store import (
 )
 from conch.etcd.timeline import Timeline
 from conch.etcd.words import (
+    BAD_LOGIN,
     CANCELLED,
     DATA_LOSS,
     DEADLINE_EXCEEDED,
@@ -50,7 +51,6 @@ from conch.etcd.words import (
     UNAVAILABLE,
     UNKNOWN,
     USER_EMPTY,
-    WRONG_PASSWORD,
 )
 from conch.hints import Any, Generic, Protocol, TypeVar
 from conch.record import Record, replace
@@ -323,7 +323,7 @@ class FailOver(ABC, Generic[_Client]):
         code, details = trouble.code, trouble.details.partition("\n")[0]
         if code is None or self._login.heed(code, details, endpoint):
             return reason(code, trouble.details)
-        if WRONG_PASSWORD.match(code, details):
+        if any(words.match(code, details) for words in BAD_LOGIN):
             raise Refused(f"cannot {what}: etcd refuses the user or password")
         if code == PERMISSION_DENIED or USER_EMPTY.match(code, details):
             raise Refused(f"cannot {what}: etcd refuses it ({details})")

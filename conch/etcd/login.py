@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from conch.config import Connection, read_password
-from conch.etcd.words import NOT_ENABLED, TOO_OLD, UNAUTHENTICATED, USER_EMPTY, WRONG_PASSWORD
+from conch.etcd.words import BAD_LOGIN, NOT_ENABLED, TOO_OLD, UNAUTHENTICATED, USER_EMPTY, WRONG_PASSWORD
 from conch.hints import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Login:
             token = authenticate(self._user, found, timeout_s)
         except Exception as raised:
             refusal = trouble(raised)
-            if WRONG_PASSWORD.match(refusal.code, refusal.details):
+            if any(words.match(refusal.code, refusal.details) for words in BAD_LOGIN):
                 return f"etcd refuses what is in {path}"
             if not NOT_ENABLED.match(refusal.code, refusal.details):
                 return "cannot log in: " + refusal.details.partition("\n")[0]

@@ -40,6 +40,8 @@ TOO_MANY_REQUESTS = Words((RESOURCE_EXHAUSTED,), "etcdserver: too many requests"
 # -- logins and tokens
 NOT_ENABLED = Words((FAILED_PRECONDITION,), "etcdserver: authentication is not enabled")
 WRONG_PASSWORD = Words((INVALID_ARGUMENT,), "etcdserver: authentication failed, invalid user ID or password")
+# which no release translates
+NO_PASSWORD = Words((UNKNOWN,), "auth: authentication failed, password was given for no password user")
 USER_EMPTY = Words((INVALID_ARGUMENT,), "etcdserver: user name is empty")
 DENIED = Words((PERMISSION_DENIED,), "etcdserver: permission denied")
 INVALID_TOKEN = Words((UNAUTHENTICATED,), "etcdserver: invalid auth token")
@@ -57,6 +59,7 @@ TOO_LARGE = Words((INVALID_ARGUMENT,), "etcdserver: request is too large")
 TOO_MANY_OPERATIONS = Words((INVALID_ARGUMENT,), "etcdserver: too many operations in txn request")
 
 ELSEWHERE = (LEARNER, NOT_CAPABLE, NOT_LEADER, NO_LEADER, TOO_MANY_REQUESTS)
+BAD_LOGIN = (WRONG_PASSWORD, NO_PASSWORD)
 TOO_OLD = (OLD_REVISION, OLD_REVISION_RAW)
 
 # How etcd says, in the plain text of a 400, that through the gateway it cannot know us by our certificate.

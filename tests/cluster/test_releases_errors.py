@@ -98,6 +98,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         etcdctl(*ctl, "user", "add", "root:rootpw")
         etcdctl(*ctl, "user", "grant-role", "root", "root")
         etcdctl(*ctl, "user", "add", "nobody:nobodypw")
+        etcdctl(*ctl, "user", "add", "certified", "--no-password")
         etcdctl(*ctl, "auth", "enable")
         yield cluster
 
@@ -162,10 +163,11 @@ def test_full(kind: Kind) -> None:
 
 
 def test_refusals(guarded: Cluster, kind: Kind) -> None:
-    """A wrong password, no user, and one who may nothing."""
+    """A wrong password, one for a user who has none, no user, and one who may nothing."""
     for user, password, expected in (
         ("root", "wrong", words.WRONG_PASSWORD),
         ("noone", "wrong", words.WRONG_PASSWORD),
+        ("certified", "any", words.NO_PASSWORD),
         (None, None, words.USER_EMPTY),
         ("nobody", "nobodypw", words.DENIED),
     ):
