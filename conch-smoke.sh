@@ -91,7 +91,7 @@ if soon 15 lines "$folder/first" 1; then
 
   if command -v etcdctl >/dev/null; then
     lease=$(sed -n 's/.*event=acquired .*lease=\([0-9a-f]*\).*/\1/p' "$folder/second.err")
-    ETCDCTL_API=3 ETCDCTL_ENDPOINTS=${CONCH_ENDPOINTS:-${ETCDCTL_ENDPOINTS:-localhost:2379}} \
+    ETCDCTL_ENDPOINTS=${CONCH_ENDPOINTS:-${ETCDCTL_ENDPOINTS:-localhost:2379}} \
       etcdctl lease revoke "$lease" >/dev/null 2>"$folder/revoke.err"
     wait "$second"
     code=$?

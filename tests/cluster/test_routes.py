@@ -34,7 +34,7 @@ class GrpcProxy:
         # as any client: what it cannot do is renew once and close
         asked = subprocess.run(
             ["etcdctl", "--endpoints", self.endpoint, "get", "ready"],
-            env={**os.environ, "ETCDCTL_API": "3", "PATH": f"{os.environ['PATH']}:{Path(sys.executable).parent}"},
+            env={**os.environ, "PATH": f"{os.environ['PATH']}:{Path(sys.executable).parent}"},
             capture_output=True,
             check=False,
         )
