@@ -11,7 +11,9 @@ _NOT_THE_CAUSE = ("level", "ts", "caller", "msg", "error", "panic", "stacktrace"
 # etcd 3.4: "2026-11-26 21:39:40.944732 C | etcdmain: no such file"
 _PLAIN = re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ ([A-Z]) \| (.*)")
 # a refused option comes before a page of help, a panic before its stack
-_UNPREFIXED = re.compile(r"(?:panic: |flag provided but not defined|invalid (?:boolean )?value |error verifying flags)")
+_UNPREFIXED = re.compile(
+    r"(?:panic: |fatal error: |flag provided but not defined|invalid (?:boolean )?value |error verifying flags)"
+)
 
 
 def cause(log: str) -> str:

@@ -98,6 +98,7 @@ class Member:
         self.binary = binary
         self.client_port = client_port
         self.peer_port = peer_port
+        self.log_start = 0  # of the process that runs now
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -127,7 +128,9 @@ class Member:
     def why_ended(self) -> str:
         """What it said of its end, in one line; where it said nothing, how it ended."""
         try:
-            said = cause((self.folder / "log").read_text("utf-8", "replace"))
+            with (self.folder / "log").open("rb") as log:
+                log.seek(self.log_start)
+                said = cause(log.read().decode("utf-8", "replace"))
         except OSError:
             said = ""
         code = self.process.poll() if self.process is not None else None
@@ -260,6 +263,7 @@ class Cluster:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
         member.folder.mkdir(exist_ok=True)
         with (member.folder / "log").open(log) as output:
+            member.log_start = output.tell()
             member.process = subprocess.Popen(
                 [
                     member.binary,

@@ -1,5 +1,7 @@
 """The light driver: etcd's JSON gateway instead of gRPC, for commands that must start fast and stay small."""
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from conch.config import Connection
@@ -22,6 +24,8 @@ _LOGIN_S = 2.0
 _OPEN_S = 2.0
 _ALIVE_S = 1.5
 _QUIET_S = 15.0
+# What is sent on a stream of watches.
+_WATCH, _PROBE = "watch", "probe"
 
 
 class HttpStore(FailOver[Gateway]):
@@ -177,7 +181,10 @@ class _Stream:
         self._asked = asked
         self._confirmed = 0
         self._asked_before = -1  # at the silence before
-        self._probed = False
+        self._probed = False  # and nothing was heard since
+        # what was sent and not yet answered, in order, as etcd answers it: a watch, or a probe
+        self._sent = deque([_WATCH] * asked)
+        self._sending = threading.Lock()
         self._deletes_only = deletes_only
         self._check_alive = check_alive
         stream.on_silence = self._check
@@ -186,16 +193,23 @@ class _Stream:
     def __iter__(self) -> Iterator[Answer]:
         for answer in self._stream:
             made = codec.watch_answer(answer)
-            if self._probed and made.created and made.canceled and self._confirmed >= self._asked_before:
-                self._probed = False
-                continue  # to the probe: all watches that were asked for before it are made
             self._probed = False
+            if made.created and self._sent and self._sent.popleft() is _PROBE:
+                continue
             self._confirmed += made.created
             yield made
 
     def add(self, what: Range, revision: int) -> bool:
         self._asked += 1
-        return self._stream.add(codec.watch(what, revision, deletes_only=self._deletes_only))
+        return self._send(_WATCH, codec.watch(what, revision, deletes_only=self._deletes_only))
+
+    def _send(self, kind: str, request: bytes) -> bool:
+        with self._sending:
+            self._sent.append(kind)  # before its answer can be here
+            sent = self._stream.add(request)
+            if not sent:
+                self._sent.pop()
+            return sent
 
     def cancel(self) -> None:
         self._stream.cancel()
@@ -216,6 +230,6 @@ class _Stream:
             raise BadAnswer("not all watches of a stream were confirmed")
         self._asked_before = self._asked
         # the stream itself is asked where it can be: other requests may go to another member
-        self._probed = self._stream.add(codec.probe())
+        self._probed = self._send(_PROBE, codec.probe())
         if not self._probed:
             self._check_alive()

@@ -137,8 +137,8 @@ class Login:
             return False
         if any(words.match(code, details) for words in TOO_OLD):
             self.forget()
-        elif USER_EMPTY.match(code, details) and self._not_enabled:
-            self._not_enabled = False
+        elif USER_EMPTY.match(code, details):
+            self._not_enabled = False  # it went without a token, as long as nobody asked for one
         elif code == UNAUTHENTICATED:
             self._refused_by.add(endpoint)
             if len(self._refused_by) >= self._members:
