@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 from conch.core import clock
-from conch.dev import Cluster, Member, find_etcd, free_ports
+from conch.dev import Cluster, Member, find_etcd
 from conch.etcd.store import CreatedAt, Put, Range, Store, StoreError, Unreachable
 from conch.keeper.session import Session
 from tests.cluster.conftest import Three
 from tests.support.conch import Bench, Wrapper, alive, new_store, throughout, wait_for
 from tests.support.cron import Fleet
 from tests.support.etcdbin import running
-from tests.support.etcdctl import etcdctl, leader
+from tests.support.etcdctl import leader
+from tests.support.members import add_learner
 from tests.support.proxy import Proxy
 
 # A machine that is busy with other tests.
@@ -32,16 +33,6 @@ def patch() -> tuple[int, ...]:
     """The version of the etcd that the tests run on, with its patch."""
     text = subprocess.run([find_etcd(), "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
     return tuple(int(part) for part in text.split()[2].split("."))
-
-
-def add_learner(cluster: Cluster) -> Member:
-    """A member that is not promoted, and answers."""
-    learner = Member("learner", cluster.members[0].folder.with_name("learner"), find_etcd(), *free_ports(2))
-    ctl = ("--endpoints", cluster.members[0].endpoint)
-    etcdctl(*ctl, "member", "add", "learner", "--learner", f"--peer-urls={learner.peer_url}")
-    cluster.members.append(learner)
-    cluster.join(learner)
-    return learner
 
 
 @pytest.fixture(params=["grpc", "http"])

@@ -3,11 +3,9 @@
 Run on each release, it says where a release words or numbers an error in another way.
 """
 
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
 
 from conch.config import Connection
-from conch.dev import Cluster, find_etcd
+from conch.dev import Cluster
 from conch.etcd import words
 from conch.etcd.driver import GrpcStore
 from conch.etcd.endpoints import parse_endpoints
@@ -25,7 +23,8 @@ from conch.etcd.light import HttpStore
 from conch.etcd.store import Compacted, Full, LeaseExists, LeaseGone, Put, Range, Refused, Rejected, Unreachable
 from conch.etcd.words import Words
 from tests.support.conch import wait_for
-from tests.support.etcdctl import etcdctl
+from tests.support.etcdctl import etcdctl, told
+from tests.support.members import add_learner
 
 KEY = Range(b"/e/k")
 PUT = [Put(b"/e/k", b"v")]
@@ -241,41 +240,12 @@ def test_member_without_a_leader_says_so(kind: Kind) -> None:
 
 
 @pytest.fixture(scope="module")
-def learner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def learner() -> Iterator[str]:
     """The endpoints of a learner and of the member that it learns from."""
-    with Cluster() as cluster, Cluster() as ports:
-        member, other = cluster.members[0], ports.members[0]
-        ports.kill(other)  # its ports are free now, and nobody else's
-        peer = f"http://127.0.0.1:{other.peer_port}"
-        etcdctl("--endpoints", member.endpoint, "member", "add", "learner", "--learner", f"--peer-urls={peer}")
-        folder = Path(tmp_path_factory.mktemp("learner"))
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [
-                    *(find_etcd(), "--name", "learner", "--data-dir", str(folder / "data")),
-                    *("--initial-cluster", f"m0=http://127.0.0.1:{member.peer_port},learner={peer}"),
-                    *("--initial-cluster-state", "existing"),
-                    *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-                    *("--listen-client-urls", f"http://{other.endpoint}"),
-                    *("--advertise-client-urls", f"http://{other.endpoint}"),
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        cluster.guard(process.pid)
-        ctl = ("--endpoints", other.endpoint, "endpoint", "status")
-        wait_for(lambda: answers(*ctl), "the learner", 30)
-        yield f"{other.endpoint},{member.endpoint}"
-        process.kill()
-        process.wait()
-
-
-def answers(*command: str) -> bool:
-    try:
-        etcdctl(*command)
-    except AssertionError:
-        return False
-    return True
+    with Cluster() as cluster:
+        endpoint = add_learner(cluster).endpoint
+        wait_for(lambda: told("--endpoints", endpoint, "endpoint", "status"), "the learner", 30)
+        yield f"{endpoint},{cluster.members[0].endpoint}"
 
 
 def test_learner_is_passed_over(learner: str, kind: Kind) -> None:

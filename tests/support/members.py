@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from conch.dev import Cluster, Member
+from conch.dev import Cluster, Member, find_etcd, free_ports
 from tests.support.conch import wait_for
 from tests.support.etcdctl import etcdctl, told
 
@@ -16,6 +16,16 @@ def _id(ctl: Sequence[str], member: Member) -> str:
     lines = etcdctl(*ctl, "member", "list").splitlines()
     (found,) = (line.split(", ")[0] for line in lines if member.peer_url in line)
     return found
+
+
+def add_learner(cluster: Cluster) -> Member:
+    """One member more, that only learns; started, and perhaps not answering yet."""
+    learner = Member("learner", cluster.members[0].folder.with_name("learner"), find_etcd(), *free_ports(2))
+    ctl = _of_others(cluster, learner)
+    etcdctl(*ctl, "member", "add", learner.name, "--learner", f"--peer-urls={learner.peer_url}")
+    cluster.members.append(learner)
+    cluster.join(learner)
+    return learner
 
 
 def replace_by_learner(cluster: Cluster, old: Member, name: str, ports: Sequence[int]) -> Member:
