@@ -1,6 +1,6 @@
 """Small immutable values: what frozen dataclasses are, at a twentieth of their cost when a program starts."""
 
-from conch.hints import Any, ClassVar, TypeVar, dataclass_transform
+from conch.static_typing import Any, ClassVar, TypeVar, dataclass_transform
 
 _Record = TypeVar("_Record", bound="Record")
 

@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 
-from conch.cli.jobs import Session
+from conch.cli.cron_show import Session
 from conch.core import clock
-from conch.cron.history import everything, live_nodes
 from conch.cron.job import Job, UnreadableJob, parse
-from conch.cron.records import FIRST_TICK, LAST_TICK, fields_of
 from conch.cron.seconds import REACH, free_second
+from conch.cron.values import FIRST_TICK, LAST_TICK, fields_of
+from conch.cron.views import everything, live_nodes
 from conch.errors import EXIT_NO, ConchError, EndedBySignal
-from conch.etcd.store import Compacted, CreatedAt, KeyValue, Put, Range, StoreError, Unreachable
+from conch.etcd.store import Compacted, CreateRevisionIs, KeyValue, Put, Range, StoreError, Unreachable
 from conch.holder import myself
 
 # How long a request lives, and so how long a daemon has to take it.
@@ -166,7 +166,7 @@ class _Request:
                 self._keys.cron(kind, self._name, number).encode() for kind in ("now", "fire", "result")
             )
             made = self._store.txn(
-                [CreatedAt(key, 0) for key in (self._mark, self._request, fire, ended)],
+                [CreateRevisionIs(key, 0) for key in (self._mark, self._request, fire, ended)],
                 [Put(self._mark, self._request, self._lease), Put(self._request, value, self._lease)],
                 [
                     Range(self._mark),

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from conch.cli.options import DURATION, TTL, Parsed, common_options, given, whole
-from conch.cli.settings import settings
-from conch.cli.wrapper import check_host
+from conch.cli.click_adapter import DURATION, TTL, Parsed, common_options, given, whole
+from conch.cli.connection_options import settings
+from conch.cli.hold_options import check_host
 from conch.errors import BadInput, ConchError
 
 _OWN_DESCRIPTORS, _DESCRIPTORS_A_RUN = 64, 3
@@ -108,7 +108,7 @@ def command(**values: Any) -> int:
     from conch.cli.keyfile import read_key
 
     job_key = read_key(values["job_key_file"], common.keys.prefix)
-    from conch.core.crew import OUTPUT_BYTES, Crew
+    from conch.core.daemon_loop import OUTPUT_BYTES, DaemonLoop
     from conch.cron.daemon import Daemon
     from conch.cron.state_dir import lock, state_dir
     from conch.holder import myself
@@ -140,7 +140,7 @@ def command(**values: Any) -> int:
         status=values["status_addr"],
         status_hosts=tuple(values["status_host"]),
     )
-    crew = Crew(
+    crew = DaemonLoop(
         partial(_keep, daemon),
         _environment(user),
         log,
@@ -153,23 +153,23 @@ def command(**values: Any) -> int:
     return crew.run()
 
 
-def _keep(daemon: Any, link: Any) -> None:
+def _keep(daemon: Any, channel: Any) -> None:
     # imported in the keeper alone: with it comes all of gRPC
     from conch.cron.daemon import keep
 
-    keep(daemon, link)
+    keep(daemon, channel)
 
 
 def _environment(user: Any) -> dict[str, str]:
     """What runs inherit: ours without etcd's password; under another user's rights nothing but that user's minimum."""
     from conch.core import host
-    from conch.core.tree import TREE_VARIABLE
+    from conch.core.procfs import RUN_ID_VARIABLE
 
     ours = host.environment()
     if user is not None:
         account, home, shell = user
         # the ids of runs that we are part of ourselves go on to all that we run
-        kept = {name: ours[name] for name in ("LANG", "TZ", TREE_VARIABLE) if name in ours}
+        kept = {name: ours[name] for name in ("LANG", "TZ", RUN_ID_VARIABLE) if name in ours}
         return {"HOME": home, "USER": account.name, "LOGNAME": account.name, "SHELL": shell, "PATH": _PATH, **kept}
     environment = {name: value for name, value in ours.items() if name not in _SECRETS}
     for name in ("CONCH_USER", "ETCDCTL_USER"):
@@ -183,7 +183,7 @@ def _user(name: str | None) -> Any:
         return None
     import pwd
 
-    from conch.core.process import User
+    from conch.core.spawn import User
 
     try:
         found = pwd.getpwnam(name)

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conch.cli.jobs import COMMAND as LS
-from conch.cli.jobs import Session, last_cells, table
-from conch.cli.options import (
+from conch.cli.click_adapter import (
     DURATION,
     NAME,
     POSITIVE_DURATION,
@@ -24,6 +22,8 @@ from conch.cli.options import (
     made,
     whole,
 )
+from conch.cli.cron_show import COMMAND as LS
+from conch.cli.cron_show import Session, last_cells, table
 from conch.errors import EXIT_NO, BadInput, ConchError
 from conch.log import escape
 
@@ -92,7 +92,7 @@ def add(context: click.Context, /, **values: Any) -> int:
     A paused job stays paused. A definition that changes nothing is not written.
     """
     from conch.cli.keyfile import read_key
-    from conch.cli.look import put_line
+    from conch.cli.output import put_line
     from conch.cron.job import decode, parse_variable
     from conch.holder import host_name, rfc3339
 
@@ -132,8 +132,8 @@ def _put(session: Session, job: "Job", key_file: bytes | None) -> "Job":
     A job that is paused stays so.
     """
     from conch.cron.job import UnreadableJob, parse
-    from conch.cron.records import fields_of
-    from conch.etcd.store import CreatedAt, KeyValue, ModifiedAt, Put, Range
+    from conch.cron.values import fields_of
+    from conch.etcd.store import CreateRevisionIs, KeyValue, ModRevisionIs, Put, Range
 
     key = session.keys.cron("job", job.name).encode()
     given, sent, replaced = job, b"", None
@@ -152,7 +152,7 @@ def _put(session: Session, job: "Job", key_file: bytes | None) -> "Job":
             session.log("info", "job-unchanged", job=job.name, paused=job.paused or None)
             return before
         sent, replaced = job.encode(), there
-        compare = CreatedAt(key, 0) if there is None else ModifiedAt(key, there.mod_revision)
+        compare = CreateRevisionIs(key, 0) if there is None else ModRevisionIs(key, there.mod_revision)
         if session.store.txn([compare], [Put(key, sent)], timeout_s=session.timeout_s).succeeded:
             break
     else:
@@ -219,7 +219,7 @@ def rm(**values: Any) -> int:
 @common_options
 def show(**values: Any) -> int:
     """Show a job as it is kept in etcd."""
-    from conch.cli.look import put_json, put_line
+    from conch.cli.output import put_json, put_line
 
     with Session(values, given()) as session:
         job, rev = session.read(values["name"])
@@ -243,7 +243,7 @@ def show(**values: Any) -> int:
 
 def _set_paused(values: dict[str, Any], *, paused: bool) -> int:
     from conch.cli.keyfile import read_key
-    from conch.etcd.store import ModifiedAt, Put
+    from conch.etcd.store import ModRevisionIs, Put
 
     session = Session(values, given())
     key_file = read_key(values["job_key_file"], session.keys.prefix)
@@ -261,7 +261,9 @@ def _set_paused(values: dict[str, Any], *, paused: bool) -> int:
             if job.is_signed:
                 changed = changed.signed(key_file)
             key = session.keys.cron("job", job.name).encode()
-            made = session.store.txn([ModifiedAt(key, rev)], [Put(key, changed.encode())], timeout_s=session.timeout_s)
+            made = session.store.txn(
+                [ModRevisionIs(key, rev)], [Put(key, changed.encode())], timeout_s=session.timeout_s
+            )
             if made.succeeded:
                 return 0
     raise ConchError(f"job {values['name']} is being changed by others all the time")
@@ -291,7 +293,7 @@ def resume(**values: Any) -> int:
 def run(**values: Any) -> int:
     """Have a job run now, also a paused one, and print the tick that it got. Exit 1 if no conchd takes it."""
     from conch.cli.ask_run import run_now
-    from conch.cli.look import put_line
+    from conch.cli.output import put_line
     from conch.holder import rfc3339
 
     with Session(values, given()) as session:
@@ -310,8 +312,8 @@ command.add_command(made(LS), "ls")
 @common_options
 def history(**values: Any) -> int:
     """Show a job's newest ticks, newest first."""
-    from conch.cli.look import put_json, put_line
-    from conch.cron.history import history as read_history
+    from conch.cli.output import put_json, put_line
+    from conch.cron.views import history as read_history
 
     with Session(values, given()) as session:
         rows, bad = read_history(
@@ -352,7 +354,7 @@ def history(**values: Any) -> int:
 @click.pass_context
 def next_(context: click.Context, /, **values: Any) -> int:
     """Show the next ticks of a cron expression, or of a job."""
-    from conch.cli.look import put_json, put_line
+    from conch.cli.output import put_json, put_line
     from conch.cron.schedule import parse_schedule
     from conch.holder import rfc3339
 

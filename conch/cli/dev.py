@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from conch.cli.options import WrapperCommand
-from conch.cli.wrapper import find_command
+from conch.cli.click_adapter import WrapperCommand
+from conch.cli.hold_options import find_command
 from conch.core import host
-from conch.core.parent import Signals
-from conch.core.plan import SAME_REQUEST_S
+from conch.core.event_loop import Signals
+from conch.core.states import SAME_REQUEST_S
 from conch.core.terminal import WANTS_TERMINAL, Terminal
 from conch.errors import EXIT_NOT_EXECUTABLE, ConchError, EndedBySignal
 from conch.log import Log

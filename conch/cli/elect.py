@@ -1,10 +1,10 @@
 """`conch elect`: run a command only while being the leader of an office, or look at who is."""
 
-from conch.cli.line import COMMON, POSITIVE_DURATION, Command, Line, Option, Usage, whole
-from conch.cli.settings import settings
-from conch.cli.wrapper import EXIT_CODES, HOLD, refuse_with_look, run_under_hold
-from conch.config import Settings
+from conch.cli.connection_options import settings
+from conch.cli.hold_options import EXIT_CODES, HOLD, refuse_with_look, run_under_hold
+from conch.cli.spec import COMMON, POSITIVE_DURATION, Command, Line, Option, Usage, whole
 from conch.errors import EXIT_NO, EXIT_UNAVAILABLE, ConchError
+from conch.etcd.connection import Settings
 from conch.record import replace
 
 _LOOKS = ("who", "watch", "assert_")
@@ -43,14 +43,14 @@ def run(line: Line) -> int:
         raise Usage(COMMAND.path, "--restart waits for ever: it excludes --wait and --nonblock")
     if values["restart_min"] > values["restart_max"]:
         raise Usage(COMMAND.path, "--restart-min is more than --restart-max")
-    from conch.keeper.job import Stage
+    from conch.keeper.hold_spec import QueueSpec
 
     return run_under_hold(
         common,
         line.child,
         name=values["name"],
         what=f"office {values['name']}",
-        stages=(Stage(common.keys.office(values["name"]), 1),),
+        stages=(QueueSpec(common.keys.office(values["name"]), 1),),
         values=values,
     )
 
@@ -73,9 +73,9 @@ def _check_look(looks: list[str], line: Line, values: dict[str, object]) -> None
 
 
 def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: int | None) -> int:
-    from conch.cli.exits import guard_threads
-    from conch.cli.look import everyone, fields, first_in_line, holder_of, line, list_once, put_json, put_line
-    from conch.etcd.connect import open_store
+    from conch.cli.exit import guard_threads
+    from conch.cli.output import everyone, fields, first_in_line, holder_of, line, list_once, put_json, put_line
+    from conch.etcd.open import open_store
     from conch.holder import host_name
     from conch.log import Log
 

@@ -12,15 +12,15 @@ from functools import partial
 from importlib import import_module
 
 from conch.errors import EXIT_UNAVAILABLE, end_unexpectedly
-from conch.hints import TYPE_CHECKING, NoReturn
+from conch.static_typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from conch.cli.line import Command
-    from conch.core.link import Link
+    from conch.cli.spec import Command
+    from conch.core.channel import Channel
 
 _WRAPPERS = ("elect", "sema")
 # What is written down as data, so that a plain line of it needs no Click.
-_QUICK = {("elect",): "conch.cli.elect", ("sema",): "conch.cli.sema", ("cron", "ls"): "conch.cli.jobs"}
+_QUICK = {("elect",): "conch.cli.elect", ("sema",): "conch.cli.sema", ("cron", "ls"): "conch.cli.cron_show"}
 _NO_RUN = {"--who", "--watch", "--assert", "--help", "-h"}
 
 
@@ -32,12 +32,12 @@ def main() -> NoReturn:
     if _will_hold(sys.argv[1:]):
         import gc
 
-        from conch.core import host, nursery
+        from conch.core import host, keeper_process
 
         gc.freeze()  # what both have is shared for longer if the collector leaves it alone
         if host.problem() is None:
-            nursery.fork_early(_keep_when_told)
-    from conch.cli.exits import end_with
+            keeper_process.fork_early(_keep_when_told)
+    from conch.cli.exit import end_with
 
     end_with(partial(_run, sys.argv[1:]))
 
@@ -45,13 +45,13 @@ def main() -> NoReturn:
 def _run(words: list[str]) -> int:
     for path, module in _QUICK.items():
         if words[: len(path)] == list(path):
-            from conch.cli.line import read
+            from conch.cli.spec import read
 
             command: Command = import_module(module).COMMAND
             line = read(words[len(path) :], command)
             if line is not None:
                 return command.run(line)
-    from conch.cli.commands import run
+    from conch.cli.app import run
 
     return run()
 
@@ -63,10 +63,10 @@ def _will_hold(arguments: list[str]) -> bool:
     return _NO_RUN.isdisjoint(arguments[: arguments.index("--")])
 
 
-def _keep_when_told(link: "Link") -> None:
+def _keep_when_told(channel: "Channel") -> None:
     from conch.keeper.main import keep_when_told
 
-    keep_when_told(link)
+    keep_when_told(channel)
 
 
 def _open_standard_descriptors() -> None:

@@ -1,10 +1,10 @@
 """`conch sema`: run a command only while holding one of N slots, or look at who holds and waits."""
 
-from conch.cli.line import COMMON, Command, Line, Option, Usage, whole
-from conch.cli.settings import settings
-from conch.cli.wrapper import EXIT_CODES, HOLD, refuse_with_look, run_under_hold
-from conch.config import Settings
+from conch.cli.connection_options import settings
+from conch.cli.hold_options import EXIT_CODES, HOLD, refuse_with_look, run_under_hold
+from conch.cli.spec import COMMON, Command, Line, Option, Usage, whole
 from conch.errors import EXIT_NO, BadInput
+from conch.etcd.connection import Settings
 from conch.names import check_name
 
 _FOR_LOOKS = {"name", "max_", "as_json", "who"}
@@ -29,13 +29,13 @@ def run(line: Line) -> int:
     if values["as_json"]:
         raise Usage(COMMAND.path, "--json goes with --who")
 
-    from conch.keeper.job import Stage
+    from conch.keeper.hold_spec import QueueSpec
 
     name, slots = values["name"], values["max_"]
-    stage = Stage(common.keys.slots(name, slots), slots, family=common.keys.semaphore(name))
-    stages: tuple[Stage, ...] = (stage,)
+    stage = QueueSpec(common.keys.slots(name, slots), slots, family=common.keys.semaphore(name))
+    stages: tuple[QueueSpec, ...] = (stage,)
     if values["spread"]:
-        stages = (Stage(common.keys.host(name, slots, _host()), 1), stage)
+        stages = (QueueSpec(common.keys.host(name, slots, _host()), 1), stage)
     what = f"semaphore {name}/{slots}"
     return run_under_hold(common, line.child, name=name, what=what, stages=stages, values=values)
 
@@ -64,9 +64,9 @@ def _host() -> str:
 
 
 def _look(common: Settings, name: str, slots: int | None, *, as_json: bool) -> int:
-    from conch.cli.exits import guard_threads
-    from conch.cli.look import everyone, fields, holder_of, line, list_once, put_json, put_line
-    from conch.etcd.connect import open_store
+    from conch.cli.exit import guard_threads
+    from conch.cli.output import everyone, fields, holder_of, line, list_once, put_json, put_line
+    from conch.etcd.open import open_store
     from conch.keys import ContenderKey
     from conch.log import Log
 

@@ -17,7 +17,7 @@ ANSWERS_WITHIN_S = 60.0
 RENEWED_EVERY = 1 / 5
 
 
-class Terms(Record):
+class DeadlineRule(Record):
     """The deadline rule of the safety promise for one TTL as etcd granted it; all in seconds.
 
     The tree is sent SIGTERM by `term_at`, SIGKILL by `kill_at`, and none is started after `start_by`.
@@ -36,16 +36,16 @@ class Terms(Record):
         """The time that a child gets between SIGTERM and SIGKILL when its deadline comes near."""
         return min(self.kill_after_s, self.ttl_s / 3)
 
-    def term_at(self, deadline: float) -> float:
+    def sigterm_at(self, deadline: float) -> float:
         """The last moment for SIGTERM."""
         return deadline - self.margin_s - self.grace_s
 
-    start_by = term_at
+    start_by = sigterm_at
 
     def ready_by(self, deadline: float) -> float:
         """When it is too late to decide for a start: its first renewal must have time to come through."""
-        return self.term_at(deadline) - self.ttl_s * RENEWED_EVERY
+        return self.sigterm_at(deadline) - self.ttl_s * RENEWED_EVERY
 
-    def kill_at(self, deadline: float) -> float:
+    def sigkill_at(self, deadline: float) -> float:
         """The last moment for SIGKILL."""
         return deadline - self.margin_s

@@ -3,7 +3,7 @@
 import os
 from functools import cache
 
-from conch.hints import Any
+from conch.static_typing import Any
 
 _CAP_SYS_PTRACE = 1 << 19
 

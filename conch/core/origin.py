@@ -8,9 +8,9 @@ import hashlib
 import os
 from collections.abc import Mapping
 
-from conch.core import tree
-from conch.hints import Any
+from conch.core import procfs
 from conch.record import Record
+from conch.static_typing import Any
 
 _MACHINE_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 _HARDWARE_ID = "/sys/class/dmi/id/product_uuid"
@@ -60,7 +60,7 @@ class Origin(Record):
         if not self.same_boot(here):
             return False
         try:
-            found = tree.stat(self.pid)
+            found = procfs.stat(self.pid)
         except OSError:
             return False
         return found is None or found.start != self.start or found.dead
@@ -90,7 +90,7 @@ def origin_of(fields: object) -> Origin | None:
 
 def origin(pid: int) -> Origin:
     """Where the process `pid` of this machine comes from; `OSError` if it is not to be seen."""
-    found = tree.stat(pid)
+    found = procfs.stat(pid)
     if found is None:
         raise ProcessLookupError(f"there is no process {pid}")
     machine = next((text for path in _MACHINE_IDS if (text := _read(path))), "")

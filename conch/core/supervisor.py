@@ -5,19 +5,19 @@ Nothing here touches the system: `Ports` does, and a test drives the states with
 
 import signal
 
-from conch.core.keeping import Keeping
-from conch.core.link import Ended, Running
-from conch.core.plan import ENDING, PASSED_ON, SAME_REQUEST_S, End, IllegalTransition, Plan, Ports, State
-from conch.core.run import Phase, Run
+from conch.core.acquisition import Acquisition
+from conch.core.attempt import Phase, Run
+from conch.core.channel import Ended, Running
+from conch.core.states import ENDING, PASSED_ON, SAME_REQUEST_S, End, IllegalTransition, RunOptions, Ports, State
 from conch.errors import EXIT_LOST, EXIT_NOT_EXECUTABLE, EXIT_SIGNAL
 from conch.log import Log
 
 
-class Supervisor(Keeping):
+class Supervisor(Acquisition):
     """Holds, runs, terminates, releases. When the state is DONE, `code` is conch's exit code."""
 
-    def __init__(self, plan: Plan, ports: Ports, log: Log) -> None:
-        super().__init__(plan, ports, log)
+    def __init__(self, options: RunOptions, ports: Ports, log: Log) -> None:
+        super().__init__(options, ports, log)
         self.run: Run | None = None
         self._signals = 0
         self._signalled_at, self._signal = 0.0, 0
@@ -88,11 +88,11 @@ class Supervisor(Keeping):
     def _start_next(self) -> None:
         """In READY: start the hook or the child, once there is time enough left for it."""
         now = self._ports.now()
-        if now >= self._terms.ready_by(self._deadline):
+        if now >= self._rule.ready_by(self._deadline):
             # Conch was stopped for long, or the last renewal is old by now: a newer one may be on its way.
-            self._timer = now + self._terms.ttl_s / 12
-        elif self._plan.on_acquire is not None and not self._hook_passed:
-            self._start(State.ON_ACQUIRE, self._plan.on_acquire)
+            self._timer = now + self._rule.ttl_s / 12
+        elif self._options.on_acquire is not None and not self._hook_passed:
+            self._start(State.ON_ACQUIRE, self._options.on_acquire)
         else:
             self._child_started_at = now
             self._start(State.RUNNING, None)
@@ -105,19 +105,19 @@ class Supervisor(Keeping):
         what = "child" if hook is None else f"{state.value} hook"
         bound = self._bound
         try:
-            tree = self._ports.start_tree(hook, hold, self._terms.start_by(self._deadline) if bound else None)
+            tree = self._ports.start_tree(hook, hold, self._rule.start_by(self._deadline) if bound else None)
         except OSError as error:
             self._on_run_over(EXIT_NOT_EXECUTABLE, End(error=f"cannot start the {what}: {error}"))
             return
         which = None if hook is None else state.value
-        self.run = Run(tree, self._plan.kill_after_s, self._log, which, **self._about())
+        self.run = Run(tree, self._options.kill_after_s, self._log, which, **self._about())
         self._hook_late = False
         if hook is not None:
-            self._timer = self._ports.now() + self._plan.hook_timeout_s
+            self._timer = self._ports.now() + self._options.hook_timeout_s
         if self._keeper:
             # it knows the tree before anything of it can run
             holds = [self._number] if bound else []
-            self._ports.send(Running(tree.pid, tree.tree, holds, self._plan.kill_after_s))
+            self._ports.send(Running(tree.pid, tree.tree, holds, self._options.kill_after_s))
         self._log("info", "child-start" if hook is None else "hook-start", **self._about(), hook=which, pid=tree.pid)
         self._ports.open_gate(tree)
 
@@ -153,8 +153,8 @@ class Supervisor(Keeping):
             reason = "timed out" if self._hook_late else "failed"
             self._log("warning", "hook-failed", **self._about(), hook="on-acquire", code=code, reason=reason)
             if self._ending:
-                self._log.plain(f"the on-acquire hook {reason}: {self._plan.name} was given up")
-            self.code = self._plan.conflict_exit
+                self._log.plain(f"the on-acquire hook {reason}: {self._options.name} was given up")
+            self.code = self._options.conflict_exit
             self._release()
         else:
             self._hook_passed = True
@@ -170,10 +170,10 @@ class Supervisor(Keeping):
         self.ended_by = end.died_of
         if end.interrupted:
             self._ending = True
-        if self._ports.now() - self._child_started_at >= self._plan.restart_stable_s:
-            self._backoff_s = self._plan.restart_min_s
-        if self._plan.on_lose is not None and end.error is None:
-            self._start(State.ON_LOSE, self._plan.on_lose)
+        if self._ports.now() - self._child_started_at >= self._options.restart_stable_s:
+            self._backoff_s = self._options.restart_min_s
+        if self._options.on_lose is not None and end.error is None:
+            self._start(State.ON_LOSE, self._options.on_lose)
         else:
             self._release()
 
@@ -181,7 +181,7 @@ class Supervisor(Keeping):
         """The hold is gone, or must be taken for gone: whatever runs under it ends now."""
         if not self._bound:
             return
-        terms = self._terms
+        rule = self._rule
         self._lost = reason
         left_s = self._deadline - self._ports.now()
         self._log("error", "lost", **self._about(), reason=reason, left_s=left_s)
@@ -190,7 +190,7 @@ class Supervisor(Keeping):
             self._release()
         elif self.run is not None:
             self._ended_by_loss = not self._signals and self.run.alive_or_killed()
-            self.run.terminate(self._ports.now(), "lost", kill_by=terms.kill_at(self._deadline))
+            self.run.terminate(self._ports.now(), "lost", kill_by=rule.sigkill_at(self._deadline))
 
     # -- ending -------------------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class Supervisor(Keeping):
         self._signalled_at, self._signal = now, number
         first = self._signals == 1
         self._ending = True
-        self._log("info", "signal", name=self._plan.name, signal=signal.Signals(number).name)
+        self._log("info", "signal", name=self._options.name, signal=signal.Signals(number).name)
         match self.state:
             case State.ACQUIRING | State.READY:
                 self._end_by(number)
@@ -214,7 +214,7 @@ class Supervisor(Keeping):
                 self._end_by(number)
                 self._finish()
             case State.RELEASING:
-                if first and (self._plan.restart or self._requeue):
+                if first and (self._options.restart or self._requeue):
                     self._end_by(number)
                 self._requeue = False
                 if not first:

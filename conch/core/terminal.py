@@ -4,8 +4,8 @@ import os
 import signal
 import termios
 
-from conch.core import tree
-from conch.hints import Any
+from conch.core import procfs
+from conch.static_typing import Any
 
 WANTS_TERMINAL = "the command wants the terminal, which another job has: bring conch to the foreground"
 
@@ -101,7 +101,7 @@ def _is_gone(group: int) -> bool:
     """Whether nothing of a process group lives; its dead may still wait to be reaped."""
     try:
         os.killpg(group, 0)
-        return not any(entry.group == group and not entry.dead for entry in tree.processes().values())
+        return not any(entry.group == group and not entry.dead for entry in procfs.processes().values())
     except ProcessLookupError:
         return True
     except OSError:

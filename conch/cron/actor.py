@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeVar
 
-from conch.config import Connection
 from conch.core import clock
-from conch.core.link import Message, Note
+from conch.core.channel import Message, Note
 from conch.core.origin import Origin
 from conch.cron.clock import FleetClock
 from conch.cron.faults import Breaker, Lasting
-from conch.cron.ledger import Ledger
+from conch.cron.run_log import Ledger
 from conch.cron.unreadable import Unreadable
+from conch.etcd.connection import Connection
 from conch.etcd.store import Store, StoreError, Unreachable
 from conch.holder import Holder
-from conch.keeper.warden import Warden
+from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
 from conch.limits import is_short
 
@@ -62,7 +62,7 @@ class Base:
     store: Store
     connection: Connection
     keys: Keys
-    warden: Warden
+    watchdog: Watchdog
     ledger: Ledger
     me: Holder
     here: Origin
@@ -84,7 +84,7 @@ class Actor(ABC):
         self._connection = base.connection
         self._limit_s = base.connection.command_timeout_s
         self._keys = base.keys
-        self._warden = base.warden
+        self._watchdog = base.watchdog
         self._ledger = base.ledger
         self._me = base.me
         self._clock = base.clock
@@ -150,7 +150,7 @@ class Actor(ABC):
 
     def tell(self, level: str, event: str, **text: str | int | float) -> None:
         """A line for the log."""
-        self._warden.send(Note(level, event, text))
+        self._watchdog.send(Note(level, event, text))
 
     def run(self) -> None:
         """Work until everything was given back."""

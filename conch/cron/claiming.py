@@ -4,13 +4,13 @@ from abc import abstractmethod
 
 from conch.core import clock
 from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, RETRY_EVERY_S, Base, Unsent
-from conch.cron.claims import Again, Busy, Changed, Due, NodeGone, Outcome, Taken, Won
+from conch.cron.claim_store import Again, Busy, Changed, PendingTick, NodeGone, Outcome, Taken, Won
 from conch.cron.clock import SKEW_S
 from conch.cron.closing import CHANGED, TOO_LATE, Closing
 from conch.cron.fleet import order
-from conch.cron.ledger import Entry
-from conch.cron.records import fields_of, whole_tick
-from conch.cron.runs import Known
+from conch.cron.run_log import Entry
+from conch.cron.runs import TrackedJob
+from conch.cron.values import fields_of, whole_tick
 from conch.etcd.store import KeyValue, StoreError
 from conch.holder import rfc3339
 
@@ -35,8 +35,8 @@ class Claiming(Closing):
         super().__init__(base)
         self._max_runs = base.max_runs
         self._key = base.key
-        self._dues: dict[tuple[str, int], Due] = {}
-        self._held_back: dict[tuple[str, int], Due] = {}
+        self._dues: dict[tuple[str, int], PendingTick] = {}
+        self._held_back: dict[tuple[str, int], PendingTick] = {}
         self._held_timer = False
         self._claimed: dict[tuple[str, int], None] = {}
         self._closes_later = False
@@ -49,13 +49,13 @@ class Claiming(Closing):
     def _waiting(self) -> int:
         return len(self._dues)
 
-    def _consider(self, due: Due) -> None:
+    def _consider(self, due: PendingTick) -> None:
         """A tick is due: wait for our turn at it."""
         if self._draining or due.id in self._claimed:
             return
         before = self._dues.get(due.id)
         if before is not None:
-            if before.unclear or before.now_rev == due.now_rev:
+            if before.unclear or before.request_rev == due.request_rev:
                 return  # it is being dealt with
             self._drop(before)
         if len(self._dues) >= _WAITING:
@@ -88,7 +88,7 @@ class Claiming(Closing):
         due = self._dues.get(id_)
         if due is not None and not self._claims.is_ours(kv, due):
             self._drop(due)
-            if due.now_rev and not due.trying:
+            if due.request_rev and not due.trying:
                 self._not_claimed(due)
         known = self.jobs.get(name)
         if known is not None and known.job.overlap == "replace" and fields_of(kv.value).get("skip") is not True:
@@ -100,7 +100,7 @@ class Claiming(Closing):
             for old in list(self._claimed)[: _REMEMBERED // 2]:
                 del self._claimed[old]
 
-    def _drop(self, due: Due) -> None:
+    def _drop(self, due: PendingTick) -> None:
         for where in (self._dues, self._held_back):
             if where.get(due.id) is due:
                 del where[due.id]
@@ -119,7 +119,7 @@ class Claiming(Closing):
             return "the time is not known"
         return "" if self._is_answered() else "the supervisor is stopped"
 
-    def _attempt(self, due: Due, *, probe: bool = False) -> None:
+    def _attempt(self, due: PendingTick, *, probe: bool = False) -> None:
         """Claim a tick, unless another has, or hold it back until we can."""
         known = self.jobs.get(due.job.name)
         if self._dues.get(due.id) is not due or due.trying:
@@ -129,10 +129,10 @@ class Claiming(Closing):
             return
         if known.rev != due.job_rev:
             # a request is for the job as it will be, at another second; but a try that is unclear keeps its tick
-            if due.unclear != bool(due.now_rev):
+            if due.unclear != bool(due.request_rev):
                 self._settle(due, CHANGED)  # if it was claimed, it was under the old definition
                 return
-            if not due.now_rev:
+            if not due.request_rev:
                 self._renew(due, known)
         if self._dues.get(due.id) is not due:
             return
@@ -142,11 +142,11 @@ class Claiming(Closing):
         if self._why_not_ready(probe=probe):
             self._hold_back(due)
             return
-        if due.now_rev:
+        if due.request_rev:
             due.job, due.job_rev = known.job, known.rev
         self._claim_as_it_stands(due, known, probe=probe)
 
-    def _renew(self, due: Due, known: Known) -> None:
+    def _renew(self, due: PendingTick, known: TrackedJob) -> None:
         """The job has changed: the tick is the new definition's if that has it too, else only a row says why not."""
         if known.created > due.job_rev:
             self._drop(due)  # it was removed in between
@@ -160,12 +160,12 @@ class Claiming(Closing):
             due.void = ""
             due.late_at = due.tick + known.job.late_after_s(due.tick, known.schedule.next_after(due.tick))
 
-    def _take_up_again(self, due: Due) -> None:
+    def _take_up_again(self, due: PendingTick) -> None:
         if due.id not in self._dues and due.id not in self._claimed:
             self._dues[due.id] = due
             self._attempt(due)
 
-    def _claim_as_it_stands(self, due: Due, known: Known, *, probe: bool) -> None:
+    def _claim_as_it_stands(self, due: PendingTick, known: TrackedJob, *, probe: bool) -> None:
         """Claim a tick to run it, to wait for the run before it, or to skip it."""
         busy = known.run if due.job.exclusive else None
         if busy is not None and self._claims.is_ours(busy, due):
@@ -187,7 +187,7 @@ class Claiming(Closing):
             why = "a run is alive" if running is None else f"the run of {rfc3339(running)} on {host} is alive"
             self._claim(due, "skip", busy, why, probe=probe)
 
-    def _claim(self, due: Due, how: str, busy: KeyValue | None, why: str, *, probe: bool) -> None:
+    def _claim(self, due: PendingTick, how: str, busy: KeyValue | None, why: str, *, probe: bool) -> None:
         known, registered = self.jobs.get(due.job.name), self._node
         assert known is not None  # noqa: S101 - asked by the caller
         assert registered is not None  # noqa: S101 - asked by the caller
@@ -219,7 +219,7 @@ class Claiming(Closing):
             probe=probe,
         )
 
-    def _on_outcome(self, due: Due, how: str, why: str, number: int, outcome: Outcome) -> None:
+    def _on_outcome(self, due: PendingTick, how: str, why: str, number: int, outcome: Outcome) -> None:
         due.trying = False
         self._busy_claiming -= 1
         if due.refused:
@@ -238,10 +238,10 @@ class Claiming(Closing):
                 self._drop(due)
                 if odd:
                     self._report_unreadable(odd, "no tick of this job can be claimed until it is deleted")
-                    if not due.now_rev:
+                    if not due.request_rev:
                         self._missed(due.job.name, due.tick, due.tick, 1, due.late_at)
                 self.counts["claims", "lost"] += 1
-                if due.now_rev:
+                if due.request_rev:
                     self._not_claimed(due)
             case Changed(job):
                 due.unclear = False  # nobody has it, and what was for the old definition cannot be made any more
@@ -258,7 +258,7 @@ class Claiming(Closing):
                 self._try_later(due)  # the session or the watch tells that we are not registered any more
         self._end_if_released()
 
-    def _on_changed(self, due: Due, job: KeyValue | None) -> None:
+    def _on_changed(self, due: PendingTick, job: KeyValue | None) -> None:
         """The job is not what we know: its news are on their way, and are taken from the claim's own answer."""
         name, known = due.job.name, self.jobs.get(due.job.name)
         if known is None or (job is None and known.rev == due.job_rev):
@@ -274,13 +274,13 @@ class Claiming(Closing):
         else:
             self._later(PAUSE_S, lambda: self._attempt(due))
 
-    def _on_unsent(self, due: Due) -> None:
+    def _on_unsent(self, due: PendingTick) -> None:
         due.trying = False
         self._busy_claiming -= 1
         self._hold_back(due)
         self._end_if_released()
 
-    def _on_won(self, due: Due, how: str, why: str, number: int, won: Won) -> None:
+    def _on_won(self, due: PendingTick, how: str, why: str, number: int, won: Won) -> None:
         entry = Entry(due.run, due.job.name, due.tick, won.rev, won.run_rev)
         if self._draining and how != "skip":
             self._record(entry, "skipped", "conchd is stopping")
@@ -298,7 +298,7 @@ class Claiming(Closing):
             # an earlier try was made, in another way than this one; what it was for is over
             self._record(entry, "skipped", why or TOO_LATE)
 
-    def _on_claim_failed(self, due: Due, error: StoreError) -> None:
+    def _on_claim_failed(self, due: PendingTick, error: StoreError) -> None:
         due.trying = False
         self._busy_claiming -= 1
         due.unclear = due.unclear or error.unclear
@@ -306,19 +306,19 @@ class Claiming(Closing):
         self._try_later(due)
         self._end_if_released()
 
-    def _try_later(self, due: Due) -> None:
+    def _try_later(self, due: PendingTick) -> None:
         due.pause_s = min(2 * due.pause_s or PAUSE_S, PAUSE_MOST_S)
         due.not_before = clock.now() + due.pause_s
         self._hold_back(due)
 
-    def _settle(self, due: Due, reason: str | None) -> None:
+    def _settle(self, due: PendingTick, reason: str | None) -> None:
         """A tick is given up, for this reason or (None) as too late. Should a claim have been made, it is recorded."""
         self._drop(due)
         self._give_up(due, reason)
 
     # -- what cannot be claimed now ----------------------------------------------------------------------------
 
-    def _hold_back(self, due: Due) -> None:
+    def _hold_back(self, due: PendingTick) -> None:
         if self._dues.get(due.id) is not due:
             if due.unclear:
                 self._give_up(due, None)  # it was dropped while a try was under way

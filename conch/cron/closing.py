@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from conch.cron.actor import Base
-from conch.cron.claims import Again, Due, NodeGone, Outcome, Won
-from conch.cron.ledger import Entry
+from conch.cron.claim_store import Again, PendingTick, NodeGone, Outcome, Won
 from conch.cron.missing import Missed, joined
 from conch.cron.replacing import Replacing
+from conch.cron.run_log import Entry
 from conch.cron.schedule import Schedule
 from conch.etcd.store import KeyValue, StoreError
 from conch.holder import rfc3339
@@ -29,7 +29,7 @@ class Closing(Replacing):
 
     def __init__(self, base: Base) -> None:
         super().__init__(base)
-        self._unclear: dict[str, tuple[Due, str | None]] = {}  # by run: to be closed, one at a time, and why
+        self._unclear: dict[str, tuple[PendingTick, str | None]] = {}  # by run: to be closed, one at a time, and why
         self._closing = False
         self._missing: dict[str, list[Missed]] = {}  # to be looked up
         self._asked_of: list[dict[str, list[Missed]]] = []  # what is being looked up
@@ -37,11 +37,11 @@ class Closing(Replacing):
         self._look_up_pause_s = _LOOK_UP_S
 
     @abstractmethod
-    def _take_up_again(self, due: Due) -> None:
+    def _take_up_again(self, due: PendingTick) -> None:
         """A tick turns out not to be claimed, and its job has changed."""
 
     @abstractmethod
-    def _not_claimed(self, due: Due) -> None:
+    def _not_claimed(self, due: PendingTick) -> None:
         """A request was not claimed at this tick."""
 
     @abstractmethod
@@ -55,12 +55,12 @@ class Closing(Replacing):
     def _has_room_for_unclear(self) -> bool:
         return len(self._unclear) < _UNCLEAR
 
-    def _give_up(self, due: Due, reason: str | None) -> None:
+    def _give_up(self, due: PendingTick, reason: str | None) -> None:
         """A tick is given up, for this reason or (None) as too late. Should a claim have been made, it is recorded."""
         if due.unclear:
             self._unclear[due.run] = (due, reason)
             self._close_next()
-        elif due.now_rev:
+        elif due.request_rev:
             self._not_claimed(due)
         elif reason is None:
             self._missed(due.job.name, due.tick, due.tick, 1)
@@ -89,22 +89,22 @@ class Closing(Replacing):
         self._close_next()
         self._end_if_released()
 
-    def _not_closed(self, due: Due, reason: str | None) -> None:
+    def _not_closed(self, due: PendingTick, reason: str | None) -> None:
         self._unclear[due.run] = (due, reason)
         self._closing = False
         self._busy_claiming -= 1
 
-    def _on_close_unsent(self, due: Due) -> None:
+    def _on_close_unsent(self, due: PendingTick) -> None:
         self._not_closed(due, None)
         self._close_next()  # unless etcd still takes no writes
         self._end_if_released()
 
-    def _on_not_closed(self, due: Due, reason: str | None, error: StoreError) -> None:
+    def _on_not_closed(self, due: PendingTick, reason: str | None, error: StoreError) -> None:
         self._not_closed(due, reason)
         self._on_claim_error(due, error)
         self._end_if_released()
 
-    def _on_claim_error(self, due: Due, error: StoreError) -> None:
+    def _on_claim_error(self, due: PendingTick, error: StoreError) -> None:
         waiting = self._waiting() + len(self._unclear)
         missed = self.counts["missed", ""]
         due.refused = self._was_refused(error)
@@ -112,7 +112,7 @@ class Closing(Replacing):
             "claim-failed", error, job=due.job.name, tick=rfc3339(due.tick), waiting=waiting, missed=missed
         )
 
-    def _close(self, due: Due, *, probe: bool) -> None:
+    def _close(self, due: PendingTick, *, probe: bool) -> None:
         """Nobody may claim this tick any more, above all not a try of ours that etcd still has somewhere.
 
         To look is not enough: a request that was given up may be served at any later time, as by a leader that was
@@ -151,7 +151,7 @@ class Closing(Replacing):
             probe=probe,
         )
 
-    def _look_for_claim(self, due: Due, reason: str | None) -> None:
+    def _look_for_claim(self, due: PendingTick, reason: str | None) -> None:
         """Record our claim if it was made; a claim that lands later does not find the job or us as they were."""
 
         def then(found: tuple[KeyValue | None, KeyValue | None]) -> None:
@@ -161,9 +161,9 @@ class Closing(Replacing):
                 if run is not None and self._claims.is_ours(run, due):
                     entry = replace(entry, run_rev=run.create_revision)
                 self._record(entry, "skipped", reason or TOO_LATE)
-            elif due.now_rev or fire is None:
+            elif due.request_rev or fire is None:
                 due.unclear = False
-                if reason == CHANGED and not due.now_rev:
+                if reason == CHANGED and not due.request_rev:
                     self._take_up_again(due)
                 else:
                     self._give_up(due, None if reason == TOO_LATE else reason)

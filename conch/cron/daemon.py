@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from conch.config import Connection
-from conch.core import tree
-from conch.core.link import Begin, Begun, Failed, Link, Message, Note
+from conch.core import procfs
+from conch.core.channel import Begin, Begun, Failed, Channel, Message, Note
 from conch.core.origin import origin
 from conch.cron.clock import FleetClock
-from conch.cron.ledger import Ledger
+from conch.cron.run_log import Ledger
 from conch.cron.state_dir import identify
 from conch.errors import EXIT_UNAVAILABLE, ConchError
+from conch.etcd.connection import Connection
 from conch.holder import Holder
 from conch.keeper.main import crash, failure
-from conch.keeper.warden import NotReady, Warden
+from conch.keeper.watchdog import NotReady, Watchdog
 from conch.keys import Keys
 from conch.limits import lacking
 
@@ -40,12 +40,12 @@ class Daemon:
     status_hosts: tuple[str, ...] = ()
 
 
-def keep(daemon: Daemon, link: Link) -> None:
+def keep(daemon: Daemon, channel: Channel) -> None:
     """Be conchd's keeper until the supervisor is gone. Runs in the forked process."""
     # late: the supervisor must never have loaded these
     from conch.cron.actor import Base
     from conch.cron.scheduler import Scheduler
-    from conch.etcd.connect import open_store
+    from conch.etcd.open import open_store
 
     inbox: queue.SimpleQueue[Message | Callable[[], None]] = queue.SimpleQueue()
     scheduler: Scheduler | None = None
@@ -56,14 +56,14 @@ def keep(daemon: Daemon, link: Link) -> None:
         assert isinstance(begin, Begin)  # noqa: S101 - the supervisor's first word
 
         def tell(level: str, event: str, **text: Any) -> None:
-            warden.send(Note(level, event, text))
+            watchdog.send(Note(level, event, text))
 
         try:
             here = origin(daemon.me.pid)
             state, copied = identify(daemon.state_dir, daemon.keys.prefix, here, tell)
             ledger = Ledger(daemon.state_dir, tell, here)
         except OSError as error:
-            warden.send(Failed(EXIT_UNAVAILABLE, f"cannot use {daemon.state_dir}: {error.strerror or error}"))
+            watchdog.send(Failed(EXIT_UNAVAILABLE, f"cannot use {daemon.state_dir}: {error.strerror or error}"))
             return
         ledger.leave({*begin.live, *begin.ended}, here, tell, all_=copied)
         dead = ledger.dead(here) - {*begin.live, *begin.ended}
@@ -77,14 +77,14 @@ def keep(daemon: Daemon, link: Link) -> None:
                 members_only=True,
             )
         except ConchError as error:
-            warden.send(Failed(error.code, str(error)))
+            watchdog.send(Failed(error.code, str(error)))
             return
         new = Scheduler(
             Base(
                 store=store,
                 connection=daemon.connection,
                 keys=daemon.keys,
-                warden=warden,
+                watchdog=watchdog,
                 ledger=ledger,
                 me=daemon.me,
                 state=state,
@@ -102,10 +102,10 @@ def keep(daemon: Daemon, link: Link) -> None:
         try:
             new.start()
         except ConchError as error:
-            warden.send(Failed(error.code, str(error)))
+            watchdog.send(Failed(error.code, str(error)))
             return
         scheduler = new
-        warden.send(Begun())
+        watchdog.send(Begun())
         if daemon.status is not None:
             from conch.cron.status import own_names, serve
 
@@ -115,16 +115,16 @@ def keep(daemon: Daemon, link: Link) -> None:
 
     try:
         _check_room()
-        warden = Warden(link)
-        threading.excepthook = partial(crash, warden)
+        watchdog = Watchdog(channel)
+        threading.excepthook = partial(crash, watchdog)
         threading.Thread(target=work, name="scheduler", daemon=True).start()
     except (OSError, RuntimeError, MemoryError, ConchError) as error:
-        link.send(failure(error))
+        channel.send(failure(error))
         return
     try:
-        warden.run(inbox.put)
+        watchdog.run(inbox.put)
     except NotReady as error:
-        link.send(failure(error))
+        channel.send(failure(error))
         return  # what an earlier keeper's runs hold is not given back while they run
     # The supervisor is gone, and so is all that it ran.
     if scheduler is not None and not scheduler.ended.is_set():
@@ -143,13 +143,13 @@ def _end_survivors(lost: set[str], tell: Any) -> None:
     empty_looks = 0
     while lost and empty_looks < 2:
         try:
-            alive = tree.carriers(lost)
+            alive = procfs.tagged(lost)
         except OSError:
             threading.Event().wait(0.1)
             continue
         if not empty_looks and alive:
             tell("warning", "survivors", pids=" ".join(str(entry.pid) for entry in alive))
         for entry in alive:
-            tree.signal_exactly(entry, 9)
-        tree.wait_for_ends(alive, 1.0)
+            procfs.signal_exactly(entry, 9)
+        procfs.wait_for_ends(alive, 1.0)
         empty_looks = 0 if alive else empty_looks + 1

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from conch.core import clock
-from conch.core.clock import Terms
-from conch.core.link import Held
+from conch.core.channel import Held
+from conch.core.clock import DeadlineRule
 from conch.core.origin import Origin, origin_of
-from conch.cron.claims import Node
-from conch.cron.records import fields_of
-from conch.etcd.store import CreatedAt, KeyValue, LeaseGone, Put, Range, Store, StoreError
+from conch.cron.claim_store import Node
+from conch.cron.values import fields_of
+from conch.etcd.store import CreateRevisionIs, KeyValue, LeaseGone, Put, Range, Store, StoreError
 from conch.holder import Holder
 from conch.keeper.session import Session
-from conch.keeper.warden import Warden
+from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
 
 Tell = Callable[..., None]
@@ -65,7 +65,7 @@ class Registrar:
         self,
         store: Store,
         keys: Keys,
-        warden: Warden,
+        watchdog: Watchdog,
         me: Holder,
         here: Origin,
         leases: Collection[int],
@@ -77,7 +77,7 @@ class Registrar:
         self._leases = set(leases)
         self._store = store
         self._key = keys.node(me.host)
-        self._warden = warden
+        self._watchdog = watchdog
         self._me = me
         self._here = here
         self._state = state
@@ -107,7 +107,7 @@ class Registrar:
         try:
             for _ in range(2):
                 made = self._store.txn(
-                    [CreatedAt(key, 0)], [Put(key, value, lease), Range(key)], [Range(key)], timeout_s=timeout_s
+                    [CreateRevisionIs(key, 0)], [Put(key, value, lease), Range(key)], [Range(key)], timeout_s=timeout_s
                 )
                 there = made.ranges[0].kvs[0]
                 if there.lease == lease:
@@ -137,20 +137,20 @@ class Registrar:
             granted.ttl_s,
             granted_at,
             wanted=lambda: True,
-            renewed=lambda deadline: self._warden.renewed(number, deadline),
+            renewed=lambda deadline: self._watchdog.renewed(number, deadline),
             lost=lost,
             tell=tell,
         )
         registered.append(Registered(node, session))
-        self._warden.acquired(number, Terms(session.ttl_s, 0.0), session.deadline, hurry=session.hurry)
-        self._warden.send(Held(number, node.rev, lease, self._key, session.ttl_s, session.deadline))
+        self._watchdog.acquired(number, DeadlineRule(session.ttl_s, 0.0), session.deadline, renew_now=session.renew_now)
+        self._watchdog.send(Held(number, node.rev, lease, self._key, session.ttl_s, session.deadline))
         session.follow(self._key, node.rev)
         return registered[0]
 
     def refresh(self, node: Node, at: float, *, draining: bool, off: bool, timeout_s: float) -> None:
         """Tell our time anew. May raise `StoreError`."""
         key, value = self._key.encode(), self.value(at, draining=draining, off=off)
-        self._store.txn([CreatedAt(key, node.rev)], [Put(key, value, node.lease)], timeout_s=timeout_s)
+        self._store.txn([CreateRevisionIs(key, node.rev)], [Put(key, value, node.lease)], timeout_s=timeout_s)
 
     def _abandon(self, lease: int) -> None:
         try:

@@ -4,15 +4,15 @@ from abc import abstractmethod
 from itertools import count
 from typing import Any
 
-from conch.core import clock, system
-from conch.core.crew import HOLDS
+from conch.core import clock, linux
+from conch.core.daemon_loop import HOLDS
 from conch.cron.actor import PAUSE_MOST_S, Actor, Base
 from conch.cron.clock import SKEW_S
 from conch.cron.fleet import Registered, Registrar, differing_zones
 from conch.cron.fleet import Taken as NameTaken
-from conch.cron.records import LAST_TICK, fields_of
+from conch.cron.values import LAST_TICK, fields_of
+from conch.etcd.server_clock import etcd_time
 from conch.etcd.store import KeyValue, StoreError
-from conch.etcd.wall import etcd_time
 from conch.holder import rfc3339
 
 # How often a node tells its time.
@@ -31,7 +31,7 @@ class Membership(Actor):
         super().__init__(base)
         self._ttl_s = base.ttl_s
         self._registrar = Registrar(
-            base.store, base.keys, base.warden, base.me, base.here, base.leases, base.state, base.ttl_s, self.tell
+            base.store, base.keys, base.watchdog, base.me, base.here, base.leases, base.state, base.ttl_s, self.tell
         )
         self._here = base.here
         self._registering = False
@@ -78,7 +78,7 @@ class Membership(Actor):
         number = self._new_number()
 
         def lost(reason: str) -> None:
-            self._warden.lost(number, reason)
+            self._watchdog.lost(number, reason)
             self._inbox.put(lambda: self._on_node_lost(number, reason))
 
         now, draining, off = self._clock.own(), self._draining, self._clock_off
@@ -157,7 +157,7 @@ class Membership(Actor):
         needed = self._needed_registrations()
         for number in [number for number in self._old_leases if number not in needed]:
             lease = self._old_leases.pop(number)
-            self._warden.forget(number)
+            self._watchdog.forget(number)
             self._revoke(lease)
 
     def _revoke(self, lease: int) -> None:
@@ -292,7 +292,7 @@ class Membership(Actor):
         return not self._clock.off and (not self._unheard or clock.now() >= self._unheard_until)
 
     def _watch_clock(self) -> None:
-        steps = system.StepTimer()
+        steps = linux.StepTimer()
         while True:
             steps.wait()
             self._inbox.put(self._on_clock_step)

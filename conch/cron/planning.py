@@ -11,11 +11,11 @@ from typing import NamedTuple
 from conch.core import clock
 from conch.cron import zones
 from conch.cron.actor import SLICE_S, Base
-from conch.cron.claims import Due
+from conch.cron.claim_store import PendingTick
 from conch.cron.job import Job, UnreadableJob, parse
-from conch.cron.records import seconds_of
 from conch.cron.requests import Requests
-from conch.cron.runs import Known
+from conch.cron.runs import TrackedJob
+from conch.cron.values import seconds_of
 from conch.errors import BadInput
 from conch.etcd.store import KeyValue, Range, Renewal
 from conch.names import check_name
@@ -75,7 +75,7 @@ class Planning(Requests):
             self._take_up_due(name, known)  # what is due by now is due by the definition that we knew
         after = int(self._changed_at(job, kv.mod_revision))
         if known is None:
-            known = self.jobs[name] = Known(job, kv.mod_revision, job.ticks())
+            known = self.jobs[name] = TrackedJob(job, kv.mod_revision, job.ticks())
         else:
             known.job, known.rev, known.schedule = job, kv.mod_revision, job.ticks()
         known.value, known.created = kv.value, kv.create_revision
@@ -104,14 +104,14 @@ class Planning(Requests):
             self._ticks = [one for one in self._ticks if one.serial in planned]
             heapq.heapify(self._ticks)
 
-    def _plan(self, name: str, known: Known, after: int) -> None:
+    def _plan(self, name: str, known: TrackedJob, after: int) -> None:
         """Plan the job's first tick later than `after`, in place of what was planned before."""
         known.past = after
         if self._clock_off:
             self._planned_off.add(name)
         self._expect(name, known, None if known.job.paused else known.schedule.next_after(after))
 
-    def _expect(self, name: str, known: Known, tick: int | None) -> None:
+    def _expect(self, name: str, known: TrackedJob, tick: int | None) -> None:
         known.next_tick, known.planned = tick, next(self._serial)
         if tick is not None:
             heapq.heappush(self._ticks, _Planned(tick, known.planned, name))
@@ -160,7 +160,7 @@ class Planning(Requests):
             if known is not None and known.planned == serial:  # else it was removed, or is planned anew
                 self._take_up_tick(name, known, tick)
 
-    def _take_up_tick(self, name: str, known: Known, tick: int) -> None:
+    def _take_up_tick(self, name: str, known: TrackedJob, tick: int) -> None:
         """A planned tick is due: consider it and plan the next, or pass over what is too late."""
         following = known.schedule.next_after(tick)
         late_at = tick + known.job.late_after_s(tick, following)
@@ -169,14 +169,14 @@ class Planning(Requests):
             return
         known.past = tick
         self._expect(name, known, following)
-        self._consider(Due(known.job, known.rev, tick, late_at, os.urandom(8).hex()))
+        self._consider(PendingTick(known.job, known.rev, tick, late_at, os.urandom(8).hex()))
 
-    def _take_up_due(self, name: str, known: Known) -> None:
+    def _take_up_due(self, name: str, known: TrackedJob) -> None:
         """What is due of one job, before its definition becomes another."""
         while not self._clock_off and known.next_tick is not None and known.next_tick <= self._clock.now():
             self._take_up_tick(name, known, known.next_tick)
 
-    def _pass_over(self, name: str, known: Known, first: int) -> None:
+    def _pass_over(self, name: str, known: TrackedJob, first: int) -> None:
         """Go on after ticks that are too late already: the machine was asleep, say."""
         now, schedule = self._clock.now(), known.schedule
         patience_s = known.job.late_after_s(first, None)

@@ -1,9 +1,9 @@
 """Ticks of `replace` jobs that wait for the run before them to end, and run keys that go."""
 
 from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, Base
-from conch.cron.claims import Busy, Due, NodeGone, Outcome, Taken, Won
-from conch.cron.ledger import Entry
-from conch.cron.runs import Known, Live, Runs
+from conch.cron.claim_store import Busy, PendingTick, NodeGone, Outcome, Taken, Won
+from conch.cron.run_log import Entry
+from conch.cron.runs import TrackedJob, ActiveRun, Runs
 from conch.etcd.store import Full, KeyValue, StoreError
 from conch.holder import rfc3339
 
@@ -17,7 +17,7 @@ class Replacing(Runs):
         super().__init__(base)
         self._busy_claiming = 0  # claims under way: they count as runs, and nothing is given back before they end
 
-    def _replace(self, known: Known, tick: int) -> None:
+    def _replace(self, known: TrackedJob, tick: int) -> None:
         """A newer tick of the job is claimed: what runs or waits here gives way."""
         known.newest = max(known.newest, tick)
         reason = f"replaced by the tick of {rfc3339(tick)}"
@@ -27,7 +27,7 @@ class Replacing(Runs):
         if known.waiting is not None and known.waiting[0].tick < tick:
             self._stop_waiting(known, reason)
 
-    def _stop_waiting(self, known: Known, reason: str) -> None:
+    def _stop_waiting(self, known: TrackedJob, reason: str) -> None:
         """The tick that waits is recorded as skipped."""
         if known.waiting is not None:
             due, rev = known.waiting
@@ -36,7 +36,7 @@ class Replacing(Runs):
             if due.unclear and not due.taking:
                 self._release_unclear(due)
 
-    def _wait_for_run(self, due: Due, rev: int) -> None:
+    def _wait_for_run(self, due: PendingTick, rev: int) -> None:
         """A claimed tick waits until the run before it is gone."""
         entry = Entry(due.run, due.job.name, due.tick, rev)
         known = self.jobs.get(due.job.name)
@@ -54,7 +54,7 @@ class Replacing(Runs):
         if known.run is None:
             self._take_run(due.job.name)
 
-    def _waited_too_long(self, due: Due) -> None:
+    def _waited_too_long(self, due: PendingTick) -> None:
         known = self.jobs.get(due.job.name)
         if known is not None and known.waiting is not None and known.waiting[0] is due and not due.taking:
             self._stop_waiting(known, "the run before it did not end in time")
@@ -84,12 +84,12 @@ class Replacing(Runs):
             lambda: self._not_taken(due),
         )
 
-    def _on_not_taken(self, due: Due, error: StoreError) -> None:
+    def _on_not_taken(self, due: PendingTick, error: StoreError) -> None:
         due.unclear = due.unclear or error.unclear or isinstance(error, Full)
         self._on_write_failed("claim-failed", error, job=due.job.name, tick=rfc3339(due.tick))
         self._not_taken(due)
 
-    def _not_taken(self, due: Due) -> None:
+    def _not_taken(self, due: PendingTick) -> None:
         """Nothing came of a try to take the run key, or nothing is known of it: try again while there is time."""
         due.taking = False
         self._busy_claiming -= 1
@@ -106,7 +106,7 @@ class Replacing(Runs):
             self._later(due.pause_s, lambda: self._take_run(due.job.name))
         self._end_if_released()
 
-    def _release_unclear(self, due: Due, pause_s: float = PAUSE_S) -> None:
+    def _release_unclear(self, due: PendingTick, pause_s: float = PAUSE_S) -> None:
         """Release the run key that an ended tick may have, once its result keeps a late try from taking it."""
 
         def again() -> None:
@@ -122,7 +122,7 @@ class Replacing(Runs):
         else:
             self._work(lambda: self._claims.whose(due, timeout_s=self._limit_s), then, lambda _: again())
 
-    def _on_taken(self, due: Due, rev: int, number: int, outcome: Outcome) -> None:
+    def _on_taken(self, due: PendingTick, rev: int, number: int, outcome: Outcome) -> None:
         due.taking = False
         self._busy_claiming -= 1
         known = self.jobs.get(due.job.name)
@@ -182,12 +182,12 @@ class Replacing(Runs):
             known.run = None
         self._take_run(name)
 
-    def _end_without_key(self, one: Live) -> None:
+    def _end_without_key(self, one: ActiveRun) -> None:
         reason = "its run key is gone: deleted by hand"
         if one.ordered_at is None:
             self._end_run(one, reason)
         else:
-            self._warden.end(one.entry.run, reason)
+            self._watchdog.end(one.entry.run, reason)
 
     def _forget_job(self, name: str) -> None:
         """It was removed, or is unreadable now."""

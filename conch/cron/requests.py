@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, Base
+from conch.cron.claim_store import PendingTick
 from conch.cron.claiming import HELD_BACK_S, TURN_S, Claiming
-from conch.cron.claims import Due
-from conch.cron.runs import Known
+from conch.cron.runs import TrackedJob
 from conch.cron.seconds import free_second, read_seconds
 from conch.etcd.store import KeyValue, StoreError
 
@@ -34,7 +34,7 @@ class Request:
     number: int
     rev: int
     lease: str
-    due: Due | None = None
+    due: PendingTick | None = None
     looking: bool = False
     planned: bool = False
     step: int = 0
@@ -105,7 +105,7 @@ class Requests(Claiming):
         else:
             self._look_for_second(request, known)
 
-    def _look_for_second(self, request: Request, known: Known) -> None:
+    def _look_for_second(self, request: Request, known: TrackedJob) -> None:
         request.looking = True
         schedule = None if known.job.paused else known.schedule
         rev, now, limit_s = known.rev, int(self._clock.now()), self._limit_s
@@ -149,12 +149,12 @@ class Requests(Claiming):
             return
         late_at = self._clock.now() + known.job.late_after_s(tick, None)
         run = os.urandom(8).hex()
-        due = Due(known.job, rev, tick, late_at, run, request.rev, request.lease, request.number)
+        due = PendingTick(known.job, rev, tick, late_at, run, request.rev, request.lease, request.number)
         request.due = self._dues[due.id] = due
         self._take_up_later(request, _LOOK_AGAIN_S)
         self._attempt(due)
 
-    def _not_claimed(self, due: Due) -> None:
+    def _not_claimed(self, due: PendingTick) -> None:
         """A request did not get this tick, for certain: it gets another, if it is still there."""
         request = self._asked.get(due.job.name, {}).get(due.number)
         if request is not None and request.due is due:

@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from conch.core import clock, tree
-from conch.core.link import Finished, Held, Kill, Lost, Recorded, Start
+from conch.core import clock, procfs
+from conch.core.channel import Finished, Held, Kill, Lost, Recorded, Start
 from conch.cron.actor import Base
-from conch.cron.claims import TRIM, Claims, Delivered, Due
+from conch.cron.claim_store import TRIM, Claims, Delivered, PendingTick
 from conch.cron.job import Job
-from conch.cron.ledger import Entry, ended
 from conch.cron.membership import Membership
-from conch.cron.records import Result
+from conch.cron.run_log import Entry, ended
 from conch.cron.schedule import Schedule
 from conch.cron.slots import Slot
+from conch.cron.values import Result
 from conch.etcd.store import KeyValue, StoreError
 from conch.holder import Holder, rfc3339, shown
 
@@ -27,7 +27,7 @@ LAGS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30
 
 
 @dataclass(slots=True)
-class Known:
+class TrackedJob:
     """A job as this daemon follows it. `run` is its run key as last seen, `old` are ticks to be removed.
 
     `waiting` is a claimed tick, and its claim's revision, that waits for the run before it to end; `newest` is the
@@ -40,7 +40,7 @@ class Known:
     schedule: Schedule
     has_floor: bool = False
     run: KeyValue | None = None
-    waiting: tuple[Due, int] | None = None
+    waiting: tuple[PendingTick, int] | None = None
     newest: int = 0
     created: int = 0  # the revision at which it was added
     old: set[int] = field(default_factory=set)
@@ -56,7 +56,7 @@ class Known:
 
 
 @dataclass(slots=True)
-class Live:
+class ActiveRun:
     """A run of this daemon. `node` is the registration that it needs; `ordered_at` is 0 once it was answered."""
 
     entry: Entry
@@ -82,10 +82,10 @@ class Runs(Membership):
         super().__init__(base)
         self._claims = Claims(base.store, base.keys, base.me.host)
         self._supervisor = os.getppid()
-        self.jobs: dict[str, Known] = {}
-        self._live: dict[str, Live] = {}
+        self.jobs: dict[str, TrackedJob] = {}
+        self._live: dict[str, ActiveRun] = {}
         self._slots_going: list[Slot] = []
-        self._undelivered: dict[str, Live] = {}  # whose turn came while etcd takes no writes
+        self._undelivered: dict[str, ActiveRun] = {}  # whose turn came while etcd takes no writes
         self.lag_counts: Counter[float] = Counter()
         self.lag_sum = 0.0
 
@@ -112,7 +112,7 @@ class Runs(Membership):
     def _needed_registrations(self) -> set[int | None]:
         return {one.node for one in self._live.values() if not one.over}
 
-    def _runs(self) -> list[Live]:
+    def _runs(self) -> list[ActiveRun]:
         return [one for one in self._live.values() if not one.over]
 
     def _is_answered(self) -> bool:
@@ -122,12 +122,12 @@ class Runs(Membership):
         if os.getppid() != self._supervisor:
             return False  # it is dead
         try:
-            supervisor = tree.stat(self._supervisor)
+            supervisor = procfs.stat(self._supervisor)
         except OSError:
             return True  # we cannot look now
         return supervisor is not None and supervisor.state not in "Tt"
 
-    def _launch(self, due: Due, entry: Entry, lease: int, number: int) -> None:
+    def _launch(self, due: PendingTick, entry: Entry, lease: int, number: int) -> None:
         """The tick is ours: get its slot if it needs one, then have it started."""
         job = due.job
         known = self.jobs.get(job.name)
@@ -137,7 +137,7 @@ class Runs(Membership):
         if job.overlap == "replace" and known is not None and known.newest > due.tick:
             self._record(entry, "skipped", f"replaced by the tick of {rfc3339(known.newest)}")
             return
-        one = self._live[entry.run] = Live(entry, number if job.exclusive else None)
+        one = self._live[entry.run] = ActiveRun(entry, number if job.exclusive else None)
         hold = {
             "CONCH_REV": str(entry.run_rev or entry.rev),
             "CONCH_LEASE": f"{lease:x}",
@@ -171,14 +171,14 @@ class Runs(Membership):
         except RuntimeError as error:  # no more threads
             self._over(one, Result(self._me.host, "skipped", reason=f"cannot queue for its slot: {error}"))
 
-    def _queue_for_slot(self, one: Live, due: Due, number: int, held: Callable[[Held], None]) -> Slot:
+    def _queue_for_slot(self, one: ActiveRun, due: PendingTick, number: int, held: Callable[[Held], None]) -> Slot:
         job = due.job
         assert job.semaphore is not None  # noqa: S101 - asked by the caller
         return Slot(
             self._store,
             self._connection,
             self._keys,
-            self._warden,
+            self._watchdog,
             job.semaphore,
             number=number,
             run=one.entry.run,
@@ -191,23 +191,23 @@ class Runs(Membership):
             tell=self.tell,
         )
 
-    def _on_slot(self, one: Live, due: Due, entry: Entry, holds: list[int], hold: dict[str, str]) -> None:
+    def _on_slot(self, one: ActiveRun, due: PendingTick, entry: Entry, holds: list[int], hold: dict[str, str]) -> None:
         if not one.over:
             one.entry = entry
             self._order(one, due, holds, hold)
 
-    def _on_no_slot(self, one: Live, why: str) -> None:
+    def _on_no_slot(self, one: ActiveRun, why: str) -> None:
         if not one.over:
             one.slot = None
             self._over(one, Result(self._me.host, "timeout", reason=why))
 
-    def _order(self, one: Live, due: Due, holds: list[int], hold: dict[str, str]) -> None:
+    def _order(self, one: ActiveRun, due: PendingTick, holds: list[int], hold: dict[str, str]) -> None:
         job, entry = due.job, one.entry
         now = clock.now()
         first_limit_s = job.run_ttl_s if one.ends_by is None else max(0.001, one.ends_by - now)
         start_by = now + due.late_at - self._clock.now() if one.ends_by is None else one.ends_by
         one.ordered_at = now
-        self._warden.send(
+        self._watchdog.send(
             Start(
                 run=entry.run,
                 label=one.label,
@@ -242,7 +242,7 @@ class Runs(Membership):
         one = self._live.get(message.run)
         if one is None or one.over:
             if one is None or not one.unrecorded:
-                self._warden.send(Recorded(message.run))  # its end is in etcd, or soon will be
+                self._watchdog.send(Recorded(message.run))  # its end is in etcd, or soon will be
             return
         state = {"ended": "ok" if message.code == 0 else "failed", "unstarted": "skipped"}.get(
             message.outcome, message.outcome
@@ -253,19 +253,19 @@ class Runs(Membership):
         )
         self._over(one, result, report=True)
 
-    def _end_run(self, one: Live, reason: str) -> None:
+    def _end_run(self, one: ActiveRun, reason: str) -> None:
         """Have a run ended that perhaps only queues for its slot yet."""
         if one.slot is not None and one.ordered_at is None:
             self._over(one, Result(self._me.host, "skipped", reason=reason))
         else:
-            self._warden.send(Kill(one.entry.run, reason))
+            self._watchdog.send(Kill(one.entry.run, reason))
 
     def _record(self, entry: Entry, state: str, reason: str) -> None:
         """A claimed tick is over that never ran here."""
-        one = self._live[entry.run] = Live(entry)
+        one = self._live[entry.run] = ActiveRun(entry)
         self._over(one, Result(self._me.host, state, reason=reason))
 
-    def _over(self, one: Live, result: Result, *, report: bool = False) -> None:
+    def _over(self, one: ActiveRun, result: Result, *, report: bool = False) -> None:
         """Write the end down, then deliver it; give back what only this run held."""
         one.over = True
         one.entry = ended(one.entry, result)
@@ -283,13 +283,13 @@ class Runs(Membership):
             one.slot.release()
             self._slots_going.append(one.slot)
             self._slots_going = [slot for slot in self._slots_going if not slot.released.is_set()]
-            self._warden.send(Lost(one.slot.number, "given back"))
+            self._watchdog.send(Lost(one.slot.number, "given back"))
         self._give_old_leases_back()
 
         def safe() -> bool:
             written = self._ledger.write(one.entry)
             if report and written:
-                self._warden.send(Recorded(run))
+                self._watchdog.send(Recorded(run))
             return written
 
         def then(written: bool) -> None:
@@ -299,7 +299,7 @@ class Runs(Membership):
         self._work(safe, then, lambda _: None, on_disk=True)
         self._try_held_back()
 
-    def _deliver(self, one: Live, *, probe: bool = False) -> None:
+    def _deliver(self, one: ActiveRun, *, probe: bool = False) -> None:
         entry, result = one.entry, one.entry.result
         assert result is not None  # noqa: S101 - only what is over is delivered
         known = self.jobs.get(entry.name)
@@ -322,14 +322,14 @@ class Runs(Membership):
             work, lambda d: self._on_delivered(one, d), lambda e: self._on_not_delivered(one, e), park, probe=probe
         )
 
-    def _on_delivered(self, one: Live, delivered: Delivered) -> None:
+    def _on_delivered(self, one: ActiveRun, delivered: Delivered) -> None:
         entry = one.entry
         if one.refused:
             self._retry_made("not-delivered")
         self._work(lambda: self._ledger.delivered(entry.run), lambda _: None, lambda _: None, on_disk=True)
         self._live.pop(entry.run, None)
         if one.unrecorded:
-            self._warden.send(Recorded(entry.run))
+            self._watchdog.send(Recorded(entry.run))
         known = self.jobs.get(entry.name)
         if known is not None:
             known.old |= set(delivered.old)
@@ -339,14 +339,14 @@ class Runs(Membership):
                 self._take_run(entry.name)
         self._end_if_released()
 
-    def _on_not_delivered(self, one: Live, error: StoreError) -> None:
+    def _on_not_delivered(self, one: ActiveRun, error: StoreError) -> None:
         waiting = sum(live.over for live in self._live.values())
         self._on_write_failed("not-delivered", error, run=one.label, waiting=waiting)
         one.refused = self._was_refused(error)
         one.pause_s = min(2 * one.pause_s, _PAUSE_MOST_S)
         self._later(one.pause_s, lambda: self._deliver_again(one))
 
-    def _deliver_again(self, one: Live) -> None:
+    def _deliver_again(self, one: ActiveRun) -> None:
         if not one.refused or self._writes.is_open or self._releasing or self._may_retry("not-delivered"):
             self._deliver(one)
         else:

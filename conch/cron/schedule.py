@@ -24,8 +24,8 @@ from zoneinfo import ZoneInfo
 
 from conch.cron.calendar import DAYS_OF_MONTH, Calendar
 from conch.cron.zones import changes, load, offset_at, offsets_at, year_of
-from conch.durations import parse_duration
 from conch.errors import BadInput
+from conch.times import parse_duration
 
 LONGEST_EXPRESSION = 1000
 _BEGIN = -2208988800  # 1900-01-01: clocks before it kept no zones

@@ -6,17 +6,17 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 from conch.core import clock
+from conch.core.channel import Drain, Finished, Message, Release, Released, Reload, Running
 from conch.core.clock import ANSWERS_WITHIN_S
-from conch.core.link import Drain, Finished, Message, Release, Released, Reload, Running
 from conch.core.origin import Origin, origin_of
 from conch.cron.actor import PAUSE_MOST_S, SLICE_S, Base
 from conch.cron.closing import merged
 from conch.cron.faults import Lasting
 from conch.cron.job import Job
-from conch.cron.ledger import Entry, ended
-from conch.cron.records import Result
-from conch.cron.runs import Live
+from conch.cron.run_log import Entry, ended
+from conch.cron.runs import ActiveRun
 from conch.cron.sweeping import Sweeping
+from conch.cron.values import Result
 from conch.errors import shortage
 from conch.etcd.patience import first_answer
 from conch.etcd.store import Compacted, Event, KeyValue, Range, RangeResult, StoreError, Watch
@@ -55,7 +55,7 @@ class Scheduler(Sweeping):
             if entry.result is None and entry.run not in (*live, *over, *dead):
                 self._unproved.append(entry)
                 continue
-            one = self._live[entry.run] = Live(entry, over=entry.result is not None)
+            one = self._live[entry.run] = ActiveRun(entry, over=entry.result is not None)
             if entry.run in dead:
                 self.tell("warning", "run-lost", run=one.label)
                 one.over = True
@@ -160,7 +160,7 @@ class Scheduler(Sweeping):
         for entry in entries:
             if entry in self._unproved and entry.origin not in living:
                 self._unproved.remove(entry)
-                one = self._live[entry.run] = Live(dataclasses.replace(entry, run_rev=None, slot=None))
+                one = self._live[entry.run] = ActiveRun(dataclasses.replace(entry, run_rev=None, slot=None))
                 self._over(one, Result(self._me.host, "lost", reason="conchd died while it ran"))
 
     def _forget_node(self, host: str) -> None:
@@ -184,7 +184,7 @@ class Scheduler(Sweeping):
         for name in [*self.jobs, *self._arrived]:
             if self._keys.cron("job", name).encode() not in there:
                 self._forget_job(name)
-        runs: dict[str, list[Live]] = {name: [] for name in self.jobs}
+        runs: dict[str, list[ActiveRun]] = {name: [] for name in self.jobs}
         for one in self._runs():
             runs.setdefault(one.entry.name, []).append(one)
         for name, of_job in runs.items():
@@ -356,7 +356,7 @@ class Scheduler(Sweeping):
                 self._store.revoke(node.node.lease, timeout_s=min(1.0, self._limit_s))
 
         def end(_: object) -> None:
-            self._warden.send(Released(reason))
+            self._watchdog.send(Released(reason))
             self.ended.set()
 
         self._work(work, end, end)
@@ -407,6 +407,6 @@ class Scheduler(Sweeping):
         for known in self.jobs.values():
             yield known.job, known.next_tick
 
-    def running(self) -> list[Live]:
+    def running(self) -> list[ActiveRun]:
         """The runs of this daemon."""
         return self._runs()

@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from conch.cron.records import fields_of
 from conch.cron.schedule import Schedule
+from conch.cron.values import fields_of
 from conch.etcd.store import KeyValue, Range, Store
 from conch.keys import Keys
 
@@ -33,7 +33,7 @@ def read_seconds(
     store: Store, keys: Keys, name: str, request: tuple[int, int], now: int, *, timeout_s: float
 ) -> Seconds | None:
     """What is free for a request (its number and create-revision) at the second `now`; None if it is gone."""
-    number, now_rev = request
+    number, request_rev = request
     key, floor = (keys.cron(*path).encode() for path in (("now", name, number), ("floor", name)))
     fires, fires_end, ended, ended_end = (
         keys.cron(kind, name, second).encode() for kind in ("fire", "result") for second in (now, now + REACH)
@@ -41,7 +41,7 @@ def read_seconds(
     span = [Range(fires, fires_end), Range(ended, ended_end, keys_only=True)]
     answer = store.txn([], [Range(key, keys_only=True), Range(floor), *span], timeout_s=timeout_s)
     asked, floors, claims, results = (found.kvs for found in answer.ranges)
-    if not asked or asked[0].create_revision != now_rev:
+    if not asked or asked[0].create_revision != request_rev:
         return None
     return seconds_from(keys, now, floors[0].value if floors else b"", claims, results)
 

@@ -3,15 +3,15 @@
 import threading
 from collections.abc import Callable
 
-from conch.config import Connection
 from conch.core import clock
-from conch.core.clock import Terms
-from conch.core.link import Acquire, Failed, Held, Message, Note, Release, Released
+from conch.core.channel import Acquire, Failed, Held, Message, Note, Release, Released
+from conch.core.clock import DeadlineRule
+from conch.etcd.connection import Connection
 from conch.etcd.store import Store
-from conch.keeper.job import Job as Hold
-from conch.keeper.job import Stage
-from conch.keeper.warden import Warden
-from conch.keeper.worker import Worker
+from conch.keeper.acquirer import Acquirer
+from conch.keeper.hold_spec import Job as Hold
+from conch.keeper.hold_spec import QueueSpec
+from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
 
 Tell = Callable[..., None]
@@ -28,7 +28,7 @@ class Slot:
         store: Store,
         connection: Connection,
         keys: Keys,
-        warden: Warden,
+        watchdog: Watchdog,
         semaphore: tuple[str, int],
         *,
         number: int,
@@ -41,7 +41,7 @@ class Slot:
         failed: Callable[[str], None],
         tell: Tell,
     ) -> None:
-        self._warden = warden
+        self._watchdog = watchdog
         self.number = number
         self._held = held
         self._failed = failed
@@ -50,7 +50,7 @@ class Slot:
         self.released = threading.Event()
         self.lease: int | None = None
         name, slots = semaphore
-        stage = Stage(keys.slots(name, slots), slots, family=keys.semaphore(name))
+        stage = QueueSpec(keys.slots(name, slots), slots, family=keys.semaphore(name))
         job = Hold(
             connection=connection,
             what=f"semaphore {name}/{slots}",
@@ -61,14 +61,14 @@ class Slot:
             wait_s=wait_s,
             run=run,
         )
-        self._worker = Worker(job, store, self)
-        self._thread = threading.Thread(target=self._worker.run, name="slot", daemon=True)
+        self._acquirer = Acquirer(job, store, self)
+        self._thread = threading.Thread(target=self._acquirer.run, name="slot", daemon=True)
         self._thread.start()
-        self._worker.deliver(Acquire(number, clock.now() + wait_s))
+        self._acquirer.deliver(Acquire(number, clock.now() + wait_s))
 
     def release(self) -> None:
         """Give it back, or stop queueing; nothing runs under it any more."""
-        self._worker.deliver(Release())
+        self._acquirer.deliver(Release())
 
     # -- what the worker says to a warden -----------------------------------------------------------------
 
@@ -77,38 +77,44 @@ class Slot:
         match message:
             case Held():
                 self.lease = message.lease
-                self._warden.send(message)
+                self._watchdog.send(message)
                 self._held(message)
             case Failed(_, text):
                 self.released.set()
                 self._failed(text)
-                self._worker.stop()
+                self._acquirer.stop()
             case Released():
                 self.released.set()
-                self._worker.stop()
+                self._acquirer.stop()
             case Note(level, event, text):
                 self._tell(level, event, **text)
             case _:
                 pass
 
     def acquired(
-        self, number: int, terms: Terms, deadline: float, *, run: str = "", hurry: Callable[[], None] = lambda: None
+        self,
+        number: int,
+        terms: DeadlineRule,
+        deadline: float,
+        *,
+        run: str = "",
+        renew_now: Callable[[], None] = lambda: None,
     ) -> None:
         """See `Warden`."""
-        self._warden.acquired(number, terms, deadline, run=run, hurry=hurry)
+        self._watchdog.acquired(number, terms, deadline, run=run, renew_now=renew_now)
 
     def forget(self, number: int) -> None:
         """See `Warden`."""
-        self._warden.forget(number)
+        self._watchdog.forget(number)
 
     def renewed(self, number: int, deadline: float) -> None:
         """See `Warden`."""
-        self._warden.renewed(number, deadline)
+        self._watchdog.renewed(number, deadline)
 
     def wants_renewals(self, number: int) -> bool:
         """See `Warden`."""
-        return self.in_use or self._warden.wants_renewals(number)
+        return self.in_use or self._watchdog.wants_renewals(number)
 
     def lost(self, number: int, reason: str) -> None:
         """See `Warden`."""
-        self._warden.lost(number, reason)
+        self._watchdog.lost(number, reason)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 
 from conch.core.origin import Origin
 from conch.errors import EXIT_NOT_ACQUIRED, BadInput, ConchError
-from conch.hints import Any
 from conch.limits import cannot
+from conch.static_typing import Any
 
 _ID = "id"
 # A conchd that was killed may need a moment to end what it ran; its successor waits for that.

@@ -8,9 +8,9 @@ compares what it rests on. So it may run beside claims, deliveries, other sweeps
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from conch.cron.claims import Claims
-from conch.cron.history import everything
-from conch.etcd.store import Compare, CreatedAt, Delete, KeyValue, ModifiedAt, Range, RangeResult, Store
+from conch.cron.claim_store import Claims
+from conch.cron.views import everything
+from conch.etcd.store import Compare, CreateRevisionIs, Delete, KeyValue, ModRevisionIs, Range, RangeResult, Store
 from conch.keys import Keys, prefix_end
 
 # The newest ticks of each job that do not end by age.
@@ -116,7 +116,7 @@ class Sweep:
             bottom = floors.kvs[0] if floors.kvs else None
             compare, operations = self._claims.removal(name, old, has_floor=bottom is not None)
             if bottom is not None and bottom.value >= str(max(old)).encode():
-                compare, operations = [ModifiedAt(floor, bottom.mod_revision)], operations[:-1]  # it is high enough
+                compare, operations = [ModRevisionIs(floor, bottom.mod_revision)], operations[:-1]  # it is high enough
             made = self._store.txn(compare, operations, timeout_s=self._timeout_s).succeeded
             yield
             self.counts["trimmed"] += len(old) if made else 0
@@ -163,7 +163,9 @@ class Sweep:
                 old.setdefault(at.name, []).append(kv.key)
             for name, keys in old.items():
                 job = self._keys.cron("job", name).encode()
-                made = self._store.txn([CreatedAt(job, 0)], [Delete(key) for key in keys], timeout_s=self._timeout_s)
+                made = self._store.txn(
+                    [CreateRevisionIs(job, 0)], [Delete(key) for key in keys], timeout_s=self._timeout_s
+                )
                 self.counts["orphans"] += len(keys) if made.succeeded else 0
                 yield
             if not start or start >= gap.end:
@@ -178,7 +180,7 @@ class Sweep:
                 name = kv.key[len(prefix) :]
                 if name not in names:
                     job = self._keys.cron("job").encode() + name
-                    compare: list[Compare] = [CreatedAt(job, 0), ModifiedAt(kv.key, kv.mod_revision)]
+                    compare: list[Compare] = [CreateRevisionIs(job, 0), ModRevisionIs(kv.key, kv.mod_revision)]
                     made = self._store.txn(compare, [Delete(kv.key)], timeout_s=self._timeout_s)
                     self.counts["floors"] += made.succeeded
                     yield

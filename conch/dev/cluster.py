@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from conch.config import Connection
-from conch.core import tree
+from conch.core import procfs
 from conch.dev.cause import cause
 from conch.errors import ConchError
+from conch.etcd.connection import Connection
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.store import Range, StoreError
 
@@ -122,7 +122,7 @@ class Member:
         """Whether the process lives; one whose threads are still ending does not."""
         if self.process is None or self.process.poll() is not None:
             return False
-        found = tree.stat(self.process.pid)
+        found = procfs.stat(self.process.pid)
         return found is not None and found.state not in "ZX"
 
     def why_ended(self) -> str:
@@ -292,7 +292,7 @@ class Cluster:
 
     def wait_ready(self) -> None:
         """Return when every running member answers a linearizable read; raises `EtcdFailed`."""
-        from conch.etcd.driver import GrpcStore
+        from conch.etcd.grpc_store import GrpcStore
 
         until = time.monotonic() + _READY_S
         for member in self.members:

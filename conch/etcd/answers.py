@@ -7,15 +7,15 @@ endpoint, and the next one is asked.
 from collections.abc import Sequence
 
 from conch.etcd.store import (
-    Below,
+    ValueBelow,
     Compare,
-    CreatedAt,
+    CreateRevisionIs,
     Delete,
     Event,
-    Head,
+    Header,
     KeyValue,
     Lease,
-    ModifiedAt,
+    ModRevisionIs,
     Operation,
     Put,
     Range,
@@ -46,11 +46,11 @@ def token(text: str) -> str:
     return text
 
 
-def head(revision: int, member: int, term: int) -> Head:
+def head(revision: int, member: int, term: int) -> Header:
     """The header of an answer; none of its numbers is ever zero."""
     if not (0 < revision <= _LARGEST and 0 < member < 2**64 and 0 < term < 2**64):
         raise BadAnswer("an odd answer: its header lacks revision, member or term")
-    return Head(revision, member, term)
+    return Header(revision, member, term)
 
 
 def key_value(kv: KeyValue) -> KeyValue:
@@ -67,14 +67,14 @@ def event(kv: KeyValue, *, deleted: bool) -> Event:
     return Event(key_value(kv), deleted)
 
 
-def granted(asked: int, head: Head, lease: int, ttl_s: int) -> Lease:
+def granted(asked: int, head: Header, lease: int, ttl_s: int) -> Lease:
     """The lease that was asked for, as granted."""
     if lease != asked or not 0 < ttl_s <= _LONGEST_TTL_S:
         raise BadAnswer("an odd answer: of another lease, or without its TTL")
     return Lease(head, ttl_s)
 
 
-def renewed(asked: int, head: Head, lease: int, ttl_s: int) -> Lease:
+def renewed(asked: int, head: Header, lease: int, ttl_s: int) -> Lease:
     """The lease that was asked for, as renewed; a TTL of 0 says that it is gone."""
     if lease == asked and ttl_s in (0, _EXPIRED):
         return Lease(head, 0)
@@ -88,7 +88,7 @@ def covers(what: Range, key: bytes) -> bool:
     return what.key <= key and (key < what.end or what.end == b"\0")
 
 
-def found(what: Range, head: Head, kvs: tuple[KeyValue, ...], count: int) -> RangeResult:
+def found(what: Range, head: Header, kvs: tuple[KeyValue, ...], count: int) -> RangeResult:
     """The keys of a range, and no others."""
     if not 0 <= count <= _LARGEST or (what.limit and len(kvs) > what.limit):
         raise BadAnswer("an odd answer: more keys than asked for, or their count is odd")
@@ -103,7 +103,7 @@ def transaction(
     compare: Sequence[Compare],
     success: Sequence[Operation],
     failure: Sequence[Operation],
-    head: Head,
+    head: Header,
     *,
     succeeded: bool,
     responses: Sequence[Response],
@@ -134,13 +134,13 @@ def _known(compare: Sequence[Compare], *, succeeded: bool) -> dict[bytes, int | 
     if succeeded:
         for one in compare:
             match one:
-                case CreatedAt(key, revision):
+                case CreateRevisionIs(key, revision):
                     known[key] = revision
-                case ModifiedAt(key, revision):
+                case ModRevisionIs(key, revision):
                     known[key] = None if revision else 0
-                case Below(key):
+                case ValueBelow(key):
                     known[key] = None
-    elif len(compare) == 1 and isinstance(compare[0], CreatedAt) and compare[0].revision == 0:
+    elif len(compare) == 1 and isinstance(compare[0], CreateRevisionIs) and compare[0].revision == 0:
         known[compare[0].key] = None
     return known
 
@@ -148,7 +148,7 @@ def _known(compare: Sequence[Compare], *, succeeded: bool) -> dict[bytes, int | 
 def _check_known(what: Range, result: RangeResult, known: dict[bytes, int | None], *, made_now: int) -> None:
     """A key of which the compares and puts prove that it is there, or is not, must be found so."""
     for key, revision in known.items():
-        if not covers(what, key) or what.created_by:
+        if not covers(what, key) or what.max_create_revision:
             continue
         shown = {kv.key: kv.create_revision for kv in result.kvs}.get(key, 0)
         newest = what.newest_first and revision == made_now

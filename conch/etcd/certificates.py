@@ -1,7 +1,7 @@
 """The certificate files of a connection, as they are now."""
 
-from conch.config import Connection
-from conch.hints import Any
+from conch.etcd.connection import Connection
+from conch.static_typing import Any
 
 
 def tls_context(connection: Connection) -> Any:

@@ -7,29 +7,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from conch.config import Connection
+from conch.etcd.auth import Login
 from conch.etcd.certificates import unusable_files
+from conch.etcd.connection import Connection
 from conch.etcd.endpoints import Endpoint
-from conch.etcd.http import accepts
-from conch.etcd.login import Login
-from conch.etcd.reasons import NO_ANSWER, reason
-from conch.etcd.store import (
-    Full,
-    Head,
-    Lease,
-    LeaseExists,
-    LeaseGone,
-    Range,
-    RangeResult,
-    Refused,
-    Rejected,
-    Renewal,
-    StoreError,
-    Unfit,
-    Unreachable,
-)
-from conch.etcd.timeline import Timeline
-from conch.etcd.words import (
+from conch.etcd.error_codes import (
     BAD_LOGIN,
     CANCELLED,
     DATA_LOSS,
@@ -52,8 +34,26 @@ from conch.etcd.words import (
     UNKNOWN,
     USER_EMPTY,
 )
-from conch.hints import Any, Generic, Protocol, TypeVar
+from conch.etcd.error_text import NO_ANSWER, reason
+from conch.etcd.gateway_http import accepts
+from conch.etcd.store import (
+    Full,
+    Header,
+    Lease,
+    LeaseExists,
+    LeaseGone,
+    Range,
+    RangeResult,
+    Refused,
+    Rejected,
+    Renewal,
+    StoreError,
+    Unfit,
+    Unreachable,
+)
+from conch.etcd.timeline import Timeline
 from conch.record import Record, replace
+from conch.static_typing import Any, Generic, Protocol, TypeVar
 
 # One try on one endpoint; it doubles from round to round, for an etcd that is slow rather than gone.
 _TRY_S = 2.0
@@ -85,7 +85,7 @@ _FIRM = frozenset(
 )
 
 
-class Trouble(Record):
+class CallError(Record):
     """What etcd or the way to it said instead of an answer: gRPC's code, None if it never came to that; and words."""
 
     code: int | None
@@ -128,7 +128,7 @@ class FailOver(ABC, Generic[_Client]):
         """A connection to this endpoint; may be made at its first use."""
 
     @abstractmethod
-    def _trouble(self, raised: Exception) -> Trouble:
+    def _trouble(self, raised: Exception) -> CallError:
         """What a failure means."""
 
     @abstractmethod
@@ -239,7 +239,7 @@ class FailOver(ABC, Generic[_Client]):
         what: str,
         timeout_s: float,
         call: Callable[[_Client, str | None, float], _Answer],
-        verdict: Callable[[Trouble, bool], _Answer | None] = lambda _trouble, _again: None,
+        verdict: Callable[[CallError, bool], _Answer | None] = lambda _trouble, _again: None,
     ) -> _Answer:
         """Call on one endpoint after the other until one answers; in rounds, with back-off, until the timeout.
 
@@ -318,10 +318,10 @@ class FailOver(ABC, Generic[_Client]):
     def _token(self, client: _Client, limit_s: float) -> str | None:
         return self._login.token(limit_s, lambda u, p, left_s: self._authenticate(client, u, p, left_s), self._trouble)
 
-    def _judge(self, what: str, trouble: Trouble, endpoint: str) -> str:
+    def _judge(self, what: str, trouble: CallError, endpoint: str) -> str:
         """Why another endpoint is worth a try; raises what is an answer."""
         code, details = trouble.code, trouble.details.partition("\n")[0]
-        if code is None or self._login.heed(code, details, endpoint):
+        if code is None or self._login.handle_auth_error(code, details, endpoint):
             return reason(code, trouble.details)
         if any(words.match(code, details) for words in BAD_LOGIN):
             raise Refused(f"cannot {what}: etcd refuses the user or password")
@@ -336,7 +336,7 @@ class FailOver(ABC, Generic[_Client]):
         raise Rejected(f"cannot {what}: etcd answered: {details or f'code {code}'}")
 
 
-def _refused(trouble: Trouble) -> bool:
+def _refused(trouble: CallError) -> bool:
     """Whether etcd itself says that nothing was made, or (when it is full) that nothing will be made later."""
     return trouble.code in _FIRM and trouble.details.startswith(OWN)
 
@@ -345,10 +345,10 @@ def _tried(failures: dict[Endpoint, str]) -> str:
     return "; ".join(f"{endpoint}: {why}" for endpoint, why in failures.items()) or "no time was left"
 
 
-def granted(trouble: Trouble, again: bool, lease: int, ttl_s: int) -> Lease | None:
+def granted(trouble: CallError, again: bool, lease: int, ttl_s: int) -> Lease | None:
     """A grant that is refused because its lease is there: an earlier try was made, or it is another's."""
     if not LEASE_EXISTS.match(trouble.code, trouble.details):
         return None
     if again:
-        return Lease(Head(0, 0, 0), ttl_s)
+        return Lease(Header(0, 0, 0), ttl_s)
     raise LeaseExists(f"cannot get lease {lease:x}: it exists already")

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from conch.etcd import answers
 from conch.etcd.answers import BadAnswer
 from conch.etcd.store import (
-    Below,
+    ValueBelow,
     Compare,
-    CreatedAt,
+    CreateRevisionIs,
     Delete,
-    Head,
+    Header,
     KeyValue,
     Lease,
-    ModifiedAt,
+    ModRevisionIs,
     Operation,
     Put,
     Range,
@@ -29,7 +29,7 @@ from conch.etcd.store import (
     TxnResult,
 )
 from conch.etcd.watch import Answer
-from conch.hints import Any
+from conch.static_typing import Any
 
 # An error says what it is in its first words.
 _WORDS = 1000
@@ -129,8 +129,8 @@ def _range(what: Range) -> dict[str, Any]:
         request["sort_order"] = "DESCEND" if what.newest_first else "ASCEND"
     elif what.last_first:
         request["sort_target"], request["sort_order"] = "KEY", "DESCEND"
-    if what.created_by:
-        request["max_create_revision"] = str(what.created_by)
+    if what.max_create_revision:
+        request["max_create_revision"] = str(what.max_create_revision)
     if what.keys_only:
         request["keys_only"] = True
     return request
@@ -138,11 +138,11 @@ def _range(what: Range) -> dict[str, Any]:
 
 def _compare(one: Compare) -> dict[str, Any]:
     match one:
-        case CreatedAt(key, revision):
+        case CreateRevisionIs(key, revision):
             return {"result": "EQUAL", "target": "CREATE", "key": _text(key), "create_revision": str(revision)}
-        case ModifiedAt(key, revision):
+        case ModRevisionIs(key, revision):
             return {"result": "EQUAL", "target": "MOD", "key": _text(key), "mod_revision": str(revision)}
-        case Below(key, value):
+        case ValueBelow(key, value):
             return {"result": "LESS", "target": "VALUE", "key": _text(key), "value": _text(value)}
 
 
@@ -194,7 +194,7 @@ def token(answer: dict[str, Any]) -> str:
     return answers.token(_words(answer, "token"))
 
 
-def head(answer: dict[str, Any]) -> Head:
+def head(answer: dict[str, Any]) -> Header:
     """The header, that every answer has."""
     header = _header(answer)
     return answers.head(
@@ -240,7 +240,7 @@ def watch_answer(answer: dict[str, Any]) -> Answer:
         tuple(
             answers.event(_key_value(_part(one, "kv")), deleted=_is_deletion(one)) for one in _list(answer, "events")
         ),
-        Head(
+        Header(
             _number(header, "revision", _SIGNED),
             _number(header, "member_id", _UNSIGNED),
             _number(header, "raft_term", _UNSIGNED),

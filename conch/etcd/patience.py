@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable
 
-from conch.config import Connection
+from conch.etcd.connection import Connection
 from conch.etcd.store import Unreachable
-from conch.hints import TypeVar
+from conch.static_typing import TypeVar
 
 _Answer = TypeVar("_Answer")
 

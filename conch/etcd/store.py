@@ -6,8 +6,8 @@ Timeouts are float seconds and cover the whole call, retries on other endpoints 
 from collections.abc import Callable, Iterator, Sequence
 
 from conch.errors import ConchError
-from conch.hints import Protocol
 from conch.record import Record
+from conch.static_typing import Protocol
 
 
 class StoreError(ConchError):
@@ -67,7 +67,7 @@ class WentBack(Compacted):
     """etcd was wiped or restored: what a watch goes on from has never been. List again, and trust nothing known."""
 
 
-class Head(Record):
+class Header(Record):
     """What every answer says of the member that gave it: the store's revision, the member, its raft term."""
 
     revision: int
@@ -99,7 +99,7 @@ class Range(Record):
     oldest_first: bool = False
     last_first: bool = False
     limit: int = 0
-    created_by: int = 0
+    max_create_revision: int = 0
     keys_only: bool = False
 
 
@@ -117,21 +117,21 @@ class Delete(Record):
     key: bytes
 
 
-class CreatedAt(Record):
+class CreateRevisionIs(Record):
     """Holds if the key's create-revision is this one; 0 means that there is no such key."""
 
     key: bytes
     revision: int
 
 
-class ModifiedAt(Record):
+class ModRevisionIs(Record):
     """Holds if the key's mod-revision is this one."""
 
     key: bytes
     revision: int
 
 
-class Below(Record):
+class ValueBelow(Record):
     """Holds if the key exists and its value sorts before this one."""
 
     key: bytes
@@ -139,13 +139,13 @@ class Below(Record):
 
 
 Operation = Range | Put | Delete
-Compare = CreatedAt | ModifiedAt | Below
+Compare = CreateRevisionIs | ModRevisionIs | ValueBelow
 
 
 class RangeResult(Record):
     """The keys found; `count` is the number of all keys in the range, whatever the limit and filters say."""
 
-    head: Head
+    head: Header
     kvs: tuple[KeyValue, ...]
     count: int
 
@@ -153,7 +153,7 @@ class RangeResult(Record):
 class TxnResult(Record):
     """Which branch ran; `ranges` has the answers to its `Range` operations in their order."""
 
-    head: Head
+    head: Header
     succeeded: bool
     ranges: tuple[RangeResult, ...]
 
@@ -161,7 +161,7 @@ class TxnResult(Record):
 class Lease(Record):
     """A lease's TTL in seconds as etcd has it; 0 means that the lease is gone."""
 
-    head: Head
+    head: Header
     ttl_s: int
 
 

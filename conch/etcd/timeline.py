@@ -12,9 +12,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from conch.etcd.store import Head, Lease, RangeResult, TxnResult
-from conch.hints import TypeVar
+from conch.etcd.store import Header, Lease, RangeResult, TxnResult
 from conch.record import Record
+from conch.static_typing import TypeVar
 
 _Answer = TypeVar("_Answer")
 
@@ -89,9 +89,9 @@ class Timeline:
 
     def seen(self, revision: int, since: Mark) -> None:
         """Take note of an event at this revision, on a watch that was begun when `since` was the newest."""
-        self._note(Head(revision, 0, 0), since, linearizable=False)
+        self._note(Header(revision, 0, 0), since, linearizable=False)
 
-    def _note(self, head: Head, before: Mark, *, linearizable: bool) -> None:
+    def _note(self, head: Header, before: Mark, *, linearizable: bool) -> None:
         with self._lock:
             known = self.newest
             if before.turn != known.turn:

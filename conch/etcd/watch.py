@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from conch.etcd.answers import BadAnswer, covers
-from conch.etcd.store import Compacted, Event, Head, Range, Refused, StoreError, WentBack
+from conch.etcd.error_codes import DENIED, USER_EMPTY
+from conch.etcd.store import Compacted, Event, Header, Range, Refused, StoreError, WentBack
 from conch.etcd.timeline import Mark, Timeline
-from conch.etcd.words import DENIED, USER_EMPTY
-from conch.hints import Any, Protocol
 from conch.record import Record
+from conch.static_typing import Any, Protocol
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 1.0
 # After so many streams in vain it is worth a word: the restart of a member takes fewer.
@@ -29,7 +29,7 @@ class Answer(Record):
     cancel_reason: str
     compact_revision: int
     events: tuple[Event, ...]
-    head: Head = Head(0, 0, 0)
+    head: Header = Header(0, 0, 0)
 
 
 class Stream(Protocol):
@@ -166,7 +166,7 @@ class DriverWatch:
                 stream.cancel()
         return stream
 
-    def _goes_on(self, head: Head, where: int, before: Mark) -> bool:
+    def _goes_on(self, head: Header, where: int, before: Mark) -> bool:
         """Whether a watch made now goes on from where it was; etcd takes revisions to come without a word.
 
         Raises `WentBack`.

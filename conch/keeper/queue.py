@@ -5,8 +5,8 @@ N of them one must leave first: whoever watches the N keys right ahead, and look
 and is woken by nothing else. An election is this queue with N = 1. (The recipe of etcd's own lock, from N = 1 to N.)
 """
 
-from conch.etcd.store import CreatedAt, Put, Range, RangeResult, Store
-from conch.keeper.job import Stage
+from conch.etcd.store import CreateRevisionIs, Put, Range, RangeResult, Store
+from conch.keeper.hold_spec import QueueSpec
 from conch.keys import contender, prefix_end
 from conch.record import Record, replace
 
@@ -39,7 +39,7 @@ class Queue(Record):
     """One queue with its number of slots, as one contender with one lease sees it."""
 
     store: Store
-    stage: Stage
+    stage: QueueSpec
     lease: int
 
     @property
@@ -65,7 +65,7 @@ class Queue(Record):
         key = self.key.encode()
         start, end = self._everyone
         result = self.store.txn(
-            [CreatedAt(key, 0)],
+            [CreateRevisionIs(key, 0)],
             [
                 Put(key, value, self.lease),
                 # Ours is the newest: the answer is our own key, then those right ahead of us.
@@ -97,7 +97,7 @@ class Queue(Record):
         compares, which says the same: a full etcd refuses transactions, but it must not keep a free slot from us.)
         """
         start, end = self._everyone
-        newest = Range(start, end, newest_first=True, limit=self.slots + 1, created_by=rev)
+        newest = Range(start, end, newest_first=True, limit=self.slots + 1, max_create_revision=rev)
         result = self.store.range(newest, timeout_s=timeout_s)
         if not result.kvs or (result.kvs[0].key, result.kvs[0].create_revision) != (self.key.encode(), rev):
             raise PlaceLost

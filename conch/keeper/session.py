@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from conch.core import clock
-from conch.core.clock import RENEWED_EVERY, Terms
+from conch.core.clock import RENEWED_EVERY, DeadlineRule
 from conch.etcd.store import LeaseGone, Range, Store, StoreError
 from conch.keeper.hedge import Hedge, Tried
 
@@ -69,7 +69,7 @@ class Session:
         if not self._thread.ident:
             self._thread.start()
 
-    def cease(self) -> None:
+    def stop_quietly(self) -> None:
         """Renew no more, and wake nobody; `stop` is to follow."""
         self._stop.set()
 
@@ -78,7 +78,7 @@ class Session:
         self._stop.set()
         self._news.put(None)
 
-    def hurry(self) -> None:
+    def renew_now(self) -> None:
         """Renew now, whatever was planned."""
         self._next_at = 0.0
         self._news.put(None)
@@ -141,7 +141,7 @@ class Session:
         return tried
 
     def _share_s(self) -> float:
-        left_s = Terms(self.ttl_s, math.inf).term_at(self.deadline) - clock.now()
+        left_s = DeadlineRule(self.ttl_s, math.inf).sigterm_at(self.deadline) - clock.now()
         if left_s <= 0:
             return _SHARE_MOST_S
         usual_s = min(2 * self._took_s, left_s * _SLOW_SHARE)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from conch.config import Connection
 from conch.dev import Cluster, Member
+from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
-from conch.etcd.light import HttpStore
+from conch.etcd.gateway_store import HttpStore
 from conch.etcd.store import Range, StoreError
 from tests.support.conch import Bench, Wrapper, log_lines, wait_for
 from tests.support.etcdctl import leader

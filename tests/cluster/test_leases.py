@@ -13,7 +13,7 @@ import pytest
 
 from conch.core import clock
 from conch.dev import Cluster, Member, find_etcd
-from conch.etcd.store import CreatedAt, Put, Range, Store, StoreError, Unreachable
+from conch.etcd.store import CreateRevisionIs, Put, Range, Store, StoreError, Unreachable
 from conch.keeper.session import Session
 from tests.cluster.conftest import Three
 from tests.support.conch import Bench, Wrapper, alive, new_store, throughout, wait_for
@@ -182,9 +182,9 @@ def test_woken_former_leader_and_the_hold(three: Three, store_on: MakeStore, lon
         assert longer_than_ttl
         assert first.wait() == 70
         assert first.wait_event("lost")["reason"] in LOSSES
-        (term_at, *_), ended_at = moments(bench.file("first"), "term"), moments(bench.file("first"), "beat")[-1]
-        print(f"SIGTERM {term_at - deletion.at[key]:.3f} s after that, its end {ended_at - deletion.at[key]:.3f} s")
-        assert term_at <= deletion.at[key] + 0.3
+        (sigterm_at, *_), ended_at = moments(bench.file("first"), "term"), moments(bench.file("first"), "beat")[-1]
+        print(f"SIGTERM {sigterm_at - deletion.at[key]:.3f} s after that, its end {ended_at - deletion.at[key]:.3f} s")
+        assert sigterm_at <= deletion.at[key] + 0.3
         assert ended_at <= deletion.at[key] + kill_after_s + SOON_S
         if second.events("child-start"):  # it may have lost its lease in the same way
             (start_at, *_) = moments(bench.file("second"), "start")
@@ -222,7 +222,7 @@ class Renewing:
         granted_at = clock.now()
         store.grant(self.lease, ttl_s, timeout_s=5)
         put = Put(self.key.encode(), b"", self.lease)
-        made = store.txn([CreatedAt(self.key.encode(), 0)], [put], timeout_s=5)
+        made = store.txn([CreateRevisionIs(self.key.encode(), 0)], [put], timeout_s=5)
         self.session = Session(
             store,
             self.lease,

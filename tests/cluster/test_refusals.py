@@ -15,12 +15,12 @@ import etcd3
 import pytest
 from etcd3 import etcdrpc
 
-from conch.config import Connection
-from conch.cron.claims import Claims, Due, Node, Won
+from conch.cron.claim_store import Claims, PendingTick, Node, Won
 from conch.cron.job import decode
 from conch.dev import Cluster
-from conch.etcd.driver import GrpcStore
+from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
+from conch.etcd.grpc_store import GrpcStore
 from conch.etcd.store import Full, LeaseGone, Put, Range, StoreError, TxnResult
 from conch.holder import Holder
 from conch.keys import Keys
@@ -373,7 +373,7 @@ def cross_the_quota(cluster: Cluster) -> int:
         large = Large(Connection(parse_endpoints(cluster.endpoints)))
         claims = Claims(large, keys, "a")
         for tick in range(first, first + 1000):
-            due = Due(job, rev, tick, tick + 60.0, secrets.token_hex(8))
+            due = PendingTick(job, rev, tick, tick + 60.0, secrets.token_hex(8))
             try:
                 outcome = claims.claim(due, Node(1, 7, node), me, 1_900_000_000.0, has_floor=False, timeout_s=5)
             except Full as error:

@@ -1,4 +1,4 @@
-"""Each error of the table in `conch.etcd.words`, from the etcd on PATH: its code, its text, and what conch makes of it.
+"""Each error of the table in `conch.etcd.error_codes`, from the etcd on PATH: its code, its text, and what conch makes of it.
 
 Run on each release, it says where a release words or numbers an error in another way.
 """
@@ -13,15 +13,15 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
 
-from conch.config import Connection
 from conch.dev import Cluster
-from conch.etcd import words
-from conch.etcd.driver import GrpcStore
+from conch.etcd import error_codes
+from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
-from conch.etcd.failover import FailOver, Trouble
-from conch.etcd.light import HttpStore
+from conch.etcd.error_codes import Words
+from conch.etcd.failover import FailOver, CallError
+from conch.etcd.gateway_store import HttpStore
+from conch.etcd.grpc_store import GrpcStore
 from conch.etcd.store import Compacted, Full, LeaseExists, LeaseGone, Put, Range, Refused, Rejected, Unreachable
-from conch.etcd.words import Words
 from tests.support.conch import wait_for
 from tests.support.etcdctl import etcdctl, told
 from tests.support.members import add_learner
@@ -36,9 +36,9 @@ class Noting(FailOver[Any]):
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self._endpoints = list(connection.endpoints)
-        self.seen: list[Trouble] = []
+        self.seen: list[CallError] = []
 
-    def _trouble(self, raised: Exception) -> Trouble:
+    def _trouble(self, raised: Exception) -> CallError:
         self.seen.append(super()._trouble(raised))  # type: ignore[safe-super]  # a driver's
         return self.seen[-1]
 
@@ -107,11 +107,11 @@ def test_leases(plain: Cluster, kind: Kind) -> None:
     store = opened(kind, plain.endpoints)
     with pytest.raises(LeaseGone):
         store.txn([], [Put(b"/e/k", b"v", 12345)], timeout_s=5)
-    store.check(words.LEASE_GONE)
+    store.check(error_codes.LEASE_GONE)
     store.grant(777, 60, timeout_s=5)
     with pytest.raises(LeaseExists):
         store.grant(777, 60, timeout_s=5)
-    store.check(words.LEASE_EXISTS)
+    store.check(error_codes.LEASE_EXISTS)
     store.revoke(777, timeout_s=5)
     store.revoke(777, timeout_s=5)
     store.close()
@@ -122,10 +122,10 @@ def test_writes_that_are_too_much(plain: Cluster, kind: Kind) -> None:
     store = opened(kind, plain.endpoints)
     with pytest.raises(Rejected, match="too many operations") as many:
         store.txn([], [Put(b"/e/%d" % i, b"") for i in range(129)], timeout_s=5)
-    store.check(words.TOO_MANY_OPERATIONS)
+    store.check(error_codes.TOO_MANY_OPERATIONS)
     with pytest.raises(Rejected, match="too large") as large:
         store.txn([], [Put(b"/e/k", b"x" * 1_700_000)], timeout_s=5)
-    store.check(words.TOO_LARGE)
+    store.check(error_codes.TOO_LARGE)
     assert not many.value.unclear
     assert not large.value.unclear
     store.close()
@@ -135,7 +135,7 @@ def test_login_that_nobody_asks_for(plain: Cluster, kind: Kind) -> None:
     """It is served without."""
     store = opened(kind, plain.endpoints, "root", "rootpw")
     store.range(KEY, timeout_s=5)
-    store.check(words.NOT_ENABLED)
+    store.check(error_codes.NOT_ENABLED)
     store.close()
 
 
@@ -157,18 +157,18 @@ def test_full(kind: Kind) -> None:
         with pytest.raises(Full):
             for i in range(200):  # what is not written to disk yet does not count
                 store.txn([], [Put(b"/e/%d" % i, b"x" * 500_000)], timeout_s=10)
-        store.check(words.FULL)
+        store.check(error_codes.FULL)
         store.close()
 
 
 def test_refusals(guarded: Cluster, kind: Kind) -> None:
     """A wrong password, one for a user who has none, no user, and one who may nothing."""
     for user, password, expected in (
-        ("root", "wrong", words.WRONG_PASSWORD),
-        ("noone", "wrong", words.WRONG_PASSWORD),
-        ("certified", "any", words.NO_PASSWORD),
-        (None, None, words.USER_EMPTY),
-        ("nobody", "nobodypw", words.DENIED),
+        ("root", "wrong", error_codes.WRONG_PASSWORD),
+        ("noone", "wrong", error_codes.WRONG_PASSWORD),
+        ("certified", "any", error_codes.NO_PASSWORD),
+        (None, None, error_codes.USER_EMPTY),
+        ("nobody", "nobodypw", error_codes.DENIED),
     ):
         store = opened(kind, guarded.endpoints, user, password)
         with pytest.raises(Refused):
@@ -195,11 +195,11 @@ def test_tokens(guarded: Cluster, kind: Kind) -> None:
     store = opened(kind, guarded.endpoints, "root", "rootpw")
     store.send("nonsense")
     store.range(KEY, timeout_s=10)
-    store.check(words.INVALID_TOKEN)
+    store.check(error_codes.INVALID_TOKEN)
     role = f"other-{kind.__name__}"
     etcdctl("--endpoints", guarded.endpoints, "--user", "root:rootpw", "role", "add", role)
     store.txn([], PUT, timeout_s=10)
-    store.check(*words.TOO_OLD)  # 3.5.1 does not translate it
+    store.check(*error_codes.TOO_OLD)  # 3.5.1 does not translate it
     store.close()
 
 
@@ -231,7 +231,7 @@ def test_member_without_a_leader_says_so(kind: Kind) -> None:
         def said() -> bool:
             with pytest.raises(Unreachable):
                 store.range(KEY, timeout_s=1)
-            return any(words.NO_LEADER.match(one.code, one.details) for one in store.seen)
+            return any(error_codes.NO_LEADER.match(one.code, one.details) for one in store.seen)
 
         wait_for(said, "no leader")
         with pytest.raises(Unreachable, match="it has no leader"):
@@ -261,7 +261,7 @@ def test_learner_is_passed_over(learner: str, kind: Kind) -> None:
     for call in calls:
         store = opened(kind, learner)
         call(store)
-        store.check(words.LEARNER)
+        store.check(error_codes.LEARNER)
         store.close()
     store = opened(kind, learner)
     watch = store.watch([(KEY, 1)])

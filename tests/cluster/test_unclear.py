@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from conch.etcd.store import CreatedAt, Delete, Put, Range
+from conch.etcd.store import CreateRevisionIs, Delete, Put, Range
 from tests.support.conch import Bench, alive, boottime, new_store, wait_for
 from tests.support.proxy import Proxy
 
@@ -119,7 +119,7 @@ def test_a_write_or_deletion_whose_reply_is_lost_is_repeated_safely(conch: Bench
     key = f"{conch.prefix}/k".encode()
     for operation in (Put(key, b"v"), Delete(key)):
         fault = proxy.fault("Txn", how, delay_s=1.0)
-        before = [CreatedAt(key, 0)] if isinstance(operation, Put) else []
+        before = [CreateRevisionIs(key, 0)] if isinstance(operation, Put) else []
         result = store.txn(before, [operation], [Range(key)], timeout_s=10)
         assert fault.hit.is_set()
         assert result.succeeded or result.ranges[0].kvs[0].value == b"v"

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from conch.config import Connection
-from conch.cron.claims import Again, Busy, Changed, Claims, Delivered, Due, Node, NodeGone, Taken, Won
+from conch.cron.claim_store import Again, Busy, Changed, Claims, Delivered, PendingTick, Node, NodeGone, Taken, Won
 from conch.cron.job import decode
-from conch.cron.records import Result
-from conch.etcd.driver import GrpcStore
+from conch.cron.values import Result
+from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
+from conch.etcd.grpc_store import GrpcStore
 from conch.etcd.store import Delete, KeyValue, Put, Range
 from conch.holder import Holder
 from conch.keys import Keys
@@ -42,10 +42,10 @@ class Bed:
     def put(self, key: str, value: bytes, lease: int = 0) -> int:
         return self.store.txn([], [Put(key.encode(), value, lease)], timeout_s=5).head.revision
 
-    def due(self, tick: int = TICK, **how: Any) -> Due:
-        return Due(self.job, self.rev, tick, tick + 60.0, secrets.token_hex(8), **how)
+    def due(self, tick: int = TICK, **how: Any) -> PendingTick:
+        return PendingTick(self.job, self.rev, tick, tick + 60.0, secrets.token_hex(8), **how)
 
-    def claim(self, due: Due, *, has_floor: bool = False) -> Any:
+    def claim(self, due: PendingTick, *, has_floor: bool = False) -> Any:
         return self.claims.claim(due, self.node, ME, NOW, has_floor=has_floor, timeout_s=5)
 
     def get(self, kind: str, *path: object) -> KeyValue | None:
@@ -96,7 +96,7 @@ def test_claim_whose_reply_was_lost_is_recognised(conch: Bench) -> None:
     claims = Claims(GrpcStore(Connection(parse_endpoints(proxy.endpoint))), bed.keys, "a")
     fault = proxy.fault("Txn", "reset", skip=0)
     bed.claim(bed.due(TICK - 5))  # so that the shared lease is there
-    won = claims.claim(bed.due(TICK, now_rev=0), bed.node, ME, NOW, has_floor=False, timeout_s=5)
+    won = claims.claim(bed.due(TICK, request_rev=0), bed.node, ME, NOW, has_floor=False, timeout_s=5)
     assert fault.hit.is_set()
     assert isinstance(won, Busy)  # the run of the first tick is alive
     bed.deliver(TICK - 5, bed.get("run", "j").create_revision)  # type: ignore[union-attr]
@@ -120,7 +120,7 @@ def test_what_stands_against_a_claim(bed: Bed) -> None:
     assert bed.get("run", "j") is None
     bed.put(bed.keys.cron("result", "j", TICK + 2), b"{}")
     assert isinstance(bed.claim(bed.due(TICK + 2)), Taken)
-    assert isinstance(bed.claim(bed.due(TICK + 3, now_rev=5)), Taken)
+    assert isinstance(bed.claim(bed.due(TICK + 3, request_rev=5)), Taken)
     old = bed.due(TICK + 4)
     bed.rev = bed.put(bed.keys.cron("job", "j"), bed.job.encode())
     changed = bed.claim(old)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conch.cron import planning
-from conch.cron.claims import Changed, Outcome
+from conch.cron.claim_store import Changed, Outcome
 from conch.cron.job import Job, parse
 from conch.etcd.store import Event
 from conch.holder import rfc3339

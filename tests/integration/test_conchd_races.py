@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from conch.core.link import Drain, Ended, Finished, Kill, Note, Running, Start
-from conch.cron.claims import Outcome
-from conch.cron.journal import Journal
-from conch.cron.ledger import Entry, Ledger
+from conch.core.channel import Drain, Ended, Finished, Kill, Note, Running, Start
+from conch.cron.claim_store import Outcome
+from conch.cron.run_log import Entry, Ledger
+from conch.cron.wal import Journal
 from conch.etcd.store import Put, TxnResult, Unreachable
 from tests.conftest import OwnEtcd
 from tests.support.conch import Bench, alive, boottime, conch_that_runs, marked, throughout, wait_for
@@ -406,7 +406,7 @@ def test_what_is_just_being_written_is_not_truncated(tmp_path: Path, monkeypatch
                 assert go_on.wait(10)
             return seq
 
-    monkeypatch.setattr("conch.cron.ledger.Journal", Late)
+    monkeypatch.setattr("conch.cron.run_log.Journal", Late)
     ledger = Ledger(str(tmp_path), lambda *_, **__: None)
     ledger.write(Entry("old", "j", 1_700_000_000, 1))
     thread = threading.Thread(target=ledger.write, args=(Entry("new", "j", 1_700_000_001, 2),))
@@ -492,7 +492,7 @@ def test_slot_lasts_through_the_pause_before_a_retry(fleet: Fleet) -> None:
 # Loaded by conchd: for 5 ms after the first look, every process is just in exec and shows no environment.
 IN_EXEC = """
 import builtins, io, time
-from conch.core import tree
+from conch.core import procfs
 looked = {}
 def look(path, *how, **more):
     now = time.monotonic()

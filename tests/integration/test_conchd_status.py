@@ -18,7 +18,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from conch.cron.records import STATES
+from conch.cron.values import STATES
 from tests.conftest import OwnEtcd
 from tests.support.conch import CONCH, Bench, Wrapper, throughout, wait_for
 from tests.support.cron import Fleet

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from conch.config import Connection
 from conch.cron.clock import FleetClock
+from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
+from conch.etcd.server_clock import etcd_time
 from conch.etcd.store import Event, KeyValue, Put
-from conch.etcd.wall import etcd_time
 from tests.support.conch import Bench, new_store, throughout, wait_for
 from tests.support.cron import Fleet
 from tests.support.host import Host

@@ -61,13 +61,13 @@ COMMANDS = [
     ("cli/elect.py", "found = list_once(", ("elect", "o", "--who")),
     ("cli/elect.py", 'if values["as_json"] or values["min_rev"]', ("elect", "o", "--", "true")),
     ("cli/sema.py", "ranks: dict[int, int]", ("sema", "s", "--who")),
-    ("cli/jobs.py", "now = time.time()", ("cron", "ls")),
+    ("cli/cron_show.py", "now = time.time()", ("cron", "ls")),
     ("cli/cron.py", "expression, name = values[", ("cron", "next", "@daily")),
     ("cli/conchd.py", "me = myself([", ("conchd", "--state-dir", "s")),
-    ("core/crew.py", "pool = self._pool", ("conchd", "--state-dir", "s")),
-    ("core/loop.py", "supervisor.begin()", ("elect", "o", "--", "true")),
+    ("core/daemon_loop.py", "supervisor = self._supervisor", ("conchd", "--state-dir", "s")),
+    ("core/wrapper_loop.py", "supervisor.begin()", ("elect", "o", "--", "true")),
     ("cli/dev.py", "environment = host.environment()", ("dev", "--", "true")),
-    ("cli/commands.py", "result = conch.main(", ("--help",)),
+    ("cli/app.py", "result = conch.main(", ("--help",)),
 ]
 
 
@@ -85,12 +85,12 @@ def test_defect_in_a_command(conch: Bench, planted: Planted, file: str, line: st
 @pytest.mark.parametrize(
     ("file", "line", "defect"),
     [
-        ("cli/exits.py", "import os", "import conch.none_of_ours"),
+        ("cli/exit.py", "import os", "import conch.none_of_ours"),
         ("cli/elect.py", "_LOOKS = (", "import conch.none_of_ours"),
         ("cli/elect.py", "values = dict(line.values)", "def again() -> None:\n    again()\nagain()"),
         ("cli/elect.py", "values = dict(line.values)", "raise SystemExit(0)"),
         ("cli/elect.py", "values = dict(line.values)", "os = __import__('os'); os.close(99)"),
-        ("etcd/http.py", "found.append(socket.getaddrinfo(", DEFECT),
+        ("etcd/gateway_http.py", "found.append(socket.getaddrinfo(", DEFECT),
     ],
     ids=["import-at-the-end", "import", "recursion", "exit", "bad-descriptor", "thread"],
 )
@@ -108,7 +108,7 @@ def test_defects_of_every_kind(conch: Bench, planted: Planted, file: str, line: 
 
 def test_traceback_of_a_defect_is_shown_when_it_is_asked_for(conch: Bench, planted: Planted) -> None:
     """With CONCH_DEBUG=1, in both processes."""
-    program = planted("keeper/worker.py", "session = self._new_session()", DEFECT)
+    program = planted("keeper/acquirer.py", "session = self._new_session()", DEFECT)
     done = run(conch, program, "elect", "o", "--", "true", CONCH_DEBUG="1")
     assert done.returncode == 71
     assert "Traceback" in done.stderr
@@ -117,11 +117,11 @@ def test_traceback_of_a_defect_is_shown_when_it_is_asked_for(conch: Bench, plant
 
 
 KEEPERS = [
-    ("keeper/worker.py", "session = self._new_session()", DEFECT),
-    ("keeper/worker.py", "place = self._enter(session, queue)", DEFECT),  # it has a lease by then
-    ("keeper/worker.py", "import queue", "import conch.none_of_ours"),
-    ("keeper/main.py", "warden = Warden(link)", DEFECT),
-    ("keeper/warden.py", "timer.arm(self._next_moment())", DEFECT),
+    ("keeper/acquirer.py", "session = self._new_session()", DEFECT),
+    ("keeper/acquirer.py", "place = self._enter(session, queue)", DEFECT),  # it has a lease by then
+    ("keeper/acquirer.py", "import queue", "import conch.none_of_ours"),
+    ("keeper/main.py", "watchdog = Watchdog(channel)", DEFECT),
+    ("keeper/watchdog.py", "timer.arm(self._next_moment())", DEFECT),
 ]
 
 
@@ -149,7 +149,7 @@ def test_defect_of_a_keeper_while_something_runs(conch: Bench, planted: Planted)
     assert re.fullmatch(LINE, said), said
 
 
-@pytest.mark.parametrize("line", ["new.adopt(begin.live", "warden = Warden(link)"])
+@pytest.mark.parametrize("line", ["new.adopt(begin.live", "watchdog = Watchdog(channel)"])
 def test_defect_of_conchds_keeper_at_the_start(conch: Bench, planted: Planted, line: str) -> None:
     """It will not come to work: 71, for a service manager to see."""
     done = run(conch, planted("cron/daemon.py", line, DEFECT), "conchd", "--state-dir", "s")

@@ -12,14 +12,14 @@ from tests.support.etcdctl import etcdctl
 
 HEAD = """
 import os
-from conch.core import nursery
+from conch.core import keeper_process
 from conch.keeper.main import keep_when_told
-nursery.fork_early(keep_when_told)
-print(nursery.early_pid(), flush=True)
+keeper_process.fork_early(keep_when_told)
+print(keeper_process.early_pid(), flush=True)
 """
 
 
-@pytest.mark.parametrize("then", ["os._exit(0)", "os.kill(os.getpid(), 9)", "nursery.discard_early()"])
+@pytest.mark.parametrize("then", ["os._exit(0)", "os.kill(os.getpid(), 9)", "keeper_process.discard_early()"])
 def test_early_keeper_ends_with_whoever_has_no_job_for_it(tmp_path: Path, then: str) -> None:
     """Killed, ended, or told so."""
     done = subprocess.run([sys.executable, "-c", HEAD + then], capture_output=True, text=True, check=False)
@@ -43,7 +43,7 @@ def test_command_line_without_a_hold_leaves_no_keeper(conch: Bench, arguments: t
 
 
 def test_keeper_knows_what_the_command_line_says(conch: Bench, tmp_path: Path) -> None:
-    """All of it goes over the link: odd bytes, long lists, passwords that are never shown."""
+    """All of it goes over the channel: odd bytes, long lists, passwords that are never shown."""
     endpoints = ",".join([conch.endpoints, *(f"127.0.0.1:{port}" for port in range(1, 40))])
     done = subprocess.run(
         [CONCH, "elect", "o", "--endpoints", endpoints, "--user", "u:p", "--", "printf", b"\xff\xfe"],
@@ -59,11 +59,11 @@ def test_keeper_knows_what_the_command_line_says(conch: Bench, tmp_path: Path) -
 NO_TIMER = """
 import errno, os, sys, threading
 from conch.cli.main import main
-from conch.core import system
-from conch.keeper.worker import Worker
+from conch.core import linux
+from conch.keeper.acquirer import Acquirer
 
 supervisor, granted = os.getpid(), threading.Event()
-make, enter = system.Timer.__init__, Worker._enter
+make, enter = linux.Timer.__init__, Acquirer._enter
 
 def make_or_not(timer):
     if os.getpid() == supervisor:
@@ -75,7 +75,7 @@ def enter_and_tell(*arguments):
     granted.set()
     return enter(*arguments)
 
-system.Timer.__init__, Worker._enter = make_or_not, enter_and_tell
+linux.Timer.__init__, Acquirer._enter = make_or_not, enter_and_tell
 sys.argv[0] = "conch"
 main()
 """

@@ -11,13 +11,13 @@ from tests.support.conch import alive, wait_for
 
 HEAD = """
 import os, signal, sys, time
-from conch.core import clock, nursery, process, system, tree
-from conch.core.process import Dispositions, Spec
+from conch.core import clock, keeper_process, linux, procfs, spawn
+from conch.core.spawn import Dispositions, Spec
 
 def start(*command, start_by=None, apart=False):
     spec = Spec("/bin/" + command[0], command, dict(os.environ), apart=apart)
-    return process.start(
-        spec, tree="cafe", start_by=start_by, dispositions=Dispositions((), frozenset()), spare=lambda entry: False
+    return spawn.start(
+        spec, tree="cafe", start_by=start_by, dispositions=Dispositions((), frozenset()), exclude=lambda entry: False
     )
 
 def wait(child):
@@ -26,8 +26,8 @@ def wait(child):
     return child.exit_code()
 
 if "LOOK_AT_ALL" in os.environ:
-    process.nothing_lives = lambda: False
-system.become_subreaper()
+    spawn.nothing_lives = lambda: False
+linux.become_subreaper()
 """
 
 
@@ -147,7 +147,7 @@ time.sleep(1000)
 def test_gate_of_a_dead_parent_never_opens(tmp_path: Path) -> None:
     """The child holds no end of the gate that could keep it waiting; seen with the parent-death signal taken out."""
     process = script("""
-system.die_with_parent = lambda number: None
+linux.die_with_parent = lambda number: None
 child = start("touch", "ran")
 print(child.pid, flush=True)
 time.sleep(1000)
@@ -195,14 +195,14 @@ def test_emptiness_needs_no_look_at_all_processes(tmp_path: Path, proof: str) ->
 def look():
     raise OSError("looked at all")
 process.processes = look
-keeper, link = nursery.fork_keeper(lambda link: link.wait_for_brief())  # lives, and is none of the tree
+keeper, channel = keeper_process.fork_keeper(lambda channel: channel.wait_for_spec())  # lives, and is none of the tree
 child = start("sh", "-c", "(setsid sleep 1000 & echo $! > orphan) & wait; exit 3")
 child.open_gate()
 assert wait(child) == 3
 assert not child.empty()
 threads = []
 from _thread import start_new_thread
-start_new_thread(lambda: threads.append(process.nothing_lives()), ())
+start_new_thread(lambda: threads.append(spawn.nothing_lives()), ())
 while not threads:
     time.sleep(0.01)
 assert threads == [False]  # it has no children, which says nothing
@@ -223,7 +223,7 @@ def test_children_of_before_are_no_part_of_the_tree(tmp_path: Path) -> None:
 import subprocess
 job = subprocess.Popen(["sleep", "1000"])
 child = start("sh", "-c", "sleep 1000 & echo $! > orphan")
-child._spare = lambda entry: entry.pid == job.pid
+child._exclude = lambda entry: entry.pid == job.pid
 child.open_gate()
 wait(child)
 assert not child.empty()
@@ -250,9 +250,9 @@ def test_sibling_that_the_main_process_made_is_part_of_the_tree(tmp_path: Path) 
         "time.sleep(1000)\n"
     )
     text = f"""
-keeper, link = nursery.fork_keeper(lambda link: link.wait_for_brief())
+keeper, channel = keeper_process.fork_keeper(lambda channel: channel.wait_for_spec())
 child = start("sh", "-c", "exec {sys.executable} clone.py")
-child._spare = lambda entry: entry.pid == keeper
+child._exclude = lambda entry: entry.pid == keeper
 child.open_gate()
 assert wait(child) == 0
 for _ in range(20):
@@ -277,13 +277,13 @@ def test_mark_of_a_process_whose_first_thread_has_ended_is_read(tmp_path: Path) 
     text = f"""
 child = start("sh", "-c", "exec {sys.executable} leave.py")
 child.open_gate()
-while tree.stat(child.pid).state != "Z":
+while procfs.stat(child.pid).state != "Z":
     time.sleep(0.01)
-print(tree.stat(child.pid).dead, tree.trees_of(child.pid), child.empty())
+print(procfs.stat(child.pid).dead, procfs.run_ids_of(child.pid), child.empty())
 os.kill(child.pid, signal.SIGKILL)
 while not child.empty():
     time.sleep(0.01)
-print(tree.trees_of(child.pid))
+print(procfs.run_ids_of(child.pid))
 """
     assert run(text, tmp_path) == "False ['cafe'] False\nNone\n"
 
@@ -291,10 +291,10 @@ print(tree.trees_of(child.pid))
 def test_run_that_is_started_again_is_not_judged_by_the_end_of_its_first_process(tmp_path: Path) -> None:
     """As one whose process found that it was too late: the next one under the same id lives."""
     text = """
-from conch.core.crew import Crew
-from conch.core.link import Start
+from conch.core.daemon_loop import DaemonLoop
+from conch.core.channel import Start
 from conch.log import Log
-crew = Crew(lambda link: None, os.environ, Log(quiet=True), drain_s=0, release_s=0, user=None, kept_open=())
+crew = DaemonLoop(lambda channel: None, os.environ, Log(quiet=True), drain_s=0, release_s=0, user=None, kept_open=())
 order = Start("r", "j", ["/bin/true"], {}, None, [], 0, 1, 1, 1, 0, 0)
 for attempt in (1, 2):
     tree = crew.start_tree(order, attempt, None)
@@ -331,7 +331,7 @@ print(open("got").read(), end="")
 def test_signals_are_not_lost_in_a_flood(tmp_path: Path) -> None:
     """The wake-up descriptor holds only so many; the record holds all kinds."""
     text = """
-from conch.core.parent import Signals
+from conch.core.event_loop import Signals
 signals = Signals()
 for _ in range(20000):
     os.kill(os.getpid(), signal.SIGUSR1)
@@ -350,11 +350,11 @@ def test_a_pid_that_is_another_process_by_now_is_not_signalled(tmp_path: Path) -
 from conch import record
 child = start("sleep", "1000")
 child.open_gate()
-entry = tree.stat(child.pid)
-tree.signal_exactly(record.replace(entry, start=entry.start + 1), signal.SIGKILL)
+entry = procfs.stat(child.pid)
+procfs.signal_exactly(record.replace(entry, start=entry.start + 1), signal.SIGKILL)
 time.sleep(0.1)
 assert child.exit_code() is None
-tree.signal_exactly(entry, signal.SIGKILL)
+procfs.signal_exactly(entry, signal.SIGKILL)
 print(wait(child))
 """
     assert run(text, tmp_path) == f"{128 + signal.SIGKILL}\n"
@@ -366,13 +366,13 @@ def test_what_cannot_be_looked_at_is_not_taken_for_dead(tmp_path: Path) -> None:
 import resource
 child = start("sh", "-c", "sleep 1000 & exec sleep 1000")
 child.open_gate()
-while len(tree.descendants(os.getpid(), tree.processes(), lambda entry: False)) < 2:
+while len(procfs.descendants(os.getpid(), procfs.processes(), lambda entry: False)) < 2:
     time.sleep(0.01)
 os.kill(child.pid, signal.SIGKILL)
 wait(child)
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-for look in (lambda: tree.stat(child.pid), lambda: tree.carries(os.getpid(), "cafe")):
+for look in (lambda: procfs.stat(child.pid), lambda: procfs.carries(os.getpid(), "cafe")):
     try:
         print(look())
     except OSError:

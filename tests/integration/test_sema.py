@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from conch.config import Connection
-from conch.core.link import Acquire, Held, Message, Queued, Release, pair
-from conch.etcd.connect import open_store
+from conch.core.channel import Acquire, Held, Message, Queued, Release, pair
+from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
+from conch.etcd.open import open_store
 from conch.etcd.store import Store
-from conch.keeper.job import Job, Stage
-from conch.keeper.warden import Warden
-from conch.keeper.worker import Worker
+from conch.keeper.acquirer import Acquirer
+from conch.keeper.hold_spec import Job, QueueSpec
+from conch.keeper.watchdog import Watchdog
 from tests.conftest import OwnEtcd
 from tests.support.conch import TRANSPORT, Bench, Wrapper, alive, wait_for
 from tests.support.metrics import difference, requests
@@ -371,19 +371,19 @@ class Waiters:
     prefix: str
     slots: int
     stores: list[Store] = field(default_factory=list)
-    workers: list[Worker] = field(default_factory=list)
+    workers: list[Acquirer] = field(default_factory=list)
     heard: list[list[Message]] = field(default_factory=list)
     ends: list[Callable[[], None]] = field(default_factory=list)
 
     def add(self) -> int:
         ours, theirs = pair()
-        warden = Warden(theirs, lambda targets: [[] for _ in targets])
+        watchdog = Watchdog(theirs, lambda targets: [[] for _ in targets])
         connection = Connection(parse_endpoints(self.endpoints), 60.0, 60.0)
-        stage = Stage(f"{self.prefix}/{self.slots}/", self.slots, f"{self.prefix}/")
+        stage = QueueSpec(f"{self.prefix}/{self.slots}/", self.slots, f"{self.prefix}/")
         store = open_store(connection)
-        worker = Worker(Job(connection, "s", (stage,), 600, 5.0, b"{}"), store, warden)
+        worker = Acquirer(Job(connection, "s", (stage,), 600, 5.0, b"{}"), store, watchdog)
         heard: list[Message] = []
-        warden.send = heard.append  # type: ignore[assignment, method-assign]
+        watchdog.send = heard.append  # type: ignore[assignment, method-assign]
         threading.Thread(target=worker.run, daemon=True).start()
         worker.deliver(Acquire(1))
         wait_for(

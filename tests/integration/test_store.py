@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from conch.config import Connection
 from conch.core import clock
-from conch.etcd.driver import GrpcStore
+from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
+from conch.etcd.grpc_store import GrpcStore
 from conch.etcd.store import (
-    CreatedAt,
+    CreateRevisionIs,
     Delete,
     Event,
-    Head,
+    Header,
     Lease,
     LeaseGone,
     Put,
@@ -26,7 +26,7 @@ from conch.etcd.store import (
     Unreachable,
     Watch,
 )
-from conch.keeper.job import Stage
+from conch.keeper.hold_spec import QueueSpec
 from conch.keeper.queue import PlaceLost, Queue
 from conch.keeper.session import Session
 from conch.keys import prefix_end
@@ -106,7 +106,7 @@ def test_transactions_and_ranges(store: Store, conch: Bench, lease: int) -> None
     base = f"{conch.prefix}/r/".encode()
     keys = [base + bytes([255 - i, 0, 10]) for i in range(5)]
     for i, key in enumerate(keys):
-        done = store.txn([CreatedAt(key, 0)], [Put(key, b"\x00\xff" * i, lease)], timeout_s=5)
+        done = store.txn([CreateRevisionIs(key, 0)], [Put(key, b"\x00\xff" * i, lease)], timeout_s=5)
         assert done.succeeded
     everything = Range(base, prefix_end(base), oldest_first=True)
     found = store.range(everything, timeout_s=5)
@@ -117,9 +117,9 @@ def test_transactions_and_ranges(store: Store, conch: Bench, lease: int) -> None
     answer = store.range(newest, timeout_s=5)
     assert [kv.key for kv in answer.kvs] == [keys[4], keys[3]]
     assert answer.count == 5
-    earlier = replace(newest, created_by=found.kvs[1].create_revision)
+    earlier = replace(newest, max_create_revision=found.kvs[1].create_revision)
     assert [kv.key for kv in store.range(earlier, timeout_s=5).kvs] == [keys[1], keys[0]]
-    refused = store.txn([CreatedAt(keys[0], 0)], [Delete(keys[1])], [Range(keys[0])], timeout_s=5)
+    refused = store.txn([CreateRevisionIs(keys[0], 0)], [Delete(keys[1])], [Range(keys[0])], timeout_s=5)
     assert not refused.succeeded
     assert refused.ranges[0].kvs[0].key == keys[0]
     assert store.txn([], [Delete(keys[1])], timeout_s=5).succeeded
@@ -187,7 +187,7 @@ def contenders(store: Store, prefix: str, slots: int, count: int) -> list[tuple[
     for _ in range(count):
         lease = new_lease()
         store.grant(lease, 60, timeout_s=5)
-        queue = Queue(store, Stage(f"{prefix}/q/", slots), lease)
+        queue = Queue(store, QueueSpec(f"{prefix}/q/", slots), lease)
         place = queue.enter(b"v", timeout_s=5)
         found.append((queue, place.rev))
     return found
@@ -309,7 +309,7 @@ class Watched:
         self.wanted = True
         self.granted_at = clock.now()
         self.store.grant(self.lease, ttl_s, timeout_s=5)
-        self.queue = Queue(self.store, Stage(f"{conch.prefix}/s/", 1), self.lease)
+        self.queue = Queue(self.store, QueueSpec(f"{conch.prefix}/s/", 1), self.lease)
         self.rev = self.queue.enter(b"v", timeout_s=5).rev
         self.session = Session(
             self.store, self.lease, ttl_s, self.granted_at,
@@ -394,7 +394,7 @@ def test_read_that_does_not_show_our_key_is_a_loss(watched: Watched, bend: Any, 
 
 def test_ttl_of_zero_is_a_loss(watched: Watched) -> None:
     """etcd reports no error for a lease that it does not have."""
-    watched.store.bend_alive = lambda _answer: Lease(Head(1, 1, 1), 0)
+    watched.store.bend_alive = lambda _answer: Lease(Header(1, 1, 1), 0)
     watched.start()
     wait_for(lambda: watched.losses == ["the lease is gone"], "a loss")
 
@@ -404,7 +404,7 @@ def test_session_that_ceased_renews_no_more(watched: Watched) -> None:
     sent: list[Lease] = []
     watched.store.bend_alive = sent.append
     watched.start()
-    watched.session.cease()
+    watched.session.stop_quietly()
     wait_for(lambda: all(one.name != "session" for one in threading.enumerate()), "its thread ends at that moment")
     assert sent == []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conch.cron.claims import TRIM, Claims, Delivered, Taken, Won, shared_lease
+from conch.cron.claim_store import TRIM, Claims, Delivered, Taken, Won, shared_lease
 from conch.cron.sweep import KEPT, Sweep
 from conch.etcd.store import Delete, Put, Range
 from conch.keys import prefix_end

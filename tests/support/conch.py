@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from conch.etcd import protobuf
+from conch.etcd import grpc_descriptors
 
-protobuf.install()
+grpc_descriptors.install()
 
 import etcd3  # noqa: E402
 import psutil  # noqa: E402
 
-from conch.config import Connection  # noqa: E402
-from conch.etcd.connect import open_store  # noqa: E402
+from conch.etcd.connection import Connection  # noqa: E402
 from conch.etcd.endpoints import parse_endpoints  # noqa: E402
+from conch.etcd.open import open_store  # noqa: E402
 from conch.etcd.store import Store  # noqa: E402
 
 _INSTALLED = Path(sys.executable).parent / "conch"

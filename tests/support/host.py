@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conch.config import Connection
-from conch.core.crew import HOLDS
-from conch.core.link import Ended, Finished, Message, Note, Release, Running, Start, pair
+from conch.core.channel import Ended, Finished, Message, Note, Release, Running, Start, pair
+from conch.core.daemon_loop import HOLDS
 from conch.core.origin import origin
 from conch.cron.actor import Base
 from conch.cron.clock import FleetClock
-from conch.cron.ledger import Ledger
+from conch.cron.run_log import Ledger
 from conch.cron.scheduler import Scheduler
-from conch.etcd.driver import GrpcStore
+from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
+from conch.etcd.grpc_store import GrpcStore
 from conch.holder import Holder
-from conch.keeper.warden import Warden
+from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
 from tests.support.conch import Bench, wait_for
 
@@ -34,7 +34,7 @@ class Host:
         self._closing = False
         folder.mkdir()
         self._ours, theirs = pair(HOLDS)
-        self._warden = Warden(theirs, lambda targets: [[] for _ in targets])
+        self._watchdog = Watchdog(theirs, lambda targets: [[] for _ in targets])
         self._store = GrpcStore(Connection(parse_endpoints(bench.endpoints)))
         inbox: queue.SimpleQueue[Message | Callable[[], None]] = queue.SimpleQueue()
         self._inbox = inbox
@@ -43,7 +43,7 @@ class Host:
                 store=self._store,
                 connection=Connection(parse_endpoints(bench.endpoints)),
                 keys=Keys(bench.prefix),
-                warden=self._warden,
+                watchdog=self._watchdog,
                 ledger=Ledger(str(folder), self._warden_note),
                 me=Holder(name, 1, "2026-01-01T00:00:00Z", "conchd"),
                 here=origin(os.getpid()),
@@ -61,7 +61,7 @@ class Host:
         self.scheduler.start()
         self._threads = [
             threading.Thread(target=self.scheduler.run, daemon=True),
-            threading.Thread(target=self._warden.run, args=(inbox.put,), daemon=True),
+            threading.Thread(target=self._watchdog.run, args=(inbox.put,), daemon=True),
             threading.Thread(target=self._supervise, daemon=True),
         ]
         for thread in self._threads:

@@ -10,18 +10,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conch.etcd import gateway_codec as codec
-from conch.etcd import messages
+from conch.etcd import grpc_codec
 from conch.etcd.answers import BadAnswer
 from conch.etcd.gateway_codec import GatewayError
 from conch.etcd.store import (
     Compare,
-    CreatedAt,
+    CreateRevisionIs,
     Delete,
     Event,
-    Head,
+    Header,
     KeyValue,
     Lease,
-    ModifiedAt,
+    ModRevisionIs,
     Operation,
     Put,
     Range,
@@ -32,11 +32,11 @@ from conch.etcd.timeline import Timeline
 from conch.etcd.watch import Answer, DriverWatch
 from conch.record import replace
 
-etcdrpc: Any = vars(messages)["etcdrpc"]  # as the driver loads it
+etcdrpc: Any = vars(grpc_codec)["etcdrpc"]  # as the driver loads it
 
 LEASE = 77
 EVERYONE = Range(b"q/", b"q0", newest_first=True, limit=2)
-COMPARE: list[Compare] = [CreatedAt(b"q/k", 0)]
+COMPARE: list[Compare] = [CreateRevisionIs(b"q/k", 0)]
 SUCCESS: list[Operation] = [Put(b"q/k", b"v", LEASE), EVERYONE, Delete(b"x")]
 FAILURE: list[Operation] = [Range(b"q/k")]
 
@@ -158,7 +158,7 @@ def check(kind: str, record: Any) -> None:
             assert type(ttl_s) is int
             assert 0 <= ttl_s <= 9_000_000_000
             assert ttl_s > 0 or kind == "renewed"
-        case Head(revision, member, term):
+        case Header(revision, member, term):
             assert 0 < revision < 2**63 - 1
             assert min(member, term) > 0
         case TxnResult(head, succeeded, ranges):
@@ -290,7 +290,7 @@ def test_answer_that_etcd_never_gives(kind: str, changes: dict[str, Any]) -> Non
 def test_null_stands_for_the_default() -> None:
     """As protobuf's mapping to JSON says: no keys, and not a bad answer."""
     nothing = codec.found(EVERYONE, {"header": HEADER, "kvs": None, "count": None, "more": None})
-    assert nothing == RangeResult(Head(5, 17637856514436962721, 2), (), 0)
+    assert nothing == RangeResult(Header(5, 17637856514436962721, 2), (), 0)
     gone = codec.renewed(LEASE, {"header": HEADER, "ID": "77", "TTL": "-1"})
     assert gone.ttl_s == 0  # as etcd's own proxy says it
 
@@ -321,20 +321,20 @@ messages_kv = type(etcdrpc.RangeResponse().kvs.add())
 @pytest.mark.parametrize(
     "read",
     [
-        lambda: messages.head_of(etcdrpc.LeaseRevokeResponse()),
-        lambda: messages.head_of(etcdrpc.LeaseRevokeResponse(header=header(raft_term=0))),
-        lambda: messages.token(etcdrpc.AuthenticateResponse(header=header())),
-        lambda: messages.granted(LEASE, etcdrpc.LeaseGrantResponse(ID=LEASE, TTL=10)),
-        lambda: messages.granted(LEASE, etcdrpc.LeaseGrantResponse(header=header(), ID=LEASE)),
-        lambda: messages.renewed(LEASE, etcdrpc.LeaseKeepAliveResponse(header=header(), ID=78, TTL=10)),
-        lambda: messages.renewed(LEASE, etcdrpc.LeaseKeepAliveResponse()),
-        lambda: messages.range_result(EVERYONE, etcdrpc.RangeResponse()),
-        lambda: messages.range_result(EVERYONE, etcdrpc.RangeResponse(header=header(), kvs=[key(b"x")])),
-        lambda: messages.range_result(EVERYONE, etcdrpc.RangeResponse(header=header(), kvs=[key(create_revision=0)])),
-        lambda: messages.txn_result(COMPARE, SUCCESS, FAILURE, etcdrpc.TxnResponse(header=header(), succeeded=True)),
-        lambda: messages.txn_result(COMPARE, SUCCESS, FAILURE, etcdrpc.TxnResponse(header=header())),
-        lambda: messages.txn_result([], [], [], etcdrpc.TxnResponse(header=header())),
-        lambda: messages.txn_result(
+        lambda: grpc_codec.head_of(etcdrpc.LeaseRevokeResponse()),
+        lambda: grpc_codec.head_of(etcdrpc.LeaseRevokeResponse(header=header(raft_term=0))),
+        lambda: grpc_codec.token(etcdrpc.AuthenticateResponse(header=header())),
+        lambda: grpc_codec.granted(LEASE, etcdrpc.LeaseGrantResponse(ID=LEASE, TTL=10)),
+        lambda: grpc_codec.granted(LEASE, etcdrpc.LeaseGrantResponse(header=header(), ID=LEASE)),
+        lambda: grpc_codec.renewed(LEASE, etcdrpc.LeaseKeepAliveResponse(header=header(), ID=78, TTL=10)),
+        lambda: grpc_codec.renewed(LEASE, etcdrpc.LeaseKeepAliveResponse()),
+        lambda: grpc_codec.range_result(EVERYONE, etcdrpc.RangeResponse()),
+        lambda: grpc_codec.range_result(EVERYONE, etcdrpc.RangeResponse(header=header(), kvs=[key(b"x")])),
+        lambda: grpc_codec.range_result(EVERYONE, etcdrpc.RangeResponse(header=header(), kvs=[key(create_revision=0)])),
+        lambda: grpc_codec.txn_result(COMPARE, SUCCESS, FAILURE, etcdrpc.TxnResponse(header=header(), succeeded=True)),
+        lambda: grpc_codec.txn_result(COMPARE, SUCCESS, FAILURE, etcdrpc.TxnResponse(header=header())),
+        lambda: grpc_codec.txn_result([], [], [], etcdrpc.TxnResponse(header=header())),
+        lambda: grpc_codec.txn_result(
             COMPARE,
             SUCCESS,
             FAILURE,
@@ -342,10 +342,10 @@ messages_kv = type(etcdrpc.RangeResponse().kvs.add())
                 header=header(), responses=[etcdrpc.ResponseOp(response_put=etcdrpc.PutResponse(header=header()))]
             ),
         ),
-        lambda: messages.txn_result(
+        lambda: grpc_codec.txn_result(
             COMPARE, SUCCESS, FAILURE, etcdrpc.TxnResponse(header=header(), responses=[etcdrpc.ResponseOp()])
         ),
-        lambda: messages.watch_answer(etcdrpc.WatchResponse(created=True)),
+        lambda: grpc_codec.watch_answer(etcdrpc.WatchResponse(created=True)),
     ],
 )
 def test_grpc_answers_that_etcd_never_gives(read: Callable[[], Any]) -> None:
@@ -356,7 +356,7 @@ def test_grpc_answers_that_etcd_never_gives(read: Callable[[], Any]) -> None:
 
 def test_compares_prove_what_is_there() -> None:
     """A key that was compared with its revision, or just put, cannot be missing from what the transaction read."""
-    compare: list[Compare] = [CreatedAt(b"a", 3), ModifiedAt(b"b", 4)]
+    compare: list[Compare] = [CreateRevisionIs(b"a", 3), ModRevisionIs(b"b", 4)]
     success: list[Operation] = [Range(b"a"), Range(b"b"), Put(b"c", b""), Range(b"c")]
 
     def answer(a: Any, b: Any, c: Any) -> Any:
@@ -365,10 +365,10 @@ def test_compares_prove_what_is_there() -> None:
         return etcdrpc.TxnResponse(header=header(), succeeded=True, responses=made)
 
     a, b, c = key(b"a", create_revision=3), key(b"b", create_revision=1, mod_revision=4), key(b"c", create_revision=2)
-    assert len(messages.txn_result(compare, success, (), answer([a], [b], [c])).ranges) == 3
+    assert len(grpc_codec.txn_result(compare, success, (), answer([a], [b], [c])).ranges) == 3
     for odd in (answer([], [b], [c]), answer([a], [], [c]), answer([a], [b], []), answer([key(b"a")], [b], [c])):
         with pytest.raises(BadAnswer):
-            messages.txn_result(compare, success, (), odd)
+            grpc_codec.txn_result(compare, success, (), odd)
 
 
 # -- watches --------------------------------------------------------------------------------------------------

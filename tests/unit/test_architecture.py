@@ -9,11 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "conch"
 SMALL_MODULES = {
-    "conch.hints",
+    "conch.static_typing",
     "conch.errors",
     "conch.keys",
     "conch.names",
-    "conch.durations",
+    "conch.times",
     "conch.holder",
     "conch.limits",
     "conch.log",
@@ -22,11 +22,18 @@ SMALL_MODULES = {
 
 # What the modules of a package may import of conch, besides their own package.
 ALLOWED = {
-    "core": {"conch.errors", "conch.hints", "conch.log", "conch.record"},
-    "etcd": {"conch.errors", "conch.hints", "conch.config", "conch.keys", "conch.limits", "conch.record"},
-    "keeper": {"conch.core", "conch.etcd", "conch.config", "conch.log", *SMALL_MODULES},
-    "cron": {"conch.core", "conch.etcd", "conch.keeper", "conch.config", "conch.log", *SMALL_MODULES},
-    "dev": {"conch.core", "conch.etcd", "conch.config", *SMALL_MODULES},
+    "core": {"conch.errors", "conch.static_typing", "conch.log", "conch.record"},
+    "etcd": {
+        "conch.errors",
+        "conch.static_typing",
+        "conch.etcd.connection",
+        "conch.keys",
+        "conch.limits",
+        "conch.record",
+    },
+    "keeper": {"conch.core", "conch.etcd", "conch.etcd.connection", "conch.log", *SMALL_MODULES},
+    "cron": {"conch.core", "conch.etcd", "conch.keeper", "conch.etcd.connection", "conch.log", *SMALL_MODULES},
+    "dev": {"conch.core", "conch.etcd", "conch.etcd.connection", *SMALL_MODULES},
     "cli": {"conch"},
 }
 
@@ -85,16 +92,23 @@ def test_each_outside_package_has_one_home(module: str, only: set[str]) -> None:
 
 def test_supervisor_never_loads_what_talks_to_etcd() -> None:
     """The process that ends the child knows no gRPC, no threads and no sockets to etcd."""
-    loaded = "conch.cli.main, conch.cli.commands, conch.cli.elect, conch.cli.wrapper, conch.core.loop, conch.keeper.job"
-    heavy = ("grpc", "etcd3", "google.protobuf", "asyncio", "ssl", "psutil", "croniter", "conch.etcd.driver")
-    script = f"import sys, {loaded}; print(*[m for m in {(*heavy, 'conch.keeper.worker')} if m in sys.modules])"
+    loaded = "conch.cli.main, conch.cli.app, conch.cli.elect, conch.cli.hold_options, conch.core.wrapper_loop, conch.keeper.hold_spec"
+    heavy = ("grpc", "etcd3", "google.protobuf", "asyncio", "ssl", "psutil", "croniter", "conch.etcd.grpc_store")
+    script = f"import sys, {loaded}; print(*[m for m in {(*heavy, 'conch.keeper.acquirer')} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
 
 def test_what_starts_fast_takes_its_hints_from_one_place() -> None:
     """`typing` takes a tenth of the time of a whole run; the daemon and `conch dev` may pay for it."""
-    slow = ("conch/cron/", "conch/dev/", "conch/cli/cron.py", "conch/cli/conchd.py", "conch/cli/dev.py", "hints.py")
+    slow = (
+        "conch/cron/",
+        "conch/dev/",
+        "conch/cli/cron.py",
+        "conch/cli/conchd.py",
+        "conch/cli/dev.py",
+        "static_typing.py",
+    )
     for path in files():
         if not any(part in path.as_posix() for part in slow):
             assert "typing" not in imports(path), path
@@ -115,7 +129,7 @@ def test_keeper_of_a_wrapper_loads_nothing_heavy() -> None:
         "typing",
         "dataclasses",
     )
-    ready = "import conch.keeper.main, conch.etcd.connect, conch.keeper.warden, conch.keeper.worker"
+    ready = "import conch.keeper.main, conch.etcd.open, conch.keeper.watchdog, conch.keeper.acquirer"
     script = f"import sys; {ready}; print(*[m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -2,11 +2,11 @@
 
 import pytest
 
-from conch.config import Connection
+from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
-from conch.etcd.failover import FailOver, Trouble
+from conch.etcd.failover import FailOver, CallError
 from conch.etcd.store import Full, Range, RangeResult, StoreError, Unreachable
-from conch.hints import Any
+from conch.static_typing import Any
 
 NOT_MADE = [
     (3, "etcdserver: request is too large"),
@@ -41,7 +41,7 @@ class Failed(Exception):
 
     def __init__(self, code: int | None, details: str) -> None:
         super().__init__(details)
-        self.trouble = Trouble(code, details)
+        self.trouble = CallError(code, details)
 
 
 class Client:
@@ -70,7 +70,7 @@ class Failing(FailOver[Client]):
     def _fail(self) -> Any:
         raise Failed(*(self._next.pop(0) if len(self._next) > 1 else self._next[0]))
 
-    def _trouble(self, raised: Exception) -> Trouble:
+    def _trouble(self, raised: Exception) -> CallError:
         assert isinstance(raised, Failed)
         return raised.trouble
 

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 
 from conch.cli.conchd import ADDRESS
 from conch.cli.cron import INSTANT
-from conch.cli.line import PREFIX, TTL
-from conch.core.link import _KINDS, LinkError, Message, decode, encode, pair
+from conch.cli.spec import PREFIX, TTL
+from conch.core.channel import _KINDS, ChannelError, Message, decode, encode, pair
 from conch.cron.job import UnreadableJob, parse, parse_semaphore, parse_variable
-from conch.cron.journal import Journal
-from conch.cron.records import FIRST_TICK, LAST_TICK, fields_of, row, whole_tick
 from conch.cron.schedule import parse_schedule
-from conch.durations import LONGEST_S, parse_duration
+from conch.cron.values import FIRST_TICK, LAST_TICK, fields_of, row, whole_tick
+from conch.cron.wal import Journal
 from conch.errors import BadInput
 from conch.etcd.endpoints import parse_endpoints
 from conch.holder import Holder, UnreadableHolder
 from conch.keys import ContenderKey, JobKey, Key, Keys, NodeKey, TickKey, contender, slots_of
 from conch.names import check_name
+from conch.times import LONGEST_S, parse_duration
 
 # with lone surrogates, which is what bytes that are no UTF-8 become in an argument or a variable
 TEXT = st.text(st.characters(), max_size=40)
@@ -386,7 +386,7 @@ def use(data: bytes) -> None:
     """Decode; what is a message can be sent again."""
     try:
         message = decode(data)
-    except LinkError as error:
+    except ChannelError as error:
         one_line(error)
         return
     assert isinstance(message, Message)
@@ -408,14 +408,14 @@ def test_link_messages_that_are_torn(data: bytes) -> None:
 @pytest.mark.parametrize("kind", [[], {}, None, 5, "", "nosuch", "\ud800"], ids=repr)
 def test_link_messages_of_odd_kinds(kind: Any) -> None:
     """A kind that is none, or cannot be one, is a link error."""
-    with pytest.raises(LinkError):
+    with pytest.raises(ChannelError):
         decode(dumped({"kind": kind}))
 
 
 @pytest.mark.parametrize("data", [b"[" * 100_000, b'{"kind":' * 50_000, b"\0", b"\xff" * 1000, b"1" * 5000])
 def test_link_messages_that_are_hard_to_parse(data: bytes) -> None:
     """Deep, long and odd ones are link errors, and nothing else."""
-    with pytest.raises(LinkError):
+    with pytest.raises(ChannelError):
         decode(data)
 
 
@@ -431,7 +431,7 @@ def test_what_arrives_on_the_link(packets: list[bytes]) -> None:
         for _ in range(len(packets) + 1):
             try:
                 ours.drain()
-            except LinkError:
+            except ChannelError:
                 continue
         assert ours.closed
     finally:

@@ -18,7 +18,7 @@ from conch.cron.job import (
     parse_semaphore,
     parse_variable,
 )
-from conch.cron.records import STATES, Result, claim_value, fields_of, row
+from conch.cron.values import STATES, Result, claim_value, fields_of, row
 from conch.errors import BadInput
 from conch.holder import Holder, UnreadableHolder, rfc3339
 

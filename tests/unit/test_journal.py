@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conch.cron import journal as module
-from conch.cron.journal import Journal, Record
+from conch.cron import wal as module
+from conch.cron.wal import Journal, Record
 
 LAST = b"the last record"
 
@@ -842,7 +842,7 @@ def test_file_size_limit_of_the_process_is_an_error_and_can_be_lifted(tmp_path: 
     """EFBIG from the real kernel: half a record is written, then taken away."""
     script = """
 import resource, sys
-from conch.cron.journal import Journal
+from conch.cron.wal import Journal
 journal = Journal(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
 print(journal.append(b"a" * 3000))
@@ -986,7 +986,7 @@ def test_killed_process_leaves_all_that_it_had_promised(tmp_path: Path, seed: in
     luck = random.Random(seed)
     script = """
 import sys, threading
-from conch.cron.journal import Journal
+from conch.cron.wal import Journal
 journal = Journal(sys.argv[1], segment_bytes=2000)
 assert not journal.damage, journal.damage
 def work():

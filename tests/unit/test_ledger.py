@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from conch.cron.journal import Journal
-from conch.cron.ledger import Entry, Ledger, ended
-from conch.cron.records import Result
+from conch.cron.run_log import Entry, Ledger, ended
+from conch.cron.values import Result
+from conch.cron.wal import Journal
 
 OK = Result("a", "ok", 0, 1.5, 0.25, 1)
 
@@ -50,7 +50,7 @@ def test_runs_are_remembered_until_their_results_are_delivered(tmp_path: Path) -
 
 def test_long_run_does_not_keep_the_journal_of_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is still open is written anew, and the old segments go."""
-    monkeypatch.setattr("conch.cron.ledger.Journal", lambda folder: Journal(folder, segment_bytes=2000))
+    monkeypatch.setattr("conch.cron.run_log.Journal", lambda folder: Journal(folder, segment_bytes=2000))
     ledger = Ledger(str(tmp_path), Told())
     ledger.write(entry("long"))
     for number in range(300):

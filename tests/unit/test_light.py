@@ -4,7 +4,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from conch.etcd.light import _Stream
+from conch.etcd.gateway_store import _Stream
 from conch.etcd.store import Range
 
 HEADER = {"revision": "5", "member_id": "1", "raft_term": "2"}

@@ -12,11 +12,11 @@ from hypothesis import given as over
 from hypothesis import settings as how
 from hypothesis import strategies as st
 
+from conch.cli.click_adapter import given, made
+from conch.cli.cron_show import COMMAND as LS
 from conch.cli.elect import COMMAND as ELECT
-from conch.cli.jobs import COMMAND as LS
-from conch.cli.line import Command, Option, read
-from conch.cli.options import given, made
 from conch.cli.sema import COMMAND as SEMA
+from conch.cli.spec import Command, Option, read
 
 _TEXTS = st.sampled_from(
     [

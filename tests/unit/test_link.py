@@ -7,19 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conch.core.link import (
+from conch.core.channel import (
     Acquire,
     Answered,
     Begin,
     Begun,
-    Board,
+    DeadlinePage,
     Drain,
     Ended,
     Failed,
     Finished,
     Held,
     Kill,
-    LinkError,
+    ChannelError,
     Lost,
     Message,
     Note,
@@ -76,14 +76,14 @@ def test_anything_else_is_a_link_error(data: bytes) -> None:
     """Never another exception."""
     try:
         decode(data)
-    except LinkError:
+    except ChannelError:
         pass
 
 
 def test_message_with_wrong_fields_is_a_link_error() -> None:
     """Missing or unknown."""
     for data in ({"kind": "ended", "x": 1}, {"kind": "failed", "code": 1}):
-        with pytest.raises(LinkError):
+        with pytest.raises(ChannelError):
             decode(json.dumps(data).encode())
 
 
@@ -144,7 +144,7 @@ def test_end_is_seen_after_all_that_was_sent_before() -> None:
 
 def test_half_written_deadline_is_not_taken() -> None:
     """A keeper stopped in the middle of a write leaves what was there before, or nothing."""
-    board = Board()
+    board = DeadlinePage()
     assert board.read() is None
     board.publish(Renewed(1, 5.0))
     assert board.read() == Renewed(1, 5.0)
@@ -154,7 +154,7 @@ def test_half_written_deadline_is_not_taken() -> None:
 
 def test_deadline_is_seen_by_another_process() -> None:
     """The page is shared across fork."""
-    board = Board()
+    board = DeadlinePage()
     pid = os.fork()
     if pid == 0:
         board.publish(Renewed(7, 1.25))

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from conch.cli.click_adapter import given, made
+from conch.cli.connection_options import settings
 from conch.cli.dev import command as dev
 from conch.cli.elect import COMMAND as ELECT
-from conch.cli.line import Command, read
-from conch.cli.options import given, made
 from conch.cli.sema import COMMAND as SEMA
-from conch.cli.settings import settings
-from conch.config import Settings
+from conch.cli.spec import Command, read
+from conch.etcd.connection import Settings
 from conch.etcd.endpoints import parse_endpoints
 
 # option, etcdctl has it, three values as written, the four as parsed (flag, CONCH_, ETCDCTL_, default)

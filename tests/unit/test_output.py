@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conch.core.output import Outputs, Relay
+from conch.core.output_relay import Outputs, Relay
 from conch.log import Lines, whole_characters
 
 NAME = "job 2026-01-01T00:00:00Z"

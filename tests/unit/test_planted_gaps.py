@@ -5,10 +5,20 @@ from typing import Any, cast
 
 import pytest
 
-from conch.cron.claims import Claims, Due, Node
+from conch.cron.claim_store import Claims, PendingTick, Node
 from conch.cron.job import decode
-from conch.cron.records import Result
-from conch.etcd.store import Below, Compare, CreatedAt, KeyValue, ModifiedAt, Operation, Store, TxnResult, Unreachable
+from conch.cron.values import Result
+from conch.etcd.store import (
+    ValueBelow,
+    Compare,
+    CreateRevisionIs,
+    KeyValue,
+    ModRevisionIs,
+    Operation,
+    Store,
+    TxnResult,
+    Unreachable,
+)
 from conch.holder import Holder
 from conch.keys import Keys
 
@@ -29,15 +39,15 @@ class Unsent:
         raise Unreachable("not sent")
 
 
-def claim(claims: Claims, due: Due, has_floor: bool) -> None:
+def claim(claims: Claims, due: PendingTick, has_floor: bool) -> None:
     claims.claim(due, Node(1, 2, 11), ME, 0.0, has_floor=has_floor, timeout_s=1)
 
 
-def claim_to_wait(claims: Claims, due: Due, has_floor: bool) -> None:
+def claim_to_wait(claims: Claims, due: PendingTick, has_floor: bool) -> None:
     claims.claim_to_wait(due, Node(1, 2, 11), ME, 0.0, BUSY, has_floor=has_floor, timeout_s=1)
 
 
-def claim_to_skip(claims: Claims, due: Due, has_floor: bool) -> None:
+def claim_to_skip(claims: Claims, due: PendingTick, has_floor: bool) -> None:
     claims.claim_to_skip(due, Node(1, 2, 11), ME, 0.0, BUSY, "why", has_floor=has_floor, timeout_s=1)
 
 
@@ -45,7 +55,7 @@ def claim_to_skip(claims: Claims, due: Due, has_floor: bool) -> None:
 @pytest.mark.parametrize("has_floor", [False, True])
 @pytest.mark.parametrize("how", [claim, claim_to_wait, claim_to_skip])
 def test_every_claim_compares_all_that_may_stand_against_it(
-    how: Callable[[Claims, Due, bool], None], has_floor: bool, overlap: str
+    how: Callable[[Claims, PendingTick, bool], None], has_floor: bool, overlap: str
 ) -> None:
     """One comparison must not hide that another is missing: the run key of a forbid job, say, that of its claim."""
     job = decode("j", {"schedule": "@every 1s", "cmd": ["true"], "overlap": overlap})
@@ -53,22 +63,22 @@ def test_every_claim_compares_all_that_may_stand_against_it(
     with pytest.raises(Unreachable):
         how(
             Claims(cast(Store, store), Keys("/p"), "a"),
-            Due(job, 21, TICK, 0.0, "r", now_rev=41, number=TICK - 9),
+            PendingTick(job, 21, TICK, 0.0, "r", request_rev=41, number=TICK - 9),
             has_floor,
         )
     floor = b"/p/cron/floor/j"
     wanted: set[Compare] = {
-        CreatedAt(b"/p/node/a", 11),
-        CreatedAt(b"/p/cron/fire/j/%d" % TICK, 0),
-        CreatedAt(b"/p/cron/result/j/%d" % TICK, 0),
-        ModifiedAt(b"/p/cron/job/j", 21),
-        CreatedAt(b"/p/cron/now/j/%d" % (TICK - 9), 41),
-        Below(floor, b"%d" % TICK) if has_floor else CreatedAt(floor, 0),
+        CreateRevisionIs(b"/p/node/a", 11),
+        CreateRevisionIs(b"/p/cron/fire/j/%d" % TICK, 0),
+        CreateRevisionIs(b"/p/cron/result/j/%d" % TICK, 0),
+        ModRevisionIs(b"/p/cron/job/j", 21),
+        CreateRevisionIs(b"/p/cron/now/j/%d" % (TICK - 9), 41),
+        ValueBelow(floor, b"%d" % TICK) if has_floor else CreateRevisionIs(floor, 0),
     }
     if how is not claim:
-        wanted.add(CreatedAt(BUSY.key, 31))
+        wanted.add(CreateRevisionIs(BUSY.key, 31))
     elif overlap != "allow":
-        wanted.add(CreatedAt(BUSY.key, 0))
+        wanted.add(CreateRevisionIs(BUSY.key, 0))
     assert set(store.compare) == wanted
 
 
@@ -82,9 +92,9 @@ def test_every_result_is_created_once_and_above_the_floor(has_floor: bool, run_r
         claims.deliver("j", TICK, Result("a", "ok"), run_rev, (), 0.0, has_floor=has_floor, timeout_s=1)
     floor = b"/p/cron/floor/j"
     wanted: set[Compare] = {
-        CreatedAt(b"/p/cron/result/j/%d" % TICK, 0),
-        Below(floor, b"%d" % TICK) if has_floor else CreatedAt(floor, 0),
+        CreateRevisionIs(b"/p/cron/result/j/%d" % TICK, 0),
+        ValueBelow(floor, b"%d" % TICK) if has_floor else CreateRevisionIs(floor, 0),
     }
     if run_rev is not None:
-        wanted.add(CreatedAt(b"/p/cron/run/j", run_rev))
+        wanted.add(CreateRevisionIs(b"/p/cron/run/j", run_rev))
     assert set(store.compare) == wanted

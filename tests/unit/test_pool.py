@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from conch.core.link import (
+from conch.core.channel import (
     Begin,
     Begun,
     Drain,
@@ -27,9 +27,9 @@ from conch.core.link import (
     Running,
     Start,
 )
-from conch.core.plan import End
-from conch.core.pool import Pool
-from conch.core.tree import Stat
+from conch.core.daemon_supervisor import DaemonSupervisor
+from conch.core.procfs import Stat
+from conch.core.states import End
 from conch.log import Log
 
 TERM, INT, HUP, KILL, CONT, USR1 = (
@@ -108,7 +108,7 @@ class World:
             def plain(self, message: str) -> None:
                 world.events.append(f"plain: {message}")
 
-        self.pool = Pool(self, Recorder(), drain_s=drain_s, release_s=release_s)
+        self.pool = DaemonSupervisor(self, Recorder(), drain_s=drain_s, release_s=release_s)
         self.pool.begin()
         if begun:
             self.hears(Begun())

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import cast
 
 from conch.core import clock
-from conch.etcd.store import Head, KeyValue, Lease, Range, RangeResult, Store, Unreachable
+from conch.etcd.store import Header, KeyValue, Lease, Range, RangeResult, Store, Unreachable
 from conch.keeper.session import Session
 from tests.support.conch import wait_for
 
-HEAD = Head(5, 1, 1)
+HEAD = Header(5, 1, 1)
 
 
 class AwayUntil:
@@ -88,7 +88,7 @@ def test_renewals_go_on_where_they_were_not_wanted_for_a_while() -> None:
     session.follow("1", 3)
     try:
         wait_for(lambda: clock.now() > began + 2.8, "the time in which it is not wanted")
-        session.hurry()  # puts off what the session itself would notice
+        session.renew_now()  # puts off what the session itself would notice
         wait_for(lambda: confirmed, "to be confirmed", 5)
     finally:
         session.stop()

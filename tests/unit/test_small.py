@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conch.core import clock
-from conch.core.clock import Terms
-from conch.core.plan import next_backoff
+from conch.core.clock import DeadlineRule
+from conch.core.states import next_backoff
 from conch.cron.unreadable import Unreadable
-from conch.durations import format_duration, parse_duration
 from conch.errors import BadInput
 from conch.etcd.endpoints import Endpoint, parse_endpoints
 from conch.holder import Holder, UnreadableHolder, myself, shown
 from conch.keys import ContenderKey, JobKey, Key, Keys, NodeKey, TickKey, contender, prefix_end
 from conch.log import Log, escape, logfmt
 from conch.names import check_name
+from conch.times import format_duration, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -261,11 +261,11 @@ def test_holder_cuts_long_commands_and_bears_odd_bytes(monkeypatch: pytest.Monke
 )
 def test_deadline_rule(ttl: float, kill_after: float, margin: float, grace: float) -> None:
     """margin = max(0.2 s, TTL/20), grace = min(kill-after, TTL/3)."""
-    terms = Terms(ttl, kill_after)
+    terms = DeadlineRule(ttl, kill_after)
     assert terms.margin_s == pytest.approx(margin)
     assert terms.grace_s == pytest.approx(grace)
-    assert terms.kill_at(100) == pytest.approx(100 - margin)
-    assert terms.term_at(100) == terms.start_by(100) == pytest.approx(100 - margin - grace)
+    assert terms.sigkill_at(100) == pytest.approx(100 - margin)
+    assert terms.sigterm_at(100) == terms.start_by(100) == pytest.approx(100 - margin - grace)
 
 
 def test_backoff_grows_with_jitter_between_its_bounds() -> None:

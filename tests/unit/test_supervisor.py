@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from conch.core.link import (
+from conch.core.attempt import Phase, Run
+from conch.core.channel import (
     Acquire,
     Answered,
     Ended,
@@ -21,10 +22,9 @@ from conch.core.link import (
     Renewed,
     Running,
 )
-from conch.core.plan import End, IllegalTransition, Plan, State
-from conch.core.run import Phase, Run
+from conch.core.procfs import Stat
+from conch.core.states import End, IllegalTransition, RunOptions, State
 from conch.core.supervisor import Supervisor
-from conch.core.tree import Stat
 from conch.log import Log
 
 TERM, INT, HUP, KILL, CONT, USR1 = (
@@ -85,7 +85,7 @@ class World:
                 world.events.append(f"plain: {message}")
 
         plan.setdefault("name", "o")
-        self.supervisor = Supervisor(Plan(**plan), self, Recorder())
+        self.supervisor = Supervisor(RunOptions(**plan), self, Recorder())
         self.supervisor.begin()
 
     # Ports
@@ -190,10 +190,10 @@ def test_a_good_run() -> None:
 def test_deadline_that_is_not_renewed() -> None:
     """SIGTERM to the tree at deadline-margin-grace, SIGKILL at deadline-margin, then 70."""
     world = World().held()
-    term_at, kill_at = TTL - 0.5 - TTL / 3, TTL - 0.5
-    world.at(term_at - 0.01)
+    sigterm_at, kill_at = TTL - 0.5 - TTL / 3, TTL - 0.5
+    world.at(sigterm_at - 0.01)
     assert world.tree.signals == []
-    world.at(term_at)
+    world.at(sigterm_at)
     assert world.tree.signals == [("tree", TERM), ("tree", CONT)]
     world.at(kill_at - 0.01)
     assert ("tree", KILL) not in world.tree.signals

@@ -2,16 +2,16 @@
 
 import pytest
 
-from conch.etcd.store import Head, Lease, RangeResult
+from conch.etcd.store import Header, Lease, RangeResult
 from conch.etcd.timeline import Timeline
 
 
 def read(revision: int, term: int = 2) -> RangeResult:
-    return RangeResult(Head(revision, 1, term), (), 0)
+    return RangeResult(Header(revision, 1, term), (), 0)
 
 
 def renewal(revision: int, term: int = 2) -> Lease:
-    return Lease(Head(revision, 1, term), 10)
+    return Lease(Header(revision, 1, term), 10)
 
 
 class Heard:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from conch.core import clock
-from conch.core.clock import Terms
-from conch.core.link import Acquire, Ended, Kill, Lost, Message, Note, Release, Running, pair
-from conch.core.tree import Stat, Target
-from conch.keeper.warden import Warden
+from conch.core.channel import Acquire, Ended, Kill, Lost, Message, Note, Release, Running, pair
+from conch.core.clock import DeadlineRule
+from conch.core.procfs import Stat, Target
+from conch.keeper.watchdog import Watchdog
 from tests.support.conch import wait_for
 
 
@@ -22,8 +22,8 @@ class Stage:
         self.alive: list[Stat] = []
         self.delivered: list[Message] = []
         self.kill_after_s = kill_after_s
-        self.warden = Warden(self.theirs, self.kill)
-        self.thread = threading.Thread(target=self.warden.run, args=(self.delivered.append,), daemon=True)
+        self.watchdog = Watchdog(self.theirs, self.kill)
+        self.thread = threading.Thread(target=self.watchdog.run, args=(self.delivered.append,), daemon=True)
         self.thread.start()
 
     def kill(self, targets: Sequence[Target]) -> list[list[Stat]]:
@@ -48,7 +48,7 @@ def stage() -> Iterator[Stage]:
 def hold(stage: Stage, left_s: float, *, ttl_s: float = 10.0, bound: bool = True) -> float:
     """A hold with so much time left until deadline - margin, over a running tree."""
     moment = clock.now() + left_s
-    stage.warden.acquired(1, Terms(ttl_s, stage.kill_after_s), moment + max(0.2, ttl_s / 20))
+    stage.watchdog.acquired(1, DeadlineRule(ttl_s, stage.kill_after_s), moment + max(0.2, ttl_s / 20))
     stage.link.send(Running(77, "ab", [1] if bound else [], stage.kill_after_s))
     return moment
 
@@ -65,8 +65,8 @@ def test_renewal_moves_the_last_moment(stage: Stage) -> None:
     """It wakes nobody; the timer finds the newer deadline."""
     hold(stage, 0.2)
     later = clock.now() + 0.6
-    stage.warden.renewed(1, later + 0.5)
-    stage.warden.renewed(2, later + 100)  # of another acquisition
+    stage.watchdog.renewed(1, later + 0.5)
+    stage.watchdog.renewed(2, later + 100)  # of another acquisition
     wait_for(lambda: stage.kills, "a kill")
     assert stage.kills[0][0] >= later
 
@@ -75,9 +75,9 @@ def test_loss_brings_the_last_moment_to_kill_after(stage: Stage) -> None:
     """And tells the supervisor, once."""
     hold(stage, 60)
     lost_at = clock.now()
-    stage.warden.lost(1, "gone")
-    stage.warden.lost(1, "gone")
-    stage.warden.lost(2, "another")
+    stage.watchdog.lost(1, "gone")
+    stage.watchdog.lost(1, "gone")
+    stage.watchdog.lost(2, "another")
     wait_for(lambda: stage.kills, "a kill")
     assert lost_at + 0.3 <= stage.kills[0][0] < lost_at + 3
     assert [m for m in stage.heard() if isinstance(m, Lost)] == [Lost(1, "gone")]
@@ -109,9 +109,9 @@ def test_dead_supervisor_means_kill_until_nothing_is_seen_alive(stage: Stage, bo
 
 def test_renewals_are_not_wanted_for_a_hold_under_which_nothing_runs(stage: Stage) -> None:
     """A supervisor stopped at the wrong moment must not keep the office for nothing."""
-    wants = stage.warden.wants_renewals
+    wants = stage.watchdog.wants_renewals
     assert wants(1)  # in the queue
-    stage.warden.acquired(1, Terms(2.0, 0.3), clock.now() + 2)  # 2 - 0.2 - 0.3 s to start something
+    stage.watchdog.acquired(1, DeadlineRule(2.0, 0.3), clock.now() + 2)  # 2 - 0.2 - 0.3 s to start something
     assert wants(1)
     wait_for(lambda: not wants(1), "no renewal for nothing")
     stage.link.send(Running(77, "ab", [1], 0.3))
@@ -128,7 +128,7 @@ def test_commands_are_delivered_and_messages_sent(stage: Stage) -> None:
     stage.link.send(Release())
     wait_for(lambda: stage.delivered[:2] == [Acquire(1), Release()], "the commands")
     for i in range(3000):
-        stage.warden.send(Note("info", "n", {"i": i}))
+        stage.watchdog.send(Note("info", "n", {"i": i}))
     hold(stage, 0.1)
     wait_for(lambda: stage.kills, "a kill, although nobody reads")
     got: list[Message] = []
@@ -144,8 +144,8 @@ def test_commands_are_delivered_and_messages_sent(stage: Stage) -> None:
 def test_runs_are_killed_each_by_its_own_last_moment(stage: Stage) -> None:
     """Of several under several holds: the earlier of two, and what holds nothing not at all."""
     now = clock.now()
-    stage.warden.acquired(1, Terms(10.0, 0.3), now + 0.5 + 0.2)
-    stage.warden.acquired(2, Terms(10.0, 0.3), now + 0.5 + 60, run="b")
+    stage.watchdog.acquired(1, DeadlineRule(10.0, 0.3), now + 0.5 + 0.2)
+    stage.watchdog.acquired(2, DeadlineRule(10.0, 0.3), now + 0.5 + 60, run="b")
     stage.link.send(Running(71, "ta", [2], 0.3, "a"))
     stage.link.send(Running(72, "tb", [1, 2], 0.3, "b"))
     stage.link.send(Running(73, "tc", [], 0.3, "c"))
@@ -154,7 +154,7 @@ def test_runs_are_killed_each_by_its_own_last_moment(stage: Stage) -> None:
     assert stage.kills[0][0] >= now + 0.2
     stage.link.send(Ended("b"))
     lost_at = clock.now()
-    stage.warden.lost(2, "gone")
+    stage.watchdog.lost(2, "gone")
     wait_for(lambda: any(pid == 71 for _, pid, _ in stage.kills), "the kill of the other")
     assert next(at for at, pid, _ in stage.kills if pid == 71) >= lost_at + 0.3
     assert all(pid != 73 for _, pid, _ in stage.kills)
@@ -166,7 +166,7 @@ def test_end_of_one_run_is_ordered_and_enforced(stage: Stage) -> None:
     stage.link.send(Running(72, "tb", [], 0.3, "b"))
     wait_for(lambda: len(stage.delivered) == 2, "both known")
     ended_at = clock.now()
-    stage.warden.end("a", "the run key is gone")
+    stage.watchdog.end("a", "the run key is gone")
     wait_for(lambda: stage.heard() == [Kill("a", "the run key is gone")], "the order")
     wait_for(lambda: len(stage.kills) >= 2, "kills")
     assert stage.kills[0][0] >= ended_at + 0.3
@@ -175,9 +175,9 @@ def test_end_of_one_run_is_ordered_and_enforced(stage: Stage) -> None:
 
 def test_hold_that_was_given_back_under_a_run(stage: Stage) -> None:
     """A defect, and killing at once the safe side."""
-    stage.warden.acquired(1, Terms(10.0, 0.3), clock.now() + 60)
+    stage.watchdog.acquired(1, DeadlineRule(10.0, 0.3), clock.now() + 60)
     stage.link.send(Running(71, "ta", [1], 0.3, "a"))
     wait_for(lambda: stage.delivered, "known")
-    stage.warden.forget(1)
+    stage.watchdog.forget(1)
     stage.link.send(Acquire(9))  # wakes it
     wait_for(lambda: stage.kills, "a kill")

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from conch.config import Connection
-from conch.cron.ledger import Ledger
+from conch.cron.run_log import Ledger
+from conch.etcd.connection import Connection
 from conch.etcd.store import Store
 from conch.keys import Keys
 

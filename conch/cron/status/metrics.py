@@ -7,8 +7,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from conch.cron.records import STATES
 from conch.cron.runs import LAGS_S
+from conch.cron.values import STATES
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from conch.config import Connection
-from conch.cron.history import everything, last_rows
 from conch.cron.job import Job
-from conch.cron.ledger import Entry, Ledger
+from conch.cron.run_log import Entry, Ledger
 from conch.cron.scheduler import Scheduler
 from conch.cron.status.metrics import Figures, text_of
 from conch.cron.status.shared import Shared
 from conch.cron.unreadable import Unreadable
+from conch.cron.views import everything, last_rows
+from conch.etcd.connection import Connection
 from conch.etcd.store import KeyValue, Store
 from conch.holder import Holder, UnreadableHolder, rfc3339
 from conch.keys import ContenderKey, Keys

@@ -1,0 +1,195 @@
+"""What every supervising process has: its signals, its timer, its keeper and the link to it."""
+
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable, Collection
+
+from conch.core import keeper_process, linux, procfs
+from conch.core.channel import Channel, Message, Renewed
+from conch.core.spawn import Dispositions
+from conch.core.states import ENDING, PASSED_ON
+from conch.errors import EXIT_DEFECT
+from conch.log import Lines, Log
+
+_NOTED = frozenset({*ENDING, *PASSED_ON, signal.SIGCHLD})
+# A conch in the background must be able to take the terminal back and to write to it.
+_IGNORED = frozenset({signal.SIGTTOU, signal.SIGTTIN})
+# How long a keeper may take to leave by itself at the end, before it is killed.
+_KEEPER_LEAVES_S = 1.0
+
+
+class Signals:
+    """Turns signals into bytes on a descriptor, whichever thread gets them; knows what to give back to children."""
+
+    def __init__(self, ignored: Collection[signal.Signals] = _IGNORED) -> None:
+        self._out, self._in = socket.socketpair()
+        self._noted: list[int] = []
+        self._out.setblocking(False)
+        self._in.setblocking(False)
+        reset = {signal.SIGPIPE, signal.SIGXFSZ}  # Python itself ignores these
+        for number in ignored:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                reset.add(number)
+            signal.signal(number, signal.SIG_IGN)
+        for number in _NOTED:
+            self.note(number)
+        signal.set_wakeup_fd(self._in.fileno(), warn_on_full_buffer=False)
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOTED)
+        self.dispositions = Dispositions(tuple(reset), frozenset(mask))
+
+    def fileno(self) -> int:
+        """The descriptor to poll."""
+        return self._out.fileno()
+
+    def note(self, number: int) -> None:
+        """Take note of this signal. One that was ignored when conch started (nohup, a shell's &) stays ignored."""
+        if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, self._note)
+
+    @staticmethod
+    def heard(number: int) -> bool:
+        """Whether this signal is noted; else it was ignored when conch started."""
+        return signal.getsignal(number) != signal.SIG_IGN
+
+    def _note(self, number: int, _frame: object) -> None:
+        """All that a handler does. The descriptor wakes the loop; a flood may fill it, but loses nothing here."""
+        self._noted.append(number)
+
+    def close(self) -> None:
+        """Wake nobody any more; signals are still noted, so that none ends us at the end."""
+        signal.set_wakeup_fd(-1)
+        self._out.close()
+        self._in.close()
+
+    def take(self) -> list[int]:
+        """The signals that arrived since the last call, in order."""
+        try:
+            while self._out.recv(4096):
+                pass
+        except BlockingIOError:
+            pass  # all read
+        noted, self._noted = self._noted, []
+        return noted
+
+
+class SupervisorLoop:
+    """Starts, hears and ends the keeper; waits for descriptors, signals and moments."""
+
+    def __init__(
+        self,
+        keeper_main: Callable[[Channel], None],
+        log: Log,
+        *,
+        send_spec: bytes = b"",
+        holds: int = 1,
+        kept_open: Collection[int] = (),
+    ) -> None:
+        """`brief` tells a keeper that was forked early what a later one knows from `keeper_main`.
+
+        `holds` is how many may be held at a time; the descriptors `kept_open` are the keeper's too.
+        """
+        self.log = log
+        self.keeper: int | None = None
+        self._keeper_main = keeper_main
+        self._brief = send_spec
+        self._holds = holds
+        self._kept_open = kept_open
+        self._channel: Channel | None = None
+        self._writing: set[int] = set()
+        self.signals = Signals()
+        self._timer = linux.Timer()
+        self.poller = select.poll()
+        self.poller.register(self.signals, select.POLLIN)
+        self.poller.register(self._timer.fileno(), select.POLLIN)
+        linux.become_subreaper()
+
+    def wait(self, until: float | None) -> list[tuple[int, int]]:
+        """Return at the moment `until` (CLOCK_BOOTTIME), or when any descriptor is ready: which, as poll tells."""
+        self._timer.arm(until)
+        if self._channel is not None:
+            events = select.POLLIN | (select.POLLOUT if self._channel.pending else 0)
+            self.poller.modify(self._channel, events)
+        ready = self.poller.poll()
+        self._timer.clear()
+        return ready
+
+    def close(self) -> None:
+        """Give back what was opened."""
+        self.signals.close()
+        self._timer.close()
+
+    def want_write(self, lines: Lines) -> None:
+        """Have `wait` return when lines that wait could be written."""
+        fd = lines.fileno()
+        if lines.pending and fd not in self._writing:
+            self._writing.add(fd)
+            self.poller.register(fd, select.POLLOUT)
+        elif not lines.pending and fd in self._writing:
+            self._writing.remove(fd)
+            self.poller.unregister(fd)
+
+    def receive(self, on_message: Callable[[Message], None], on_death: Callable[[], None]) -> None:
+        """Pass on what the keeper sent, then its death if it ended."""
+        channel = self._channel
+        if channel is None:
+            return
+        channel.flush()
+        arrived = channel.drain()
+        # an order must not be judged by the deadline of when we last woke
+        for message in arrived:
+            if isinstance(message, Renewed):
+                on_message(message)
+        for message in arrived:
+            on_message(message)
+        if channel.closed and channel is self._channel:
+            on_death()
+
+    def follow(self, holds: set[int]) -> None:
+        """Hear of the deadlines of these holds."""
+        if self._channel is not None:
+            self._channel.follow(holds)
+
+    def start_keeper(self) -> None:
+        """Have a keeper: the one that was forked early, if there is one and a brief for it, or fork one."""
+        early = keeper_process.take_early() if self._brief else None
+        if early is None:
+            self.keeper, self._channel = keeper_process.fork_keeper(
+                self._keeper_main, holds=self._holds, kept_open=self._kept_open
+            )
+        else:
+            self.keeper, self._channel = early
+            self._channel.send_spec(self._brief)
+        self.poller.register(self._channel, select.POLLIN)
+
+    def drop_keeper(self) -> bool:
+        """SIGKILL the keeper and reap it; return whether it had ended of a defect of its own."""
+        defect = False
+        if self.keeper is not None:
+            os.kill(self.keeper, signal.SIGKILL)
+            _, status = os.waitpid(self.keeper, 0)
+            defect = os.waitstatus_to_exitcode(status) == EXIT_DEFECT
+            self.keeper = None
+        if self._channel is not None:
+            self.poller.unregister(self._channel)
+            self._channel.close()
+            self._channel = None
+        return defect
+
+    def send(self, message: Message) -> None:
+        """Send to the keeper."""
+        if self._channel is not None:
+            self._channel.send(message)
+
+    def dismiss_keeper(self) -> None:
+        """The keeper ends when the link closes; it is not left behind in any case."""
+        if self._channel is not None:
+            self.poller.unregister(self._channel)
+            self._channel.close()
+            self._channel = None
+        if self.keeper is not None:
+            entry = procfs.stat(self.keeper)
+            if entry is not None:
+                procfs.wait_for_ends([entry], _KEEPER_LEAVES_S)
+            self.drop_keeper()

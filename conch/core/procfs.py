@@ -1,0 +1,188 @@
+"""Finding and signalling the processes of a run, whatever they do to be missed.
+
+A tree is a process group; the descendants that left it (the supervisor is their subreaper, so they are its
+recursive children); and, for a keeper, which is no ancestor, whatever carries the run's id in its environment.
+"""
+
+import errno
+import os
+import select
+import signal
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from conch.core import clock
+from conch.record import Record
+
+RUN_ID_VARIABLE = "CONCH_TREE"
+# These say nothing of the process that was looked at.
+_CANNOT_LOOK = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+class Stat(Record):
+    """What /proc says of a process; `start` (clock ticks since boot) tells it from a later one of the same pid."""
+
+    pid: int
+    state: str
+    parent: int
+    group: int
+    threads: int
+    start: int
+
+    @property
+    def dead(self) -> bool:
+        """Whether it only waits to be reaped. A leader that ended before its threads is a zombie that runs."""
+        return self.state in "ZX" and self.threads <= 1
+
+
+def stat(pid: int) -> Stat | None:
+    """Read /proc/PID/stat; None if there is no such process, or we may not see it.
+
+    `OSError` if we cannot look (no descriptor is left, say): what was not seen must not be taken for dead.
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(fd, 1024)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno in _CANNOT_LOOK:
+            raise
+        return None
+    # the name in parentheses may hold anything, so what counts begins after the last one
+    rest = data[data.rindex(b")") + 2 :].split(None, 20)
+    return Stat(pid, chr(rest[0][0]), int(rest[1]), int(rest[2]), int(rest[17]), int(rest[19]))
+
+
+def processes() -> dict[int, Stat]:
+    """All processes by pid; `OSError` if we cannot look. Not a snapshot: what forks meanwhile may be missing."""
+    found = (stat(int(name)) for name in os.listdir("/proc") if name.isdecimal())
+    return {entry.pid: entry for entry in found if entry is not None}
+
+
+def descendants(root: int, among: Mapping[int, Stat], exclude: Callable[[Stat], bool]) -> list[Stat]:
+    """The recursive children of `root`, parents before children, without those spared and what is below them."""
+    by_parent: dict[int, list[Stat]] = {}
+    for entry in among.values():
+        by_parent.setdefault(entry.parent, []).append(entry)
+    found: list[Stat] = []
+    ahead = [root]
+    while ahead:
+        children = [child for child in by_parent.get(ahead.pop(), []) if not exclude(child)]
+        found += children
+        ahead += [child.pid for child in children]
+    return found
+
+
+def run_ids_of(pid: int) -> list[str] | None:
+    """The ids of the runs that a process was started in, by its environment; `OSError` if we cannot look.
+
+    None if it shows no environment: it is gone or of another user, a zombie, just in exec, or has wiped it.
+    """
+    environment = _environment(pid, pid)
+    if not environment:
+        # a first thread that has ended shows none, as a zombie does, and the others still do
+        try:
+            threads = os.listdir(f"/proc/{pid}/task")
+        except OSError as error:
+            if error.errno in _CANNOT_LOOK:
+                raise
+            return None
+        environment = next(filter(None, (_environment(pid, int(one)) for one in threads if int(one) != pid)), b"")
+    if not environment:
+        return None
+    name = f"{RUN_ID_VARIABLE}=".encode()
+    found = (entry[len(name) :] for entry in environment.split(b"\0") if entry.startswith(name))
+    return [one.decode("utf-8", "replace") for entry in found for one in entry.split(b",")]
+
+
+def _environment(pid: int, thread: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/task/{thread}/environ", "rb") as file:
+            return file.read()
+    except OSError as error:
+        if error.errno in _CANNOT_LOOK:
+            raise
+        return b""
+
+
+def carries(pid: int, tree: str) -> bool:
+    """Whether the process was started with this run's id in its environment; `OSError` if we cannot look."""
+    return tree in (run_ids_of(pid) or ())
+
+
+class Target(Record):
+    """A run as one knows it that is not its ancestor: its first process, its id, and when the first one started."""
+
+    pid: int
+    tree: str
+    since: int
+
+
+def signal_exactly(entry: Stat, number: int) -> None:
+    """Signal this very process, never a later one that got its pid."""
+    try:
+        pidfd = os.pidfd_open(entry.pid)
+    except OSError:
+        return  # it is gone
+    try:
+        current = stat(entry.pid)
+        if current is not None and current.start == entry.start:
+            signal.pidfd_send_signal(pidfd, number)
+    except OSError:
+        pass  # gone, or of another user: the tree is then not seen empty
+    finally:
+        os.close(pidfd)
+
+
+def kill_from_outside(targets: Sequence[Target]) -> list[list[Stat]]:
+    """SIGKILL runs from a process that is not their ancestor; return what of each was seen alive. `OSError` as above.
+
+    A run's members are found by group and environment; what is older than its first process needs no look.
+    """
+    for target in targets:
+        try:
+            os.killpg(target.pid, signal.SIGKILL)  # the most of it, at once and however many other processes there are
+        except (ProcessLookupError, PermissionError):
+            pass  # the group is gone, or was never made
+    found: list[list[Stat]] = [[] for _ in targets]
+    by_pid = {target.pid: at for at, target in enumerate(targets)}
+    by_tree = {target.tree: at for at, target in enumerate(targets)}
+    oldest = min((target.since for target in targets), default=0)
+    me = os.getpid()
+    for entry in processes().values():
+        if entry.dead or entry.pid == me:
+            continue
+        at = by_pid.get(entry.group, by_pid.get(entry.pid))
+        if at is None and entry.start >= oldest:
+            at = next((by_tree[one] for one in run_ids_of(entry.pid) or () if one in by_tree), None)
+        if at is not None:
+            found[at].append(entry)
+            signal_exactly(entry, signal.SIGKILL)
+    return found
+
+
+def wait_for_ends(entries: Iterable[Stat], timeout_s: float) -> None:
+    """Return when all these processes have ended, or after the timeout."""
+    until = clock.now() + timeout_s
+    for entry in entries:
+        try:
+            pidfd = os.pidfd_open(entry.pid)
+        except OSError:
+            continue
+        try:
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            poller.poll(max(0.0, until - clock.now()) * 1000)
+        finally:
+            os.close(pidfd)
+
+
+def tagged(trees: Collection[str]) -> list[Stat]:
+    """The living processes that carry any of these runs' ids in their environment; `OSError` if we cannot look."""
+    me = os.getpid()
+    return [
+        entry
+        for entry in processes().values()
+        if not entry.dead and entry.pid != me and any(carries(entry.pid, one) for one in trees)
+    ]

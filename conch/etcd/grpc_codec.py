@@ -1,0 +1,135 @@
+"""Between etcd's own messages and ours: no protobuf type leaves the driver.
+
+An answer is read to a record, or raises `BadAnswer`.
+"""
+
+from collections.abc import Sequence
+
+from conch.etcd import answers, grpc_descriptors
+from conch.etcd.answers import BadAnswer
+from conch.etcd.store import (
+    ValueBelow,
+    Compare,
+    CreateRevisionIs,
+    Delete,
+    Header,
+    KeyValue,
+    Lease,
+    ModRevisionIs,
+    Operation,
+    Put,
+    Range,
+    RangeResult,
+    TxnResult,
+)
+from conch.etcd.watch import Answer
+from conch.static_typing import Any
+
+grpc_descriptors.install()
+
+from etcd3 import etcdrpc  # noqa: E402 - after its protobuf modules can be loaded
+
+# The kinds of responses in a transaction, by their names.
+_KINDS: dict[str, type[Operation]] = {"response_range": Range, "response_put": Put, "response_delete_range": Delete}
+
+
+def range_request(what: Range) -> Any:
+    sorted_by_age = what.newest_first or what.oldest_first
+    order = etcdrpc.RangeRequest
+    return etcdrpc.RangeRequest(
+        key=what.key,
+        range_end=what.end,
+        limit=what.limit,
+        sort_order=order.DESCEND
+        if what.newest_first or what.last_first
+        else order.ASCEND
+        if what.oldest_first
+        else order.NONE,
+        sort_target=order.CREATE if sorted_by_age else order.KEY,
+        max_create_revision=what.max_create_revision,
+        keys_only=what.keys_only,
+    )
+
+
+def compare_request(one: Compare) -> Any:
+    kind = etcdrpc.Compare
+    match one:
+        case CreateRevisionIs(key, revision):
+            return kind(result=kind.EQUAL, target=kind.CREATE, key=key, create_revision=revision)
+        case ModRevisionIs(key, revision):
+            return kind(result=kind.EQUAL, target=kind.MOD, key=key, mod_revision=revision)
+        case ValueBelow(key, value):
+            return kind(result=kind.LESS, target=kind.VALUE, key=key, value=value)
+
+
+def operation(one: Operation) -> Any:
+    match one:
+        case Range():
+            return etcdrpc.RequestOp(request_range=range_request(one))
+        case Put(key, value, lease):
+            return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=key, value=value, lease=lease))
+        case Delete(key):
+            return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key))
+
+
+def head_of(answer: Any) -> Header:
+    """The header, that every answer has."""
+    header = answer.header
+    return answers.head(header.revision, header.member_id, header.raft_term)
+
+
+def token(answer: Any) -> str:
+    """The token of a login; it can stand in a header."""
+    return answers.token(answer.token)
+
+
+def granted(asked: int, answer: Any) -> Lease:
+    """The lease as granted."""
+    return answers.granted(asked, head_of(answer), answer.ID, answer.TTL)
+
+
+def renewed(asked: int, answer: Any) -> Lease:
+    """The lease as renewed; a TTL of 0 says that it is gone."""
+    return answers.renewed(asked, head_of(answer), answer.ID, answer.TTL)
+
+
+def range_result(what: Range, answer: Any) -> RangeResult:
+    """The keys of a range."""
+    return answers.found(what, head_of(answer), _keys(answer), answer.count)
+
+
+def txn_result(
+    compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation], answer: Any
+) -> TxnResult:
+    """What a transaction did."""
+    responses = [_response(one) for one in answer.responses]
+    return answers.transaction(
+        compare, success, failure, head_of(answer), succeeded=answer.succeeded, responses=responses
+    )
+
+
+def watch_answer(answer: Any) -> Answer:
+    """One answer of a stream of watches."""
+    if not answer.HasField("header"):
+        raise BadAnswer("an odd answer: it has no header")
+    events = tuple(answers.event(_key_value(one.kv), deleted=one.type == one.DELETE) for one in answer.events)
+    header = Header(answer.header.revision, answer.header.member_id, answer.header.raft_term)
+    return Answer(
+        answer.watch_id, answer.created, answer.canceled, answer.cancel_reason, answer.compact_revision, events, header
+    )
+
+
+def _response(one: Any) -> answers.Response:
+    name = one.WhichOneof("response")
+    if name not in _KINDS:
+        raise BadAnswer("an odd answer: a part of a transaction that was not asked for")
+    made = getattr(one, name)
+    return (Range, _keys(made), made.count) if name == "response_range" else (_KINDS[name], (), 0)
+
+
+def _keys(answer: Any) -> tuple[KeyValue, ...]:
+    return tuple(answers.key_value(_key_value(kv)) for kv in answer.kvs)
+
+
+def _key_value(kv: Any) -> KeyValue:
+    return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.lease)
