@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 
 from conch.errors import BadInput
-from conch.names import check_name
+from conch.keys import check_name
 from conch.record import Record
+from conch.times import rfc3339
 
 CMD_BYTES = 256
 
@@ -58,11 +59,6 @@ def host_name() -> str:
         return check_name(given)
     except BadInput as error:
         raise BadInput(f"CONCH_HOST: {error}") from None
-
-
-def rfc3339(unix: float) -> str:
-    """UTC, with seconds."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix))
 
 
 def shown(command: Sequence[str]) -> str:

@@ -2,12 +2,13 @@
 
 import re
 
-from conch.names import is_name
+from conch.errors import BadInput
 from conch.record import Record
 
 DEFAULT_PREFIX = "/conch/v1"
 # What may stand right below a prefix; another prefix must not lie below one of these.
 KINDS = frozenset({"elect", "sema", "sema-host", "cron", "node"})
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+-]{0,127}")
 _JOB_KINDS = frozenset({"job", "run", "floor"})
 _TICK_KINDS = frozenset({"fire", "result", "now"})
 _SLOTS = re.compile(r"[1-9][0-9]{0,3}")
@@ -16,6 +17,18 @@ _LEASE = re.compile(r"[1-9a-f][0-9a-f]{0,15}")
 _MOST_LEASE = 2**63 - 1
 # So that ticks sort alike as numbers and as texts: from 2001 to 2286.
 _TICK = re.compile(r"[1-9][0-9]{9}")
+
+
+def is_name(text: str) -> bool:
+    """Whether it may stand in a key of etcd."""
+    return _NAME.fullmatch(text) is not None
+
+
+def check_name(name: str) -> str:
+    """Return the name unchanged if it may stand in a key of etcd, else raise `BadInput`."""
+    if is_name(name):
+        return name
+    raise BadInput(f"bad name {name!r}: 1 to 128 of A-Z a-z 0-9 . _ @ : + - and a letter or digit first")
 
 
 class ContenderKey(Record):

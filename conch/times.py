@@ -1,6 +1,7 @@
-"""Durations as people write them: `300ms`, `10s`, `1m30s`, `2h`, or a plain number of seconds."""
+"""Durations as people write them (`300ms`, `10s`, `1m30s`, `2h`, plain seconds), and moments in RFC 3339."""
 
 import re
+import time
 
 from conch.errors import BadInput
 
@@ -28,3 +29,8 @@ def parse_duration(text: str) -> float:
 def format_duration(seconds: float) -> str:
     """Write seconds briefly, to the millisecond: `0.3s`, `10s`."""
     return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
+
+
+def rfc3339(unix: float) -> str:
+    """UTC, with seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix))

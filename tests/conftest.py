@@ -21,7 +21,7 @@ settings.register_profile("conch", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("conch")
 
 _ENDPOINTS = "CONCH_TESTS_ETCD"
-# Of the first schedule of faults in `tests/invariant`.
+# Of the first schedule of faults in `tests/faults/invariant`.
 FIXED_SEED = 20261120
 _cluster: Cluster | None = None
 
@@ -30,7 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """`--seed` and `--schedules`; a failure names the one command that replays it. `--report` keeps what was seen."""
     parser.addoption("--seed", type=int, default=FIXED_SEED, help="the first schedule's seed")
     parser.addoption("--schedules", type=int, default=0, help="how many schedules of each kind (0: a few)")
-    parser.addoption("--report", help="append a line of JSON a schedule to this file: see tests/invariant/report.py")
+    parser.addoption(
+        "--report", help="append a line of JSON a schedule to this file: see tests/faults/invariant/report.py"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

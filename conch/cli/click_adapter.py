@@ -7,7 +7,7 @@ import click
 from conch.cli import spec
 from conch.cli.spec import COMMON, Kind, Option
 from conch.errors import BadInput
-from conch.names import check_name
+from conch.keys import check_name
 from conch.static_typing import Any, TypeVar
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

@@ -112,8 +112,8 @@ def command(**values: Any) -> int:
     from conch.cron.daemon import Daemon
     from conch.cron.state_dir import lock, state_dir
     from conch.holder import myself
+    from conch.keys import check_name
     from conch.log import Log
-    from conch.names import check_name
 
     me = myself(["conchd"])
     try:

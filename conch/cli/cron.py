@@ -94,7 +94,8 @@ def add(context: click.Context, /, **values: Any) -> int:
     from conch.cli.keyfile import read_key
     from conch.cli.output import put_line
     from conch.cron.job import decode, parse_variable
-    from conch.holder import host_name, rfc3339
+    from conch.holder import host_name
+    from conch.times import rfc3339
 
     session = Session(values, given())
     if not context.obj:
@@ -294,7 +295,7 @@ def run(**values: Any) -> int:
     """Have a job run now, also a paused one, and print the tick that it got. Exit 1 if no conchd takes it."""
     from conch.cli.ask_run import run_now
     from conch.cli.output import put_line
-    from conch.holder import rfc3339
+    from conch.times import rfc3339
 
     with Session(values, given()) as session:
         tick = run_now(session, values["name"])
@@ -356,7 +357,7 @@ def next_(context: click.Context, /, **values: Any) -> int:
     """Show the next ticks of a cron expression, or of a job."""
     from conch.cli.output import put_json, put_line
     from conch.cron.schedule import parse_schedule
-    from conch.holder import rfc3339
+    from conch.times import rfc3339
 
     expression, name = values["expression"], values["job"]
     if (expression is None) == (name is None):

@@ -60,8 +60,8 @@ def ls(line: Line) -> int:
     from conch.cli.output import put_json, put_line
     from conch.cron.job import UnreadableJob, parse
     from conch.cron.views import everything, last_rows
-    from conch.holder import rfc3339
     from conch.keys import JobKey
+    from conch.times import rfc3339
 
     with Session(values, line.given) as session:
         found = session.store.range(everything(session.keys.cron("job")), timeout_s=session.timeout_s).kvs
@@ -133,7 +133,7 @@ COMMAND = Command(
 
 def when(tick: int | None, now: float) -> str:
     """A moment as people want it on a terminal, RFC 3339 elsewhere."""
-    from conch.holder import rfc3339
+    from conch.times import rfc3339
 
     if tick is None:
         return "-"

@@ -5,7 +5,7 @@ from conch.cli.hold_options import EXIT_CODES, HOLD, refuse_with_look, run_under
 from conch.cli.spec import COMMON, Command, Line, Option, Usage, whole
 from conch.errors import EXIT_NO, BadInput
 from conch.etcd.connection import Settings
-from conch.names import check_name
+from conch.keys import check_name
 
 _FOR_LOOKS = {"name", "max_", "as_json", "who"}
 _OPTIONS = (

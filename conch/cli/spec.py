@@ -10,8 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from conch.errors import EXIT_USAGE, BadInput, ConchError
-from conch.keys import DEFAULT_PREFIX, KINDS
-from conch.names import check_name
+from conch.keys import DEFAULT_PREFIX, KINDS, check_name
 from conch.record import Record
 from conch.static_typing import Any
 from conch.times import parse_duration

@@ -5,21 +5,9 @@ The half of the supervisor's decisions that knows nothing of what runs; see `con
 
 from abc import ABC, abstractmethod
 
-from conch.core.channel import (
-    Acquire,
-    Answered,
-    Failed,
-    Held,
-    Lost,
-    Message,
-    Note,
-    Queued,
-    Release,
-    Released,
-    Renewed,
-)
-from conch.core.clock import ANSWERS_WITHIN_S, DeadlineRule
-from conch.core.states import NEXT, IllegalTransition, RunOptions, Ports, State, next_backoff
+from conch.core.deadline import ANSWERS_WITHIN_S, DeadlineRule
+from conch.core.messages import Acquire, Answered, Failed, Held, Lost, Message, Note, Queued, Release, Released, Renewed
+from conch.core.states import NEXT, IllegalTransition, Ports, RunOptions, State, next_backoff
 from conch.errors import EXIT_DEFECT, EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE
 from conch.log import Field, Log
 

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 
 from conch.core import clock, procfs, spawn
 from conch.core.attempt import Tree
-from conch.core.channel import Channel, Message, Start
+from conch.core.channel import Channel
 from conch.core.daemon_supervisor import DaemonSupervisor
 from conch.core.event_loop import SupervisorLoop
+from conch.core.messages import Message, Start
 from conch.core.output_relay import Outputs, Relay
 from conch.core.procfs import Stat
 from conch.core.spawn import Process, Spec, User
 from conch.core.states import End
 from conch.errors import EXIT_SIGNAL, EndedBySignal
-from conch.log import Lines, Log
+from conch.line_writer import LineWriter
+from conch.log import Log
 from conch.record import replace
 
 # How many holds there can be at a time: one for the host, and one a run with a semaphore.
@@ -64,7 +66,7 @@ class DaemonLoop:
         self._user = user
         self._parent = SupervisorLoop(keeper_main, log, holds=HOLDS, kept_open=kept_open)
         self._dispositions = replace(self._parent.signals.dispositions, descriptors=descriptors)
-        self._out = Lines(1, OUTPUT_BYTES)
+        self._out = LineWriter(1, OUTPUT_BYTES)
         self._outputs = Outputs(self._parent.poller)
         self._runs: dict[str, _Run] = {}
         self._trees: dict[int, str] = {}  # by the pid of the main process

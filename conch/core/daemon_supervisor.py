@@ -8,7 +8,8 @@ import signal
 from dataclasses import dataclass
 
 from conch.core.attempt import Phase, Run, Tree
-from conch.core.channel import (
+from conch.core.deadline import DeadlineRule
+from conch.core.messages import (
     Begin,
     Begun,
     Drain,
@@ -28,7 +29,6 @@ from conch.core.channel import (
     Running,
     Start,
 )
-from conch.core.clock import DeadlineRule
 from conch.core.states import ENDING, SAME_REQUEST_S, End, next_backoff
 from conch.errors import EXIT_DEFECT, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_SIGNAL, EXIT_UNAVAILABLE
 from conch.log import Log

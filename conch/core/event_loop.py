@@ -7,11 +7,13 @@ import socket
 from collections.abc import Callable, Collection
 
 from conch.core import keeper_process, linux, procfs
-from conch.core.channel import Channel, Message, Renewed
+from conch.core.channel import Channel
+from conch.core.messages import Message, Renewed
 from conch.core.spawn import Dispositions
 from conch.core.states import ENDING, PASSED_ON
 from conch.errors import EXIT_DEFECT
-from conch.log import Lines, Log
+from conch.line_writer import LineWriter
+from conch.log import Log
 
 _NOTED = frozenset({*ENDING, *PASSED_ON, signal.SIGCHLD})
 # A conch in the background must be able to take the terminal back and to write to it.
@@ -120,7 +122,7 @@ class SupervisorLoop:
         self.signals.close()
         self._timer.close()
 
-    def want_write(self, lines: Lines) -> None:
+    def want_write(self, lines: LineWriter) -> None:
         """Have `wait` return when lines that wait could be written."""
         fd = lines.fileno()
         if lines.pending and fd not in self._writing:

@@ -5,7 +5,7 @@ import select
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from conch.log import MOST_BYTES, Lines, whole_characters
+from conch.line_writer import MOST_BYTES, LineWriter, whole_characters
 
 # A read costs as much of the budget as a page, however little it brings.
 _READ_BYTES, _READ_COST = 16384, 2048
@@ -25,7 +25,7 @@ class Relay:
     has no room is dropped, and how much is said.
     """
 
-    def __init__(self, label: str, lines: Lines) -> None:
+    def __init__(self, label: str, lines: LineWriter) -> None:
         """Raises `OSError` if there is no descriptor left; `write_end` is the run's."""
         self._out, self.write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._out, False)
@@ -118,7 +118,7 @@ class Outputs:
         self._resting: list[Relay] = []  # until the next turn
         self._budget = float(_BURST_BYTES)
         self._refilled_at = self._turn_at = 0.0
-        self._taken: dict[Lines, tuple[int, float]] = {}  # by readers that are slow: how much, since when no more
+        self._taken: dict[LineWriter, tuple[int, float]] = {}  # by readers that are slow: how much, since when no more
 
     def add(self, relay: Relay) -> None:
         """Pass on what this one brings, from now on."""
@@ -168,7 +168,7 @@ class Outputs:
         elif not relay.closed:
             self.add(relay)
 
-    def _must_wait(self, lines: Lines, now: float) -> bool:
+    def _must_wait(self, lines: LineWriter, now: float) -> bool:
         """Whether our reader has enough to take, and takes it."""
         if not lines.crowded:
             self._taken.pop(lines, None)

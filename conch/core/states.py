@@ -5,7 +5,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from conch.core.attempt import Tree
-from conch.core.channel import Held, Message
+from conch.core.messages import Held, Message
 from conch.errors import EXIT_NOT_ACQUIRED
 from conch.record import Record
 from conch.static_typing import Protocol

@@ -7,8 +7,8 @@ import signal
 
 from conch.core.acquisition import Acquisition
 from conch.core.attempt import Phase, Run
-from conch.core.channel import Ended, Running
-from conch.core.states import ENDING, PASSED_ON, SAME_REQUEST_S, End, IllegalTransition, RunOptions, Ports, State
+from conch.core.messages import Ended, Running
+from conch.core.states import ENDING, PASSED_ON, SAME_REQUEST_S, End, IllegalTransition, Ports, RunOptions, State
 from conch.errors import EXIT_LOST, EXIT_NOT_EXECUTABLE, EXIT_SIGNAL
 from conch.log import Log
 

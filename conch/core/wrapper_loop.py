@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from conch.core import clock, host, keeper_process, linux, procfs, spawn
 from conch.core.attempt import Tree
-from conch.core.channel import Held, Channel, Message
+from conch.core.channel import Channel
 from conch.core.event_loop import SupervisorLoop
+from conch.core.messages import Held, Message
 from conch.core.procfs import Stat
 from conch.core.spawn import Process, Spec
 from conch.core.states import End, RunOptions

@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from conch.core import clock
-from conch.core.channel import Message, Note
+from conch.core.messages import Message, Note
 from conch.core.origin import Origin
 from conch.cron.clock import FleetClock
 from conch.cron.faults import Breaker, Lasting

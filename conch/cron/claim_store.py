@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from conch.cron.job import Job
 from conch.cron.values import FIRST_TICK, LAST_TICK, Result, claim_value, fields_of
 from conch.etcd.store import (
-    ValueBelow,
     Compare,
     CreateRevisionIs,
     Delete,
@@ -27,6 +26,7 @@ from conch.etcd.store import (
     Store,
     StoreError,
     TxnResult,
+    ValueBelow,
 )
 from conch.holder import Holder
 from conch.keys import Keys

@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 from conch.core import clock
 from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, RETRY_EVERY_S, Base, Unsent
-from conch.cron.claim_store import Again, Busy, Changed, PendingTick, NodeGone, Outcome, Taken, Won
+from conch.cron.claim_store import Again, Busy, Changed, NodeGone, Outcome, PendingTick, Taken, Won
 from conch.cron.clock import SKEW_S
 from conch.cron.closing import CHANGED, TOO_LATE, Closing
 from conch.cron.fleet import order
@@ -12,7 +12,7 @@ from conch.cron.run_log import Entry
 from conch.cron.runs import TrackedJob
 from conch.cron.values import fields_of, whole_tick
 from conch.etcd.store import KeyValue, StoreError
-from conch.holder import rfc3339
+from conch.times import rfc3339
 
 # Each host in line for a tick gives the ones before it this much time.
 TURN_S = 0.1

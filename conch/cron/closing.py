@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from conch.cron.actor import Base
-from conch.cron.claim_store import Again, PendingTick, NodeGone, Outcome, Won
+from conch.cron.claim_store import Again, NodeGone, Outcome, PendingTick, Won
 from conch.cron.missing import Missed, joined
 from conch.cron.replacing import Replacing
 from conch.cron.run_log import Entry
 from conch.cron.schedule import Schedule
 from conch.etcd.store import KeyValue, StoreError
-from conch.holder import rfc3339
+from conch.times import rfc3339
 
 TOO_LATE = "etcd confirmed the claim too late"
 CHANGED = "the job was changed"

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from conch.core import procfs
-from conch.core.channel import Begin, Begun, Failed, Channel, Message, Note
+from conch.core.channel import Channel
+from conch.core.messages import Begin, Begun, Failed, Message, Note
 from conch.core.origin import origin
 from conch.cron.clock import FleetClock
 from conch.cron.run_log import Ledger

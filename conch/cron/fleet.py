@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from conch.core import clock
-from conch.core.channel import Held
-from conch.core.clock import DeadlineRule
+from conch.core.deadline import DeadlineRule
+from conch.core.messages import Held
 from conch.core.origin import Origin, origin_of
 from conch.cron.claim_store import Node
 from conch.cron.values import fields_of

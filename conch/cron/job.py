@@ -11,7 +11,7 @@ from typing import Any
 
 from conch.cron.schedule import Schedule, parse_schedule
 from conch.errors import BadInput
-from conch.names import check_name
+from conch.keys import check_name
 
 LONGEST_S = 86400.0
 LARGEST_BYTES = 32768

@@ -13,7 +13,7 @@ from conch.cron.fleet import Taken as NameTaken
 from conch.cron.values import LAST_TICK, fields_of
 from conch.etcd.server_clock import etcd_time
 from conch.etcd.store import KeyValue, StoreError
-from conch.holder import rfc3339
+from conch.times import rfc3339
 
 # How often a node tells its time.
 _TELL_TIME_S = 60.0

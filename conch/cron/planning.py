@@ -18,7 +18,7 @@ from conch.cron.runs import TrackedJob
 from conch.cron.values import seconds_of
 from conch.errors import BadInput
 from conch.etcd.store import KeyValue, Range, Renewal
-from conch.names import check_name
+from conch.keys import check_name
 
 # How often to look at the database of zones; soon again while it is being changed, file by file perhaps.
 _ZONES_EVERY_S, _ZONES_CHECK_S = 3600.0, 60.0

@@ -1,11 +1,11 @@
 """Ticks of `replace` jobs that wait for the run before them to end, and run keys that go."""
 
 from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, Base
-from conch.cron.claim_store import Busy, PendingTick, NodeGone, Outcome, Taken, Won
+from conch.cron.claim_store import Busy, NodeGone, Outcome, PendingTick, Taken, Won
 from conch.cron.run_log import Entry
-from conch.cron.runs import TrackedJob, ActiveRun, Runs
+from conch.cron.runs import ActiveRun, Runs, TrackedJob
 from conch.etcd.store import Full, KeyValue, StoreError
-from conch.holder import rfc3339
+from conch.times import rfc3339
 
 _STOPPING = "conchd is stopping"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from conch.core import clock, procfs
-from conch.core.channel import Finished, Held, Kill, Lost, Recorded, Start
+from conch.core.messages import Finished, Held, Kill, Lost, Recorded, Start
 from conch.cron.actor import Base
 from conch.cron.claim_store import TRIM, Claims, Delivered, PendingTick
 from conch.cron.job import Job
@@ -17,7 +17,8 @@ from conch.cron.schedule import Schedule
 from conch.cron.slots import Slot
 from conch.cron.values import Result
 from conch.etcd.store import KeyValue, StoreError
-from conch.holder import Holder, rfc3339, shown
+from conch.holder import Holder, shown
+from conch.times import rfc3339
 
 _PAUSE_S, _PAUSE_MOST_S = 0.2, 10.0
 # When a supervisor that does not take an order is taken for stopped.

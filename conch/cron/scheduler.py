@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 from conch.core import clock
-from conch.core.channel import Drain, Finished, Message, Release, Released, Reload, Running
-from conch.core.clock import ANSWERS_WITHIN_S
+from conch.core.deadline import ANSWERS_WITHIN_S
+from conch.core.messages import Drain, Finished, Message, Release, Released, Reload, Running
 from conch.core.origin import Origin, origin_of
 from conch.cron.actor import PAUSE_MOST_S, SLICE_S, Base
 from conch.cron.closing import merged

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable
 
 from conch.core import clock
-from conch.core.channel import Acquire, Failed, Held, Message, Note, Release, Released
-from conch.core.clock import DeadlineRule
+from conch.core.deadline import DeadlineRule
+from conch.core.messages import Acquire, Failed, Held, Message, Note, Release, Released
 from conch.etcd.connection import Connection
 from conch.etcd.store import Store
 from conch.keeper.acquirer import Acquirer

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from conch.holder import Holder, UnreadableHolder, rfc3339
+from conch.holder import Holder, UnreadableHolder
+from conch.times import rfc3339
 
 # So that they sort alike as numbers and as texts: from 2001 to 2286.
 FIRST_TICK, LAST_TICK = 1_000_000_000, 9_999_999_999

@@ -7,7 +7,6 @@ endpoint, and the next one is asked.
 from collections.abc import Sequence
 
 from conch.etcd.store import (
-    ValueBelow,
     Compare,
     CreateRevisionIs,
     Delete,
@@ -21,6 +20,7 @@ from conch.etcd.store import (
     Range,
     RangeResult,
     TxnResult,
+    ValueBelow,
 )
 from conch.record import replace
 

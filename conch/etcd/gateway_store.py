@@ -9,7 +9,7 @@ from conch.etcd.answers import BadAnswer
 from conch.etcd.certificates import tls_context
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import Endpoint
-from conch.etcd.failover import FailOver, CallError, granted
+from conch.etcd.failover import CallError, FailOver, granted
 from conch.etcd.gateway_codec import GatewayError
 from conch.etcd.gateway_http import SILENCE_S, Gateway, HungUp, NoGateway, Stream
 from conch.etcd.store import Compare, Header, Lease, LeaseGone, Operation, Range, RangeResult, TxnResult

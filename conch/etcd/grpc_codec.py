@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from conch.etcd import answers, grpc_descriptors
 from conch.etcd.answers import BadAnswer
 from conch.etcd.store import (
-    ValueBelow,
     Compare,
     CreateRevisionIs,
     Delete,
@@ -21,6 +20,7 @@ from conch.etcd.store import (
     Range,
     RangeResult,
     TxnResult,
+    ValueBelow,
 )
 from conch.etcd.watch import Answer
 from conch.static_typing import Any

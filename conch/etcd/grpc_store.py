@@ -9,7 +9,7 @@ from conch.etcd import grpc_descriptors
 from conch.etcd.answers import BadAnswer
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import Endpoint
-from conch.etcd.failover import FailOver, CallError, granted
+from conch.etcd.failover import CallError, FailOver, granted
 from conch.etcd.store import (
     Compare,
     Lease,

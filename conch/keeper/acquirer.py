@@ -6,13 +6,13 @@ import threading
 from collections.abc import Callable
 
 from conch.core import clock
-from conch.core.channel import Acquire, Answered, Failed, Held, Message, Note, Queued, Release, Released
-from conch.core.clock import ANSWERS_WITHIN_S, DeadlineRule
+from conch.core.deadline import ANSWERS_WITHIN_S, DeadlineRule
+from conch.core.messages import Acquire, Answered, Failed, Held, Message, Note, Queued, Release, Released
 from conch.errors import EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, ConchError
 from conch.etcd.patience import first_answer
 from conch.etcd.store import LeaseGone, Store, StoreError, Unreachable
 from conch.keeper.hold_spec import Job, QueueSpec
-from conch.keeper.key_watch import WatchUnavailable, KeyDeleted, KeyWatch
+from conch.keeper.key_watch import KeyDeleted, KeyWatch, WatchUnavailable
 from conch.keeper.notices import Notices
 from conch.keeper.queue import Place, PlaceLost, Queue
 from conch.keeper.session import Session

@@ -3,7 +3,8 @@
 import threading
 from functools import partial
 
-from conch.core.channel import Failed, Channel, Note, Release
+from conch.core.channel import Channel
+from conch.core.messages import Failed, Note, Release
 from conch.errors import EXIT_UNAVAILABLE, ConchError, end_unexpectedly, shortage
 from conch.keeper.hold_spec import Job
 from conch.record import replace

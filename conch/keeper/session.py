@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from conch.core import clock
-from conch.core.clock import RENEWED_EVERY, DeadlineRule
+from conch.core.deadline import RENEWED_EVERY, DeadlineRule
 from conch.etcd.store import LeaseGone, Range, Store, StoreError
 from conch.keeper.hedge import Hedge, Tried
 

@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from conch.core import clock, procfs
-from conch.core.channel import Drain, Ended, Kill, Channel, Lost, Message, Renewed, Running
-from conch.core.clock import DeadlineRule
+from conch.core.channel import Channel
+from conch.core.deadline import DeadlineRule
+from conch.core.messages import Drain, Ended, Kill, Lost, Message, Renewed, Running
 from conch.core.procfs import Stat, Target
 
 _AGAIN_S, _AGAIN_MOST_S = 0.02, 1.0

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conch.core.channel import Ended, Finished, Message, Note, Release, Running, Start, pair
+from conch.core.channel import pair
 from conch.core.daemon_loop import HOLDS
+from conch.core.messages import Ended, Finished, Message, Note, Release, Running, Start
 from conch.core.origin import origin
 from conch.cron.actor import Base
 from conch.cron.clock import FleetClock

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from conch.cli.conchd import ADDRESS
 from conch.cli.cron import INSTANT
 from conch.cli.spec import PREFIX, TTL
-from conch.core.channel import _KINDS, ChannelError, Message, decode, encode, pair
+from conch.core.channel import pair
+from conch.core.messages import _KINDS, ChannelError, Message, decode, encode
 from conch.cron.job import UnreadableJob, parse, parse_semaphore, parse_variable
 from conch.cron.schedule import parse_schedule
 from conch.cron.values import FIRST_TICK, LAST_TICK, fields_of, row, whole_tick
@@ -23,8 +24,7 @@ from conch.cron.wal import Journal
 from conch.errors import BadInput
 from conch.etcd.endpoints import parse_endpoints
 from conch.holder import Holder, UnreadableHolder
-from conch.keys import ContenderKey, JobKey, Key, Keys, NodeKey, TickKey, contender, slots_of
-from conch.names import check_name
+from conch.keys import ContenderKey, JobKey, Key, Keys, NodeKey, TickKey, check_name, contender, slots_of
 from conch.times import LONGEST_S, parse_duration
 
 # with lone surrogates, which is what bytes that are no UTF-8 become in an argument or a variable

@@ -11,15 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conch.core import clock
-from conch.core.clock import DeadlineRule
+from conch.core.deadline import DeadlineRule
 from conch.core.states import next_backoff
 from conch.cron.unreadable import Unreadable
 from conch.errors import BadInput
 from conch.etcd.endpoints import Endpoint, parse_endpoints
 from conch.holder import Holder, UnreadableHolder, myself, shown
-from conch.keys import ContenderKey, JobKey, Key, Keys, NodeKey, TickKey, contender, prefix_end
+from conch.keys import ContenderKey, JobKey, Key, Keys, NodeKey, TickKey, check_name, contender, prefix_end
 from conch.log import Log, escape, logfmt
-from conch.names import check_name
 from conch.times import format_duration, parse_duration
 
 

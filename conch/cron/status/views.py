@@ -15,9 +15,10 @@ from conch.cron.unreadable import Unreadable
 from conch.cron.views import everything, last_rows
 from conch.etcd.connection import Connection
 from conch.etcd.store import KeyValue, Store
-from conch.holder import Holder, UnreadableHolder, rfc3339
+from conch.holder import Holder, UnreadableHolder
 from conch.keys import ContenderKey, Keys
 from conch.limits import is_short
+from conch.times import rfc3339
 
 _ASK_S = 1.0
 # One request to etcd, and an answer that needs some.

@@ -1,0 +1,243 @@
+"""What supervisor and keeper say to each other, and its encoding: one JSON object a message."""
+
+import json
+
+from conch.record import Record, fields_of
+from conch.static_typing import Any, ClassVar
+
+_TEXT_CHARACTERS = 2000
+
+
+class ChannelError(Exception):
+    """A message that does not belong on the link: a defect of conch."""
+
+
+class Message(Record):
+    """What goes over the link; each kind is a subclass with plain fields."""
+
+    kind: ClassVar[str] = ""
+    whole: ClassVar[bool] = False  # its texts are never cut
+
+
+class Answered(Message):
+    """etcd answered and granted this lease: from now on there may be something to give back."""
+
+    kind: ClassVar[str] = "answered"
+    lease: int
+
+
+class Queued(Message):
+    """We wait in line, with this create-revision."""
+
+    kind: ClassVar[str] = "queued"
+    rev: int
+
+
+class Held(Message):
+    """The hold is ours. `deadline` is in seconds of CLOCK_BOOTTIME, `ttl_s` is what etcd granted."""
+
+    kind: ClassVar[str] = "held"
+    number: int
+    rev: int
+    lease: int
+    key: str
+    ttl_s: float
+    deadline: float
+
+
+class Renewed(Message):
+    """The newest confirmed deadline of acquisition `number`."""
+
+    kind: ClassVar[str] = "renewed"
+    number: int
+    deadline: float
+
+
+class Lost(Message):
+    """The hold of acquisition `number` is gone for certain."""
+
+    kind: ClassVar[str] = "lost"
+    number: int
+    reason: str
+
+
+class Failed(Message):
+    """The acquisition failed, with the exit code of the contract; unless `leftovers` it left nothing in etcd."""
+
+    kind: ClassVar[str] = "failed"
+    code: int
+    message: str
+    leftovers: bool = False
+
+
+class Released(Message):
+    """The lease was given back, or `reason` says why that is unknown."""
+
+    kind: ClassVar[str] = "released"
+    reason: str = ""
+
+
+class Note(Message):
+    """A line for the log: the keeper itself writes none."""
+
+    kind: ClassVar[str] = "note"
+    level: str
+    event: str
+    text: dict[str, str | int | float]
+
+
+class Acquire(Message):
+    """Queue up. `give_up_at` is in seconds of CLOCK_BOOTTIME; `abandon` is the lease of a crashed keeper."""
+
+    kind: ClassVar[str] = "acquire"
+    number: int
+    give_up_at: float | None = None
+    abandon: int | None = None
+
+
+class Running(Message):
+    """A process group `pid` is about to exec; all it starts carries `tree` in its environment.
+
+    It must not outlive any of the `holds`, by their numbers (a hook after a loss has none), nor the supervisor.
+    """
+
+    kind: ClassVar[str] = "running"
+    pid: int
+    tree: str
+    holds: list[int]
+    kill_after_s: float
+    run: str = ""
+
+
+class Ended(Message):
+    """The tree of a run was seen empty."""
+
+    kind: ClassVar[str] = "ended"
+    run: str = ""
+
+
+class Release(Message):
+    """Give the lease back; a keeper that does not know it revokes `lease`."""
+
+    kind: ClassVar[str] = "release"
+    lease: int | None = None
+
+
+class Begin(Message):
+    """To the keeper of many runs, first of all: these runs live, these have ended and are reported next.
+
+    `leases` are those of the keeper before: what they hold is ours.
+    """
+
+    kind: ClassVar[str] = "begin"
+    live: list[str]
+    ended: list[str]
+    first: bool
+    leases: list[int]
+
+
+class Begun(Message):
+    """It has dealt with what was before, and etcd has answered: from now on only a signal is its end."""
+
+    kind: ClassVar[str] = "begun"
+
+
+class Start(Message):
+    """Run this under these holds, of which `Held` told; its first attempt not after `start_by`.
+
+    An attempt lasts at most `limit_s`, the first `first_limit_s`; one that fails or
+    takes longer is followed by up to `retries` more.
+    """
+
+    kind: ClassVar[str] = "start"
+    whole: ClassVar[bool] = True
+    run: str
+    label: str
+    command: list[str]
+    environment: dict[str, str]
+    directory: str | None
+    holds: list[int]
+    start_by: float
+    first_limit_s: float
+    limit_s: float
+    kill_after_s: float
+    retries: int
+    retry_delay_s: float
+
+
+class Kill(Message):
+    """End this run; `reason` goes into what is reported of it."""
+
+    kind: ClassVar[str] = "kill"
+    run: str
+    reason: str
+
+
+class Finished(Message):
+    """A run is over and its tree empty: `ended` by itself, `timeout`, `killed`, or `unstarted`.
+
+    `started` is wall-clock time (seconds since the epoch) of the last attempt, 0 if there was none.
+    """
+
+    kind: ClassVar[str] = "finished"
+    run: str
+    outcome: str
+    code: int | None
+    attempt: int
+    started: float
+    duration_s: float
+    reason: str
+
+
+class Recorded(Message):
+    """The keeper has the end of this run safe."""
+
+    kind: ClassVar[str] = "recorded"
+    run: str
+
+
+class Drain(Message):
+    """Start nothing more."""
+
+    kind: ClassVar[str] = "drain"
+
+
+class Reload(Message):
+    """Read anew what may have changed on disk: zones, certificates, the password."""
+
+    kind: ClassVar[str] = "reload"
+
+
+_KINDS: dict[str, type[Message]] = {
+    c.kind: c
+    for c in (
+        *(Answered, Queued, Held, Renewed, Lost, Failed, Released, Note, Acquire, Running, Ended, Release),
+        *(Begin, Begun, Start, Kill, Finished, Recorded, Drain, Reload),
+    )
+}
+
+
+def encode(message: Message) -> bytes:
+    """The message as it goes over the link."""
+    values = fields_of(message)
+    return json.dumps({"kind": message.kind, **(values if message.whole else _cut(values))}).encode()
+
+
+def _cut(data: dict[str, Any]) -> dict[str, Any]:
+    """Messages are small: long texts are cut, also those of a note."""
+    return {
+        name: value[:_TEXT_CHARACTERS] if isinstance(value, str) else _cut(value) if isinstance(value, dict) else value
+        for name, value in data.items()
+    }
+
+
+def decode(data: bytes) -> Message:
+    """The message that was encoded; raises `LinkError` for anything else."""
+    try:
+        values: dict[str, Any] = json.loads(data)
+        kind = _KINDS[values.pop("kind")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ChannelError(f"not a message: {data[:80]!r}") from None
+    if set(values) != set(kind._fields):
+        raise ChannelError(f"wrong fields for {kind.kind}: {sorted(values)}")
+    return kind(**values)

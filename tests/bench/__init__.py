@@ -1,1 +1,0 @@
-"""Measurements: `python -m tests.bench` runs them all, `python -m tests.bench cron` one group."""

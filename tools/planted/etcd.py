@@ -1,0 +1,91 @@
+"""Bugs in `conch/etcd`: the drivers."""
+
+from tools.planted.bug import Bug
+
+_ANSWERS = "tests/unit/etcd/test_answers.py"
+_FAILOVER = "tests/unit/etcd/test_failover.py"
+_ODD = "tests/system/test_odd_answers.py"
+_RELEASES = "tests/faults/cluster/test_releases_errors.py"
+_RELOAD = "tests/faults/cluster/test_reload_tls.py"
+_SLOW = "tests/faults/cluster/test_slow.py"
+_STORE = "tests/system/test_store.py"
+
+BUGS = (
+    Bug(
+        "slow is away",
+        "etcd/patience.py",
+        "if left_s <= 0 or not error.accepted():",
+        "if True:",
+        (f"{_SLOW}::test_all_that_start_at_one_moment_are_served",),
+    ),
+    Bug(
+        "watches over HTTP are asked for by a request that ends when the answer begins",
+        "etcd/gateway_http.py",
+        '_CLOSE = b"Connection: close"',
+        '_CLOSE = b"Connection: keep-alive"',
+        (f"{_STORE}::test_watch_of_many_keys_hears_of_each_however_slowly_it_was_asked_for",),
+    ),
+    Bug(
+        "answer without its header counts",
+        "etcd/answers.py",
+        "if not (0 < revision <= _LARGEST and 0 < member < 2**64 and 0 < term < 2**64):",
+        "if False:",
+        (f"{_ANSWERS}::test_answer_that_etcd_never_gives", f"{_ANSWERS}::test_grpc_answers_that_etcd_never_gives"),
+    ),
+    Bug(
+        "transaction is believed that does not show the key that it made",
+        "etcd/answers.py",
+        "_check_known(one, result, known, made_now=head.revision)",
+        "pass",
+        (f"{_ODD}::test_transaction_without_what_it_read_is_no_hold",),
+    ),
+    Bug(
+        "new certificates are not proved before the old ones are left",
+        "etcd/failover.py",
+        "                member.range(replace(probe, limit=1, keys_only=True), timeout_s=timeout_s / len(members))\n",
+        "                member.connected()\n",
+        (f"{_RELOAD}::test_new_certificate_is_who_we_are_from_then_on",),
+    ),
+    Bug(
+        "refusal after a lost answer is clear",
+        "etcd/failover.py",
+        "unclear = unclear or (sent_at is not None and not _refused(trouble))",
+        "unclear = sent_at is not None and not _refused(trouble)",
+        ("tests/unit/etcd/test_failover.py::test_refusal_after_a_lost_answer_is_unclear",),
+    ),
+    Bug(
+        "etcd's word for a lease that is gone is another",
+        "etcd/error_codes.py",
+        '"etcdserver: requested lease not found"',
+        '"etcdserver: no such lease"',
+        (f"{_RELEASES}::test_leases",),
+    ),
+    Bug(
+        "a watch without permission is opened for ever",
+        "etcd/watch.py",
+        "(DENIED.told(answer.cancel_reason) or USER_EMPTY.told(answer.cancel_reason))",
+        "USER_EMPTY.told(answer.cancel_reason)",
+        (f"{_RELEASES}::test_watch_that_is_refused",),
+    ),
+    Bug(
+        "what asks a silent stream takes the number of its first watch",
+        "etcd/gateway_codec.py",
+        ', "watch_id": str(_PROBE_ID)',
+        "",
+        ("tests/faults/cluster/test_users.py::test_watch_is_not_deaf_once_it_was_asked_whether_it_lives",),
+    ),
+    Bug(
+        "a learner of 3.6 is no member to pass over",
+        "etcd/error_codes.py",
+        'Words((UNAVAILABLE, FAILED_PRECONDITION), "etcdserver: rpc not supported for learner")',
+        'Words((UNAVAILABLE,), "etcdserver: rpc not supported for learner")',
+        (f"{_FAILOVER}::test_what_a_member_cannot_do_another_may",),
+    ),
+    Bug(
+        "the gateway's errors are read in the form of 3.5 alone",
+        "etcd/gateway_codec.py",
+        '_words(answer, "message") or _words(answer, "error")',
+        '_words(answer, "error")',
+        (f"{_ANSWERS}::test_error_is_read_in_the_form_of_every_release",),
+    ),
+)

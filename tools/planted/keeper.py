@@ -1,0 +1,128 @@
+"""Bugs in `conch/keeper`: the process that talks to etcd."""
+
+from tools.planted.bug import Bug
+
+_DEATH = "tests/system/test_death.py"
+_RUN = "tests/system/test_elect_run.py"
+_SEMA = "tests/system/test_sema.py"
+_SLOW = "tests/faults/cluster/test_slow.py"
+_STORE = "tests/system/test_store.py"
+_WATCHDOG = "tests/unit/keeper/test_watchdog.py"
+
+BUGS = (
+    # -- the deadline and its confirmation
+    Bug(
+        "deadline counts from the reply",
+        "keeper/session.py",
+        "self.deadline = tried.sent_at + self.ttl_s",
+        "self.deadline = clock.now() + self.ttl_s",
+        (f"{_STORE}::test_deadline_counts_from_before_the_renewal_was_sent",),
+    ),
+    Bug(
+        "TTL 0 in a renewal's answer is ignored",
+        "keeper/session.py",
+        "if answer.ttl_s <= 0:",
+        "if answer.ttl_s < 0:",
+        (f"{_STORE}::test_ttl_of_zero_is_a_loss",),
+    ),
+    Bug(
+        "renewal counts without the read",
+        "keeper/session.py",
+        "        key, rev = self._place\n",
+        "        return None\n        key, rev = self._place\n",
+        (f"{_STORE}::test_renewal_that_the_read_does_not_confirm_proves_nothing",),
+    ),
+    Bug(
+        "renewal counts at another raft term",
+        "keeper/session.py",
+        "(read.head.member, read.head.term) != (answer.head.member, answer.head.term)",
+        "read.head.member != answer.head.member",
+        (f"{_STORE}::test_renewal_that_the_read_does_not_confirm_proves_nothing",),
+    ),
+    Bug(
+        "renewals that are slow are given up",
+        "keeper/hedge.py",
+        "_PATIENT, _STAGGERED_S = 3, 1.0",
+        "_PATIENT, _STAGGERED_S = 0, 1.0",
+        (f"{_SLOW}::test_hold_is_kept_while_each_answer_takes_more_than_a_second",),
+    ),
+    Bug(
+        "a silent member is waited for",
+        "keeper/hedge.py",
+        "            self._start((member,), share_s, after_s)\n",
+        "            pass\n",
+        (f"{_SLOW}::test_renewal_comes_through_beside_one_that_hangs",),
+    ),
+    Bug(
+        "our key with another's revision confirms",
+        "keeper/session.py",
+        "if not read.kvs or read.kvs[0].create_revision != rev:",
+        "if not read.kvs:",
+        (f"{_STORE}::test_read_that_does_not_show_our_key_is_a_loss",),
+    ),
+    Bug(
+        "watchdog does not enforce",
+        "keeper/watchdog.py",
+        "due = [run for run, at in moments if at is not None and now >= at]",
+        "due = []",
+        (f"{_WATCHDOG}::test_tree_is_killed_at_the_last_moment_and_not_before",),
+    ),
+    Bug(
+        "tree outlives a dead supervisor",
+        "keeper/watchdog.py",
+        "        self._end_trees()\n",
+        "",
+        (f"{_WATCHDOG}::test_dead_supervisor_means_kill_until_nothing_is_seen_alive",),
+    ),
+    # -- the queue
+    Bug(
+        "our own key is not checked at the promotion",
+        "keeper/queue.py",
+        "if not result.kvs or (result.kvs[0].key, result.kvs[0].create_revision) != (self.key.encode(), rev):",
+        "if False:",
+        (f"{_STORE}::test_entering_twice_keeps_the_first_place",),
+    ),
+    Bug(
+        "promotion by an event, without looking",
+        "keeper/acquirer.py",
+        "                    place = self._look()\n",
+        "                    place = Place(place.rev, (), place.seen_at)\n",
+        (f"{_RUN}::test_a_waiter_in_the_middle_that_leaves_promotes_nobody",),
+    ),
+    Bug(
+        "waiter watches one key of N",
+        "keeper/queue.py",
+        "return Place(rev, tuple(kv.key for kv in ahead), seen_at",
+        "return Place(rev, tuple(kv.key for kv in ahead[:1]), seen_at",
+        (f"{_SEMA}::test_any_order_of_releases_promotes_exactly_the_next_in_line",),
+    ),
+    Bug(
+        "one holder too many",
+        "keeper/queue.py",
+        "if len(ahead) < self.slots:",
+        "if len(ahead) <= self.slots:",
+        (f"{_STORE}::test_first_n_hold_and_each_watches_the_n_right_ahead",),
+    ),
+    Bug(
+        "repeated acquisition makes its key anew",
+        "keeper/queue.py",
+        "            [CreateRevisionIs(key, 0)],\n",
+        "            [],\n",
+        (f"{_STORE}::test_entering_twice_keeps_the_first_place",),
+    ),
+    Bug(
+        "loss by hand is not noticed by the watch",
+        "keeper/acquirer.py",
+        "            if key in self._own_keys():\n                raise PlaceLost\n            if key is None:\n",
+        "            if key is None:\n",
+        (f"{_DEATH}::test_loss_by_hand_is_noticed_at_once",),
+    ),
+    # -- what the releases of etcd say
+    Bug(
+        "a renewal reads its key without the lease",
+        "keeper/session.py",
+        "store.range(Range(key.encode()), timeout_s",
+        "store.range(Range(key.encode(), keys_only=True), timeout_s",
+        (f"{_STORE}::test_session_renews_about_every_fifth_of_the_ttl",),
+    ),
+)
