@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from conch.cron.job import Job
+from conch.cron.ticks import TRIM, PendingTick, Registration
 from conch.cron.values import FIRST_TICK, LAST_TICK, Result, claim_value, fields_of
 from conch.etcd.store import (
     Compare,
@@ -37,50 +37,6 @@ _RESULT_S, _RESULT_EVERY_S = 15 * 86400, 86400
 # How many of these hours and days a lease is young: then no key under it is about to end.
 _CLAIM_YOUNG, _RESULT_YOUNG = 6, 7
 HISTORY = 1000
-# How many old ticks one delivery removes at most: it catches up, and stays below etcd's limit of operations.
-TRIM = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """Our daemon as it is registered: the number of its hold, its lease, its key's create-revision."""
-
-    number: int
-    lease: int
-    rev: int
-
-
-@dataclass(slots=True)
-class PendingTick:
-    """A tick that this daemon could claim. `now_rev` is the create-revision of the request for it, 0 if scheduled.
-
-    `request` is the request's lease, by which whoever made it finds the claim, and `number` the one in its key.
-    `unclear` says that a try was made whose outcome is not known; `trying` and `taking` that one is under way, for the
-    claim or for the run key. `void` says why it is only to be recorded as skipped; `refused`, that etcd refused the
-    newest try. After a failure it is not tried before `not_before` (CLOCK_BOOTTIME).
-    """
-
-    job: Job
-    job_rev: int
-    tick: int
-    late_at: float
-    run: str
-    request_rev: int = 0
-    request: str = ""
-    number: int = 0
-    unclear: bool = False
-    trying: bool = False
-    taking: bool = False
-    void: str = ""
-    refused: bool = False
-    changes: int = 0
-    pause_s: float = 0.0
-    not_before: float = 0.0
-
-    @property
-    def id(self) -> tuple[str, int]:
-        """Which tick it is."""
-        return self.job.name, self.tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +124,7 @@ class Claims:
     # -- claiming -----------------------------------------------------------------------------------------
 
     def claim(
-        self, due: PendingTick, node: Node, me: Holder, now: float, *, has_floor: bool, timeout_s: float
+        self, due: PendingTick, node: Registration, me: Holder, now: float, *, has_floor: bool, timeout_s: float
     ) -> Outcome:
         """Take the tick to run it, with the job's run key where it needs one."""
         value = claim_value(me, due.run, due.tick, due.request)
@@ -181,7 +137,15 @@ class Claims:
         return self._claim(due, node, compare, success, now, has_floor=has_floor, timeout_s=timeout_s)
 
     def claim_to_wait(
-        self, due: PendingTick, node: Node, me: Holder, now: float, busy: KeyValue, *, has_floor: bool, timeout_s: float
+        self,
+        due: PendingTick,
+        node: Registration,
+        me: Holder,
+        now: float,
+        busy: KeyValue,
+        *,
+        has_floor: bool,
+        timeout_s: float,
     ) -> Outcome:
         """Take the tick while the run before it is being ended for it (`replace`)."""
         lease = self._claim_lease(now)
@@ -193,7 +157,7 @@ class Claims:
     def claim_to_skip(
         self,
         due: PendingTick,
-        node: Node,
+        node: Registration,
         me: Holder,
         now: float,
         busy: KeyValue | None,
@@ -216,7 +180,7 @@ class Claims:
         success += [*removing[1], *self.oldest(due.job.name, TRIM)]
         return self._claim(due, node, compare, success, now, has_floor=has_floor, timeout_s=timeout_s)
 
-    def take_run(self, due: PendingTick, rev: int, node: Node, me: Holder, *, timeout_s: float) -> Outcome:
+    def take_run(self, due: PendingTick, rev: int, node: Registration, me: Holder, *, timeout_s: float) -> Outcome:
         """For a tick that waited: take the run key now that the run before it is gone."""
         fire, run, ours = self._key("fire", *due.id), self._key("run", due.job.name), self._node_key()
         ended = self._key("result", *due.id)
@@ -285,7 +249,7 @@ class Claims:
         return taken
 
     def _claiming(
-        self, due: PendingTick, node: Node, lease: int, value: bytes, *, has_floor: bool
+        self, due: PendingTick, node: Registration, lease: int, value: bytes, *, has_floor: bool
     ) -> tuple[list[Compare], list[Operation]]:
         """What all claims compare and do."""
         floor = self._key("floor", due.job.name)
@@ -306,7 +270,7 @@ class Claims:
     def _claim(
         self,
         due: PendingTick,
-        node: Node,
+        node: Registration,
         compare: Sequence[Compare],
         success: Sequence[Operation],
         now: float,
@@ -349,7 +313,7 @@ class Claims:
             error.unclear = True
             raise error from None
 
-    def _why_not(self, due: PendingTick, node: Node, result: TxnResult, *, has_floor: bool) -> Outcome:
+    def _why_not(self, due: PendingTick, node: Registration, result: TxnResult, *, has_floor: bool) -> Outcome:
         """What a claim found that was not made just now: an earlier try of ours, or what stands against it."""
         ours, fire, ended, job, floor, request, run = (found.kvs[0] if found.kvs else None for found in result.ranges)
         if fire is not None:

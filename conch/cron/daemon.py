@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conch.core import procfs
 from conch.core.channel import Channel
@@ -14,13 +14,16 @@ from conch.core.origin import origin
 from conch.cron.clock import FleetClock
 from conch.cron.run_log import Ledger
 from conch.cron.state_dir import identify
-from conch.errors import EXIT_UNAVAILABLE, ConchError
+from conch.errors import ConchError
 from conch.etcd.connection import Connection
 from conch.holder import Holder
 from conch.keeper.main import crash, failure
 from conch.keeper.watchdog import NotReady, Watchdog
 from conch.keys import Keys
 from conch.limits import lacking
+
+if TYPE_CHECKING:
+    from conch.cron.scheduler import Scheduler
 
 # The scheduler, its watches of etcd and the clock, a session, the status, a worker for etcd and one for the disk.
 _THREADS = 8
@@ -41,93 +44,131 @@ class Daemon:
     status_hosts: tuple[str, ...] = ()
 
 
-def keep(daemon: Daemon, channel: Channel) -> None:
-    """Be conchd's keeper until the supervisor is gone. Runs in the forked process."""
-    # late: the supervisor must never have loaded these
-    from conch.cron.actor import Base
-    from conch.cron.scheduler import Scheduler
-    from conch.etcd.open import open_store
+class Mailbox:
+    """Messages of the supervisor, in order, for a scheduler that is still being made at first."""
 
-    inbox: queue.SimpleQueue[Message | Callable[[], None]] = queue.SimpleQueue()
-    scheduler: Scheduler | None = None
+    def __init__(self) -> None:
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._wake: Callable[[], None] | None = None
 
-    def work() -> None:
-        nonlocal scheduler
-        begin = inbox.get()
-        assert isinstance(begin, Begin)  # noqa: S101 - the supervisor's first word
+    def put(self, message: Message) -> None:
+        """Add a message; from the watchdog's thread."""
+        self._messages.put(message)
+        if self._wake is not None:
+            self._wake()
 
-        def tell(level: str, event: str, **text: Any) -> None:
-            watchdog.send(Note(level, event, text))
+    def first(self) -> Message:
+        """Wait for the first message."""
+        return self._messages.get()
 
+    def attach(self, scheduler: "Scheduler") -> None:
+        """From now on the scheduler gets the messages, those that wait among them."""
+
+        def wake() -> None:
+            scheduler.call(scheduler.receive, self._messages)
+
+        self._wake = wake
+        wake()
+
+
+class DaemonKeeper:
+    """Conchd's keeper: `work` makes the scheduler and is its thread, the main thread is the watchdog."""
+
+    def __init__(self, daemon: Daemon, watchdog: Watchdog) -> None:
+        self._daemon = daemon
+        self._watchdog = watchdog
+        self.mailbox = Mailbox()
+        self.scheduler: Scheduler | None = None
+
+    def work(self) -> None:
+        """Settle what an earlier conchd left, then schedule until everything was given back."""
+        begin = self.mailbox.first()
+        assert isinstance(begin, Begin)  # noqa: S101 - the supervisor's first message
         try:
-            here = origin(daemon.me.pid)
-            state, copied = identify(daemon.state_dir, daemon.keys.prefix, here, tell)
-            ledger = Ledger(daemon.state_dir, tell, here)
-        except OSError as error:
-            watchdog.send(Failed(EXIT_UNAVAILABLE, f"cannot use {daemon.state_dir}: {error.strerror or error}"))
-            return
-        ledger.leave({*begin.live, *begin.ended}, here, tell, all_=copied)
-        dead = ledger.dead(here) - {*begin.live, *begin.ended}
-        _end_survivors(dead, tell)
-        try:
-            # many requests at a time, for months: gRPC's one connection serves them better
-            store = open_store(
-                daemon.connection,
-                lambda event, text: tell("warning", event, msg=text),
-                prefer_grpc=True,
-                members_only=True,
-            )
-        except ConchError as error:
-            watchdog.send(Failed(error.code, str(error)))
-            return
-        new = Scheduler(
-            Base(
-                store=store,
-                connection=daemon.connection,
-                keys=daemon.keys,
-                watchdog=watchdog,
-                ledger=ledger,
-                me=daemon.me,
-                state=state,
-                here=here,
-                leases=frozenset(begin.leases),
-                clock=FleetClock(),
-                inbox=inbox,
-                ttl_s=daemon.ttl_s,
-                max_runs=daemon.max_runs,
-                key=daemon.job_key,
-                first=begin.first,
-            )
-        )
-        new.adopt(begin.live, begin.ended, dead)
-        try:
+            new, run_log, dead = self._make_scheduler(begin)
+            new.adopt(begin.live, begin.ended, dead)
             new.start()
         except ConchError as error:
-            watchdog.send(Failed(error.code, str(error)))
+            self._watchdog.send(Failed(error.code, str(error)))
             return
-        scheduler = new
-        watchdog.send(Begun())
-        if daemon.status is not None:
-            from conch.cron.status import own_names, serve
-
-            names = [*own_names(daemon.me.host), *daemon.status_hosts]
-            serve(daemon.status, names, new, ledger, store, daemon.connection, daemon.keys, tell)
+        self.scheduler = new
+        self.mailbox.attach(new)
+        self._watchdog.send(Begun())
+        if self._daemon.status is not None:
+            self._serve_status(self._daemon.status, new, run_log)
         new.run()
 
+    def _make_scheduler(self, begin: Begin) -> tuple["Scheduler", Ledger, set[str]]:
+        """The scheduler, its run log, and the runs in that whose conchd died. Raises `ConchError`."""
+        # late: the supervisor must never have loaded these
+        from conch.cron.scheduler import Scheduler
+        from conch.cron.scheduler_spec import SchedulerSpec
+        from conch.etcd.open import open_store
+
+        daemon, supervised = self._daemon, {*begin.live, *begin.ended}
+        try:
+            here = origin(daemon.me.pid)
+            state_id, copied = identify(daemon.state_dir, daemon.keys.prefix, here, self._log)
+            run_log = Ledger(daemon.state_dir, self._log, here)
+        except OSError as error:
+            raise ConchError(f"cannot use {daemon.state_dir}: {error.strerror or error}") from None
+        run_log.leave(supervised, here, self._log, all_=copied)
+        dead = run_log.dead(here) - supervised
+        _end_survivors(dead, self._log)
+        # many requests at a time, for months: gRPC's one connection serves them better
+        store = open_store(
+            daemon.connection,
+            lambda event, text: self._log("warning", event, msg=text),
+            prefer_grpc=True,
+            members_only=True,
+        )
+        spec = SchedulerSpec(
+            store=store,
+            connection=daemon.connection,
+            keys=daemon.keys,
+            watchdog=self._watchdog,
+            run_log=run_log,
+            identity=daemon.me,
+            origin=here,
+            leases=frozenset(begin.leases),
+            state_id=state_id,
+            clock=FleetClock(),
+            ttl_s=daemon.ttl_s,
+            max_runs=daemon.max_runs,
+            job_key=daemon.job_key,
+            first=begin.first,
+        )
+        return Scheduler(spec), run_log, dead
+
+    def _serve_status(self, address: tuple[str, int], scheduler: "Scheduler", run_log: Ledger) -> None:
+        from conch.cron.status import own_names, serve
+
+        daemon, store = self._daemon, scheduler.spec.store
+        names = [*own_names(daemon.me.host), *daemon.status_hosts]
+        serve(address, names, scheduler, run_log, store, daemon.connection, daemon.keys, self._log)
+
+    def _log(self, level: str, event: str, **fields: Any) -> None:
+        self._watchdog.send(Note(level, event, fields))
+
+
+def keep(daemon: Daemon, channel: Channel) -> None:
+    """Be conchd's keeper until the supervisor is gone. Runs in the forked process."""
     try:
         _check_room()
         watchdog = Watchdog(channel)
         threading.excepthook = partial(crash, watchdog)
-        threading.Thread(target=work, name="scheduler", daemon=True).start()
+        keeper = DaemonKeeper(daemon, watchdog)
+        threading.Thread(target=keeper.work, name="scheduler", daemon=True).start()
     except (OSError, RuntimeError, MemoryError, ConchError) as error:
         channel.send(failure(error))
         return
     try:
-        watchdog.run(inbox.put)
+        watchdog.run(keeper.mailbox.put)
     except NotReady as error:
         channel.send(failure(error))
         return  # what an earlier keeper's runs hold is not given back while they run
     # The supervisor is gone, and so is all that it ran.
+    scheduler = keeper.scheduler
     if scheduler is not None and not scheduler.ended.is_set():
         scheduler.abandon()
 

@@ -1,163 +1,207 @@
 """Requests to run a job now (`cron run`): each gets a tick from the daemon that claims it, in the order they were made.
 
-All hosts know a job's requests in the order of their create-revisions and deal with the oldest alone, the first in rank
-for it at once, each other a turn later. The claim deletes the request, which tells everybody to go on to the next.
+All hosts know a job's requests in the order of their create-revisions and deal with the oldest alone: the first in rank
+immediately, each other one turn later. The claim deletes the request, so everybody goes on to the next.
 """
 
 import os
-from collections.abc import Container
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field
 
-from conch.cron.actor import PAUSE_MOST_S, PAUSE_S, Base
-from conch.cron.claim_store import PendingTick
-from conch.cron.claiming import HELD_BACK_S, TURN_S, Claiming
-from conch.cron.runs import TrackedJob
+from conch.cron.clock import FleetClock
+from conch.cron.fleet import TURN_S
 from conch.cron.seconds import free_second, read_seconds
-from conch.etcd.store import KeyValue, StoreError
+from conch.cron.ticks import PAUSE_MOST_S, PAUSE_S, Claim, PendingTick, TickGivenUp, TickLost, TrackedJob
+from conch.cron.waiting_room import HELD_BACK_S
+from conch.cron.workers import Alarm, Tasks, Workers
+from conch.etcd.store import KeyValue, Store, StoreError
+from conch.keys import Keys
 
-# Requests for jobs that nobody has are not kept without end.
-_STRANGE = 1000
-# When to look after a request whose claim is under way, should nothing else have led to its end.
+Tell = Callable[..., None]
+
+# How many requests for jobs that nobody has are remembered.
+_UNKNOWN_MOST = 1000
+# When to look again for a free second, in seconds: as time goes on, seconds come into reach.
 _LOOK_AGAIN_S = 1.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
-    """A request under the number in its key. `due` is the tick at which we try to claim it.
-
-    `planned` says that it will be taken up, and `step` counts the plans: only the newest counts. `looking` says that we
-    are finding out which seconds are free.
-    """
+    """A request under the number in its key; `tick` is the one at which we try to claim it."""
 
     name: str
     number: int
     rev: int
     lease: str
-    due: PendingTick | None = None
-    looking: bool = False
-    planned: bool = False
-    step: int = 0
+    tick: PendingTick | None = None
+    is_gone: bool = False
     pause_s: float = 0.0
+    alarm: Alarm = field(default_factory=Alarm)
 
 
-class Requests(Claiming):
-    """Knows the requests of all jobs, and gives the oldest of each a tick when it is our turn."""
+@dataclass(frozen=True, slots=True)
+class RequestPorts:
+    """What the requests ask of the other parts.
 
-    def __init__(self, base: Base) -> None:
-        super().__init__(base)
-        self._asked: dict[str, dict[int, Request]] = {}
+    `tracked` is a job as it is followed now; `is_pending` whether a tick (job, tick) is being claimed; `why_closed` why
+    no tick can be claimed now; `turn` our place in the line for a job's request; `start` begins the life of a tick and
+    reports what became of its claim; `draining` says whether nothing more is to be started.
+    """
 
-    def _on_request(self, name: str, number: int, kv: KeyValue) -> None:
-        """A request is there. Raises `ValueError` for one that nobody's end would take away."""
+    tracked: Callable[[str], TrackedJob | None]
+    is_pending: Callable[[tuple[str, int]], bool]
+    why_closed: Callable[[], str]
+    turn: Callable[[str, int], int]
+    start: Callable[[PendingTick, Callable[[Claim], None]], None]
+    draining: Callable[[], bool]
+
+
+class Requests:
+    """The requests of all jobs. Each job that has some is served by one coroutine."""
+
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        ports: RequestPorts,
+        tasks: Tasks,
+        workers: Workers,
+        fleet_clock: FleetClock,
+        log: Tell,
+        *,
+        timeout_s: float,
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._ports = ports
+        self._tasks = tasks
+        self._workers = workers
+        self._clock = fleet_clock
+        self._log = log
+        self._timeout_s = timeout_s
+        self._requests: dict[str, dict[int, Request]] = {}
+        self._served: set[str] = set()
+
+    def on_request(self, name: str, number: int, kv: KeyValue) -> None:
+        """A request is there. Raises `ValueError` for one that no lease would ever take away."""
         if not kv.lease:
             raise ValueError("a request needs a lease")
-        known = self._asked.get(name, {}).get(number)
+        known = self._requests.get(name, {}).get(number)
         if known is not None and known.rev == kv.create_revision:
             return
-        if name not in self.jobs and sum(map(len, self._asked.values())) >= _STRANGE:
+        if self._ports.tracked(name) is None and sum(map(len, self._requests.values())) >= _UNKNOWN_MOST:
             return
-        self._asked.setdefault(name, {})[number] = Request(name, number, kv.create_revision, f"{kv.lease:x}")
-        self._next_request(name)
+        self._requests.setdefault(name, {})[number] = Request(name, number, kv.create_revision, f"{kv.lease:x}")
+        if known is not None:
+            self._end(known)
+        self.serve(name)
 
-    def _forget_request(self, name: str, number: int) -> None:
-        """It was claimed, withdrawn, or has expired. A try of ours with an unclear outcome goes on to its end."""
-        request = self._asked.get(name, {}).pop(number, None)
+    def on_gone(self, name: str, number: int) -> None:
+        """The request was claimed or withdrawn, or has expired. A claim of ours that is unclear is still settled."""
+        request = self._requests.get(name, {}).pop(number, None)
         if request is None:
             return
-        if not self._asked[name]:
-            del self._asked[name]
-        if request.due is not None and not request.due.trying and not request.due.unclear:
-            self._drop(request.due)
-        self._next_request(name)
+        if not self._requests[name]:
+            del self._requests[name]
+        self._end(request)
 
-    def _keep_requests(self, there: Container[bytes]) -> None:
-        """Forget those whose keys are not there."""
-        for name, number in [(name, number) for name, asked in self._asked.items() for number in asked]:
-            if self._keys.cron("now", name, number).encode() not in there:
-                self._forget_request(name, number)
+    @staticmethod
+    def _end(request: Request) -> None:
+        request.is_gone = True
+        request.alarm.ring()
+        if request.tick is not None:
+            request.tick.cancel()
 
-    def _first_request(self, name: str) -> Request | None:
-        return min(self._asked.get(name, {}).values(), key=lambda one: one.rev, default=None)
+    def keep_only(self, keys: Container[bytes]) -> None:
+        """Forget the requests whose keys are not among these."""
+        for name, number in [(name, number) for name, some in self._requests.items() for number in some]:
+            if self._keys.cron("now", name, number).encode() not in keys:
+                self.on_gone(name, number)
 
-    def _next_request(self, name: str) -> None:
-        """Take the oldest request of a job up in our turn."""
-        request = self._first_request(name)
-        if request is not None and not request.planned and name in self.jobs:
-            self._take_up_later(request, self._turn(name, request.number) * TURN_S)
+    def serve(self, name: str) -> None:
+        """Deal with the requests of a job, if it is tracked, has some, and nobody does so yet."""
+        if name in self._requests and name not in self._served and self._ports.tracked(name) is not None:
+            self._served.add(name)
+            self._tasks.spawn(self._serve(name))
 
-    def _take_up_later(self, request: Request, after_s: float) -> None:
-        request.planned = True
-        request.step += 1
-        step = request.step
-        self._later(after_s, lambda: self._take_up(request) if request.step == step else None)
+    def _oldest(self, name: str) -> Request | None:
+        return min(self._requests.get(name, {}).values(), key=lambda request: request.rev, default=None)
 
-    def _take_up(self, request: Request) -> None:
-        """Find a free second and claim the request there, unless that is under way or cannot be now."""
-        request.planned = False
-        known = self.jobs.get(request.name)
-        if known is None or self._first_request(request.name) is not request or self._draining:
-            return
-        if request.looking or (request.due is not None and self._dues.get(request.due.id) is request.due):
-            self._take_up_later(request, _LOOK_AGAIN_S)
-        elif self._why_not_ready():
-            self._take_up_later(request, HELD_BACK_S)
-        else:
-            self._look_for_second(request, known)
+    # -- serving one job ----------------------------------------------------------------------------------
 
-    def _look_for_second(self, request: Request, known: TrackedJob) -> None:
-        request.looking = True
-        schedule = None if known.job.paused else known.schedule
-        rev, now, limit_s = known.rev, int(self._clock.now()), self._limit_s
-        is_there = True
+    async def _serve(self, name: str) -> None:
+        try:
+            while (request := self._oldest(name)) is not None and self._ports.tracked(name) is not None:
+                if self._ports.draining():
+                    return
+                await request.alarm.wait(self._ports.turn(name, request.number) * TURN_S)
+                while not request.is_gone and request is self._oldest(name) and not self._ports.draining():
+                    if self._ports.tracked(name) is None:
+                        return
+                    await request.alarm.wait(await self._try(request))
+        finally:
+            self._served.discard(name)
 
-        def work() -> int | None:
-            nonlocal is_there
-            asked = (request.number, request.rev)
-            found = read_seconds(self._store, self._keys, request.name, asked, now, timeout_s=limit_s)
-            is_there = found is not None
-            return None if found is None else free_second(schedule, found.lowest, found.end, found.taken)
-
-        def then(tick: int | None) -> None:
-            request.looking = False
-            if not is_there:
-                if self._asked.get(request.name, {}).get(request.number) is request:
-                    self._forget_request(request.name, request.number)
-            elif tick is None:
-                self._take_up_later(request, _LOOK_AGAIN_S)  # as time goes on seconds come into reach
-            else:
-                self._claim_request(request, rev, tick)
-
-        self._work(work, then, partial(self._on_no_look, request))
-
-    def _on_no_look(self, request: Request, error: StoreError) -> None:
-        request.looking = False
-        if not request.pause_s:
-            self.tell("warning", "claim-failed", job=request.name, msg=f"a request to run it now waits: {error}")
-        request.pause_s = min(2 * request.pause_s or PAUSE_S, PAUSE_MOST_S)
-        self._take_up_later(request, request.pause_s)
-
-    def _claim_request(self, request: Request, rev: int, tick: int) -> None:
-        known = self.jobs.get(request.name)
-        if self._first_request(request.name) is not request:
-            return
-        if known is None or known.rev != rev or (request.name, tick) in self._dues:
-            self._take_up_later(request, PAUSE_S)
-            return
-        if self._why_not_ready():  # another claim took the room meanwhile: this tick would be of the past
-            self._take_up_later(request, HELD_BACK_S)
-            return
-        late_at = self._clock.now() + known.job.late_after_s(tick, None)
+    async def _try(self, request: Request) -> float:
+        """Find a free second and try to claim the request at it; how long to wait before the next try, in seconds."""
+        tracked = self._ports.tracked(request.name)
+        if tracked is None or self._ports.why_closed():
+            return HELD_BACK_S
+        rev = tracked.rev
+        try:
+            tick = await self._find_second(request, tracked)
+        except StoreError as error:
+            if not request.pause_s:
+                msg = f"a request to run it now waits: {error}"
+                self._log("warning", "claim-failed", job=request.name, msg=msg)
+            request.pause_s = min(2 * request.pause_s or PAUSE_S, PAUSE_MOST_S)
+            return request.pause_s
+        if request.is_gone:
+            return 0.0
+        if tick is None:
+            return _LOOK_AGAIN_S
+        tracked = self._ports.tracked(request.name)
+        if tracked is None or tracked.rev != rev or self._ports.is_pending((request.name, tick)):
+            return PAUSE_S
+        if self._ports.why_closed():  # another claim took the room meanwhile: this tick would be of the past
+            return HELD_BACK_S
+        deadline = self._clock.now() + tracked.job.late_after_s(tick, None)
         run = os.urandom(8).hex()
-        due = PendingTick(known.job, rev, tick, late_at, run, request.rev, request.lease, request.number)
-        request.due = self._dues[due.id] = due
-        self._take_up_later(request, _LOOK_AGAIN_S)
-        self._attempt(due)
+        pending = PendingTick(tracked.job, rev, tick, deadline, run, request.rev, request.lease, request.number)
+        return await self._claim(request, pending)
 
-    def _not_claimed(self, due: PendingTick) -> None:
-        """A request did not get this tick, for certain: it gets another, if it is still there."""
-        request = self._asked.get(due.job.name, {}).get(due.number)
-        if request is not None and request.due is due:
-            request.due = None
-            self._take_up_later(request, request.pause_s)
-            request.pause_s = min(2 * request.pause_s or PAUSE_S / 10, PAUSE_MOST_S)
+    async def _find_second(self, request: Request, tracked: TrackedJob) -> int | None:
+        """The tick that the request can get; None if none is in reach. A request that is gone is marked so."""
+        schedule = None if tracked.job.paused else tracked.schedule
+        now, asked = int(self._clock.now()), (request.number, request.rev)
+
+        def read() -> tuple[bool, int | None]:
+            found = read_seconds(self._store, self._keys, request.name, asked, now, timeout_s=self._timeout_s)
+            if found is None:
+                return False, None
+            return True, free_second(schedule, found.lowest, found.end, found.taken)
+
+        is_there, tick = await self._workers.etcd(read)
+        if not is_there and not request.is_gone:
+            self.on_gone(request.name, request.number)
+        return tick
+
+    async def _claim(self, request: Request, tick: PendingTick) -> float:
+        """Claim the tick, to its outcome; how long to wait before the next try if the request is still there."""
+        claims: list[Claim] = []
+        settled = Alarm()
+
+        def on_claim(claim: Claim) -> None:
+            claims.append(claim)
+            settled.ring()
+
+        request.tick = tick
+        self._ports.start(tick, on_claim)
+        await settled.wait()
+        request.tick = None
+        if not isinstance(claims[0], TickLost | TickGivenUp):
+            self.on_gone(request.name, request.number)  # the claim has deleted it
+            return 0.0
+        pause_s = request.pause_s
+        request.pause_s = min(2 * request.pause_s or PAUSE_S / 10, PAUSE_MOST_S)
+        return pause_s

@@ -1,412 +1,419 @@
-"""The scheduler: the news it goes by, its beginning and its end. Its layers below have the rest."""
+"""The scheduler: wires the parts, passes events on to them, and holds the life of a tick."""
 
-import dataclasses
+import asyncio
+import queue
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from enum import Enum
+from typing import TypeVar
 
-from conch.core import clock
+from conch.core import clock, linux
 from conch.core.deadline import ANSWERS_WITHIN_S
-from conch.core.messages import Drain, Finished, Message, Release, Released, Reload, Running
-from conch.core.origin import Origin, origin_of
-from conch.cron.actor import PAUSE_MOST_S, SLICE_S, Base
-from conch.cron.closing import merged
-from conch.cron.faults import Lasting
-from conch.cron.job import Job
+from conch.core.messages import Drain, Finished, Message, Note, Release, Released, Reload, Running
+from conch.core.states import IllegalTransition
+from conch.cron.fleet import TURN_S
+from conch.cron.health import lease_left_s, why_unhealthy
+from conch.cron.missing import Missed
+from conch.cron.parts import Parts
 from conch.cron.run_log import Entry, ended
-from conch.cron.runs import ActiveRun
-from conch.cron.sweeping import Sweeping
+from conch.cron.runner import ActiveRun, RunState
+from conch.cron.scheduler_spec import SchedulerSpec
+from conch.cron.ticks import (
+    STOPPING,
+    Claim,
+    PendingTick,
+    TickGivenUp,
+    TickLost,
+    TickOver,
+    TickReopened,
+    TickSkipped,
+    TickState,
+    TickWaits,
+    TickWon,
+)
 from conch.cron.values import Result
-from conch.errors import shortage
+from conch.cron.workers import BoottimeLoop, Tasks
 from conch.etcd.patience import first_answer
-from conch.etcd.store import Compacted, Event, KeyValue, Range, RangeResult, StoreError, Watch
-from conch.keys import JobKey, NodeKey, TickKey, prefix_end
-from conch.limits import is_short
-from conch.record import replace
+from conch.etcd.store import StoreError
+from conch.times import rfc3339
 
-_KINDS = ("job", "fire", "now", "run")
-_RETRY_S = 1.0
-# After an interruption of the watch.
-_DEAF_S = 5.0
+_T = TypeVar("_T")
+
+# How many claims of late are remembered, so that a tick that another host has taken is not tried.
+_REMEMBERED = 20_000
+# How many ticks may wait to be claimed; more count as missed unless other hosts claim them.
+_PENDING_MOST = 10_000
 
 
-class Scheduler(Sweeping):
-    """Claims ticks, orders runs, records their ends. One watch tells it all news."""
+class Phase(Enum):
+    """Where the scheduler is."""
 
-    def __init__(self, base: Base) -> None:
-        super().__init__(base)
-        self._first = base.first
-        self._watching = self._interrupted = False
-        self._news: Watch | None = None
-        self._outdated = threading.Event()  # what is listed, or being listed, is to be listed again
-        self._relisting = self._was_registered = False
-        self._unproved: list[Entry] = []
-        self._listed = False  # who lives is known
-        self._released = False
-        self._arrived: dict[str, KeyValue] = {}  # jobs that are still to be read, as etcd has them
-        self._arrives_until = 0.0
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"  # nothing more is claimed
+    RELEASING = "releasing"  # the supervisor has nothing left; what is not in etcd yet is recorded
+    RELEASED = "released"
+
+
+_NEXT: dict[Phase, frozenset[Phase]] = {
+    Phase.STARTING: frozenset({Phase.RUNNING, Phase.DRAINING, Phase.RELEASING}),
+    Phase.RUNNING: frozenset({Phase.DRAINING, Phase.RELEASING}),
+    Phase.DRAINING: frozenset({Phase.RELEASING}),
+    Phase.RELEASING: frozenset({Phase.RELEASED}),
+    Phase.RELEASED: frozenset(),
+}
+
+
+class Scheduler:
+    """Claims ticks, orders runs, records their ends. All state belongs to the thread that calls `run`.
+
+    `call`, `asked`, `ask` and `log` are for other threads.
+    """
+
+    def __init__(self, spec: SchedulerSpec) -> None:
+        self.spec = spec
+        self.loop: asyncio.AbstractEventLoop = BoottimeLoop()
+        self.tasks = Tasks(self.loop)
+        self.phase = Phase.STARTING
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.pending: dict[tuple[str, int], PendingTick] = {}
+        self._claimed: dict[tuple[str, int], None] = {}  # of late, by any host
+        self.ended = threading.Event()  # for other threads: everything was given back
+        self.parts = Parts(self)
+
+    # -- for other threads --------------------------------------------------------------------------------
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call this in the scheduler's thread, in the order of the calls."""
+        try:
+            self.loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            pass  # the loop has ended
+
+    def asked(self, question: Callable[[], _T]) -> "Future[_T]":
+        """Put a question to the scheduler's thread; it is dropped if the future is cancelled before its turn."""
+        answer: Future[_T] = Future()
+
+        def reply() -> None:
+            if answer.set_running_or_notify_cancel():
+                try:
+                    answer.set_result(question())
+                except Exception as error:  # the asker gets it; the scheduler goes on
+                    answer.set_exception(error)
+
+        self.call(reply)
+        return answer
+
+    def ask(self, question: Callable[[], _T], timeout_s: float | None) -> _T:
+        """The answer of the scheduler's thread. Raises `TimeoutError`."""
+        answer = self.asked(question)
+        try:
+            return answer.result(timeout_s)
+        except TimeoutError:
+            answer.cancel()
+            raise TimeoutError("the scheduler is busy") from None
+
+    def log(self, level: str, event: str, **fields: str | int | float) -> None:
+        """Have the supervisor log an event."""
+        self.spec.watchdog.send(Note(level, event, fields))
+
+    # -- the life of a tick -------------------------------------------------------------------------------
+
+    def consider(self, tick: PendingTick, on_claim: Callable[[Claim], None] = lambda _: None) -> None:
+        """A tick is due, or was asked for: begin its life, unless it is claimed or being claimed already.
+
+        `on_claim` gets what became of the claim.
+        """
+        earlier = self.pending.get(tick.id)
+        if self.is_draining or tick.id in self._claimed:
+            on_claim(TickLost())
+        elif earlier is not None and (earlier.unclear or earlier.request_rev == tick.request_rev):
+            on_claim(TickLost())  # it is being dealt with
+        elif len(self.pending) >= _PENDING_MOST:
+            on_claim(TickGivenUp(None))
+            self.parts.missed.add(tick.job.name, Missed(tick.tick, tick.tick, 1, tick.deadline))
+        else:
+            if earlier is not None:
+                self._remove_pending(earlier)
+                earlier.cancel()
+            self.pending[tick.id] = tick
+            self.tasks.spawn(self._live(tick, on_claim))
+
+    async def _live(self, tick: PendingTick, on_claim: Callable[[Claim], None]) -> None:
+        """The life of one tick: its turn, its claim, its run, its record."""
+        parts = self.parts
+        if not tick.request_rev and (turn := parts.fleet.turn(*tick.id)):
+            await tick.alarm.wait(turn * TURN_S)  # the hosts before us in rank go first
+        claim = await self._claim(tick)
+        on_claim(claim)
+        if isinstance(claim, TickWaits):
+            waiting = "the run before it is being ended"
+            self.log("info", "waiting", job=tick.job.name, tick=rfc3339(tick.tick), msg=waiting)
+            claim = await parts.replacement.take_run_key(tick, claim.rev)
+        match claim:
+            case TickLost():
+                pass  # another host has it, or a row of an earlier try says why it did not run
+            case TickGivenUp(reason):
+                if reason is None and not tick.request_rev:
+                    parts.missed.add(tick.job.name, Missed(tick.tick, tick.tick, 1, tick.deadline))
+            case TickSkipped(reason):
+                self.counts["runs", "skipped"] += 1
+                self.log("info", "skipped", job=tick.job.name, tick=rfc3339(tick.tick), reason=reason)
+            case TickOver(rev, run_rev, reason):
+                run = parts.runner.add(ActiveRun(Entry(tick.run, tick.job.name, tick.tick, rev, run_rev)))
+                await self._record(run, Result(self.host, "skipped", reason=reason))
+            case TickWon(rev, run_rev):
+                run = parts.runner.add(ActiveRun(Entry(tick.run, tick.job.name, tick.tick, rev, run_rev)))
+                result = await parts.runner.run(tick, run, claim)
+                await self._record(run, result)
+        self.end_if_released()
+
+    async def _claim(self, tick: PendingTick) -> Claim:
+        """Claim a tick. If a claim is unclear when the tick is given up, find out for certain what became of it."""
+        claim = await self.parts.claimer.claim(tick)
+        while isinstance(claim, TickGivenUp) and tick.unclear:
+            self._remove_pending(tick)
+            closed = await self.parts.closer.close(tick, claim.reason)
+            if not isinstance(closed, TickReopened):
+                claim = closed
+                break
+            if tick.id in self.pending or tick.id in self._claimed:
+                claim = TickLost()
+                break
+            self.pending[tick.id] = tick
+            tick.enter(TickState.WAITING)
+            claim = await self.parts.claimer.claim(tick)
+        self._remove_pending(tick)
+        tick.enter(TickState.SETTLED)
+        if isinstance(claim, TickWon | TickWaits | TickOver | TickSkipped):
+            self._remember(tick.id)
+        return claim
+
+    async def _record(self, run: ActiveRun, result: Result) -> None:
+        await self.parts.recorder.record(run, result)
+        self.end_if_released()
+
+    async def _see_through(self, run: ActiveRun) -> None:
+        """Record the end of a run that an earlier keeper of this supervisor has begun."""
+        assert run.finished is not None  # noqa: S101 - it was added
+        await self._record(run, await run.finished)
+
+    def _remove_pending(self, tick: PendingTick) -> None:
+        if self.pending.get(tick.id) is tick:
+            del self.pending[tick.id]
+
+    def _remember(self, tick_id: tuple[str, int]) -> None:
+        self._claimed[tick_id] = None
+        if len(self._claimed) > _REMEMBERED:
+            for earlier in list(self._claimed)[: _REMEMBERED // 2]:
+                del self._claimed[earlier]
+
+    def on_claim(self, tick_id: tuple[str, int], is_ours: Callable[[PendingTick], bool]) -> None:
+        """A tick was claimed by some host; `is_ours` says whether for a pending tick of ours."""
+        self._remember(tick_id)
+        tick = self.pending.get(tick_id)
+        if tick is not None and not is_ours(tick):
+            self._remove_pending(tick)
+            tick.cancel()
+
+    # -- what the supervisor says -------------------------------------------------------------------------
+
+    def receive(self, mailbox: "queue.SimpleQueue[Message]") -> None:
+        """Handle the messages that have arrived; in the scheduler's thread."""
+        while True:
+            try:
+                message = mailbox.get_nowait()
+            except queue.Empty:
+                return
+            self._on_message(message)
+
+    def _on_message(self, message: Message) -> None:
+        match message:
+            case Running(run=run):
+                self.parts.runner.on_running(run)
+            case Finished():
+                self.parts.runner.on_finished(message)
+            case Drain():
+                self._drain()
+            case Release():
+                self._release_when_done()
+            case Reload():
+                self.parts.reload.on_request()
+            case _:
+                pass  # for the watchdog
+
+    # -- start and end ------------------------------------------------------------------------------------
 
     def adopt(self, live: Sequence[str], over: Sequence[str], dead: Collection[str] = ()) -> None:
-        """The runs of the ledger are live, about to be reported, delivered at last, or lost, as those of the dead.
+        """Take over the runs in the run log: live ones, ones about to be reported, delivered at last, or lost.
 
-        The others are of another boot: lost once the registration that they ran under is gone.
+        `dead` are lost: their supervisor is dead. The others are of another boot, and lost once the registration
+        that they ran under is gone.
         """
-        for entry in self._ledger.entries:
+        for entry in self.spec.run_log.entries:
             if entry.result is None and entry.run not in (*live, *over, *dead):
-                self._unproved.append(entry)
+                self.parts.inventory.unproved.append(entry)
                 continue
-            one = self._live[entry.run] = ActiveRun(entry, over=entry.result is not None)
+            run = self.parts.runner.add(ActiveRun(entry, state=RunState.RUNNING))
             if entry.run in dead:
-                self.tell("warning", "run-lost", run=one.label)
-                one.over = True
-                one.entry = ended(entry, Result(self._me.host, "lost", reason="conchd died while it ran"))
-                self._ledger.write(one.entry)
+                self.log("warning", "run-lost", run=run.label)
+                run.entry = ended(entry, Result(self.host, "lost", reason="conchd died while it ran"))
+                self.spec.run_log.write(run.entry)
                 if entry.slot is not None:
-                    self._revoke(entry.slot)
+                    self.parts.node.revoke(entry.slot)
+            if run.entry.result is not None:
+                run.enter(RunState.ENDED)
+                self.tasks.spawn(self._deliver(run))
+            else:
+                self.tasks.spawn(self._see_through(run))
+
+    async def _deliver(self, run: ActiveRun) -> None:
+        await self.parts.recorder.deliver(run)
+        self.end_if_released()
+
+    def conclude(self, entry: Entry) -> None:
+        """A run of another boot is lost."""
+        run = self.parts.runner.add(ActiveRun(entry))
+        self.tasks.spawn(self._record(run, Result(self.host, "lost", reason="conchd died while it ran")))
 
     def start(self) -> None:
-        """List what is there and go on from it; called before `run`.
+        """List what is there; called before `run`.
 
         Raises `StoreError` if etcd must answer at the start and does not; else it is asked until it does.
         """
-        watched = None
-        if self._first:
-            keys = self._with_run_keys()
-            within_s = max(ANSWERS_WITHIN_S, self._connection.dial_timeout_s)
-            watched = first_answer(lambda limit_s: self._list(limit_s, keys), self._connection, within_s=within_s)
-        threading.Thread(target=self._watch, args=(watched,), name="watch", daemon=True).start()
+        watched, watcher = None, self.parts.watcher
+        if self.spec.first:
+            runs = self.run_ids_with_keys()
+            within_s = max(ANSWERS_WITHIN_S, self.spec.connection.dial_timeout_s)
+            watched = first_answer(
+                lambda limit_s: watcher.list_all(limit_s, runs), self.spec.connection, within_s=within_s
+            )
+        watcher.start(watched)
         threading.Thread(target=self._watch_clock, name="clock", daemon=True).start()
-        for one in list(self._live.values()):
-            if one.over:
-                self._deliver(one)
-        self._register()
-        self._sweep_later()
+        self.parts.start()
+        self._enter(Phase.RUNNING)
 
-    def _watched(self) -> list[Range]:
-        prefixes = [self._keys.cron(kind).encode() for kind in _KINDS] + [self._keys.node().encode()]
-        return [Range(prefix, prefix_end(prefix)) for prefix in prefixes]
-
-    def _with_run_keys(self) -> set[str]:
-        return {one.entry.run for one in self._runs() if one.entry.run_rev is not None}
-
-    def _list(self, timeout_s: float, running: set[str]) -> list[tuple[Range, int]]:
-        """Have all that is there taken in; what to watch, and from which revisions on.
-
-        `running` are the runs that have run keys by now.
-        """
-        listed = []
-        for what in self._watched():
-            # claims are of interest only as they are made
-            limit = 1 if what.key == self._keys.cron("fire").encode() else 0
-            listed.append((what, self._store.range(replace(what, limit=limit), timeout_s=timeout_s)))
-        self._inbox.put(partial(self._on_list, listed, running))
-        return [(what, found.head.revision + 1) for what, found in listed]
-
-    def _watch(self, watched: list[tuple[Range, int]] | None) -> None:
-        fault = Lasting("watch-failed", self.tell)
+    def _watch_clock(self) -> None:
+        steps = linux.StepTimer()
         while True:
-            try:
-                if watched is None:
-                    self._outdated.clear()
-                    watched = self._list(self._limit_s, self.ask(self._with_run_keys, None))
-                fault.over()
-                self._inbox.put(lambda: self._on_watching(on=True))
-                self._news = self._store.watch(watched, tell=self._on_watch_news)
-                if self._outdated.is_set():
-                    self._news.cancel()
-                for events in self._news:
-                    self._inbox.put(partial(self._on_events, events))
-            except Compacted:
-                pass  # what went meanwhile is noticed by its absence
-            except StoreError as error:
-                fault.failed(msg=str(error))
-                self._inbox.put(lambda: self._on_watching(on=False))
-            threading.Event().wait(_RETRY_S)
-            watched = None
+            steps.wait()
+            self.call(self.parts.on_clock_step)
 
-    def _list_again(self) -> None:
-        """Have everything listed and watched anew."""
-        self._relisting = False
-        self._outdated.set()
-        if self._news is not None:
-            self._news.cancel()
-
-    def _on_registration(self) -> None:
-        super()._on_registration()
-        if self._was_registered:
-            self._list_again()  # it may be another etcd by now, and have grown past what the watch goes on from
-        self._was_registered = True
-        self._conclude_unproved()
-
-    def _conclude_unproved(self) -> None:
-        """Runs of an earlier boot are lost, unless it lives, as where this host is a copy: then it is registered.
-
-        Nothing that they hold is given back: it goes with the lease that it is held by.
-        """
-        if self._node is None or self._releasing or not self._listed:
-            return
-        gone = [entry for entry in self._unproved if entry.origin not in self._living()]
-        if gone:
-            # it may only be about to register anew
-            self._later(2 * self._ttl_s, partial(self._conclude, gone))
-
-    def _living(self) -> list[Origin]:
-        return [made_by for fields in self._nodes.values() if (made_by := origin_of(fields.get("origin")))]
-
-    def _conclude(self, entries: Sequence[Entry]) -> None:
-        if self._node is None or self._releasing:
-            return
-        living = self._living()
-        for entry in entries:
-            if entry in self._unproved and entry.origin not in living:
-                self._unproved.remove(entry)
-                one = self._live[entry.run] = ActiveRun(dataclasses.replace(entry, run_rev=None, slot=None))
-                self._over(one, Result(self._me.host, "lost", reason="conchd died while it ran"))
-
-    def _forget_node(self, host: str) -> None:
-        super()._forget_node(host)
-        self._conclude_unproved()
-
-    def _on_watch_news(self, event: str) -> None:
-        self.tell("warning", event)
-        self._inbox.put(lambda: self._on_watching(on=event == "watch-resumed"))
-
-    def _on_watching(self, *, on: bool) -> None:
-        if self._interrupted:
-            self._deaf_until = clock.now() + _DEAF_S  # events that were held up say the wrong time
-        self._watching = on
-        self._interrupted = not on
-
-    def _on_list(self, listed: Sequence[tuple[Range, RangeResult]], running: set[str]) -> None:
-        self._arrives_until = clock.now() + SLICE_S
-        there = {kv.key: kv for _, found in listed for kv in found.kvs}
-        revision = min(found.head.revision for _, found in listed)
-        for name in [*self.jobs, *self._arrived]:
-            if self._keys.cron("job", name).encode() not in there:
-                self._forget_job(name)
-        runs: dict[str, list[ActiveRun]] = {name: [] for name in self.jobs}
-        for one in self._runs():
-            runs.setdefault(one.entry.name, []).append(one)
-        for name, of_job in runs.items():
-            run, known = there.get(self._keys.cron("run", name).encode()), self.jobs.get(name)
-            if run is None and known is not None and known.run is not None:
-                known.run = None
-                self._take_run(name)
-            for one in of_job:
-                held = one.entry.run_rev
-                # its key was made before the listing; a revision tells that, unless etcd's went back
-                before = held is not None and (held <= revision or one.entry.run in running)
-                if before and (run is None or run.create_revision != held):
-                    self._end_without_key(one)
-        for host in list(self._nodes):
-            if self._keys.node(host).encode() not in there:
-                self._forget_node(host)
-        self._keep_requests(there)
-        for what, found in listed:
-            if what.key != self._keys.cron("fire").encode():
-                for kv in found.kvs:
-                    self._on_key(kv, live=False)
-        if not self._listed:
-            self._listed = True
-            self._meet_others()
-        self._conclude_unproved()
-
-    def _on_events(self, events: Sequence[Event]) -> None:
-        self._arrives_until = clock.now() + SLICE_S
-        for event in events:
-            if event.deleted:
-                self._on_gone(event.kv.key, event.kv.mod_revision)
-            else:
-                self._on_key(event.kv, live=True)
-
-    def _on_key(self, kv: KeyValue, *, live: bool) -> None:
-        """A key was written. Anyone may write anything: what cannot be made sense of is reported, and that is all."""
-        self._unless_odd(kv, lambda: self._take_in(kv, live=live))
-
-    def _unless_odd(self, kv: KeyValue, take: Callable[[], None]) -> None:
+    def run(self) -> None:
+        """Work until everything was given back. Raises what a defect raised."""
+        asyncio.set_event_loop(self.loop)
         try:
-            take()
-        except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
-            self._report_unreadable(kv.key, str(error))
-        except (OSError, MemoryError) as error:
-            if not is_short(error):
-                raise
-            # as when a job's zone cannot be opened just now
-            self.tell("warning", "postponed", key=kv.key.decode("utf-8", "replace"), msg=shortage(error))
-            if not self._relisting:
-                self._relisting = True
-                self._later(PAUSE_MOST_S, self._list_again)
+            self.loop.run_until_complete(self.tasks.ended)
+        finally:
+            self.tasks.cancel_all()
+            pending = self.tasks.pending
+            if pending:
+                self.loop.run_until_complete(asyncio.wait(pending, timeout=1.0))
+            self.loop.close()
+            self.ended.set()
 
-    def _take_in(self, kv: KeyValue, *, live: bool) -> None:
-        match self._keys.parse(kv.key):
-            case JobKey(kind="job", name=name):
-                self._arrive(name, kv)
-            case TickKey(kind="fire") if kv.mod_revision != kv.create_revision:
-                pass  # an old one, kept for longer
-            case TickKey(kind="fire", name=name, tick=tick):
-                self._on_claim(name, tick, kv)
-            case TickKey(kind="now", name=name, tick=number):
-                self._on_request(name, number, kv)
-            case JobKey(kind="run", name=name):
-                if not kv.lease:
-                    self._report_unreadable(kv.key, "a run key without a lease keeps its job from running")
-                known = self.jobs.get(name)
-                if known is not None:  # else a claim finds it: the job is gone, or we hear of it next
-                    known.run = kv
-            case NodeKey(host=host):
-                self._on_node(host, kv, live=live)
-            case _:
-                self._report_unreadable(kv.key, "no key of ours")
+    @property
+    def host(self) -> str:
+        """Our host's name."""
+        return self.spec.identity.host
 
-    def _arrive(self, name: str, kv: KeyValue) -> None:
-        """A job was written. It is read now, unless there are so many that ticks would have to wait for it."""
-        if not self._chores and clock.now() < self._arrives_until:
-            self._on_job(name, kv)
+    @property
+    def is_draining(self) -> bool:
+        """Whether nothing more is to be claimed or started."""
+        return self.phase not in (Phase.STARTING, Phase.RUNNING)
+
+    @property
+    def is_releasing(self) -> bool:
+        """Whether the supervisor has nothing left, and everything is given back."""
+        return self.phase in (Phase.RELEASING, Phase.RELEASED)
+
+    def run_ids_with_keys(self) -> set[str]:
+        """Our runs that have run keys."""
+        return {run.entry.run for run in self.parts.runner.live() if run.entry.run_rev is not None}
+
+    def _enter(self, phase: Phase) -> None:
+        if phase not in _NEXT[self.phase]:
+            raise IllegalTransition(f"the scheduler cannot go from {self.phase.value} to {phase.value}")
+        self.phase = phase
+
+    def _drain(self) -> None:
+        """Claim nothing more; what only waits is given up. Runs go on."""
+        if self.is_draining:
             return
-        if name not in self._arrived:
-            self._chores.append(partial(self._read_arrived, name))
-        self._arrived[name] = kv
+        self._enter(Phase.DRAINING)
+        for tick in self.pending.values():
+            tick.alarm.ring()
+        self.parts.replacement.stop_all(STOPPING)
+        self.parts.runner.end_queued(STOPPING)
+        self.parts.node.publish()
 
-    def _read_arrived(self, name: str) -> None:
-        kv = self._arrived.pop(name, None)
-        if kv is not None:
-            self._unless_odd(kv, lambda: self._on_job(name, kv))
-
-    def _hear_of_job(self, name: str, kv: KeyValue) -> None:
-        self._unless_odd(kv, lambda: self._on_job(name, kv))
-
-    def _forget_job(self, name: str) -> None:
-        self._arrived.pop(name, None)
-        super()._forget_job(name)
-
-    def _on_gone(self, key: bytes, revision: int) -> None:
-        match self._keys.parse(key):
-            case JobKey(kind="job", name=name):
-                if name in self.jobs:
-                    self.tell("info", "job-removed", job=name)
-                self._forget_job(name)
-            case TickKey(kind="fire", name=name, tick=tick) if name in self.jobs:
-                self.jobs[name].old.discard(tick)
-            case TickKey(kind="now", name=name, tick=number):
-                self._forget_request(name, number)
-            case JobKey(kind="run", name=name):
-                self._on_run_key_gone(name, revision)
-            case NodeKey(host=host):
-                self._forget_node(host)
-            case _:
-                pass
-
-    def _handle(self, message: Message) -> None:
-        match message:
-            case Running(run=run):
-                self._on_running(run)
-            case Finished():
-                self._on_finished(message)
-            case Drain():
-                self._on_drain()
-            case Release():
-                self._on_release()
-            case Reload():
-                self._on_reload()
-            case _:
-                pass  # the warden's affair
-
-    def _on_drain(self) -> None:
-        self._draining = True
-        for due in [*self._dues.values()]:
-            if not due.trying:
-                self._settle(due, "conchd is stopping")
-        for known in self.jobs.values():
-            if known.waiting is not None and not known.waiting[0].taking:
-                self._stop_waiting(known, "conchd is stopping")
-        for one in self._runs():
-            if one.slot is not None and one.ordered_at is None:
-                self._over(one, Result(self._me.host, "skipped", reason="conchd is stopping"))
-        self._tell_time()
-
-    def _on_release(self) -> None:
+    def _release_when_done(self) -> None:
         """The supervisor has nothing left: end when all results are in etcd, as far as it answers."""
-        if not self._releasing:
-            self._releasing = True
-            self._draining = True
-            self._later(self._limit_s, self._release)
-            self._end_if_released()
+        if self.is_releasing:
+            return
+        self._enter(Phase.RELEASING)
+        for tick in self.pending.values():
+            tick.alarm.ring()
+        self.parts.node.stop_registering()
+        self.parts.closer.wake()
+        self.tasks.later(self.spec.connection.command_timeout_s, self._release)
+        self.end_if_released()
 
-    def _end_if_released(self) -> None:
-        if self._releasing and not self._live and not self._busy_claiming and not self._unclear:
+    def end_if_released(self) -> None:
+        """End, if the supervisor has nothing left and nothing is under way or waits to be recorded."""
+        if self.phase is Phase.RELEASING and not self.parts.is_busy:
             self._release()
 
     def _release(self) -> None:
-        if self._released:
-            return
-        self._released = True
-        self._tell_unasked()
-        self._fault("missed", merge=merged).over()
-        left = len(self._live)
+        if self.phase is Phase.RELEASING:
+            self._enter(Phase.RELEASED)
+            self.parts.missed.close()
+            self.tasks.spawn(self._give_back())
+
+    async def _give_back(self) -> None:
+        """Give back slots and registration, as far as etcd answers, and end."""
+        left = len(self.parts.runner.active)
         reason = f"{left} results are kept on disk until etcd takes them" if left else ""
-        node, self._node = self._node, None
-        going = self._slots_going
+        registered, slots = self.parts.node.release(), self.parts.recorder.returning
+        limit_s = min(1.0, self.spec.connection.command_timeout_s)
 
         def work() -> None:
-            until = clock.now() + min(1.0, self._limit_s)
-            for slot in going:
+            until = clock.now() + limit_s
+            for slot in slots:
                 slot.released.wait(max(0.0, until - clock.now()))
-            if node is not None:
-                node.session.stop()
-                self._store.revoke(node.node.lease, timeout_s=min(1.0, self._limit_s))
+            if registered is not None:
+                registered.session.stop()
+                self.spec.store.revoke(registered.registration.lease, timeout_s=limit_s)
 
-        def end(_: object) -> None:
-            self._watchdog.send(Released(reason))
-            self.ended.set()
-
-        self._work(work, end, end)
+        try:
+            await self.parts.workers.etcd(work)
+        except StoreError:
+            pass  # the lease expires by itself
+        self.spec.watchdog.send(Released(reason))
+        if not self.tasks.ended.done():
+            self.tasks.ended.set_result(None)
 
     def abandon(self) -> None:
         """The supervisor is dead and all that it ran is gone: give back what is held; from the main thread."""
-        leases = [one.slot.lease for one in list(self._live.values()) if one.slot is not None] + [
-            *self._old_leases.values()
-        ]
-        if self._node is not None:
-            self._node.session.stop()
-            leases.append(self._node.node.lease)
+        runs = list(self.parts.runner.active.values())
+        leases = [run.slot.lease for run in runs if run.slot is not None] + self.parts.node.leases
+        if self.parts.node.current is not None:
+            self.parts.node.current.session.stop()
         for lease in leases:
             try:
                 if lease is not None:
-                    self._store.revoke(lease, timeout_s=self._limit_s)
+                    self.spec.store.revoke(lease, timeout_s=self.spec.connection.command_timeout_s)
             except StoreError:
                 continue  # it expires by itself
 
+    # -- what the status server asks, in the scheduler's thread -------------------------------------------
+
     def healthy(self) -> str:
         """Why a tick could not be claimed now; empty if it could."""
-        if self._draining:
-            return "draining"
-        if self._clock.off:
-            return self._why_clock_off()
-        if self._node is None:
-            return (
-                f"not registered in etcd: {self._writes.reason}" if self._writes.is_open else "not registered in etcd"
-            )
-        session = self._node.session
-        if self._node.failing or clock.now() >= session.deadline:
-            return "etcd does not confirm our lease"
-        refused = self._writes.reason or self._why_refused()
-        if refused:
-            return f"etcd takes no writes: {refused}"
-        if not self._watching:
-            return "etcd's news do not arrive"
-        if not self._is_answered():
-            return "the supervisor is stopped"
-        return ""
+        return why_unhealthy(self.parts, draining=self.is_draining)
 
     def lease_left_s(self) -> float:
         """How long our registration lasts without a renewal; 0 without one."""
-        return max(0.0, self._node.session.deadline - clock.now()) if self._node is not None else 0.0
-
-    def upcoming(self) -> Iterator[tuple[Job, int | None]]:
-        """The jobs, and the next tick of each, as it is planned; None: none is."""
-        for known in self.jobs.values():
-            yield known.job, known.next_tick
-
-    def running(self) -> list[ActiveRun]:
-        """The runs of this daemon."""
-        return self._runs()
+        return lease_left_s(self.parts)

@@ -1,53 +1,71 @@
 """When this daemon sweeps: once an hour one of the fleet does, in small pieces, so that nothing waits for it."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable
 
-from conch.cron.fleet import order
-from conch.cron.planning import Planning
 from conch.cron.sweep import Sweep
+from conch.cron.workers import Tasks, Workers
 from conch.etcd.store import StoreError
+
+Tell = Callable[..., None]
 
 _FIRST_S, EVERY_S = 20.0, 3600.0
 _PAUSE_S = 0.05
 
 
-class Sweeping(Planning):
-    """Sweeps in the hours in which this host is the first in rank; a daemon that is gone leaves out its hour."""
+class Sweeping:
+    """Sweeps in the hours in which this host is the first in rank. A daemon that is dead leaves out its hour."""
 
-    _sweep: Sweep | None = None
+    def __init__(
+        self,
+        tasks: Tasks,
+        workers: Workers,
+        log: Tell,
+        *,
+        new_sweep: Callable[[float], Sweep],
+        is_first: Callable[[int], bool],
+        is_registered: Callable[[], bool],
+        draining: Callable[[], bool],
+        now: Callable[[], float],
+    ) -> None:
+        """`new_sweep(now)` begins one, `is_first(hour)` says whether it is our turn; `now` is the wall clock's time."""
+        self._tasks = tasks
+        self._workers = workers
+        self._log = log
+        self._new_sweep = new_sweep
+        self._is_first = is_first
+        self._is_registered = is_registered
+        self._draining = draining
+        self._now = now
+        self._sweeping = False
 
-    def _sweep_later(self) -> None:
-        self._later(EVERY_S if self._node is not None else _FIRST_S, self._sweep_if_first)
+    async def run(self) -> None:
+        """Sweep whenever it is our turn."""
+        while True:
+            await asyncio.sleep(EVERY_S if self._is_registered() else _FIRST_S)
+            if self._is_registered() and self._is_first(int(self._now() // EVERY_S)):
+                self.start()
 
-    def _sweep_if_first(self) -> None:
-        hour = int(self._clock.now() // EVERY_S)
-        if self._node is not None and order(self._takers(), "", hour)[0] == self._me.host:
-            self.sweep()
-        self._sweep_later()
+    def start(self) -> None:
+        """Begin a sweep, unless one is under way."""
+        if not self._sweeping and not self._draining():
+            self._sweeping = True
+            self._tasks.spawn(self._sweep())
 
-    def sweep(self) -> None:
-        """Begin a sweep, unless one is under way. In the scheduler's thread."""
-        if self._sweep is None and not self._draining:
-            now = self._clock.now()
-            self._sweep = Sweep(self._store, self._keys, self._claims, now, timeout_s=self._limit_s)
-            self._sweep_on(self._sweep, self._sweep.pages())
-
-    def _sweep_on(self, sweep: Sweep, pages: Iterator[None]) -> None:
-        def then(more: bool) -> None:
-            if more and not self._draining:
-                self._later(_PAUSE_S, lambda: self._sweep_on(sweep, pages))
-                return
-            self._sweep = None
-            if sweep.counts.total():
-                self.tell("info", "swept", **sweep.counts)
-
-        def failed(error: StoreError) -> None:
-            self._sweep = None
-            self.tell("warning", "sweep-failed", msg=f"the next one makes up for it: {error}")
+    async def _sweep(self) -> None:
+        sweep = self._new_sweep(self._now())
+        pages = sweep.pages()
 
         def work() -> bool:
-            for _ in pages:
-                return True
-            return False
+            """Whether there is another page."""
+            return next(pages, self) is None
 
-        self._work(work, then, failed)
+        try:
+            while await self._workers.etcd(work) and not self._draining():
+                await asyncio.sleep(_PAUSE_S)
+            if sweep.counts.total():
+                self._log("info", "swept", **sweep.counts)
+        except StoreError as error:
+            self._log("warning", "sweep-failed", msg=f"the next one makes up for it: {error}")
+        finally:
+            self._sweeping = False

@@ -1,20 +1,19 @@
 """A daemon's scheduler in the test's own process, with a clock that the test can set, on a real etcd."""
 
 import os
-import queue
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from conch.core.channel import pair
 from conch.core.daemon_loop import HOLDS
-from conch.core.messages import Ended, Finished, Message, Note, Release, Running, Start
+from conch.core.messages import Ended, Finished, Note, Release, Running, Start
 from conch.core.origin import origin
-from conch.cron.actor import Base
 from conch.cron.clock import FleetClock
+from conch.cron.daemon import Mailbox
 from conch.cron.run_log import Ledger
 from conch.cron.scheduler import Scheduler
+from conch.cron.scheduler_spec import SchedulerSpec
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
 from conch.etcd.grpc_store import GrpcStore
@@ -27,7 +26,10 @@ from tests.support.conch import Bench, wait_for
 class Host:
     """Everything of conchd but its supervisor: what is ordered ends at once and well."""
 
-    def __init__(self, bench: Bench, name: str, folder: Path, ahead_s: float = 0.0) -> None:
+    def __init__(
+        self, bench: Bench, name: str, folder: Path, ahead_s: float = 0.0, *, limit_s: float | None = None
+    ) -> None:
+        """`limit_s` is how long a request to etcd may take."""
         self.name = name
         self.ahead_s = ahead_s
         self.runs: list[tuple[int, float]] = []  # tick, and the true time of its start
@@ -37,32 +39,31 @@ class Host:
         self._ours, theirs = pair(HOLDS)
         self._watchdog = Watchdog(theirs, lambda targets: [[] for _ in targets])
         self._store = GrpcStore(Connection(parse_endpoints(bench.endpoints)))
-        inbox: queue.SimpleQueue[Message | Callable[[], None]] = queue.SimpleQueue()
-        self._inbox = inbox
+        self._mailbox = Mailbox()
         self.scheduler = Scheduler(
-            Base(
+            SchedulerSpec(
                 store=self._store,
-                connection=Connection(parse_endpoints(bench.endpoints)),
+                connection=Connection(parse_endpoints(bench.endpoints), command_timeout_s=limit_s or 5.0),
                 keys=Keys(bench.prefix),
                 watchdog=self._watchdog,
-                ledger=Ledger(str(folder), self._warden_note),
-                me=Holder(name, 1, "2026-01-01T00:00:00Z", "conchd"),
-                here=origin(os.getpid()),
+                run_log=Ledger(str(folder), self._warden_note),
+                identity=Holder(name, 1, "2026-01-01T00:00:00Z", "conchd"),
+                origin=origin(os.getpid()),
                 leases=frozenset(),
-                state=name,
+                state_id=name,
                 clock=FleetClock(lambda: time.time() + self.ahead_s),
-                inbox=inbox,
                 ttl_s=5,
                 max_runs=100,
-                key=None,
+                job_key=None,
                 first=True,
             )
         )
         self.scheduler.adopt([], [])
         self.scheduler.start()
+        self._mailbox.attach(self.scheduler)
         self._threads = [
             threading.Thread(target=self.scheduler.run, daemon=True),
-            threading.Thread(target=self._watchdog.run, args=(inbox.put,), daemon=True),
+            threading.Thread(target=self._watchdog.run, args=(self._mailbox.put,), daemon=True),
             threading.Thread(target=self._supervise, daemon=True),
         ]
         for thread in self._threads:
@@ -94,11 +95,11 @@ class Host:
     def set_clock(self, ahead_s: float) -> None:
         """Step the wall clock; the kernel would tell."""
         self.ahead_s = ahead_s
-        self._inbox.put(self.scheduler._on_clock_step)
+        self.scheduler.call(self.scheduler.parts.on_clock_step)
 
     def close(self) -> None:
         """End and give everything back."""
-        self._inbox.put(Release())
+        self._mailbox.put(Release())
         self.scheduler.ended.wait(10)
         self._closing = True
         self._threads[2].join(5)  # it reads what is closed next

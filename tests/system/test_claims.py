@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from conch.cron.claim_store import Again, Busy, Changed, Claims, Delivered, Node, NodeGone, PendingTick, Taken, Won
+from conch.cron.claim_store import Again, Busy, Changed, Claims, Delivered, NodeGone, Taken, Won
 from conch.cron.job import decode
+from conch.cron.ticks import PendingTick, Registration
 from conch.cron.values import Result
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
@@ -35,7 +36,7 @@ class Bed:
         self.claims = Claims(self.store, self.keys, "a", history)
         self.lease = secrets.randbits(62) | 1
         self.store.grant(self.lease, 120, timeout_s=5)
-        self.node = Node(1, self.lease, self.put(self.keys.node("a"), b"{}", self.lease))
+        self.node = Registration(1, self.lease, self.put(self.keys.node("a"), b"{}", self.lease))
         self.job = decode("j", {"schedule": "@every 1s", "cmd": ["true"], "overlap": overlap})
         self.rev = self.put(self.keys.cron("job", "j"), self.job.encode())
 
@@ -131,7 +132,7 @@ def test_what_stands_against_a_claim(bed: Bed) -> None:
     assert bed.claim(bed.due(TICK + 5)) == Again(True)
     assert isinstance(bed.claim(bed.due(TICK + 10), has_floor=True), Taken)
     assert isinstance(bed.claim(bed.due(TICK + 11), has_floor=True), Won)
-    bed.node = Node(1, bed.lease, bed.node.rev + 1)
+    bed.node = Registration(1, bed.lease, bed.node.rev + 1)
     assert bed.claim(bed.due(TICK + 12), has_floor=True) == NodeGone()
 
 
@@ -236,7 +237,7 @@ def test_claim_of_an_allow_job_is_created_once_too(free: Bed) -> None:
     assert isinstance(won, Won)
     assert won.run_rev is None
     assert free.claim(free.due()) == Taken("claimed by another")
-    free.node = Node(1, free.lease, free.node.rev + 1)
+    free.node = Registration(1, free.lease, free.node.rev + 1)
     assert free.claim(free.due(TICK + 1)) == NodeGone()
     assert free.get("fire", "j", TICK + 1) is None
 

@@ -37,15 +37,16 @@ class LateNews:
     def __init__(self, host: Slow) -> None:
         self._host = host
         self._kept: list[Sequence[Event]] = []
-        host.scheduler._on_events = self._kept.append  # type: ignore[method-assign, assignment]
+        self._watcher = host.scheduler.parts.watcher
+        self._heard, self._watcher._events = self._watcher._events, self._kept.append
 
     def release(self) -> None:
         """Let it know, in order, and all that comes then."""
 
         def now() -> None:
-            del self._host.scheduler._on_events
+            self._watcher._events = self._heard
             for events in self._kept:
-                self._host.scheduler._on_events(events)
+                self._heard(events)
 
         self._host.scheduler.ask(lambda: now(), 5)
 
@@ -200,8 +201,8 @@ def test_edits_leave_nothing_behind(bed: Bed) -> None:
     for number in range(2500):
         bed.put(number=number)
     bed.put("last")
-    wait_for(lambda: "last" in host.scheduler.jobs, "all are known")
-    assert len(host.scheduler._ticks) <= 1100
+    wait_for(lambda: "last" in host.scheduler.parts.planner.jobs, "all are known")
+    assert len(host.scheduler.parts.planner._heap) <= 1100
 
 
 # -- claims under which nothing runs --------------------------------------------------------------------------
@@ -231,7 +232,7 @@ def test_claims_answer_brings_no_removed_job_back(bed: Bed) -> None:
     host = bed.host()
     began(bed, host)
     late = LateNews(host)
-    claims = host.scheduler._claims
+    claims = host.scheduler.parts.store
     claim, answered, go_on = claims.claim, threading.Event(), threading.Event()
 
     def slow(*given: Any, **how: Any) -> Outcome:
@@ -246,11 +247,11 @@ def test_claims_answer_brings_no_removed_job_back(bed: Bed) -> None:
     assert answered.wait(20)
     bed.bench.etcd.delete(f"{bed.bench.prefix}/cron/job/j")
     late.release()
-    wait_for(lambda: "j" not in host.scheduler.jobs, "it is removed")
+    wait_for(lambda: "j" not in host.scheduler.parts.planner.jobs, "it is removed")
     go_on.set()
-    wait_for(lambda: not host.scheduler._busy_claiming, "the answer is heard")
+    wait_for(lambda: not host.scheduler.parts.claimer.under_way, "the answer is heard")
     throughout(0.5, lambda: None)
-    assert "j" not in host.scheduler.jobs
+    assert "j" not in host.scheduler.parts.planner.jobs
 
 
 def test_job_in_a_claims_answer_that_cannot_be_read_just_now(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,9 +37,7 @@ class Slow(Host):
         self.killed: set[str] = set()
         self._ending: queue.SimpleQueue[Start] = queue.SimpleQueue()
         self._closing = False
-        super().__init__(bench, name, folder)
-        if limit_s is not None:
-            self.scheduler._limit_s = limit_s
+        super().__init__(bench, name, folder, limit_s=limit_s)
 
     def _supervise(self) -> None:
         while not self._ours.closed:
@@ -78,7 +76,7 @@ class Slow(Host):
 
     def drain(self) -> None:
         """What the supervisor says at SIGTERM."""
-        self._inbox.put(Drain())
+        self._mailbox.put(Drain())
 
     def close(self) -> None:
         self._closing = True
@@ -201,11 +199,11 @@ def test_many_unclear_claims_are_closed_and_few_are_made(bed: Bed) -> None:
     tick = int(time.time()) + 4
     for name in names:
         bed.put(name, schedule=once(tick), start_deadline=2.0)
-    wait_for(lambda: len(host.scheduler.jobs) == 31, "all are known")
+    wait_for(lambda: len(host.scheduler.parts.planner.jobs) == 31, "all are known")
     proxy.fault("Txn", "drop", times=10_000)
     seen = len(proxy.calls)
-    wait_for(lambda: host.scheduler._unclear, "one is given up")
-    wait_for(lambda: not host.scheduler._dues, "all are given up")
+    wait_for(lambda: host.scheduler.parts.closer.unclear, "one is given up")
+    wait_for(lambda: not host.scheduler.pending, "all are given up")
     assert proxy.calls[seen:].count("Txn") < 2 * len(names)
     proxy.heal()
 
@@ -377,7 +375,7 @@ def test_end_of_a_run_is_on_disk_while_etcd_is_away(bed: Bed) -> None:
     order = host.wait_start(tick)
     for number in range(20):
         bed.put(f"other{number}", overlap="allow", start_deadline=20)
-    wait_for(lambda: len(host.scheduler.jobs) == 22, "all are known")
+    wait_for(lambda: len(host.scheduler.parts.planner.jobs) == 22, "all are known")
     proxy.fault("Txn", "drop", times=1000)
     seen = len(proxy.calls)
     for number in range(20):
@@ -599,7 +597,7 @@ def test_tick_that_takes_its_run_key_while_conchd_stops(bed: Bed, another: bool)
     bed.put(overlap="replace")
     first = bed.request()
     order = host.wait_start(first)
-    claims = host.scheduler._claims
+    claims = host.scheduler.parts.store
     take_run, asked, go_on = claims.take_run, threading.Event(), threading.Event()
 
     def slow(*given: Any, **how: Any) -> Outcome:
@@ -613,7 +611,7 @@ def test_tick_that_takes_its_run_key_while_conchd_stops(bed: Bed, another: bool)
     host.end(first)
     assert asked.wait(20)
     host.drain()
-    wait_for(lambda: host.scheduler._draining, "it stops")
+    wait_for(lambda: host.scheduler.is_draining, "it stops")
     if another:
         held = {"host": "b", "pid": 1, "started": "2026-01-01T00:00:00Z", "cmd": "x", "tick": second + 5, "run": "b"}
         bed.bench.etcd.put(f"{bed.bench.prefix}/cron/run/j", json.dumps(held), bed.bench.etcd.lease(60))
@@ -638,7 +636,7 @@ def test_tick_that_was_recorded_as_skipped_unheard_does_not_run(bed: Bed) -> Non
         if claims and answer.succeeded and not lost.is_set():
             lost.set()
             bed.put(overlap="allow")
-            wait_for(lambda: host.scheduler.jobs["j"].job.overlap == "allow", "the edit is known")
+            wait_for(lambda: host.scheduler.parts.planner.jobs["j"].job.overlap == "allow", "the edit is known")
             raise Unreachable("the answer is lost")
         return answer
 
@@ -646,7 +644,7 @@ def test_tick_that_was_recorded_as_skipped_unheard_does_not_run(bed: Bed) -> Non
     request = bed.fleet.ask("j")
     tick = bed.fleet.claimed("j", request)
     assert lost.is_set()
-    wait_for(lambda: not host.scheduler._dues and not host.scheduler._unclear, "it is settled")
+    wait_for(lambda: not host.scheduler.pending and not host.scheduler.parts.closer.unclear, "it is settled")
     throughout(0.5, lambda: None)
     assert ("j", tick) not in host.orders
     assert bed.fleet.result("j", tick)["state"] == "skipped"
@@ -659,7 +657,10 @@ def test_missed_ticks_are_told_when_conchd_ends_without_etcd(bed: Bed) -> None:
     bed.put(schedule="@every 1s", overlap="allow")
     wait_for(lambda: [tick for name, tick in host.orders if name == "j"], "it runs")
     proxy.blackhole()
-    wait_for(lambda: sum(one.count() for one in host.scheduler._missing.get("j", [])) >= 2, "two ticks are missed")
+    wait_for(
+        lambda: sum(one.count() for one in host.scheduler.parts.missed._missing.get("j", [])) >= 2,
+        "two ticks are missed",
+    )
     host.close()
     bed._hosts.remove(host)
     assert sum(int(note.text["ticks"]) for note in host.events("missed")) >= 2

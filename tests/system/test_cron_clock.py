@@ -68,7 +68,7 @@ def test_clock_of_one_of_three_is_set_by_an_hour(conch: Bench, start: Start, ste
     hosts = [start(name) for name in ("a", "b", "c")]
     add(conch)
     wait_for(lambda: len(all_runs(*hosts)) >= 3, "three runs")
-    wait_for(lambda: len(hosts[0].scheduler._clock._others) == 2, "they know each other's clocks")
+    wait_for(lambda: len(hosts[0].scheduler.spec.clock._others) == 2, "they know each other's clocks")
     hosts[0].set_clock(step_s)
     note = hosts[0].wait_event("clock-skew")
     assert note.text["skew_s"] == pytest.approx(step_s, abs=1)
@@ -100,7 +100,7 @@ def test_clock_of_one_of_two_is_set_by_an_hour(conch: Bench, start: Start, step_
     hosts = [start(name) for name in ("a", "b")]
     add(conch)
     wait_for(lambda: len(all_runs(*hosts)) >= 3, "three runs")
-    wait_for(lambda: hosts[0].scheduler._clock._others, "it knows the other's clock")
+    wait_for(lambda: hosts[0].scheduler.spec.clock._others, "it knows the other's clock")
     hosts[0].set_clock(step_s)
     hosts[0].wait_event("clock-skew")
     hosts[1].wait_event("clock-skew")
@@ -150,21 +150,21 @@ def test_clock_that_leaps_a_month_passes_over_it_at_once(conch: Bench, start: St
         put(conch, f"m{number}", schedule="* * * * *")
     add(conch)
     wait_for(lambda: len(host.runs) >= 2, "two runs")
-    wait_for(lambda: len(host.scheduler.jobs) == 61, "all jobs are known")
+    wait_for(lambda: len(host.scheduler.parts.planner.jobs) == 61, "all jobs are known")
     # of one job others have run two ticks (one has its result alone by now), and a request between two ticks
-    planned = host.scheduler.ask(lambda: host.scheduler.jobs["m0"].next_tick, 5)
+    planned = host.scheduler.ask(lambda: host.scheduler.parts.planner.jobs["m0"].next_tick, 5)
     assert planned is not None
     conch.etcd.put(f"{conch.prefix}/cron/fire/m0/{planned + 600}", "{}")
     conch.etcd.put(f"{conch.prefix}/cron/result/m0/{planned + 6000}", "{}")
     conch.etcd.put(f"{conch.prefix}/cron/fire/m0/{planned + 1234}", "{}")
     counted: list[dict[str, object]] = []  # the log puts those of several jobs into one line
-    count_missed = host.scheduler._count_missed
+    count_missed = host.scheduler.parts.missed._count
 
     def note(**fields: Any) -> None:
         counted.append(fields)
         count_missed(**fields)
 
-    host.scheduler._count_missed = note  # type: ignore[method-assign]
+    host.scheduler.parts.missed._count = note  # type: ignore[method-assign]
     host.set_clock(30 * 86400.0)
     leapt = time.time()
 
@@ -194,11 +194,11 @@ def test_thousands_of_jobs_hold_no_ticks_up(conch: Bench, start: Start) -> None:
     for first in range(0, len(names), 100):
         store.txn([], [Put(name, value) for name in names[first : first + 100]], timeout_s=10)
     store.close()
-    wait_for(lambda: len(host.scheduler.jobs) == 5000, "all are known")
+    wait_for(lambda: len(host.scheduler.parts.planner.jobs) == 5000, "all are known")
 
     def check(asked: Callable[[], None], done: Callable[[], bool]) -> None:
         waits = []
-        host._inbox.put(asked)
+        host.scheduler.call(asked)
         began = time.monotonic()
         while not host.scheduler.ask(done, 20):
             before = time.monotonic()
@@ -207,20 +207,20 @@ def test_thousands_of_jobs_hold_no_ticks_up(conch: Bench, start: Start) -> None:
         assert len(waits) >= 2, (waits, time.monotonic() - began)
         assert max(waits) < (time.monotonic() - began) / 2
 
-    jobs, chores = host.scheduler.jobs, host.scheduler._chores
+    jobs, chores = host.scheduler.parts.planner.jobs, host.scheduler.parts.chores
     arrived = [KeyValue(name, value, 1, 2**40, 0) for name in names]
 
     def edit() -> None:
-        host.scheduler._on_events([Event(kv, deleted=False) for kv in arrived])
+        host.scheduler.parts.inventory.on_events([Event(kv, deleted=False) for kv in arrived])
 
     check(edit, lambda: not chores)
     assert all(known.rev == 2**40 for known in jobs.values())
     # the clock is set back beyond what was planned, and all is planned anew
     for known in jobs.values():
         known.past += 10**6
-    check(host.scheduler._plan_all_anew, lambda: not chores)
+    check(host.scheduler.parts.planner._plan_all_anew, lambda: not chores)
     assert all(known.past < time.time() + 10 for known in jobs.values())
-    shown = {job.name: tick for job, tick in host.scheduler.upcoming()}
+    shown = {job.name: tick for job, tick in host.scheduler.parts.planner.upcoming()}
     assert shown["j7"] == jobs["j7"].schedule.next_after(jobs["j7"].past)
 
 

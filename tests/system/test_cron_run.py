@@ -371,8 +371,7 @@ def test_lost_answer_to_whoever_asks_makes_no_second_run(conch: Bench, tmp_path:
 def test_claim_whose_answer_was_lost_keeps_its_tick(conch: Bench, tmp_path: Path) -> None:
     """One request, one claim, one run: also where others come after it meanwhile."""
     proxy = Proxy(conch.endpoints)
-    host = Host(Bench(proxy.endpoint, conch.mark, tmp_path), "a", tmp_path / "a")
-    host.scheduler._limit_s = 0.7
+    host = Host(Bench(proxy.endpoint, conch.mark, tmp_path), "a", tmp_path / "a", limit_s=0.7)
     try:
         host.wait_event("registered")
         job(conch)

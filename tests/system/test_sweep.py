@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from conch.cron.claim_store import TRIM, Claims, Delivered, Taken, Won, shared_lease
+from conch.cron.claim_store import Claims, Delivered, Taken, Won, shared_lease
 from conch.cron.sweep import KEPT, Sweep
+from conch.cron.ticks import TRIM
 from conch.etcd.store import Delete, Put, Range
 from conch.keys import prefix_end
 from tests.support.conch import Bench, throughout, wait_for
@@ -295,7 +296,7 @@ def test_daemons_sweep_one_of_them_at_a_time(conch: Bench, tmp_path: Path, monke
             return super().pages()
 
     monkeypatch.setattr("conch.cron.sweeping._FIRST_S", 2.0)
-    monkeypatch.setattr("conch.cron.sweeping.Sweep", Counted)
+    monkeypatch.setattr("conch.cron.parts.Sweep", Counted)
     fleet, now = Fleet(conch), int(time.time())
     lease = conch.etcd.lease(60)
     conch.etcd.put(

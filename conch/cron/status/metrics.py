@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from conch.cron.runs import LAGS_S
+from conch.cron.runner import LAGS_S
 from conch.cron.values import STATES
 
 

@@ -111,10 +111,10 @@ class Status:
         s = self._scheduler
         return Figures(
             counts=dict(s.counts),
-            lags=dict(s.lag_counts),
-            lag_sum=s.lag_sum,
+            lags=dict(s.parts.runner.lag_counts),
+            lag_sum=s.parts.runner.lag_sum,
             lease_left_s=s.lease_left_s(),
-            running=len(s.running()),
+            running=len(s.parts.runner.live()),
             backlog=self._ledger.backlog,
             healthy=not s.healthy(),
         )
@@ -122,7 +122,10 @@ class Status:
     async def _make_cron(self) -> bytes:
         # the scheduler's thread only hands out what it has
         jobs, runs = await self._ask(
-            lambda: (list(self._scheduler.upcoming()), [one.entry for one in self._scheduler.running()])
+            lambda: (
+                list(self._scheduler.parts.planner.upcoming()),
+                [run.entry for run in self._scheduler.parts.runner.live()],
+            )
         )
         return await self._read(lambda: self._cron(jobs, runs))
 

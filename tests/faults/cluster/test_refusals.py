@@ -15,8 +15,9 @@ import etcd3
 import pytest
 from etcd3 import etcdrpc
 
-from conch.cron.claim_store import Claims, Node, PendingTick, Won
+from conch.cron.claim_store import Claims, Won
 from conch.cron.job import decode
+from conch.cron.ticks import PendingTick, Registration
 from conch.dev import Cluster
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
@@ -375,7 +376,7 @@ def cross_the_quota(cluster: Cluster) -> int:
         for tick in range(first, first + 1000):
             due = PendingTick(job, rev, tick, tick + 60.0, secrets.token_hex(8))
             try:
-                outcome = claims.claim(due, Node(1, 7, node), me, 1_900_000_000.0, has_floor=False, timeout_s=5)
+                outcome = claims.claim(due, Registration(1, 7, node), me, 1_900_000_000.0, has_floor=False, timeout_s=5)
             except Full as error:
                 if not error.unclear:
                     clearly_not.append(tick)

@@ -5,8 +5,9 @@ from typing import Any, cast
 
 import pytest
 
-from conch.cron.claim_store import Claims, Node, PendingTick
+from conch.cron.claim_store import Claims
 from conch.cron.job import decode
+from conch.cron.ticks import PendingTick, Registration
 from conch.cron.values import Result
 from conch.etcd.store import (
     Compare,
@@ -40,15 +41,15 @@ class Unsent:
 
 
 def claim(claims: Claims, due: PendingTick, has_floor: bool) -> None:
-    claims.claim(due, Node(1, 2, 11), ME, 0.0, has_floor=has_floor, timeout_s=1)
+    claims.claim(due, Registration(1, 2, 11), ME, 0.0, has_floor=has_floor, timeout_s=1)
 
 
 def claim_to_wait(claims: Claims, due: PendingTick, has_floor: bool) -> None:
-    claims.claim_to_wait(due, Node(1, 2, 11), ME, 0.0, BUSY, has_floor=has_floor, timeout_s=1)
+    claims.claim_to_wait(due, Registration(1, 2, 11), ME, 0.0, BUSY, has_floor=has_floor, timeout_s=1)
 
 
 def claim_to_skip(claims: Claims, due: PendingTick, has_floor: bool) -> None:
-    claims.claim_to_skip(due, Node(1, 2, 11), ME, 0.0, BUSY, "why", has_floor=has_floor, timeout_s=1)
+    claims.claim_to_skip(due, Registration(1, 2, 11), ME, 0.0, BUSY, "why", has_floor=has_floor, timeout_s=1)
 
 
 @pytest.mark.parametrize("overlap", ["forbid", "allow", "replace"])

@@ -5,8 +5,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conch.cron.closing import merged
 from conch.cron.faults import Breaker, Lasting
+from conch.cron.missing import merged
 
 
 class Log:

@@ -1,4 +1,4 @@
-"""A slot of a semaphore for one run: the wrapper's own worker, with the scheduler in the supervisor's place."""
+"""A slot of a semaphore for one run: the wrapper's own acquirer, with the scheduler in the supervisor's place."""
 
 import threading
 from collections.abc import Callable
@@ -15,12 +15,14 @@ from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
 
 Tell = Callable[..., None]
+OnHeld = Callable[[Held], None]
+OnFailed = Callable[[str], None]
 
 
-class Slot:
-    """Queues for a slot, keeps it under hold `number` of the warden, gives it back.
+class SemaphoreSlot:
+    """Queues for a slot, keeps it under hold `number` of the watchdog, gives it back.
 
-    `held` is called once with the hold, or `failed` with why there is none; from another thread.
+    `held` is called once with the hold, or `failed` with the reason why there is none; both from another thread.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Slot:
         self._held = held
         self._failed = failed
         self._tell = tell
-        self.in_use = False  # it has run under it, and may again: between attempts it is held too
+        self.in_use = False  # the run has started: the slot is held between its attempts, too
         self.released = threading.Event()
         self.lease: int | None = None
         name, slots = semaphore
@@ -67,13 +69,13 @@ class Slot:
         self._acquirer.deliver(Acquire(number, clock.now() + wait_s))
 
     def release(self) -> None:
-        """Give it back, or stop queueing; nothing runs under it any more."""
+        """Give the slot back, or leave the queue. Nothing may run under it any more."""
         self._acquirer.deliver(Release())
 
-    # -- what the worker says to a warden -----------------------------------------------------------------
+    # -- what the acquirer asks of a watchdog -------------------------------------------------------------
 
     def send(self, message: Message) -> None:
-        """See `Warden`."""
+        """See `Watchdog`."""
         match message:
             case Held():
                 self.lease = message.lease
@@ -100,21 +102,21 @@ class Slot:
         run: str = "",
         renew_now: Callable[[], None] = lambda: None,
     ) -> None:
-        """See `Warden`."""
+        """See `Watchdog`."""
         self._watchdog.acquired(number, terms, deadline, run=run, renew_now=renew_now)
 
     def forget(self, number: int) -> None:
-        """See `Warden`."""
+        """See `Watchdog`."""
         self._watchdog.forget(number)
 
     def renewed(self, number: int, deadline: float) -> None:
-        """See `Warden`."""
+        """See `Watchdog`."""
         self._watchdog.renewed(number, deadline)
 
     def wants_renewals(self, number: int) -> bool:
-        """See `Warden`."""
+        """See `Watchdog`."""
         return self.in_use or self._watchdog.wants_renewals(number)
 
     def lost(self, number: int, reason: str) -> None:
-        """See `Warden`."""
+        """See `Watchdog`."""
         self._watchdog.lost(number, reason)

@@ -1,0 +1,346 @@
+"""The parts of the scheduler, wired: which part hears of what from which other."""
+
+from functools import partial
+
+from conch.cron.claim_store import Claims
+from conch.cron.claimer import Claimer, ClaimPorts
+from conch.cron.closer import Closer
+from conch.cron.fleet import Fleet
+from conch.cron.fleet_clock import ClockCheck
+from conch.cron.inventory import Inventory
+from conch.cron.job import Job
+from conch.cron.missing import MissedTicks
+from conch.cron.node import Node
+from conch.cron.planner import Planner
+from conch.cron.recorder import Recorder
+from conch.cron.registrar import Registrar
+from conch.cron.reload import Reload
+from conch.cron.replacement import Replacement
+from conch.cron.requests import RequestPorts, Requests
+from conch.cron.runner import ActiveRun, Runner, RunPorts
+from conch.cron.scheduler_spec import SchedulerPort
+from conch.cron.semaphore_slot import OnFailed, OnHeld, SemaphoreSlot
+from conch.cron.sweep import Sweep
+from conch.cron.sweeping import Sweeping
+from conch.cron.ticks import Registration, TrackedJob
+from conch.cron.unreadable import Unreadable
+from conch.cron.waiting_room import WaitingRoom
+from conch.cron.watcher import Watcher
+from conch.cron.workers import Chores, Workers
+from conch.cron.writes import Faults, Writes
+from conch.etcd.server_clock import etcd_time
+from conch.etcd.store import Range
+from conch.holder import Holder, shown
+from conch.times import rfc3339
+
+# How long etcd's hosts may take to say their time, in seconds.
+_ETCD_CLOCK_S = 2.0
+
+
+class Parts:
+    """Owns every part of one scheduler."""
+
+    def __init__(self, port: SchedulerPort) -> None:
+        spec = port.spec
+        self._port = port
+        self._spec = spec
+        self._host = spec.identity.host
+        self.workers = Workers(port.counts)
+        self.chores = Chores(port.tasks)
+        self.faults = Faults(port.log)
+        self.writes = Writes(port.tasks, self.workers, self.faults)
+        self.unreadable = Unreadable(port.log)
+        self.store = Claims(spec.store, spec.keys, self._host)
+        self.fleet = Fleet(self._host, spec.clock, port.log)
+        self.clock_check = self._make_clock_check()
+        self.planner = self._make_planner()
+        self.runner = self._make_runner()
+        self.node = self._make_node()
+        self.missed = MissedTicks(
+            lambda ends: self.store.taken_between(ends, timeout_s=spec.timeout_s),
+            *(port.tasks, self.workers, self.writes, self.faults, port.counts, port.log, spec.clock.now),
+        )
+        self.room = WaitingRoom(
+            port.tasks,
+            self.writes,
+            self.faults,
+            why_closed=self.why_not_ready,
+            free=lambda: spec.max_runs - self._used(),
+            draining=lambda: port.is_draining,
+            wall_clock=spec.clock.now,
+        )
+        self._claim_ports = ClaimPorts(
+            tracked=self._tracked,
+            registration=self._registration,
+            draining=lambda: port.is_draining,
+            read_job=lambda name, kv: self.inventory.read_job(name, kv),
+            unreadable=self.unreadable,
+            waiting=lambda: len(port.pending) + len(self.closer.unclear),
+        )
+        self.claimer = self._make_claimer()
+        self.closer = self._make_closer()
+        self.replacement = self._make_replacement()
+        self.requests = self._make_requests()
+        self.recorder = self._make_recorder()
+        self.reload = self._make_reload()
+        self.sweeping = self._make_sweeping()
+        self.inventory = self._make_inventory()
+        self.watcher = self._make_watcher()
+        self.writes.connect(
+            probers=(self.closer.probes.probe, self.room.probe, self.recorder.probes.probe, self._probe_by_publishing),
+            resumed=(self.node.publish, self.recorder.probes.resume, self.closer.probes.resume, self.room.admit),
+        )
+
+    def start(self) -> None:
+        """Begin to work: register, plan, sweep."""
+        tasks = self._port.tasks
+        tasks.spawn(self.node.keep_registered())
+        tasks.spawn(self.planner.run())
+        tasks.spawn(self.sweeping.run())
+        self.reload.start()
+
+    # -- what several parts ask ---------------------------------------------------------------------------
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a claim is under way or unclear, or a run or its record."""
+        return bool(self.runner.active or self.closer.unclear or self._claims_under_way())
+
+    def why_not_ready(self, probe: bool = False) -> str:
+        """Why no run could be started now; empty if one could. A `probe` may be sent while etcd takes no writes."""
+        if self.node.registration is None:
+            return "not registered in etcd"
+        if self._used() >= self._spec.max_runs:
+            return f"as many runs as this daemon may have: {self._spec.max_runs}"
+        if self.writes.is_open and not probe:
+            return "etcd takes no writes"
+        if not self.closer.has_room:
+            return "too many claims are unclear"
+        if not self.clock_check.knows_the_time():
+            return "the time is not known"
+        return "" if self.runner.is_supervisor_answering() else "the supervisor is stopped"
+
+    def on_clock_step(self) -> None:
+        """The wall clock was set, or the machine was asleep."""
+        self._port.log("warning", "clock-set", msg="the wall clock was set, or the machine was asleep")
+        self.clock_check.check()
+        self.node.publish()
+        self.planner.wake()
+
+    def _used(self) -> int:
+        return len(self.runner.live()) + self._claims_under_way()
+
+    def _claims_under_way(self) -> int:
+        return self.claimer.under_way + self.closer.under_way + self.replacement.under_way
+
+    def _tracked(self, name: str) -> TrackedJob | None:
+        return self.planner.jobs.get(name)
+
+    def _registration(self) -> Registration | None:
+        return self.node.registration
+
+    def _is_clock_off(self) -> bool:
+        self.clock_check.follow()
+        return self.clock_check.is_off
+
+    def _on_registered(self) -> None:
+        self.clock_check.meet(self.fleet.nodes)
+        self.room.admit()
+        self.replacement.wake_all()
+        self.closer.wake()
+        self.inventory.on_registered()
+
+    def _on_run_ended(self) -> None:
+        self.node.revoke_unneeded()
+        self.room.admit()
+
+    def _on_clock_right(self) -> None:
+        self.planner.on_clock_right()
+
+    def _probe_by_publishing(self) -> bool:
+        return self.node.publish(probe=True)
+
+    def _queue_for_slot(self, run: ActiveRun, job: Job, number: int, held: OnHeld, failed: OnFailed) -> SemaphoreSlot:
+        me, spec = self._spec.identity, self._spec
+        assert job.semaphore is not None  # noqa: S101 - asked by the runner
+        return SemaphoreSlot(
+            spec.store,
+            spec.connection,
+            spec.keys,
+            spec.watchdog,
+            job.semaphore,
+            number=number,
+            run=run.entry.run,
+            ttl_s=spec.ttl_s,
+            kill_after_s=job.kill_after_s,
+            wait_s=job.run_ttl_s,
+            value=Holder(me.host, me.pid, rfc3339(spec.clock.own()), shown(job.cmd)).encode(),
+            held=held,
+            failed=failed,
+            tell=self._port.log,
+        )
+
+    # -- making the parts ---------------------------------------------------------------------------------
+
+    def _make_clock_check(self) -> ClockCheck:
+        return ClockCheck(
+            self._spec.clock,
+            self._host,
+            self._port.tasks,
+            self.workers,
+            self._port.log,
+            etcd_time=partial(etcd_time, self._spec.connection, within_s=_ETCD_CLOCK_S),
+            publish=lambda: self.node.publish(),
+            corrected=self._on_clock_right,
+        )
+
+    def _make_planner(self) -> Planner:
+        return Planner(
+            self._spec.clock,
+            self.chores,
+            self._port.log,
+            moments=self._spec.store.moments,
+            due=lambda tick: self._port.consider(tick),
+            missed=lambda name, missed: self.missed.add(name, missed),
+            is_clock_off=self._is_clock_off,
+        )
+
+    def _make_runner(self) -> Runner:
+        return Runner(
+            RunPorts(
+                tracked=self._tracked,
+                registration=self._registration,
+                new_number=lambda: self.node.new_number(),
+                queue_for_slot=self._queue_for_slot,
+            ),
+            self._spec.watchdog,
+            self._spec.run_log,
+            self._spec.clock,
+            self._spec.keys,
+            self._host,
+            self._port.loop,
+            self._port.counts,
+        )
+
+    def _make_node(self) -> Node:
+        spec, port = self._spec, self._port
+        registrar = Registrar(
+            *(spec.store, spec.keys, spec.watchdog, spec.identity, spec.origin, spec.leases, spec.state_id, spec.ttl_s),
+            log=port.log,
+        )
+        return Node(
+            registrar,
+            *(spec.watchdog, port.tasks, self.workers, self.writes, self.faults, port.log),
+            own_time=spec.clock.own,
+            flags=lambda: (port.is_draining, self.clock_check.is_off),
+            needed=lambda: {run.node for run in self.runner.live()},
+            slots=lambda: [run.slot.number for run in self.runner.active.values() if run.slot is not None],
+            registered=self._on_registered,
+            host=self._host,
+            ttl_s=spec.ttl_s,
+            timeout_s=spec.timeout_s,
+            revoke=lambda lease: spec.store.revoke(lease, timeout_s=spec.timeout_s),
+        )
+
+    def _make_claimer(self) -> Claimer:
+        spec, port = self._spec, self._port
+        return Claimer(
+            *(self.store, self._claim_ports, self.room, self.workers, self.writes, spec.run_log, spec.clock),
+            *(spec.identity, port.counts),
+            job_key=spec.job_key,
+            timeout_s=spec.timeout_s,
+        )
+
+    def _make_closer(self) -> Closer:
+        spec = self._spec
+        return Closer(
+            *(self.store, self._claim_ports, self.workers, self.writes, spec.clock, spec.identity),
+            report=self.claimer.report_failure,
+            releasing=lambda: self._port.is_releasing,
+            timeout_s=spec.timeout_s,
+        )
+
+    def _make_replacement(self) -> Replacement:
+        spec = self._spec
+        return Replacement(
+            *(self.store, self._claim_ports, self._port.tasks, self.workers, self.writes, spec.run_log, spec.clock),
+            spec.identity,
+            end_runs=self.runner.end_before,
+            is_recorded=lambda run: run not in self.runner.active,
+            timeout_s=spec.timeout_s,
+        )
+
+    def _make_requests(self) -> Requests:
+        spec, port = self._spec, self._port
+        ports = RequestPorts(
+            tracked=self._tracked,
+            is_pending=lambda tick_id: tick_id in port.pending,
+            why_closed=self.why_not_ready,
+            turn=self.fleet.turn,
+            start=lambda tick, on_claim: port.consider(tick, on_claim),
+            draining=lambda: port.is_draining,
+        )
+        return Requests(
+            *(spec.store, spec.keys, ports, port.tasks, self.workers, spec.clock, port.log), timeout_s=spec.timeout_s
+        )
+
+    def _make_recorder(self) -> Recorder:
+        spec, port = self._spec, self._port
+        return Recorder(
+            *(self.store, self.runner, spec.run_log, spec.watchdog, port.tasks, self.workers, self.writes),
+            *(port.counts, port.log),
+            tracked=self._tracked,
+            own_time=spec.clock.own,
+            releasing=lambda: port.is_releasing,
+            ended=self._on_run_ended,
+            run_key_gone=self.replacement.wake,
+            timeout_s=spec.timeout_s,
+        )
+
+    def _make_reload(self) -> Reload:
+        spec = self._spec
+        probe = Range(spec.keys.node(self._host).encode())
+        reload = Reload(
+            *(self.planner, self._port.tasks, self.workers, self.chores, self._port.log),
+            renew=lambda: spec.store.renew(probe, timeout_s=spec.timeout_s),
+            set_release=self._set_zones_release,
+            list_again=lambda: self.inventory.list_again(),
+            remove_job=lambda name: self.inventory.remove_job(name),
+            job_key=lambda name: spec.keys.cron("job", name),
+        )
+        self.node.registrar.tzdata = reload.release
+        return reload
+
+    def _set_zones_release(self, release: str) -> None:
+        self.node.registrar.tzdata = release
+        self.node.publish()
+
+    def _make_sweeping(self) -> Sweeping:
+        spec, port = self._spec, self._port
+        return Sweeping(
+            *(port.tasks, self.workers, port.log),
+            new_sweep=lambda now: Sweep(spec.store, spec.keys, self.store, now, timeout_s=spec.timeout_s),
+            is_first=partial(self.fleet.is_first, ""),
+            is_registered=lambda: self.node.registration is not None,
+            draining=lambda: port.is_draining,
+            now=spec.clock.now,
+        )
+
+    def _make_inventory(self) -> Inventory:
+        return Inventory(
+            *(self._port, self.store, self.chores, self.planner, self.requests, self.runner, self.replacement),
+            *(self.node, self.fleet, self.clock_check, self.reload, self.unreadable),
+            list_again=lambda: self.watcher.list_again(),
+        )
+
+    def _make_watcher(self) -> Watcher:
+        port = self._port
+        return Watcher(
+            *(self._spec.store, self._spec.keys, port.log),
+            call=port.call,
+            run_ids=lambda: port.ask(port.run_ids_with_keys, None),
+            listed=self.inventory.on_list,
+            events=self.inventory.on_events,
+            watching=self.inventory.on_watching,
+            timeout_s=self._spec.timeout_s,
+        )

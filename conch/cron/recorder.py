@@ -1,0 +1,154 @@
+"""Recording how runs ended: first on disk, then in etcd."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from conch.core.messages import Lost, Recorded
+from conch.cron.claim_store import Claims, Delivered
+from conch.cron.run_log import Entry, Ledger, ended
+from conch.cron.runner import ActiveRun, Runner, RunState
+from conch.cron.semaphore_slot import SemaphoreSlot
+from conch.cron.ticks import TrackedJob
+from conch.cron.values import Result
+from conch.cron.workers import Tasks, Workers
+from conch.cron.writes import ProbeQueue, Unsent, WriteKind, Writes, was_refused
+from conch.etcd.store import StoreError
+from conch.keeper.watchdog import Watchdog
+
+Tell = Callable[..., None]
+
+_PAUSE_S, _PAUSE_MOST_S = 0.2, 10.0
+
+
+class Recorder:
+    """Records the end of each run once, however long that takes."""
+
+    def __init__(
+        self,
+        store: Claims,
+        runner: Runner,
+        run_log: Ledger,
+        watchdog: Watchdog,
+        tasks: Tasks,
+        workers: Workers,
+        writes: Writes,
+        counts: Counter[tuple[str, str]],
+        log: Tell,
+        *,
+        tracked: Callable[[str], TrackedJob | None],
+        own_time: Callable[[], float],
+        releasing: Callable[[], bool],
+        ended: Callable[[], None],
+        run_key_gone: Callable[[str], None],
+        timeout_s: float,
+    ) -> None:
+        """`ended` is called when a run has ended, before it is recorded; `run_key_gone` when its run key is deleted."""
+        self._store = store
+        self._runner = runner
+        self._run_log = run_log
+        self._watchdog = watchdog
+        self._tasks = tasks
+        self._workers = workers
+        self._writes = writes
+        self._counts = counts
+        self._log = log
+        self._tracked = tracked
+        self._own_time = own_time
+        self._releasing = releasing
+        self._ended = ended
+        self._run_key_gone = run_key_gone
+        self._timeout_s = timeout_s
+        self.probes = ProbeQueue()
+        self.returning: list[SemaphoreSlot] = []  # slots that are being given back
+
+    async def record(self, run: ActiveRun, result: Result) -> None:
+        """Write the result down, give back what only this run held, and deliver the result to etcd."""
+        run.enter(RunState.ENDED)
+        run.entry = ended(run.entry, result)
+        self._counts["runs", result.state] += 1
+        if not run.reported:
+            self._log("info", "run-end", run=run.label, state=result.state, reason=result.reason)
+        if run.slot is not None:
+            run.slot.release()
+            self.returning = [*(slot for slot in self.returning if not slot.released.is_set()), run.slot]
+            self._watchdog.send(Lost(run.slot.number, "given back"))
+        self._ended()
+        written = await self._workers.disk(lambda: self._write_end(run.entry, reported=run.reported))
+        run.only_in_memory = run.reported and not written
+        await self.deliver(run)
+
+    def _write_end(self, entry: Entry, *, reported: bool) -> bool:
+        written = self._run_log.write(entry)
+        if reported and written:
+            self._watchdog.send(Recorded(entry.run))
+        return written
+
+    async def deliver(self, run: ActiveRun) -> None:
+        """Bring the result to etcd, again and again until etcd has it."""
+        pause_s, probe = _PAUSE_S, False
+        while True:
+            try:
+                delivered = await self._try(run, probe=probe)
+                break
+            except Unsent:
+                pass
+            except StoreError as error:
+                waiting = sum(other.is_over for other in self._runner.active.values())
+                self._writes.failed(WriteKind.RESULT.value, error, run=run.label, waiting=waiting)
+                run.refused = was_refused(error)
+                pause_s = min(2 * pause_s, _PAUSE_MOST_S)
+                await asyncio.sleep(pause_s)
+            probe = await self._wait_for_turn(run)
+        if run.refused:
+            self._writes.retry_made(WriteKind.RESULT)
+        self._on_delivered(run, delivered)
+
+    async def _wait_for_turn(self, run: ActiveRun) -> bool:
+        """Wait until etcd takes writes, or for a probe, which it returns."""
+        while True:
+            if self._writes.is_open:
+                if await self.probes.wait():
+                    return True
+            elif run.refused and not self._releasing() and not self._writes.may_retry(WriteKind.RESULT):
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                return False
+
+    async def _try(self, run: ActiveRun, *, probe: bool) -> Delivered:
+        entry, result = run.entry, run.entry.result
+        assert result is not None  # noqa: S101 - only a run that has ended is delivered
+        tracked = self._tracked(entry.name)
+        expired = tracked.take_expired() if tracked is not None and not self._writes.is_open else []
+        has_floor, now = tracked is not None and tracked.has_floor, self._own_time()
+        return await self._writes.send(
+            lambda: self._store.deliver(
+                entry.name,
+                entry.tick,
+                result,
+                entry.run_rev,
+                expired,
+                now,
+                has_floor=has_floor,
+                timeout_s=self._timeout_s,
+            ),
+            probe=probe,
+        )
+
+    def _on_delivered(self, run: ActiveRun, delivered: Delivered) -> None:
+        entry = run.entry
+        run.enter(RunState.RECORDED)
+        self._tasks.spawn(self._forget(entry))
+        self._runner.active.pop(entry.run, None)
+        if run.only_in_memory:
+            self._watchdog.send(Recorded(entry.run))
+        tracked = self._tracked(entry.name)
+        if tracked is not None:
+            tracked.expired_ticks |= set(delivered.old)
+            tracked.has_floor = delivered.has_floor
+            if tracked.run is not None and tracked.run.create_revision == entry.run_rev:
+                tracked.run = None
+                self._run_key_gone(entry.name)
+
+    async def _forget(self, entry: Entry) -> None:
+        await self._workers.disk(lambda: self._run_log.delivered(entry.run))

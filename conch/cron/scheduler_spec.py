@@ -1,0 +1,97 @@
+"""What a scheduler is made for and with, and what its parts ask of it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from conch.core.origin import Origin
+from conch.cron.clock import FleetClock
+from conch.cron.run_log import Entry, Ledger
+from conch.cron.ticks import Claim, PendingTick
+from conch.cron.workers import Tasks
+from conch.etcd.connection import Connection
+from conch.etcd.store import Store
+from conch.holder import Holder
+from conch.keeper.watchdog import Watchdog
+from conch.keys import Keys
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSpec:
+    """The daemon's store, supervisor and options. `origin` is the supervisor, `state_id` names the state directory.
+
+    `leases` are those that an earlier keeper of the same supervisor had. With a `job_key`, jobs must be signed by it.
+    `first`: etcd must answer at the start.
+    """
+
+    store: Store
+    connection: Connection
+    keys: Keys
+    watchdog: Watchdog
+    run_log: Ledger
+    identity: Holder
+    origin: Origin
+    leases: frozenset[int]
+    state_id: str
+    clock: FleetClock
+    ttl_s: int
+    max_runs: int
+    job_key: bytes | None
+    first: bool
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a request to etcd may take."""
+        return self.connection.command_timeout_s
+
+
+class SchedulerPort(Protocol):
+    """The scheduler as its parts see it."""
+
+    spec: SchedulerSpec
+    loop: asyncio.AbstractEventLoop
+    tasks: Tasks
+    counts: Counter[tuple[str, str]]
+    pending: dict[tuple[str, int], PendingTick]
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether nothing more is to be claimed or started."""
+        ...
+
+    @property
+    def is_releasing(self) -> bool:
+        """Whether everything is given back."""
+        ...
+
+    def log(self, level: str, event: str, **fields: str | int | float) -> None:
+        """Log an event; from any thread."""
+        ...
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call this in the scheduler's thread; from any thread."""
+        ...
+
+    def ask(self, question: Callable[[], _T], timeout_s: float | None) -> _T:
+        """The answer of the scheduler's thread; from any other thread."""
+        ...
+
+    def consider(self, tick: PendingTick, on_claim: Callable[[Claim], None] = ...) -> None:
+        """Begin the life of a tick."""
+        ...
+
+    def on_claim(self, tick_id: tuple[str, int], is_ours: Callable[[PendingTick], bool]) -> None:
+        """A tick was claimed by some host."""
+        ...
+
+    def conclude(self, entry: Entry) -> None:
+        """A run of another boot is lost."""
+        ...
+
+    def run_ids_with_keys(self) -> set[str]:
+        """Our runs that have run keys."""
+        ...
