@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from conch.cron.clock import FleetClock
 from conch.cron.fleet import TURN_S
 from conch.cron.seconds import free_second, read_seconds
-from conch.cron.ticks import PAUSE_MOST_S, PAUSE_S, Claim, PendingTick, TickGivenUp, TickLost, TrackedJob
+from conch.cron.ticks import PAUSE_MOST_S, PAUSE_S, Claim, PendingTick, TickGivenUp, TickLost, TickState, TrackedJob
 from conch.cron.waiting_room import HELD_BACK_S
 from conch.cron.workers import Alarm, Tasks, Workers
 from conch.etcd.store import KeyValue, Store, StoreError
@@ -109,8 +109,9 @@ class Requests:
     def _end(request: Request) -> None:
         request.is_gone = True
         request.alarm.ring()
-        if request.tick is not None:
-            request.tick.cancel()
+        tick = request.tick
+        if tick is not None and tick.state is TickState.WAITING and not tick.unclear:
+            tick.cancel()  # a claim that is, or may be, ours has deleted the request, and goes on to its outcome
 
     def keep_only(self, keys: Container[bytes]) -> None:
         """Forget the requests whose keys are not among these."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conch.cron import planning
+from conch.cron import planner
 from conch.cron.claim_store import Changed, Outcome
 from conch.cron.job import Job, parse
 from conch.etcd.store import Event
@@ -266,7 +266,7 @@ def test_job_in_a_claims_answer_that_cannot_be_read_just_now(bed: Bed, monkeypat
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return parse(name, value)
 
-    monkeypatch.setattr(planning, "parse", parse_later)
+    monkeypatch.setattr(planner, "parse", parse_later)
     bed.put(schedule="@every 2s", env={"E": "new"}, **PATIENT)
     host.wait_event("postponed")
     wait_for(lambda: max(tick for name, tick in host.orders if name == "j") > tick, "later ticks run")

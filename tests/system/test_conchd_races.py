@@ -497,7 +497,7 @@ def look(path, *how, **more):
     if str(path).endswith("/environ") and now - looked.setdefault(path, now) < 0.005:
         return io.BytesIO()
     return builtins.open(path, *how, **more)
-tree.open = look
+procfs.open = look
 """
 
 

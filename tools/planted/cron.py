@@ -42,9 +42,9 @@ BUGS = (
     ),
     Bug(
         "clock that goes back by new rules repeats a fixed time",
-        "cron/planning.py",
-        "self._plan(name, known, known.schedule.resume_after(before, known.past))",
-        "self._plan(name, known, known.past)",
+        "cron/reload.py",
+        "tracked.schedule.resume_after(before, tracked.past))",
+        "tracked.past)",
         (f"{_ZONES}::test_rules_that_change_repeat_no_fixed_time_and_count_what_they_skip",),
     ),
     # -- cron: claims and results
@@ -85,8 +85,8 @@ BUGS = (
     ),
     Bug(
         "unclear claim takes its own run for another's",
-        "cron/claiming.py",
-        "if busy is not None and self._claims.is_ours(busy, due):",
+        "cron/claimer.py",
+        "if busy is not None and self._store.is_ours(busy, tick):",
         "if False:",
         (f"{_RACES}::test_unclear_claim_is_not_taken_for_anothers_run",),
     ),
@@ -99,9 +99,9 @@ BUGS = (
     ),
     Bug(
         "due tick of an edited job is dropped",
-        "cron/claiming.py",
-        "        if due.changes < _CHANGES and heard:\n",
-        "        if True:\n            self._drop(due)\n        elif due.changes < _CHANGES and heard:\n",
+        "cron/claimer.py",
+        "        tick.changes += 1\n",
+        "        return False\n",
         ("tests/system/test_conchd_edits.py::test_due_tick_that_an_edit_takes_away_has_a_row_that_says_so",),
     ),
     Bug(
@@ -121,8 +121,8 @@ BUGS = (
     Bug(
         "requests are taken by their numbers",
         "cron/requests.py",
-        "key=lambda one: one.rev, default=None",
-        "key=lambda one: one.number, default=None",
+        "key=lambda request: request.rev, default=None",
+        "key=lambda request: request.number, default=None",
         (f"{_CRON_RUN}::test_ticks_are_in_the_order_of_the_requests",),
     ),
     Bug(
@@ -164,8 +164,8 @@ BUGS = (
     # -- which host, and what time it is
     Bug(
         "a namesake of this state directory's id is taken for dead",
-        "cron/fleet.py",
-        "return made_by.proved_dead(self._here)",
+        "cron/registrar.py",
+        "return made_by.proved_dead(self.origin)",
         "return True",
         (f"{_NAMESAKES}::test_copy_of_a_living_host_takes_nothing_from_it",),
     ),
@@ -178,8 +178,8 @@ BUGS = (
     ),
     Bug(
         "runs of another boot are lost while it is registered",
-        "cron/scheduler.py",
-        "return [made_by for fields in self._nodes.values()",
+        "cron/fleet.py",
+        "return [made_by for fields in self.nodes.values()",
         "return [made_by for fields in ({} for _ in ())",
         (f"{_NAMESAKES}::test_run_of_a_living_boot_under_another_name_is_not_lost",),
     ),
@@ -192,7 +192,7 @@ BUGS = (
     ),
     Bug(
         "a newcomer does not wait for the others' clocks",
-        "cron/membership.py",
+        "cron/fleet_clock.py",
         "(not self._unheard or clock.now() >= self._unheard_until)",
         "True",
         (f"{_CLOCK}::test_newcomer_claims_nothing_before_it_knows_the_time",),
