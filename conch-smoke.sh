@@ -1,12 +1,14 @@
 #!/bin/sh
 # shellcheck disable=SC2317  # functions that are called by name or by trap
-# Does conch work against this etcd? Run it after a deploy, with CONCH_ENDPOINTS (and whatever else conch needs) set.
+# Checks that conch works with this etcd. Run it after a deploy, with CONCH_ENDPOINTS (and whatever else conch needs) set.
 #
-#   CONCH_ENDPOINTS=etcd1:2379,etcd2:2379 ./conch-smoke.sh        CONCH=/path/to/conch replaces the one on PATH
+#   CONCH_ENDPOINTS=etcd1:2379,etcd2:2379 ./conch-smoke.sh
 #
-# Prints a line a check, PASS or FAIL, and exits with 1 if any failed. It uses names of its own, and leaves nothing
-# behind, also when it is interrupted. If conchd runs somewhere, the schedule is run by it; else by one started here,
-# under a prefix of its own.
+# CONCH=/path/to/conch runs that conch instead of the one on PATH.
+#
+# Prints one line per check, PASS, FAIL or SKIP, and exits with 1 if a check failed. It uses names of its own. Even if it
+# is interrupted it leaves nothing behind but claims and results, which expire. If a conchd is alive, that conchd runs the
+# schedule; otherwise the script starts one, under a prefix of its own.
 set -u
 
 conch=${CONCH:-conch}
@@ -45,7 +47,7 @@ fail() {
   done
 }
 
-# check WHAT WANTED-CODE COMMAND...: run it and compare its exit code
+# check WHAT WANTED-CODE COMMAND...: run COMMAND and compare its exit code
 check() {
   what=$1 wanted=$2
   shift 2
@@ -54,7 +56,7 @@ check() {
   if [ "$code" = "$wanted" ]; then pass "$what"; else fail "$what (exit code $code, not $wanted)"; fi
 }
 
-# soon SECONDS COMMAND...: until it succeeds
+# soon SECONDS COMMAND...: run COMMAND until it succeeds, for about SECONDS
 soon() {
   tries=$(($1 * 5))
   shift
@@ -71,9 +73,9 @@ lines() { [ "$(wc -l <"$1" 2>/dev/null || echo 0)" -ge "$2" ]; }
 
 check "a vacant office is vacant" 1 "$conch" elect "$name" --who
 if [ "$code" != 1 ]; then
-  exit 1 # nothing else can be told without it
+  exit 1 # no other check makes sense without this one
 fi
-check "an office is won and given back" 0 "$conch" elect "$name" --wait 15s -- true
+check "an office is acquired and released" 0 "$conch" elect "$name" --wait 15s -- true
 check "the command's exit code is passed on" 7 "$conch" elect "$name" --wait 15s -- sh -c 'exit 7'
 
 "$conch" elect "$name" -- sh -c 'echo first; exec sleep 600' >"$folder/first" 2>"$folder/first.err" &
@@ -116,9 +118,9 @@ for slot in 1 2; do
   children="$children $!"
 done
 if soon 15 lines "$folder/slot1" 1 && soon 15 lines "$folder/slot2" 1; then
-  pass "two slots of two are taken"
+  pass "two slots of two are held"
 else
-  fail "two slots of two are taken"
+  fail "two slots of two are held"
 fi
 check "a third gets none" 75 "$conch" sema "$name" --max 2 --nonblock -- true
 check "the holders are shown" 0 "$conch" sema "$name" --max 2 --who
