@@ -37,14 +37,21 @@ class LateNews:
     def __init__(self, host: Slow) -> None:
         self._host = host
         self._kept: list[Sequence[Event]] = []
-        self._watcher = host.scheduler.parts.watcher
-        self._heard, self._watcher._events = self._watcher._events, self._kept.append
+        watcher = host.scheduler.parts.watcher
+        self._released = False
+        self._heard, watcher._events = watcher._events, self._hear
+
+    def _hear(self, events: Sequence[Event]) -> None:
+        if self._released:
+            self._heard(events)
+        else:
+            self._kept.append(events)
 
     def release(self) -> None:
         """Let it know, in order, and all that comes then."""
 
         def now() -> None:
-            self._watcher._events = self._heard
+            self._released = True
             for events in self._kept:
                 self._heard(events)
 
