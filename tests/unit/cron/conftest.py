@@ -1,0 +1,23 @@
+"""Parts of the scheduler on a clock of their own, with ports of ours in place of the other parts."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from conch.core import clock
+from tests.support.virtual_loop import Log, VirtualLoop
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualLoop]:
+    """The loop, whose time is CLOCK_BOOTTIME for all of conch."""
+    loop = VirtualLoop()
+    monkeypatch.setattr(clock, "now", loop.time)
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def log() -> Log:
+    """What is logged."""
+    return Log()
