@@ -84,7 +84,7 @@ def throughout(seconds: float, check: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def stranger(*limits: str) -> list[str]:
+def as_other_user(*limits: str) -> list[str]:
     """What runs a program as a uid with no other process and no passwd entry, within limits of `prlimit`.
 
     Root is bound by no limit of processes; all files may still be read and written.

@@ -45,7 +45,7 @@ class Host:
                 connection=Connection(parse_endpoints(bench.endpoints)),
                 keys=Keys(bench.prefix),
                 watchdog=self._watchdog,
-                ledger=Ledger(str(folder), self._warden_note),
+                ledger=Ledger(str(folder), self._keep_note),
                 me=Holder(name, 1, "2026-01-01T00:00:00Z", "conchd"),
                 here=origin(os.getpid()),
                 leases=frozenset(),
@@ -68,7 +68,7 @@ class Host:
         for thread in self._threads:
             thread.start()
 
-    def _warden_note(self, level: str, event: str, **text: str | int | float) -> None:
+    def _keep_note(self, level: str, event: str, **text: str | int | float) -> None:
         self.notes.append(Note(level, event, text))
 
     def _supervise(self) -> None:

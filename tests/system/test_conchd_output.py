@@ -467,16 +467,16 @@ STUBBORN = "trap '' TERM; echo $$ >> pids; while :; do sleep 0.05; done"
 
 
 def test_leftovers_are_gone_before_the_result_is_written(fleet: Fleet) -> None:
-    """Background, in a session of its own, orphaned, deaf to SIGTERM; the other run's processes are spared."""
+    """Background, in a session of its own, orphaned, deaf to SIGTERM; the other run's processes live on."""
     bench = fleet.bench
     fleet.start("a")
     bench.file("stubborn").write_text(STUBBORN)
-    spared = (
-        "echo $$ >> spared; exec setsid -w sh -c 'echo $$ >> spared; (setsid sleep 1000 & echo $! >> spared); wait; "
+    outside = (
+        "echo $$ >> outside; exec setsid -w sh -c 'echo $$ >> outside; (setsid sleep 1000 & echo $! >> outside); wait; "
     )
-    fleet.add("other", NEVER, "--overlap", "allow", command=spared + "sleep 1000'")
+    fleet.add("other", NEVER, "--overlap", "allow", command=outside + "sleep 1000'")
     fleet.run_now("other")
-    others = bench.pids("spared", 3)
+    others = bench.pids("outside", 3)
     fleet.add(
         "j",
         NEVER,

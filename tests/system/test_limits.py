@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from tests.support.conch import CONCH, Bench, stranger
+from tests.support.conch import CONCH, Bench, as_other_user
 from tests.support.cron import Fleet
 
 # the limit of processes counts all of a user's, and binds no root
-STRANGER = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without other processes")
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without other processes")
 
 
 def one_line(done: "subprocess.CompletedProcess[str]", says: str) -> None:
@@ -25,11 +25,11 @@ def one_line(done: "subprocess.CompletedProcess[str]", says: str) -> None:
     assert "level=error" not in done.stderr
 
 
-@STRANGER
+@NEEDS_ROOT
 @pytest.mark.parametrize("limit", [1, 2, 3, 6, 10])
 def test_conchd_with_too_few_threads(conch: Bench, limit: int) -> None:
     """It neither hangs nor tries for ever: one line and 69."""
-    command = [*stranger(f"--nproc={limit}"), CONCH, "conchd", "--state-dir", "s"]
+    command = [*as_other_user(f"--nproc={limit}"), CONCH, "conchd", "--state-dir", "s"]
     done = subprocess.run(
         command, env=conch.environment, cwd=conch.folder, capture_output=True, text=True, timeout=30, check=False
     )
@@ -37,12 +37,12 @@ def test_conchd_with_too_few_threads(conch: Bench, limit: int) -> None:
     assert conch.keys() == []
 
 
-@STRANGER
+@NEEDS_ROOT
 @pytest.mark.parametrize("limit", [12, 18])
 def test_conchd_without_threads_for_grpc_takes_the_gateway(fleet: Fleet, limit: int) -> None:
     """It says so once, and works."""
     daemon = fleet.start(
-        "a", program=[*stranger(f"--nproc={limit}"), CONCH], env={"CONCH_TRANSPORT": "auto", "XDG_STATE_HOME": ""}
+        "a", program=[*as_other_user(f"--nproc={limit}"), CONCH], env={"CONCH_TRANSPORT": "auto", "XDG_STATE_HOME": ""}
     )
     assert "gateway" in daemon.wait_event("no-grpc")["msg"]
     fleet.add("j", "@yearly")
@@ -117,11 +117,11 @@ def test_job_whose_zone_cannot_be_opened_is_put_off(fleet: Fleet) -> None:
     assert daemon.keeper() == keeper
 
 
-@STRANGER
+@NEEDS_ROOT
 def test_lack_of_threads_while_it_works(fleet: Fleet) -> None:
     """Status is answered, ticks are claimed and run all the same by the threads that are."""
     daemon = fleet.start(
-        "a", "--status-addr", "0", program=[*stranger("--nproc=4096"), CONCH], env={"CONCH_TRANSPORT": "http"}
+        "a", "--status-addr", "0", program=[*as_other_user("--nproc=4096"), CONCH], env={"CONCH_TRANSPORT": "http"}
     )
     port = int(daemon.wait_event("status")["addr"].rpartition(":")[2])
 
@@ -132,7 +132,7 @@ def test_lack_of_threads_while_it_works(fleet: Fleet) -> None:
 
     assert b" 200 " in answer()
     keeper = daemon.keeper()
-    subprocess.run([*stranger(f"--pid={keeper}", "--nproc=1:")], check=True)
+    subprocess.run([*as_other_user(f"--pid={keeper}", "--nproc=1:")], check=True)
     for path in ("/healthz", "/metrics", "/cron", "/elect", "/sema") * 8:
         assert b" 200 " in answer(path), path
     jobs = [f"j{number}" for number in range(12)]
@@ -141,6 +141,6 @@ def test_lack_of_threads_while_it_works(fleet: Fleet) -> None:
         fleet.bench.etcd.put(f"{fleet.bench.prefix}/cron/job/{name}", json.dumps(job))
     for name in jobs:
         fleet.results(name, 2)
-    subprocess.run([*stranger(f"--pid={keeper}", "--nproc=4096:")], check=True)
+    subprocess.run([*as_other_user(f"--pid={keeper}", "--nproc=4096:")], check=True)
     assert b" 200 " in answer("/cron")
     assert daemon.keeper() == keeper
