@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Start the run's etcd in the process that starts the workers; unit tests alone need none."""
     global _cluster
-    needs_no_etcd = ("tests/unit", "tests/test_architecture.py")
+    needs_no_etcd = ("tests/unit", "tests/tools", "tests/test_architecture.py")
     only_units = bool(config.args) and all(any(path in arg for path in needs_no_etcd) for arg in config.args)
     if hasattr(config, "workerinput") or _ENDPOINTS in os.environ or only_units or config.option.collectonly:
         return
