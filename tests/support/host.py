@@ -1,4 +1,4 @@
-"""A daemon's scheduler in the test's own process, with a clock that the test can set, on a real etcd."""
+"""A daemon's scheduler in the test's own process, on a real etcd, with a clock that the test can set."""
 
 import os
 import queue
@@ -25,7 +25,7 @@ from tests.support.conch import Bench, wait_for
 
 
 class Host:
-    """Everything of conchd but its supervisor: what is ordered ends at once and well."""
+    """conchd without its supervisor: every run that is started ends immediately with exit code 0."""
 
     def __init__(self, bench: Bench, name: str, folder: Path, ahead_s: float = 0.0) -> None:
         self.name = name
@@ -84,24 +84,24 @@ class Host:
             time.sleep(0.005)
 
     def events(self, name: str) -> list[Note]:
-        """The log's lines of an event."""
+        """Return the log lines of an event."""
         return [note for note in self.notes if note.event == name]
 
     def wait_event(self, name: str) -> Note:
-        """The first line of an event, once it is there."""
+        """Wait for the first log line of an event and return it."""
         return wait_for(lambda: self.events(name), f"event {name}")[0]
 
     def set_clock(self, ahead_s: float) -> None:
-        """Step the wall clock; the kernel would tell."""
+        """Step the wall clock and report the step, as the kernel would."""
         self.ahead_s = ahead_s
         self._inbox.put(self.scheduler._on_clock_step)
 
     def close(self) -> None:
-        """End and give everything back."""
+        """End the scheduler and release everything."""
         self._inbox.put(Release())
         self.scheduler.ended.wait(10)
         self._closing = True
-        self._threads[2].join(5)  # it reads what is closed next
+        self._threads[2].join(5)  # it reads the channel that is closed next
         self._ours.close()
         self._threads[1].join(5)
         self._store.close()
