@@ -210,7 +210,7 @@ def test_revoked_registration_ends_bound_runs(fleet: Fleet, stopped: bool) -> No
 
 
 def test_forbid_outlives_the_death_of_the_owner(fleet: Fleet) -> None:
-    """After both processes of the owner are killed, its run key keeps others out until the lease expires; then they run."""
+    """With both processes of the owner killed, its run key keeps others out until the lease expires; then they run."""
     owner = fleet.start("a", "--ttl", "4s")
     fleet.add("j", "@every 1s", command="echo $$ $CONCH_TICK >> runs; exec sleep 1000")
     runs(fleet)
@@ -225,7 +225,7 @@ def test_forbid_outlives_the_death_of_the_owner(fleet: Fleet) -> None:
 
 
 def test_second_daemon_of_one_name_claims_nothing(fleet: Fleet) -> None:
-    """With the same CONCH_HOST but another state directory, it logs the conflict and takes over after the first ends."""
+    """It has another state directory but the same CONCH_HOST: it logs the conflict and takes over after the first."""
     first = fleet.start("a", "--ttl", "3s")
     second = fleet.bench.start(
         "conchd", "--state-dir", str(fleet.bench.file("other")), "--ttl", "3s", env={"CONCH_HOST": "a"}
