@@ -103,7 +103,7 @@ def rss(pid: int) -> int:
 
 
 def test_output_comes_under_the_name_of_job_and_tick(fleet: Fleet) -> None:
-    """Stdout goes to conchd's stdout, stderr to its stderr, line by line during the run; also an unfinished last one."""
+    """Stdout goes to conchd's stdout, stderr to its stderr, line by line during the run; an unfinished last one too."""
     daemon = fleet.start("a")
     fleet.add(
         "j", NEVER, command="echo out; echo err >&2; while [ ! -e go ]; do sleep 0.02; done; printf 'a\\rb\\n\\nend'"
