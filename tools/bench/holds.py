@@ -77,9 +77,10 @@ def loss(bench: Bench) -> None:
     """From a lease's revocation until the child's trap runs."""
     times = []
     for number in range(10):
-        out = bench.file(f"l{number}")
-        trap = f"trap 'cut -d\" \" -f1 /proc/uptime > {out}; exit' TERM; while :; do sleep 0.005; done"
+        out, ready = bench.file(f"l{number}"), bench.file(f"r{number}")
+        trap = f"trap 'cut -d\" \" -f1 /proc/uptime > {out}; exit' TERM; : > {ready}; while :; do sleep 0.005; done"
         wrapper = bench.hold(f"loss{number}", command=trap)
+        wait_for(ready.exists, "the trap is set")
         lease = wrapper.lease()
         began = boottime()
         bench.etcd.revoke_lease(lease)
