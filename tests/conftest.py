@@ -1,8 +1,8 @@
-"""One etcd for a run, one prefix for a test, and a look at what was left behind."""
+"""One etcd per run, one prefix per test, and a check that nothing is left behind."""
 
 import os
 
-# Tests fork with a client of etcd3 open; gRPC's own care for that aborts the process now and then.
+# Tests fork while a client of etcd3 is open; gRPC's own support for that sometimes aborts the process.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import secrets
@@ -16,18 +16,18 @@ from conch.dev import Cluster, Member
 from tests.support.conch import Bench
 from tests.support.cron import Fleet
 
-# A busy machine is slow at everything, making examples too.
+# On a busy machine everything is slow, also making examples.
 settings.register_profile("conch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("conch")
 
 _ENDPOINTS = "CONCH_TESTS_ETCD"
-# Of the first schedule of faults in `tests/faults/invariant`.
+# The seed of the first schedule of faults in `tests/faults/invariant`.
 FIXED_SEED = 20261120
 _cluster: Cluster | None = None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--seed` and `--schedules`; a failure names the one command that replays it. `--report` keeps what was seen."""
+    """Add `--seed` and `--schedules`, with which a failure is replayed, and `--report`."""
     parser.addoption("--seed", type=int, default=FIXED_SEED, help="the first schedule's seed")
     parser.addoption("--schedules", type=int, default=0, help="how many schedules of each kind (0: a few)")
     parser.addoption(
@@ -36,9 +36,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the run's etcd in the process that starts the workers; unit tests alone need none."""
+    """Start the run's etcd in the process that starts the workers, unless only tests without etcd are chosen."""
     global _cluster
-    only_units = bool(config.args) and all("tests/unit" in argument for argument in config.args)
+    needs_no_etcd = ("tests/unit", "tests/tools", "tests/test_architecture.py")
+    only_units = bool(config.args) and all(any(path in arg for path in needs_no_etcd) for arg in config.args)
     if hasattr(config, "workerinput") or _ENDPOINTS in os.environ or only_units or config.option.collectonly:
         return
     _cluster = Cluster()
@@ -47,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Stop it."""
+    """Stop the run's etcd."""
     global _cluster
     if _cluster is not None:
         _cluster.stop()
@@ -56,7 +57,7 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test marked with kinds of holds runs once for each."""
+    """Run a test that is marked with kinds of holds once for each kind."""
     marker = metafunc.definition.get_closest_marker("kinds")
     if marker is not None:
         metafunc.fixturenames.append("kind")
@@ -65,13 +66,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def kind(request: pytest.FixtureRequest) -> str:
-    """Which command holds in this test."""
+    """The command that holds in this test: `elect` or `sema`."""
     return str(getattr(request, "param", "elect"))
 
 
 @pytest.fixture
 def conch(tmp_path: Path, kind: str) -> Iterator[Bench]:
-    """Conch on the run's etcd."""
+    """The installed conch on the run's etcd."""
     bench = Bench(os.environ[_ENDPOINTS], secrets.token_hex(8), tmp_path, kind)
     yield bench
     bench.finish()
@@ -79,7 +80,7 @@ def conch(tmp_path: Path, kind: str) -> Iterator[Bench]:
 
 
 class OwnEtcd:
-    """A test's own member of etcd, to be stopped and frozen."""
+    """A test's own member of etcd, which the test may stop and freeze."""
 
     def __init__(self, bench: Bench, cluster: Cluster) -> None:
         self.bench = bench
@@ -92,7 +93,7 @@ class OwnEtcd:
 
 @pytest.fixture
 def own(tmp_path: Path, kind: str) -> Iterator[OwnEtcd]:
-    """Conch on an etcd of the test's own."""
+    """The installed conch on an etcd of the test's own."""
     with Cluster() as cluster:
         bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path, kind)
         yield OwnEtcd(bench, cluster)

@@ -33,7 +33,7 @@ _DEVMODE = os.environ.get("CONCH_TESTS_DEVMODE") == "1"
 
 
 def conch_that_runs(first: str, folder: Path) -> str:
-    """A copy in a folder of the installed command, whose Python runs this first: no variable could tell it to."""
+    """Copy the installed command into a folder so that its Python runs `first`; no variable can make it do so."""
     path = f"import sys; sys.path.insert(0, {_SOURCE!r})\n" if _SOURCE else ""
     copy = folder / "conch"
     rest = _INSTALLED.read_text().partition("\n")[2]
@@ -43,7 +43,7 @@ def conch_that_runs(first: str, folder: Path) -> str:
 
 
 def _command() -> str:
-    """The installed command; or a copy, of other source or with the checks of Python's development mode."""
+    """Return the installed command, or a copy that runs other source or Python's development mode."""
     if not _DEVMODE and not _SOURCE:
         return str(_INSTALLED)
     folder = tempfile.mkdtemp(prefix="conch-tests-")
@@ -53,22 +53,22 @@ def _command() -> str:
 
 CONCH = _command()
 MARK = "CONCH_TEST"
-# The same tests run on the other driver, too.
+# The driver of this run.
 TRANSPORT = os.environ.get("CONCH_TESTS_TRANSPORT", "auto")
 
 _Result = TypeVar("_Result")
 
 
 def new_store(endpoints: str, *, transport: str = TRANSPORT, **how: Any) -> Store:
-    """A store on these endpoints, over the driver that the run is for."""
+    """Open a store on these endpoints with the driver of this run."""
     return open_store(Connection(parse_endpoints(endpoints), transport=transport, **how))
 
 
-def wait_for(look: Callable[[], _Result], what: str, timeout_s: float = 20.0) -> _Result:
-    """Return the first truthy result of `look`; fail after the deadline."""
+def wait_for(condition: Callable[[], _Result], what: str, timeout_s: float = 20.0) -> _Result:
+    """Return the first truthy result of `condition`; fail after the deadline."""
     until = time.monotonic() + timeout_s
     while True:
-        result = look()
+        result = condition()
         if result:
             return result
         if time.monotonic() > until:
@@ -77,17 +77,17 @@ def wait_for(look: Callable[[], _Result], what: str, timeout_s: float = 20.0) ->
 
 
 def throughout(seconds: float, check: Callable[[], object]) -> None:
-    """Call `check`, which asserts, all through a length of time that belongs to the fault itself."""
+    """Call `check`, which asserts, again and again for as long as the fault itself lasts."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         check()
         time.sleep(0.02)
 
 
-def stranger(*limits: str) -> list[str]:
-    """What runs a program as a uid with no other process and no passwd entry, within limits of `prlimit`.
+def as_other_user(*limits: str) -> list[str]:
+    """Return the command that runs a program as a user without processes or a passwd entry, within `prlimit` limits.
 
-    Root is bound by no limit of processes; all files may still be read and written.
+    Root has no limit of processes. The user may still read and write all files.
     """
     caps = "-all,+dac_read_search,+dac_override"
     uid = 100_000 + os.getpid()
@@ -96,12 +96,12 @@ def stranger(*limits: str) -> list[str]:
 
 
 def boottime() -> float:
-    """The clock that conch's deadlines are on."""
+    """Read the clock that conch's deadlines are on."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Whether a process runs; a zombie does not run."""
     try:
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
@@ -109,7 +109,7 @@ def alive(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The living children of a process."""
+    """Return the living children of a process."""
     try:
         return [child.pid for child in psutil.Process(pid).children() if alive(child.pid)]
     except psutil.NoSuchProcess:
@@ -117,7 +117,7 @@ def children(pid: int) -> list[int]:
 
 
 def marked(mark: str) -> list[int]:
-    """The living processes that a test has started, directly or not: they have its mark in their environment."""
+    """Return the living processes with a test's mark in their environment: it started them, directly or not."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -129,7 +129,7 @@ def marked(mark: str) -> list[int]:
 
 
 def log_lines(text: str) -> list[dict[str, str]]:
-    """The logfmt lines of conch's stderr; what is none is left out."""
+    """Parse the logfmt lines of conch's stderr and ignore all other lines."""
     found = []
     for line in text.splitlines():
         if line.startswith("ts="):
@@ -149,7 +149,7 @@ class Wrapper:
         self.out_path = folder / f"out{number}"
         self.err_path = folder / f"err{number}"
         how.setdefault("stdin", subprocess.DEVNULL)
-        program = how.pop("program", [CONCH])  # what runs conch, if not it is to be run as it is
+        program = how.pop("program", [CONCH])  # the command line that runs conch
         with self.out_path.open("wb") as out, self.err_path.open("wb") as err:
             self.process = subprocess.Popen(
                 [*program, *arguments], env=environment, stdout=out, stderr=err, cwd=folder, **how
@@ -168,54 +168,54 @@ class Wrapper:
         return self.err_path.read_text("utf-8", "replace")
 
     def events(self, *names: str) -> list[dict[str, str]]:
-        """The log lines of these events."""
+        """Return the log lines of these events."""
         return [line for line in log_lines(self.err) if line["event"] in names]
 
     def wait_event(self, name: str, count: int = 1, timeout_s: float = 20.0) -> dict[str, str]:
-        """The count-th log line of an event, once it is there."""
+        """Wait for the count-th log line of an event and return it."""
 
-        def look() -> dict[str, str] | None:
+        def find_line() -> dict[str, str] | None:
             found = self.events(name)
             return found[count - 1] if len(found) >= count else None
 
         try:
-            line = wait_for(look, f"log line {name}", timeout_s)
+            line = wait_for(find_line, f"log line {name}", timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}; the log is:\n{self.err}") from None
         assert line is not None
         return line
 
     def child(self, count: int = 1) -> int:
-        """The pid of the count-th child that it started."""
+        """Return the pid of the count-th child that it started."""
         return int(self.wait_event("child-start", count)["pid"])
 
     def keeper(self) -> int:
-        """The pid of the keeper: the child of conch in a session of its own that is, and stays, a conch itself.
+        """Return the pid of the keeper: the oldest child of conch that has a session and still runs conch.
 
-        conchd's runs have sessions, too, and are conch until they exec: the keeper is older than those.
+        conchd's runs have sessions too, and run conch until they exec, but the keeper is older than they are.
         """
 
-        def look() -> int | None:
+        def find_keeper() -> int | None:
             try:
                 conch = psutil.Process(self.pid)
                 found = [p for p in conch.children() if p.cmdline() == conch.cmdline() and os.getsid(p.pid) == p.pid]
                 return min(found, key=psutil.Process.create_time).pid if found else None
             except (ProcessLookupError, psutil.Error):
-                return None  # one that ended just then
+                return None  # a child ended during the scan
 
-        pid = wait_for(look, "a keeper")
+        pid = wait_for(find_keeper, "a keeper")
         assert pid is not None
         return pid
 
     def lease(self) -> int:
-        """The lease that it holds."""
+        """Return the lease that it holds."""
         return int(self.wait_event("acquired")["lease"], 16)
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
     def signal_until_it_ends(self, number: int) -> None:
-        """Send a signal again and again."""
+        """Send a signal again and again until conch ends."""
 
         def ended() -> bool:
             self.process.send_signal(number)
@@ -224,7 +224,7 @@ class Wrapper:
         wait_for(ended, "the end of conch")
 
     def wait(self, timeout_s: float = 30.0) -> int:
-        """The exit code, 128+n for a death by signal n."""
+        """Return the exit code, 128+n for a death by signal n."""
         try:
             code = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -238,7 +238,7 @@ class Wrapper:
 
 
 class Bench:
-    """One test's conch: a prefix and a mark of its own, and the etcd that it uses."""
+    """One test's conch, with a prefix and a mark of its own, on an etcd."""
 
     def __init__(self, endpoints: str, mark: str, folder: Path, kind: str = "elect") -> None:
         self.kind = kind
@@ -247,7 +247,7 @@ class Bench:
         self.folder = folder
         self.prefix = f"/t/{mark}"
         self.wrappers: list[Wrapper] = []
-        self.went_back = False  # etcd's revision, by this test's doing
+        self.went_back = False  # whether this test set etcd's revision back
         self._etcd: Any = None
 
     @property
@@ -279,7 +279,7 @@ class Bench:
         return wrapper
 
     def run(self, *arguments: str, env: dict[str, str] | None = None, **how: Any) -> "subprocess.CompletedProcess[str]":
-        """Run conch to its end."""
+        """Run conch and wait until it ends."""
         how.setdefault("timeout", 60)
         if "input" not in how:
             how.setdefault("stdin", subprocess.DEVNULL)
@@ -289,16 +289,16 @@ class Bench:
             [CONCH, *arguments], env={**self.environment, **(env or {})}, text=True, cwd=self.folder, check=False, **how
         )
         assert "Traceback" not in (done.stderr or ""), done.stderr
-        if done.returncode < 0:  # it died of a signal: as a shell shows it
+        if done.returncode < 0:  # killed by a signal: report it as a shell does
             done.returncode = 128 - done.returncode
         return done
 
     def holding(self, name: str) -> tuple[str, ...]:
-        """The command line of this test's kind of hold, up to its flags."""
+        """Return the command line of this test's kind of hold, without flags."""
         return {"elect": ("elect", name), "sema": ("sema", name, "--max", "1")}[self.kind]
 
     def key(self, name: str, lease: int) -> str:
-        """The key of a hold."""
+        """Return the key of a hold."""
         return {"elect": f"{self.prefix}/elect/{name}/{lease:x}", "sema": f"{self.prefix}/sema/{name}/1/{lease:x}"}[
             self.kind
         ]
@@ -316,15 +316,15 @@ class Bench:
         return wrapper
 
     def keys(self) -> list[str]:
-        """All keys of this test."""
+        """Return all keys of this test."""
         return [meta.key.decode() for _, meta in self.etcd.get_prefix(self.prefix, keys_only=True)]
 
     def keys_below(self, path: str) -> list[str]:
-        """The keys of this test below a path."""
+        """Return the keys of this test below a path."""
         return [key for key in self.keys() if key.startswith(f"{self.prefix}/{path}")]
 
     def leases(self) -> list[int]:
-        """The leases that the logs name and etcd still has."""
+        """Return the leases that the logs name and etcd still has."""
         named = {
             int(line["lease"], 16) for wrapper in self.wrappers for line in log_lines(wrapper.err) if line.get("lease")
         }
@@ -334,26 +334,26 @@ class Bench:
         return self.folder / name
 
     def read(self, name: str, lines: int = 1, timeout_s: float = 20.0) -> str:
-        """The text of a file that a child writes, once it has that many whole lines."""
+        """Wait until a child has written so many complete lines to a file, and return its text."""
         path = self.file(name)
 
-        def look() -> str | None:
+        def complete_lines() -> str | None:
             try:
                 text = path.read_text()
             except FileNotFoundError:
                 return None
             return text if text.count("\n") >= lines else None
 
-        text = wait_for(look, f"{lines} lines in {name}", timeout_s)
+        text = wait_for(complete_lines, f"{lines} lines in {name}", timeout_s)
         assert text is not None
         return text
 
     def pids(self, name: str, count: int) -> list[int]:
-        """The pids that children have written to a file, one a line."""
+        """Return the pids that children have written to a file, one per line."""
         return [int(line) for line in self.read(name, count).split()]
 
     def finish(self, *, leftovers_s: float = 20.0) -> None:
-        """End what still runs, then check that nothing is left: no process, no key, no lease."""
+        """End every conch that still runs, then check that no process is left and no log has a defect."""
         for wrapper in self.wrappers:
             if wrapper.process.poll() is None:
                 wrapper.process.send_signal(signal.SIGTERM)
@@ -373,10 +373,10 @@ class Bench:
         for wrapper in self.wrappers:
             assert "Traceback" not in wrapper.err, wrapper.err
             assert self.went_back or "revision-went-back" not in wrapper.err, wrapper.err
-            assert "Warning: " not in wrapper.err, wrapper.err  # of Python, in its development mode
+            assert "Warning: " not in wrapper.err, wrapper.err  # from Python's development mode
 
     def check_etcd(self, *, leftovers_s: float = 20.0) -> None:
-        """Nothing of this test is left in etcd."""
+        """Check that no key and no lease of this test is left in etcd."""
         wait_for(lambda: not self.keys(), f"no key left below {self.prefix}", leftovers_s)
         wait_for(lambda: not self.leases(), "no lease left", leftovers_s)
         self.etcd.close()

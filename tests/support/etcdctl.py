@@ -1,4 +1,4 @@
-"""What etcdctl says and does."""
+"""Calls etcdctl."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from conch.dev import Cluster, Member
 
 
 def etcdctl(*arguments: str, timeout_s: float = 20, stdin: str = "") -> str:
-    """Run etcdctl; its stdout."""
+    """Run etcdctl and return its stdout; fail if it does."""
     path = f"{os.environ['PATH']}:{Path(sys.executable).parent}"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCDCTL_")}
     done = subprocess.run(
@@ -27,7 +27,7 @@ def etcdctl(*arguments: str, timeout_s: float = 20, stdin: str = "") -> str:
 
 
 def leader(cluster: Cluster) -> Member | None:
-    """The member that says that it leads."""
+    """Return the member that reports itself as leader."""
     for member in cluster.members:
         if not member.running():
             continue
@@ -37,16 +37,16 @@ def leader(cluster: Cluster) -> Member | None:
             )
         except (AssertionError, subprocess.TimeoutExpired):
             continue
-        for one in json.loads(text):
-            status = one["Status"]
-            # 3.7 leaves out what is zero
+        for endpoint in json.loads(text):
+            status = endpoint["Status"]
+            # 3.7 omits zero values
             if status.get("leader") and status["leader"] == status["header"]["member_id"]:
                 return member
     return None
 
 
 def told(*arguments: str) -> bool:
-    """Whether etcd did what etcdctl was to have it do."""
+    """Whether a call of etcdctl succeeded."""
     try:
         etcdctl(*arguments)
     except AssertionError:

@@ -1,4 +1,4 @@
-"""What may stand between conch and etcd, or instead of it: each takes connections and passes them on in its own way."""
+"""Servers between conch and etcd, or instead of etcd: each accepts connections and forwards them in its own way."""
 
 import contextlib
 import queue
@@ -10,7 +10,7 @@ _SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 
 class Front:
-    """Passes bytes on, both ways; subclasses bend that."""
+    """Forwards bytes in both directions; subclasses change that."""
 
     def __init__(self, target: str) -> None:
         host, port = target.rsplit(":", 1)
@@ -18,7 +18,7 @@ class Front:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"127.0.0.1:{self._server.getsockname()[1]}"
         self._sockets: list[socket.socket] = []
-        self.watches = 0  # asked for over HTTP and passed on
+        self.watches = 0  # requests for watches over HTTP that were forwarded
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -34,7 +34,7 @@ class Front:
         client.close()
 
     def serve(self, client: socket.socket) -> None:
-        """What becomes of a connection."""
+        """Serve one connection until it ends."""
         server = self.connect()
         threading.Thread(target=self.pump, args=(server, client), daemon=True).start()
         self.pump(client, server)
@@ -50,22 +50,22 @@ class Front:
                 sink.sendall(first)
             while data := source.recv(65536):
                 self.pass_on(data, sink)
-        for one in (source, sink):
+        for end in (source, sink):
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                end.shutdown(socket.SHUT_RDWR)
 
     def pass_on(self, data: bytes, sink: socket.socket) -> None:
         sink.sendall(data)
 
     def close(self) -> None:
-        for one in [self._server, *self._sockets]:
+        for end in [self._server, *self._sockets]:
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
 
 
 class GrpcOnly(Front):
-    """A client port without HTTP/1.1, as etcd's is with `--listen-client-http-urls`: says its settings and hangs up."""
+    """A client port without HTTP/1.1, like etcd's with `--listen-client-http-urls`: sends its settings and hangs up."""
 
     def serve(self, client: socket.socket) -> None:
         if client.recv(3, socket.MSG_PEEK) == b"PRI":
@@ -76,7 +76,7 @@ class GrpcOnly(Front):
 
 
 class WholeRequests(Front):
-    """An HTTP proxy that passes a request on only when it has all of it."""
+    """An HTTP proxy that forwards a request only when it has received all of it."""
 
     def serve(self, client: socket.socket) -> None:
         server = self.connect()
@@ -106,7 +106,7 @@ class WholeRequests(Front):
 
 
 class NoWatches(Front):
-    """Hangs up on whoever wants to watch."""
+    """Hangs up on every client that requests a watch."""
 
     def pass_on(self, data: bytes, sink: socket.socket) -> None:
         if b"POST /v3/watch" in data:
@@ -115,11 +115,11 @@ class NoWatches(Front):
 
 
 class Balancer(Front):
-    """Connections are served each for itself: `freeze` leaves the watches that are there without a word."""
+    """Serves each connection separately: after `freeze`, watches from before it receive nothing more."""
 
     def __init__(self, target: str) -> None:
         self._frozen_at = 0.0
-        self.confirmed = 0  # watches that etcd has made
+        self.confirmed = 0  # watches that etcd has confirmed
         super().__init__(target)
 
     def freeze(self) -> None:
@@ -143,7 +143,7 @@ class Balancer(Front):
 
 
 class Slow(Front):
-    """Passes answers on `delay_s` late; what HTTP/2 says at the beginning is none."""
+    """Forwards answers `delay_s` late, but not the preface of HTTP/2."""
 
     delay_s = 0.0
 
@@ -173,7 +173,7 @@ class Slow(Front):
 
 
 class Overloaded(Front):
-    """Answers requests over HTTP as an etcd with too many of them does, until it is `relieved`."""
+    """Answers requests over HTTP like an etcd that has too many of them, until it is `relieved`."""
 
     def __init__(self, target: str) -> None:
         self.relieved = threading.Event()

@@ -1,4 +1,4 @@
-"""A daemon's scheduler in the test's own process, with a clock that the test can set, on a real etcd."""
+"""A daemon's scheduler in the test's own process, on a real etcd, with a clock that the test can set."""
 
 import os
 import threading
@@ -24,7 +24,7 @@ from tests.support.conch import Bench, wait_for
 
 
 class Host:
-    """Everything of conchd but its supervisor: what is ordered ends at once and well."""
+    """conchd without its supervisor: every run that is started ends immediately with exit code 0."""
 
     def __init__(
         self, bench: Bench, name: str, folder: Path, ahead_s: float = 0.0, *, limit_s: float | None = None
@@ -46,7 +46,7 @@ class Host:
                 connection=Connection(parse_endpoints(bench.endpoints), command_timeout_s=limit_s or 5.0),
                 keys=Keys(bench.prefix),
                 watchdog=self._watchdog,
-                run_log=Ledger(str(folder), self._warden_note),
+                run_log=Ledger(str(folder), self._keep_note),
                 identity=Holder(name, 1, "2026-01-01T00:00:00Z", "conchd"),
                 origin=origin(os.getpid()),
                 leases=frozenset(),
@@ -69,7 +69,7 @@ class Host:
         for thread in self._threads:
             thread.start()
 
-    def _warden_note(self, level: str, event: str, **text: str | int | float) -> None:
+    def _keep_note(self, level: str, event: str, **text: str | int | float) -> None:
         self.notes.append(Note(level, event, text))
 
     def _supervise(self) -> None:
@@ -85,15 +85,15 @@ class Host:
             time.sleep(0.005)
 
     def events(self, name: str) -> list[Note]:
-        """The log's lines of an event."""
+        """Return the log lines of an event."""
         return [note for note in self.notes if note.event == name]
 
     def wait_event(self, name: str) -> Note:
-        """The first line of an event, once it is there."""
+        """Wait for the first log line of an event and return it."""
         return wait_for(lambda: self.events(name), f"event {name}")[0]
 
     def set_clock(self, ahead_s: float) -> None:
-        """Step the wall clock; the kernel would tell."""
+        """Step the wall clock and report the step, as the kernel would."""
         self.ahead_s = ahead_s
         self.scheduler.call(self.scheduler.parts.on_clock_step)
 
@@ -102,7 +102,7 @@ class Host:
         self._mailbox.put(Release())
         self.scheduler.ended.wait(10)
         self._closing = True
-        self._threads[2].join(5)  # it reads what is closed next
+        self._threads[2].join(5)  # it reads the channel that is closed next
         self._ours.close()
         self._threads[1].join(5)
         self._store.close()

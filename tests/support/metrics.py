@@ -1,11 +1,11 @@
-"""What etcd itself counts."""
+"""Reads the counters of etcd."""
 
 import re
 import urllib.request
 
 
 def requests(endpoint: str) -> dict[str, int]:
-    """The requests that a member has handled since its start, by method; for streams, the messages that it received."""
+    """Return how many requests a member has handled, by method; for streams, how many messages it received."""
     with urllib.request.urlopen(f"http://{endpoint}/metrics", timeout=5) as answer:
         text = answer.read().decode()
     found: dict[str, int] = {}
@@ -18,5 +18,5 @@ def requests(endpoint: str) -> dict[str, int]:
 
 
 def difference(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
-    """What came in between."""
+    """Return the counts that grew, and by how much."""
     return {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}

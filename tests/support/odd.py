@@ -1,4 +1,4 @@
-"""Servers that answer odd things: etcd's gateway with some of its answers rewritten, and a gRPC server of nothings."""
+"""Servers with odd answers: etcd's gateway with some answers rewritten, and a gRPC server of empty messages."""
 
 import contextlib
 import http.client
@@ -16,7 +16,7 @@ import grpc
 from tests.support.fronts import Front
 
 HEADER = {"member_id": "3", "revision": "5", "raft_term": "2"}
-# Well-formed JSON, and no answer of etcd: to any request.
+# Well-formed JSON that etcd never answers to any request.
 SHAPES = [
     {"header": None},
     {},
@@ -38,11 +38,11 @@ Rewrite = Callable[[bytes], Any]
 
 
 class OddGateway(Front):
-    """etcd's gateway, of which the answers to some paths are rewritten; gRPC is hung up on.
+    """etcd's gateway with the answers to some paths rewritten; it hangs up on gRPC.
 
-    A rewriter gets an answer of the real etcd, which so has done what was asked. What it returns is sent as JSON; for
-    a watch it is a list of lines, after which the stream ends. The path "" stands for all that have none of their own,
-    and for them etcd is not asked.
+    A rewriter gets the answer of the real etcd, which has executed the request. Its return value is sent as JSON; for
+    a watch it is a list of lines, after which the stream ends. The path "" stands for all paths without a rewriter of
+    their own; their requests do not reach etcd.
     """
 
     def __init__(self, target: str, rewrite: dict[str, Rewrite]) -> None:
@@ -92,14 +92,14 @@ class OddGateway(Front):
             self.pump(client, server)
             return
         lines = rewrite(b"")
-        text = b"".join(json.dumps(one).encode() + b"\n" for one in (lines if isinstance(lines, list) else [lines]))
+        text = b"".join(json.dumps(item).encode() + b"\n" for item in (lines if isinstance(lines, list) else [lines]))
         client.sendall(
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(text), text)
         )
 
 
 def shapes(first: int = 0) -> Rewrite:
-    """Another odd shape for each answer, beginning with one of them."""
+    """Return a rewriter that answers with each odd shape in turn, from a chosen one on."""
     lock, following = threading.Lock(), cycle(SHAPES[first % len(SHAPES) :] + SHAPES[: first % len(SHAPES)])
 
     def rewrite(_: bytes) -> Any:
@@ -111,7 +111,7 @@ def shapes(first: int = 0) -> Rewrite:
 
 @contextlib.contextmanager
 def empty_grpc() -> Iterator[str]:
-    """The endpoint of a gRPC server that answers every call of etcd's with an empty message."""
+    """Yield the endpoint of a gRPC server that answers every call of etcd's with an empty message."""
 
     class Empty(grpc.GenericRpcHandler):  # type: ignore[misc]
         def service(self, details: Any) -> Any:

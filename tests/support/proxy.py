@@ -15,9 +15,9 @@ _END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
 
 @dataclass
 class Fault:
-    """What to do to the reply of the next calls of a method: `drop`, `reset`, `hang` or `delay` (by `delay_s`).
+    """What happens to the replies of the next calls of a method: `drop`, `reset`, `hang` or `delay` (by `delay_s`).
 
-    `drop` loses that reply alone, `hang` all that comes after it on the connection too.
+    `drop` loses only that reply, `hang` also everything after it on the connection.
     """
 
     method: str
@@ -29,7 +29,7 @@ class Fault:
 
 
 class Proxy:
-    """Listens on loopback. `calls` are the methods seen, `connections` counts those that were accepted."""
+    """Listens on loopback. `calls` lists the methods seen, `connections` counts the accepted connections."""
 
     def __init__(self, target: str) -> None:
         host, port = target.rsplit(":", 1)
@@ -44,17 +44,17 @@ class Proxy:
         self._open: list[socket.socket] = []
         self._pairs: list[_Pair] = []
         self._closed = False
-        # set: bytes of that direction vanish; the connections stay
+        # set: bytes in that direction vanish; the connections stay open
         self.lose_requests = threading.Event()
         self.lose_replies = threading.Event()
-        # set: a connection is closed as soon as it was accepted
+        # set: each connection is closed as soon as it is accepted
         self.refuse = threading.Event()
         # set: requests arrive a few bytes at a time (HTTP/1.1 only)
         self.dribble = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def fault(self, method: str, how: str, *, delay_s: float = 0.0, skip: int = 0, times: int = 1) -> Fault:
-        """Arm a fault for the replies of the next `times` calls of this method (after `skip` more)."""
+        """Arm a fault for the replies of `times` calls of this method, after the next `skip` calls."""
         fault = Fault(method, how, delay_s, skip, times)
         with self._lock:
             self._faults.append(fault)
@@ -66,9 +66,9 @@ class Proxy:
         self.lose_replies.set()
 
     def heal(self) -> None:
-        """Let bytes through again, and forget the faults that are armed.
+        """Forward bytes again, and disarm all faults.
 
-        A connection that has lost bytes is reset: TCP loses none and goes on.
+        A connection that has lost bytes is reset, because TCP never loses bytes and then continues.
         """
         with self._lock:
             self._faults.clear()
@@ -84,14 +84,14 @@ class Proxy:
         """Reset all connections."""
         with self._lock:
             sockets, self._open = self._open, []
-        for one in sockets:
+        for end in sockets:
             with contextlib.suppress(OSError):
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                one.shutdown(socket.SHUT_RDWR)
-                one.close()
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                end.shutdown(socket.SHUT_RDWR)
+                end.close()
 
     def close(self) -> None:
-        """End."""
+        """Stop listening and reset all connections."""
         self._closed = True
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
@@ -119,7 +119,7 @@ class Proxy:
                 self._pairs.append(_Pair(self, client, server))
 
     def take_fault(self, method: str) -> Fault | None:
-        """The fault that this call runs into, if any."""
+        """Note a call and return the fault that hits it, if any."""
         with self._lock:
             self.calls.append(method)
             for fault in self._faults:
@@ -134,7 +134,7 @@ class Proxy:
         return None
 
 
-# What the gRPC methods are called in etcd's JSON gateway.
+# The paths of gRPC's methods in etcd's JSON gateway.
 _PATHS = {
     b"/v3/kv/range": "Range",
     b"/v3/kv/txn": "Txn",
@@ -147,7 +147,7 @@ _PATHS = {
 
 
 class _Pair:
-    """One connection: reads HTTP/2 frames or HTTP/1.1 requests, and passes them and their replies on, or not."""
+    """One connection: reads HTTP/2 frames or HTTP/1.1 requests and forwards or loses them and their replies."""
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self._proxy = proxy
@@ -185,9 +185,9 @@ class _Pair:
                     self._pass_on(head + b"\r\n\r\n" + rest)
                     while True:
                         self._pass_on(_some(self._client))
-                lengths = [one for one in head.split(b"\r\n") if one.startswith(b"Content-Length")]
+                lengths = [line for line in head.split(b"\r\n") if line.startswith(b"Content-Length")]
                 if not lengths:
-                    break  # no request of a client: another member, which looks for one that had our port before
+                    break  # not a client: another member that is looking for the member that had our port before
                 length = int(lengths[0].split(b":")[1])
                 while len(rest) < length:
                     rest += _some(self._client)
@@ -279,10 +279,10 @@ class _Pair:
 
     def end(self) -> None:
         """Close both sides."""
-        for one in (self._client, self._server):
+        for end in (self._client, self._server):
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
 
 
 def _some(end: socket.socket) -> bytes:

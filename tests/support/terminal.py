@@ -1,4 +1,4 @@
-"""A shell on a terminal of its own, typed to and read like a person would."""
+"""A shell on a terminal of its own; tests type and read as a person would."""
 
 import os
 import select
@@ -15,7 +15,7 @@ class Terminal:
 
     def __init__(self, environment: Mapping[str, str], folder: str, shell: str = "bash") -> None:
         self._fd, theirs = os.openpty()
-        # not by fork: gRPC, which the tests' own client runs on, does not always survive that
+        # no fork here: gRPC, which the tests' own client uses, does not always survive one
         self._shell = subprocess.Popen(
             ["setsid", "--ctty", *_SHELLS[shell]],
             stdin=theirs,
@@ -29,7 +29,7 @@ class Terminal:
         self.text = ""
 
     def read(self) -> str:
-        """All that was printed until now."""
+        """Return everything printed so far."""
         while select.select([self._fd], [], [], 0)[0]:
             try:
                 data = os.read(self._fd, 65536)
@@ -49,20 +49,20 @@ class Terminal:
         self.type(text + "\n")
 
     def wait(self, text: str, count: int = 1) -> None:
-        """Return when a text was printed that often."""
+        """Wait until a text was printed so many times."""
         try:
             wait_for(lambda: self.read().count(text) >= count, f"{text!r} on the terminal")
         except AssertionError as error:
             raise AssertionError(f"{error}; there is:\n{self.text}") from None
 
     def hang_up(self) -> None:
-        """Close the terminal, as a window or a connection is closed."""
+        """Close the terminal, as closing a window or a connection does."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def foreground(self) -> int:
-        """The foreground process group."""
+        """Return the foreground process group."""
         return os.tcgetpgrp(self._fd)
 
     def close(self) -> None:

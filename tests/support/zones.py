@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def zone_file(offset_s: int) -> bytes:
-    """A zone whose clock is always so much ahead of UTC (RFC 8536, version 2)."""
+    """Return the file of a zone with a constant offset from UTC (RFC 8536, version 2)."""
 
     def block() -> bytes:
         return (
@@ -16,7 +16,7 @@ def zone_file(offset_s: int) -> bytes:
 
 
 class Zones:
-    """Its files, each replaced in one step, as a package manager does."""
+    """A folder of zone files, each replaced in one step, as a package manager does."""
 
     def __init__(self, folder: Path, release: str = "2026a") -> None:
         self.folder = folder

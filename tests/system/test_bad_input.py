@@ -365,9 +365,9 @@ def test_no_home(conch: Bench, command: str, code: int) -> None:
     assert "Traceback" not in done.stderr
 
 
-def stranger(*limits: str) -> str:
+def as_other_user(*limits: str) -> str:
     """What runs a command as a uid that has no passwd entry and no other process."""
-    return " ".join(support.stranger(*limits)) + " "
+    return " ".join(support.as_other_user(*limits)) + " "
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def stranger(*limits: str) -> str:
 )
 def test_uid_without_a_passwd_entry(mine: Bench, command: str, code: int, says: str) -> None:
     """Nobody needs a name; a job was added by the number."""
-    done = shell(mine, f"unset HOME USER LOGNAME LNAME USERNAME; exec {stranger()} $conch {command}")
+    done = shell(mine, f"unset HOME USER LOGNAME LNAME USERNAME; exec {as_other_user()} $conch {command}")
     assert done.returncode == code, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -394,7 +394,7 @@ def test_uid_without_a_passwd_entry(mine: Bench, command: str, code: int, says: 
 
 def test_conchd_of_a_uid_without_a_home(conch: Bench) -> None:
     """64: there is no place for the state."""
-    done = shell(conch, f"unset HOME USER XDG_STATE_HOME; exec {stranger()} $conch conchd", **DEAD)
+    done = shell(conch, f"unset HOME USER XDG_STATE_HOME; exec {as_other_user()} $conch conchd", **DEAD)
     if os.geteuid() == 0:
         check(done, 64, "no home directory, give --state-dir")
     else:
@@ -448,7 +448,7 @@ def test_fork_that_fails(conch: Bench, limit: int, command: str) -> None:
     """What needs no process works; the rest fails with words about just that, and 69 (126: the child)."""
     # the limit counts all of a user's processes, of which only the stranger has few
     limits = f"--nproc={limit}" if os.geteuid() == 0 else "--nproc=1"
-    done = shell(conch, f"exec {stranger(limits)} $conch {command}")
+    done = shell(conch, f"exec {as_other_user(limits)} $conch {command}")
     assert "Traceback" not in done.stderr, done.stderr
     assert "stdout" not in done.stderr, done.stderr
     if "--who" in command or "cron" in command:

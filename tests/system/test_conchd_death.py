@@ -1,4 +1,4 @@
-"""A daemon, its keeper, its host or etcd dies in the middle of a run: no tick runs twice, nothing is left running."""
+"""A daemon, its keeper, its host or etcd dies during a run: no tick runs twice, and no process is left."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ UNTIL_GO = "echo $$ $CONCH_TICK >> runs; while [ ! -e go ]; do sleep 0.1; done"
 
 
 def runs(fleet: Fleet, count: int = 1) -> list[tuple[int, int]]:
-    """Pid and tick of the runs that began."""
+    """Return the pid and tick of each run that began."""
     return [(int(a), int(b)) for a, b in (line.split() for line in fleet.bench.read("runs", count).splitlines())]
 
 
@@ -33,7 +33,7 @@ def kill(daemon: Wrapper, what: str) -> None:
 @pytest.mark.parametrize("overlap", ["allow", "forbid"])
 @pytest.mark.parametrize("what", ["supervisor", "both"])
 def test_killed_daemons_run_is_gone_and_never_run_again(fleet: Fleet, what: str, overlap: str) -> None:
-    """The claim stays without a result; after a restart of that host it is `lost`."""
+    """The claim has no result until the host restarts; then the result is `lost`."""
     daemon = fleet.start("a", "--ttl", "3s")
     fleet.add("j", "@yearly", "--overlap", overlap, command=LONG)
     tick = fleet.run_now("j")
@@ -42,7 +42,7 @@ def test_killed_daemons_run_is_gone_and_never_run_again(fleet: Fleet, what: str,
     assert run_tick == tick
     kill(daemon, what)
     wait_for(lambda: not alive(pid), "the command is gone")
-    if what == "supervisor":  # with both gone what it had started is the service manager's to end, or our successor's
+    if what == "supervisor":  # if both are dead, the service manager or the next conchd ends their runs
         wait_for(lambda: not alive(child), "its child is gone")
     fleet.start("b", "--ttl", "3s")
     throughout(1.5, lambda: None)
@@ -62,7 +62,7 @@ def test_killed_daemons_run_is_gone_and_never_run_again(fleet: Fleet, what: str,
 
 @pytest.mark.parametrize("overlap", ["allow", "forbid", "replace"])
 def test_killed_keeper_ends_what_holds_something_and_nothing_else(fleet: Fleet, overlap: str) -> None:
-    """The supervisor forks a new one; an `allow` run goes on and its end is recorded."""
+    """The supervisor forks a new keeper; an `allow` run continues and its end is recorded."""
     daemon = fleet.start("a", "--ttl", "3s")
     fleet.add(
         "j",
@@ -90,7 +90,7 @@ def test_killed_keeper_ends_what_holds_something_and_nothing_else(fleet: Fleet, 
 
 
 def test_stopped_daemon_lets_others_run_and_runs_nothing_late(fleet: Fleet) -> None:
-    """Supervisor and keeper stopped over several ticks and continued: no second run of any."""
+    """Supervisor and keeper are stopped for several ticks and continued: no tick runs twice."""
     stopped, _ = fleet.start("a", "--ttl", "5s"), fleet.start("b", "--ttl", "5s")
     fleet.add("j", "@every 1s", "--overlap", "allow", "--start-deadline", "30s", command="echo $CONCH_TICK >> log")
     fleet.results("j", 2)
@@ -111,7 +111,7 @@ def test_stopped_daemon_lets_others_run_and_runs_nothing_late(fleet: Fleet) -> N
 
 
 def test_stopped_supervisor_claims_nothing(fleet: Fleet) -> None:
-    """Its keeper lives, but nobody would run what it claims: another host does."""
+    """Its keeper lives, but could start no run for a claim: another host claims."""
     stopped, _ = fleet.start("a"), fleet.start("b")
     stopped.signal(signal.SIGSTOP)
     fleet.add("j", "@every 1s", "--overlap", "allow")
@@ -124,7 +124,7 @@ def test_stopped_supervisor_claims_nothing(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("overlap", ["allow", "forbid"])
 def test_long_outage_of_etcd_ends_what_holds_something(own_fleet: Fleet, own: OwnEtcd, overlap: str) -> None:
-    """By the deadline; an `allow` run goes on, and every end arrives once etcd is back."""
+    """Bound runs end by the deadline; an `allow` run continues, and every result arrives once etcd is back."""
     fleet = own_fleet
     daemon = fleet.start("a", "--ttl", "3s")
     fleet.add("j", "@yearly", "--overlap", overlap, command="echo $$ $CONCH_TICK >> runs; exec sleep 6")
@@ -149,7 +149,7 @@ def test_long_outage_of_etcd_ends_what_holds_something(own_fleet: Fleet, own: Ow
 
 
 def test_result_survives_outage_and_crash(own_fleet: Fleet, own: OwnEtcd) -> None:
-    """etcd away when the run ends, conchd killed and started again meanwhile: the result arrives all the same."""
+    """etcd is down when the run ends, and conchd is killed and restarted meanwhile: the result still arrives."""
     fleet = own_fleet
     daemon = fleet.start("a", "--ttl", "3s")
     fleet.add(
@@ -169,7 +169,7 @@ def test_result_survives_outage_and_crash(own_fleet: Fleet, own: OwnEtcd) -> Non
         kill(daemon, "both")
         daemon.wait()
         again = fleet.start("a", "--endpoints", "127.0.0.1:1", ready=False)
-        assert again.wait() == 69  # nothing is lost by trying
+        assert again.wait() == 69  # a failed start loses nothing
     finally:
         os.kill(own.member.pid, signal.SIGCONT)
     fleet.start("a", "--ttl", "3s")
@@ -178,7 +178,7 @@ def test_result_survives_outage_and_crash(own_fleet: Fleet, own: OwnEtcd) -> Non
 
 
 def test_run_key_deleted_by_hand_ends_the_run(fleet: Fleet) -> None:
-    """SIGTERM at once, SIGKILL after kill-after; the next tick may run."""
+    """It gets SIGTERM immediately and SIGKILL after kill-after; the next tick may run."""
     fleet.start("a")
     fleet.add("j", "@yearly", "--kill-after", "1s", command=LONG)
     tick = fleet.run_now("j")
@@ -193,7 +193,7 @@ def test_run_key_deleted_by_hand_ends_the_run(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_revoked_registration_ends_bound_runs(fleet: Fleet, stopped: bool) -> None:
-    """The daemon's lease revoked: TERM and KILL, by the keeper if the supervisor is stopped; then it is back."""
+    """They get SIGTERM and SIGKILL, from the keeper if the supervisor is stopped; then the daemon registers again."""
     daemon = fleet.start("a", "--ttl", "5s")
     fleet.add("j", "@yearly", "--kill-after", "1s", command=LONG)
     fleet.add("free", "@yearly", "--overlap", "allow", command="exec sleep 1000")
@@ -210,7 +210,7 @@ def test_revoked_registration_ends_bound_runs(fleet: Fleet, stopped: bool) -> No
 
 
 def test_forbid_outlives_the_death_of_the_owner(fleet: Fleet) -> None:
-    """Both processes of the owner killed: its run key keeps others out until the lease is gone, then they run."""
+    """With both processes of the owner killed, its run key keeps others out until the lease expires; then they run."""
     owner = fleet.start("a", "--ttl", "4s")
     fleet.add("j", "@every 1s", command="echo $$ $CONCH_TICK >> runs; exec sleep 1000")
     runs(fleet)
@@ -225,7 +225,7 @@ def test_forbid_outlives_the_death_of_the_owner(fleet: Fleet) -> None:
 
 
 def test_second_daemon_of_one_name_claims_nothing(fleet: Fleet) -> None:
-    """Another state directory but the same CONCH_HOST: it says so, and takes over when the first is gone."""
+    """It has another state directory but the same CONCH_HOST: it logs the conflict and takes over after the first."""
     first = fleet.start("a", "--ttl", "3s")
     second = fleet.bench.start(
         "conchd", "--state-dir", str(fleet.bench.file("other")), "--ttl", "3s", env={"CONCH_HOST": "a"}
@@ -239,7 +239,7 @@ def test_second_daemon_of_one_name_claims_nothing(fleet: Fleet) -> None:
 
 
 def test_state_files_are_private(fleet: Fleet) -> None:
-    """The journal may hold what others must not read."""
+    """The write-ahead log may contain data that others must not read."""
     fleet.start("a")
     folder = fleet.state("a")
     assert folder.stat().st_mode & 0o777 == 0o700

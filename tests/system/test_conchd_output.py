@@ -1,4 +1,4 @@
-"""Runs under conchd: what they print, what they get, how they end, and that nothing of them is left."""
+"""Runs under conchd: their output, their environment, their exit codes, and that no process of them is left."""
 
 import os
 import pwd
@@ -27,7 +27,7 @@ MB = 1_000_000
 
 
 class Reader:
-    """Reads a pipe to its end in a thread of its own, and keeps so many bytes of it."""
+    """Reads a pipe to its end in a thread of its own, and keeps a limited number of bytes."""
 
     def __init__(self, most: int = 1 << 30) -> None:
         out, self.end = os.pipe()
@@ -45,18 +45,18 @@ class Reader:
 
     @property
     def lines(self) -> list[str]:
-        """The whole lines that have come."""
+        """Return the complete lines read so far."""
         return bytes(self._got).decode("utf-8", "replace").split("\n")[:-1]
 
     def rest(self) -> list[str]:
-        """All lines, once nobody has the other end any more."""
+        """Wait until the other end is closed and return all lines."""
         self.thread.join(20)
         assert not self.thread.is_alive()
         return self.lines
 
 
 def attach(fleet: Fleet, host: str, number: int, fd: int, *flags: str, **how: Any) -> Wrapper:
-    """Start a daemon with one of its outputs being ours, or (0) both; it is given up here."""
+    """Start a daemon with one of its outputs, or (0) both, on a pipe end, which is closed here."""
     bench = fleet.bench
     environment = {**bench.environment, "CONCH_HOST": host, **how.pop("env", {})}
     daemon = Wrapper.__new__(Wrapper)
@@ -81,13 +81,13 @@ def attach(fleet: Fleet, host: str, number: int, fd: int, *flags: str, **how: An
 
 
 def once(fleet: Fleet, name: str, *flags: str, command: str = "true") -> dict[str, Any]:
-    """Add a job, have it run now; its result."""
+    """Add a job, run it now and return its result."""
     fleet.add(name, NEVER, *flags, command=command)
     return fleet.result(name, fleet.run_now(name))
 
 
 def rss(pid: int) -> int:
-    """Bytes of memory of a process and the keeper below it."""
+    """Return the memory of a process and its keeper in bytes."""
     process = psutil.Process(pid)
     found = process.memory_info().rss
     for child in process.children():
@@ -95,7 +95,7 @@ def rss(pid: int) -> int:
             if "conchd" in child.cmdline():
                 found += child.memory_info().rss
         except psutil.Error:
-            continue  # a run's that just ended
+            continue  # a run's process that just ended
     return int(found)
 
 
@@ -103,7 +103,7 @@ def rss(pid: int) -> int:
 
 
 def test_output_comes_under_the_name_of_job_and_tick(fleet: Fleet) -> None:
-    """Stdout on conchd's stdout, stderr on its stderr, line by line while the run goes on, the unfinished last too."""
+    """Stdout goes to conchd's stdout, stderr to its stderr, line by line during the run; an unfinished last one too."""
     daemon = fleet.start("a")
     fleet.add(
         "j", NEVER, command="echo out; echo err >&2; while [ ! -e go ]; do sleep 0.02; done; printf 'a\\rb\\n\\nend'"
@@ -120,7 +120,7 @@ def test_output_comes_under_the_name_of_job_and_tick(fleet: Fleet) -> None:
 
 
 def test_output_of_several_runs_is_never_mixed_within_a_line(fleet: Fleet) -> None:
-    """Six jobs print at once to a pipe that is read; each line is one run's and whole, in its order, none is lost."""
+    """Six jobs print at the same time to a pipe that is read; no line is torn, lost or out of order."""
     reader = Reader()
     daemon = attach(fleet, "a", 1, reader.end)
     names = [f"j{i}" for i in range(6)]
@@ -150,7 +150,7 @@ def test_output_of_several_runs_is_never_mixed_within_a_line(fleet: Fleet) -> No
 
 
 def test_output_that_is_read_is_not_dropped(fleet: Fleet) -> None:
-    """A burst of many short lines, as of any `seq` or `ls`, comes whole to a reader that reads."""
+    """A reader that keeps up gets every line of a burst, as `seq` or `ls` print it."""
     reader = Reader()
     daemon = attach(fleet, "a", 1, reader.end)
     assert once(fleet, "burst", command="seq 1 30000")["state"] == "ok"
@@ -162,7 +162,7 @@ def test_output_that_is_read_is_not_dropped(fleet: Fleet) -> None:
 
 
 def test_long_lines_are_cut_and_keep_the_name(fleet: Fleet) -> None:
-    """At most 4 KiB each, with NUL bytes and all."""
+    """Each is at most 4 KiB, NUL bytes included."""
     daemon = fleet.start("a")
     fleet.add("long", NEVER, command="head -c 100000 /dev/zero | tr '\\0' x; echo; printf '\\000z\\n'")
     tick = fleet.run_now("long")
@@ -176,7 +176,7 @@ def test_long_lines_are_cut_and_keep_the_name(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_reader_that_does_not_read_blocks_nothing(fleet: Fleet, number: int) -> None:
-    """A run writes 50 MB and ends, conchd stays small, other jobs' ticks and results go on."""
+    """A run writes 50 MB and ends; conchd stays small, and other jobs' ticks and results continue."""
     out, end = os.pipe()
     try:
         daemon = attach(fleet, "a", number, end)
@@ -206,7 +206,7 @@ def test_reader_that_does_not_read_blocks_nothing(fleet: Fleet, number: int) -> 
 
 
 def test_run_that_prints_without_end_can_be_ended(fleet: Fleet) -> None:
-    """Its time runs out as any other's, and meanwhile other jobs run."""
+    """Its time limit is enforced, and meanwhile other jobs run."""
     out, end = os.pipe()
     try:
         attach(fleet, "a", 1, end)
@@ -251,14 +251,14 @@ def test_runs_that_print_without_end_delay_nothing(fleet: Fleet) -> None:
 
 
 def address_answers(address: str) -> bool:
-    """Whether a daemon says that it is healthy; it fails if it says that it is not."""
+    """Whether a daemon reports that it is healthy; fail if it reports that it is not."""
     time.sleep(0.2)
     with urllib.request.urlopen(f"http://{address}/healthz", timeout=5) as answer:
         return bool(answer.read())
 
 
 def test_last_line_of_a_noisy_run_is_passed_on(fleet: Fleet) -> None:
-    """To a reader that reads, all that it printed comes before, whole."""
+    """A reader that keeps up first gets everything that the run printed."""
     reader = Reader()
     daemon = attach(fleet, "a", 1, reader.end)
     assert once(fleet, "j", command="yes €€€ | head -n 500000; echo end")["state"] == "ok"
@@ -271,7 +271,7 @@ def test_last_line_of_a_noisy_run_is_passed_on(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_reader_that_is_gone_does_no_harm(fleet: Fleet, number: int) -> None:
-    """A broken pipe, or an output that was closed from the start."""
+    """The output is a broken pipe, or was closed from the start."""
     out, end = os.pipe()
     os.close(out)
     daemon = attach(fleet, "a", number, end)
@@ -283,7 +283,7 @@ def test_reader_that_is_gone_does_no_harm(fleet: Fleet, number: int) -> None:
 
 
 def test_outputs_that_are_closed_do_no_harm(fleet: Fleet) -> None:
-    """Started with >&- 2>&-: a run's output goes nowhere, above all not into another file."""
+    """With >&- 2>&- a run's output is discarded and never ends up in another file."""
     bench = fleet.bench
     state = fleet.state("a")
     state.mkdir()
@@ -311,7 +311,7 @@ def close_outputs() -> None:
 
 
 def test_environment_of_a_run(fleet: Fleet) -> None:
-    """What the contract lists is there, passwords are not; the job's own come on top."""
+    """The variables of the contract are set, passwords are not; the job's own variables are added."""
     fleet.start(
         "a",
         env={
@@ -348,7 +348,7 @@ def test_environment_of_a_run(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("variable", ["CONCH_USER", "ETCDCTL_USER"])
 def test_password_in_the_users_name_is_not_handed_on(fleet: Fleet, variable: str) -> None:
-    """Only the name is; etcd without authentication does not mind the login."""
+    """Only the user's name is set; an etcd without authentication ignores the login."""
     daemon = fleet.start("a", env={variable: "me:ge:heim"}, ready=False)
     wait_for(lambda: daemon.events("registered") or daemon.process.poll() is not None, "ready or refused")
     if daemon.process.poll() is not None:
@@ -385,7 +385,7 @@ def test_fencing_token_is_the_revision_of_the_key(fleet: Fleet) -> None:
 
 
 def test_stdin_of_a_run_is_empty(fleet: Fleet) -> None:
-    """It reads the end of file at once, whatever conchd's own stdin is."""
+    """It reads end of file immediately, whatever conchd's own stdin is."""
     ours, theirs = os.pipe()
     fleet.start("a", stdin=ours)
     os.close(ours)
@@ -394,18 +394,18 @@ def test_stdin_of_a_run_is_empty(fleet: Fleet) -> None:
 
 
 def test_descriptors_of_conchd_are_not_inherited(fleet: Fleet) -> None:
-    """A run has 0, 1 and 2."""
+    """A run has only the descriptors 0, 1 and 2."""
     fleet.start("a")
     once(fleet, "j", command="ls /proc/self/fd > fds")
     assert fleet.bench.read("fds", 4).split() == ["0", "1", "2", "3"] or fleet.bench.read("fds", 3).split()[:3] == [
         "0", "1", "2",
-    ]  # fmt: skip  # 3 is the listing's own
+    ]  # fmt: skip  # 3 belongs to the listing itself
     assert len(fleet.bench.read("fds").split()) <= 4
 
 
 @pytest.mark.parametrize("slow", [False, True])
 def test_exit_codes(fleet: Fleet, slow: bool) -> None:
-    """0, its own, 128+n; 126 for what is not executable, 127 for what is not there, each with the reason."""
+    """It is the run's own or 128+n; 126 if the command is not executable, 127 if it is missing, each with a reason."""
     if slow:
         flags: tuple[str, ...] = ("--overlap", "allow")
     else:
@@ -442,7 +442,7 @@ def test_exit_codes(fleet: Fleet, slow: bool) -> None:
 
 
 def test_working_directory(fleet: Fleet) -> None:
-    """--cwd is where it runs; one that is missing is a failure that says so; a relative command is found there."""
+    """A run starts in `--cwd`; a missing folder is a failure with a reason; relative commands are found there."""
     bench = fleet.bench
     fleet.start("a")
     folder = bench.file("folder")
@@ -467,16 +467,16 @@ STUBBORN = "trap '' TERM; echo $$ >> pids; while :; do sleep 0.05; done"
 
 
 def test_leftovers_are_gone_before_the_result_is_written(fleet: Fleet) -> None:
-    """Background, in a session of its own, orphaned, deaf to SIGTERM; the other run's processes are spared."""
+    """They are in the background, in own sessions, orphaned, and ignore SIGTERM; the other run's processes live on."""
     bench = fleet.bench
     fleet.start("a")
     bench.file("stubborn").write_text(STUBBORN)
-    spared = (
-        "echo $$ >> spared; exec setsid -w sh -c 'echo $$ >> spared; (setsid sleep 1000 & echo $! >> spared); wait; "
+    outside = (
+        "echo $$ >> outside; exec setsid -w sh -c 'echo $$ >> outside; (setsid sleep 1000 & echo $! >> outside); wait; "
     )
-    fleet.add("other", NEVER, "--overlap", "allow", command=spared + "sleep 1000'")
+    fleet.add("other", NEVER, "--overlap", "allow", command=outside + "sleep 1000'")
     fleet.run_now("other")
-    others = bench.pids("spared", 3)
+    others = bench.pids("outside", 3)
     fleet.add(
         "j",
         NEVER,
@@ -505,7 +505,7 @@ def test_leftovers_are_gone_before_the_result_is_written(fleet: Fleet) -> None:
 
 
 def test_process_that_holds_the_pipe_does_not_delay_the_result(fleet: Fleet) -> None:
-    """One that is not of its tree, here the test: the run is over when its own tree is."""
+    """A process outside the run, here the test, holds the pipe: the run ends when its own processes have ended."""
     daemon = fleet.start("a")
     fleet.add("j", NEVER, command="echo $$ > pid; while [ ! -e has ]; do sleep 0.01; done; echo last; exit 4")
     tick = fleet.run_now("j")
@@ -522,7 +522,7 @@ def test_process_that_holds_the_pipe_does_not_delay_the_result(fleet: Fleet) -> 
 
 
 def test_no_descriptor_and_no_zombie_is_left(fleet: Fleet) -> None:
-    """After twenty runs that left orphans, conchd has what it had before."""
+    """After twenty runs that left orphans, conchd has the same descriptors and children as before."""
     daemon = fleet.start("a")
     keeper = daemon.keeper()
     once(fleet, "first", command="(sleep 0 &) ; true")
@@ -554,7 +554,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A folder where any user may write, outside pytest's own, which others cannot enter."""
+    """A folder where any user may write, outside pytest's own folder, which others cannot enter."""
     with tempfile.TemporaryDirectory(prefix="conch-test-") as name:
         Path(name).chmod(0o777)
         yield Path(name)
@@ -562,7 +562,7 @@ def public() -> Iterator[Path]:
 
 @needs_root
 def test_run_as(fleet: Fleet, public: Path) -> None:
-    """Uid, gid, groups and the environment are the user's; conchd's own are not kept anywhere."""
+    """Uid, gid, groups and environment are the user's; no part of conchd's own remains."""
     nobody = pwd.getpwnam("nobody")
     folder = public
     daemon = fleet.start("a", "--run-as", "nobody")
@@ -584,7 +584,7 @@ def test_run_as(fleet: Fleet, public: Path) -> None:
 @needs_root
 @pytest.mark.parametrize("given", [{}, {"LANG": "de_DE.UTF-8", "TZ": "Europe/Berlin"}])
 def test_run_as_has_the_users_environment_and_nothing_of_ours(fleet: Fleet, given: dict[str, str]) -> None:
-    """The user's minimum, the job's own, conch's; not even what conchd itself is set up with."""
+    """The environment has the user's minimum, the job's variables and conch's, and none of conchd's own settings."""
     ours = {"LANG": "", "TZ": "", "SECRET": "geheim", "LC_ALL": "C", "CONCH_PASSWORD": "geheim", "PATH": "/root:/bin"}
     reader = Reader()
     environment = {**ours, "CONCH_TREE": "outer", **given}
@@ -608,7 +608,7 @@ def test_run_as_has_the_users_environment_and_nothing_of_ours(fleet: Fleet, give
 
 @needs_root
 def test_run_as_leaves_no_open_file_of_ours(fleet: Fleet, public: Path) -> None:
-    """What conchd inherited is not for another user, though a run of conchd's own user has it."""
+    """Another user's run does not get the descriptors that conchd inherited; a run of conchd's own user does."""
     secret = fleet.bench.file("secret")
     secret.write_text("geheim")
     secret.chmod(0o600)
@@ -629,7 +629,7 @@ def test_run_as_leaves_no_open_file_of_ours(fleet: Fleet, public: Path) -> None:
 
 @pytest.mark.parametrize("flags", [(), pytest.param(("--run-as", "nobody"), marks=needs_root)])
 def test_outputs_can_be_opened_by_name(fleet: Fleet, flags: tuple[str, ...]) -> None:
-    """As `tee /dev/stderr` does; nobody else's are."""
+    """`tee /dev/stderr` works, also for another user."""
     daemon = fleet.start("a", *flags)
     result = once(
         fleet,
@@ -646,7 +646,7 @@ def test_outputs_can_be_opened_by_name(fleet: Fleet, flags: tuple[str, ...]) -> 
 
 @pytest.mark.parametrize("flags", ["", pytest.param("--run-as nobody", marks=needs_root)])
 def test_run_has_neither_terminal_nor_session_of_conchd(fleet: Fleet, public: Path, flags: str) -> None:
-    """Conchd was started on a terminal: a run cannot open it, and leads a session and group of its own."""
+    """A run cannot open the terminal that conchd was started on; it leads a session and group of its own."""
     bench = fleet.bench
     terminal = Terminal({**bench.environment, "CONCH_HOST": "a"}, str(bench.folder))
     try:
@@ -664,7 +664,7 @@ def test_run_has_neither_terminal_nor_session_of_conchd(fleet: Fleet, public: Pa
         assert tty == "0"
         assert (public / "code").read_text() != "0\n"
         assert "No such device or address" in (public / "error").read_text()
-        terminal.type("\x03")  # for conchd, which waits for the run
+        terminal.type("\x03")  # goes to conchd, which waits for the run
         terminal.wait("event=draining")
         (public / "go").touch()
         assert fleet.result("j", tick)["state"] == "ok"
@@ -676,7 +676,7 @@ def test_run_has_neither_terminal_nor_session_of_conchd(fleet: Fleet, public: Pa
 
 @needs_root
 def test_run_as_another_dies_with_conchd(fleet: Fleet, public: Path) -> None:
-    """Kill -9 of conchd: the kernel forgets the parent-death signal when rights change, unless it is asked again."""
+    """SIGKILL of conchd: the kernel clears the parent-death signal when rights change, so conch sets it again."""
     folder = public
     daemon = fleet.start("a", "--run-as", "nobody")
     fleet.add(
@@ -691,7 +691,7 @@ def test_run_as_another_dies_with_conchd(fleet: Fleet, public: Path) -> None:
 
 @needs_root
 def test_run_as_another_is_ended_with_its_leftovers(fleet: Fleet, public: Path) -> None:
-    """Signals reach it, its descendants that left the group too."""
+    """Signals reach it, and its descendants outside the group."""
     folder = public
     fleet.start("a", "--run-as", "nobody")
     (folder / "stubborn").write_text(STUBBORN)
@@ -704,7 +704,7 @@ def test_run_as_another_is_ended_with_its_leftovers(fleet: Fleet, public: Path) 
 
 
 def test_run_as_needs_a_user_and_root(conch: Bench) -> None:
-    """64, and nothing is started."""
+    """conchd exits 64 and starts nothing."""
     done = conch.run("conchd", "--state-dir", "s", "--run-as", "no-such-user")
     assert (done.returncode, done.stderr.count("\n")) == (64, 1)
     if os.geteuid() != 0:
@@ -712,6 +712,6 @@ def test_run_as_needs_a_user_and_root(conch: Bench) -> None:
 
 
 def test_root_is_warned_about(fleet: Fleet) -> None:
-    """Whoever may write jobs runs commands as root."""
+    """Anybody who may write jobs could run commands as root."""
     daemon = fleet.start("a")
     assert bool(daemon.events("running-as-root")) == (os.geteuid() == 0)

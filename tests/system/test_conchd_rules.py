@@ -1,4 +1,4 @@
-"""What a daemon makes of a job's rules: removal, edits, limits, retries, semaphores, deadlines, keys, draining."""
+"""How a daemon applies a job's rules: removal, edits, limits, retries, semaphores, deadlines, keys, draining."""
 
 import os
 import secrets
@@ -15,12 +15,12 @@ UNTIL_GO = "echo $$ $CONCH_TICK $CONCH_ATTEMPT >> runs; while [ ! -e go ]; do sl
 
 
 def runs(fleet: Fleet, count: int = 1) -> list[list[int]]:
-    """Pid, tick and attempt of the runs that began."""
+    """Return pid, tick and attempt of each run that began."""
     return [[int(word) for word in line.split()] for line in fleet.bench.read("runs", count).splitlines()]
 
 
 def test_rm_lets_a_run_finish(fleet: Fleet) -> None:
-    """It is removed for the ticks to come; the result of the run is recorded."""
+    """It runs no further tick; the result of its current run is recorded."""
     fleet.start("a")
     fleet.add("j", "@yearly", command=UNTIL_GO)
     tick = fleet.run_now("j")
@@ -34,7 +34,7 @@ def test_rm_lets_a_run_finish(fleet: Fleet) -> None:
 
 
 def test_edit_counts_from_the_next_tick(fleet: Fleet) -> None:
-    """The run in flight goes on with the old command, the next has the new one; no tick has two."""
+    """The current run continues with the old command, the next run has the new one; no tick runs twice."""
     fleet.start("a")
     fleet.start("b")
     fleet.add("j", "@every 1s", "--overlap", "allow", command="echo old >> log")
@@ -52,7 +52,7 @@ def test_edit_counts_from_the_next_tick(fleet: Fleet) -> None:
 
 
 def test_sigterm_drains(fleet: Fleet) -> None:
-    """It claims nothing more, waits for runs, then ends them; every end is recorded, and conchd exits 0."""
+    """It claims no more ticks, waits for its runs, then ends them; every result is recorded, and conchd exits 0."""
     daemon = fleet.start("a", "--drain", "2s")
     fleet.add("quick", "@yearly", "--overlap", "allow", command=UNTIL_GO)
     fleet.add(
@@ -77,7 +77,7 @@ def test_sigterm_drains(fleet: Fleet) -> None:
 
 
 def test_second_sigterm_ends_the_waiting(fleet: Fleet) -> None:
-    """The drain may be long; whoever cannot wait says so."""
+    """The drain may take long; a second signal cuts it short."""
     daemon = fleet.start("a", "--drain", "1h")
     fleet.add("j", "@yearly", command=UNTIL_GO)
     tick = fleet.run_now("j")
@@ -90,7 +90,7 @@ def test_second_sigterm_ends_the_waiting(fleet: Fleet) -> None:
 
 
 def test_run_ttl_ends_the_whole_tree(fleet: Fleet) -> None:
-    """SIGTERM, SIGKILL after kill-after, state `timeout`, nothing left."""
+    """It gets SIGTERM, and SIGKILL after kill-after; its state is `timeout`, and no process is left."""
     fleet.start("a")
     fleet.add(
         "j",
@@ -107,7 +107,7 @@ def test_run_ttl_ends_the_whole_tree(fleet: Fleet) -> None:
 
 
 def test_retries_are_attempts_of_the_same_claim(fleet: Fleet) -> None:
-    """Until one succeeds; `CONCH_ATTEMPT` counts, and forbid keeps the next tick out between them."""
+    """Attempts go on until one succeeds, counted in `CONCH_ATTEMPT`; between them `forbid` keeps the next tick out."""
     fleet.start("a")
     fleet.add(
         "j",
@@ -124,7 +124,7 @@ def test_retries_are_attempts_of_the_same_claim(fleet: Fleet) -> None:
 
 
 def test_retries_run_out(fleet: Fleet) -> None:
-    """The last attempt's failure is the result."""
+    """The failure of the last attempt is the result."""
     fleet.start("a")
     fleet.add("j", "@yearly", "--retries", "1", "--retry-delay", "0", command="exit $((CONCH_ATTEMPT + 4))")
     result = fleet.result("j", fleet.run_now("j"))
@@ -132,7 +132,7 @@ def test_retries_run_out(fleet: Fleet) -> None:
 
 
 def test_semaphore_bounds_runs_and_wrappers_together(fleet: Fleet) -> None:
-    """A run queues like any contender, within its run-ttl; too long in the queue is `timeout`, without a run."""
+    """A run queues like any contender, within its run-ttl; waiting longer is a `timeout` without a run."""
     fleet.start("a")
     fleet.start("b")
     holder = fleet.bench.start("sema", "s", "--max", "1", "--", "sleep", "1000")
@@ -158,7 +158,7 @@ def test_semaphore_bounds_runs_and_wrappers_together(fleet: Fleet) -> None:
 
 
 def test_lost_slot_ends_the_run(fleet: Fleet) -> None:
-    """An `allow` run under a semaphore is bound to its slot."""
+    """An `allow` run under a semaphore ends with its slot."""
     fleet.start("a")
     fleet.add("j", "@yearly", "--sema", "s:1", "--overlap", "allow", command=UNTIL_GO)
     tick = fleet.run_now("j")
@@ -171,7 +171,7 @@ def test_lost_slot_ends_the_run(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("later", [True, False])
 def test_start_deadline(own_fleet: Fleet, own: OwnEtcd, later: bool) -> None:
-    """etcd away over a tick: delayed within the deadline, beyond it missed, counted and said once."""
+    """With etcd down over a tick, it runs late within its deadline; beyond, it is missed, counted and logged once."""
     fleet = own_fleet
     daemon = fleet.start("a", "--ttl", "2s")
     tick = until_second() + 6
@@ -199,7 +199,7 @@ def test_start_deadline(own_fleet: Fleet, own: OwnEtcd, later: bool) -> None:
 
 
 def test_two_requests_and_a_tick_of_the_same_second_are_three(fleet: Fleet) -> None:
-    """Each has a claim and a result of its own; one of a paused job works too."""
+    """Each request has a claim and a result of its own; a paused job accepts requests too."""
     fleet.start("a")
     fleet.add("j", "@every 2s", "--overlap", "allow", command="echo $$ $CONCH_TICK 1 >> runs")
     second = until_second(0.05)
@@ -216,7 +216,7 @@ def test_two_requests_and_a_tick_of_the_same_second_are_three(fleet: Fleet) -> N
 
 
 def test_max_runs_leaves_ticks_to_others(fleet: Fleet) -> None:
-    """A full daemon claims nothing; another does."""
+    """A full daemon claims nothing; another daemon does."""
     fleet.start("a", "--max-runs", "1")
     fleet.add("long", "@yearly", command=UNTIL_GO)
     fleet.run_now("long")
@@ -229,7 +229,7 @@ def test_max_runs_leaves_ticks_to_others(fleet: Fleet) -> None:
 
 
 def test_only_signed_jobs_run_where_a_key_is_given(fleet: Fleet) -> None:
-    """Unsigned or altered ones are recorded as such, and do not run."""
+    """Unsigned or altered jobs are recorded as such and do not run."""
     key = fleet.bench.file("key")
     key.write_text(secrets.token_hex(16))
     key.chmod(0o600)
@@ -249,7 +249,7 @@ def test_only_signed_jobs_run_where_a_key_is_given(fleet: Fleet) -> None:
 
 
 def test_signed_job_of_another_prefix_is_not_run(fleet: Fleet) -> None:
-    """As one that was copied from where jobs are tried out."""
+    """For example, a job copied from a test environment."""
     key = fleet.bench.file("key")
     key.write_text(secrets.token_hex(16))
     key.chmod(0o600)
@@ -272,7 +272,7 @@ def test_signed_job_of_another_prefix_is_not_run(fleet: Fleet) -> None:
 
 
 def test_history_is_trimmed_and_what_is_trimmed_cannot_be_claimed_again(fleet: Fleet) -> None:
-    """Older ticks than the newest 1,000 go, claims and results; the floor stays."""
+    """Claims and results beyond the newest 1,000 are deleted; the floor stays."""
     daemon = fleet.start("a")
     now = int(time.time())
     etcd, prefix = fleet.bench.etcd, fleet.bench.prefix
@@ -295,7 +295,7 @@ def test_history_is_trimmed_and_what_is_trimmed_cannot_be_claimed_again(fleet: F
 
 
 def test_full_disk_stops_no_run(fleet: Fleet) -> None:
-    """The journal takes nothing: a loud warning, and the results go straight to etcd."""
+    """When the write-ahead log accepts no records, conchd warns, and results go directly to etcd."""
     import resource
 
     daemon = fleet.start("a")
@@ -309,7 +309,7 @@ def test_full_disk_stops_no_run(fleet: Fleet) -> None:
 
 
 def test_bound_run_of_an_idle_daemon_starts_at_once(fleet: Fleet) -> None:
-    """It is judged by the newest deadline, not by the one of when the supervisor last woke."""
+    """The run is checked against the newest deadline, not the one from before the supervisor was stopped."""
     fleet.start("a", "--ttl", "6s")
     throughout(4.0, lambda: None)  # longer than a start is allowed to rely on one renewal
     tick = until_second() + 4
@@ -320,7 +320,7 @@ def test_bound_run_of_an_idle_daemon_starts_at_once(fleet: Fleet) -> None:
 
 
 def test_floor_that_cannot_be_read_is_named_and_nothing_is_lost_in_silence(fleet: Fleet) -> None:
-    """Written by hand: the job's ticks count as missed, a run's end is recorded all the same, and it can be mended."""
+    """The job's ticks count as missed, the result of a run is still recorded, and the job can be repaired."""
     daemon = fleet.start("a", "--status-addr", "0")
     fleet.add("j", "@every 1s", command="echo >> began; while [ ! -e go ]; do sleep 0.05; done")
     fleet.bench.read("began")

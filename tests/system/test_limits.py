@@ -1,4 +1,4 @@
-"""What conchd does where the system has no more threads, descriptors or packages for it."""
+"""conchd with too few threads or descriptors, or without a package."""
 
 import json
 import os
@@ -9,15 +9,15 @@ import sys
 
 import pytest
 
-from tests.support.conch import CONCH, Bench, stranger
+from tests.support.conch import CONCH, Bench, as_other_user
 from tests.support.cron import Fleet
 
-# the limit of processes counts all of a user's, and binds no root
-STRANGER = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without other processes")
+# the limit of processes counts all processes of a user, and does not apply to root
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without other processes")
 
 
 def one_line(done: "subprocess.CompletedProcess[str]", says: str) -> None:
-    """69, and the only line that is not of the log says why."""
+    """Check for exit code 69 and for one line outside the log that gives the reason."""
     assert done.returncode == 69, done.stderr
     plain = [line for line in done.stderr.splitlines() if not line.startswith("ts=")]
     assert len(plain) == 1, done.stderr
@@ -25,11 +25,11 @@ def one_line(done: "subprocess.CompletedProcess[str]", says: str) -> None:
     assert "level=error" not in done.stderr
 
 
-@STRANGER
+@NEEDS_ROOT
 @pytest.mark.parametrize("limit", [1, 2, 3, 6, 10])
 def test_conchd_with_too_few_threads(conch: Bench, limit: int) -> None:
-    """It neither hangs nor tries for ever: one line and 69."""
-    command = [*stranger(f"--nproc={limit}"), CONCH, "conchd", "--state-dir", "s"]
+    """It neither hangs nor retries for ever: it prints one line and exits 69."""
+    command = [*as_other_user(f"--nproc={limit}"), CONCH, "conchd", "--state-dir", "s"]
     done = subprocess.run(
         command, env=conch.environment, cwd=conch.folder, capture_output=True, text=True, timeout=30, check=False
     )
@@ -37,12 +37,12 @@ def test_conchd_with_too_few_threads(conch: Bench, limit: int) -> None:
     assert conch.keys() == []
 
 
-@STRANGER
+@NEEDS_ROOT
 @pytest.mark.parametrize("limit", [12, 18])
 def test_conchd_without_threads_for_grpc_takes_the_gateway(fleet: Fleet, limit: int) -> None:
-    """It says so once, and works."""
+    """It logs this once and works."""
     daemon = fleet.start(
-        "a", program=[*stranger(f"--nproc={limit}"), CONCH], env={"CONCH_TRANSPORT": "auto", "XDG_STATE_HOME": ""}
+        "a", program=[*as_other_user(f"--nproc={limit}"), CONCH], env={"CONCH_TRANSPORT": "auto", "XDG_STATE_HOME": ""}
     )
     assert "gateway" in daemon.wait_event("no-grpc")["msg"]
     fleet.add("j", "@yearly")
@@ -52,14 +52,14 @@ def test_conchd_without_threads_for_grpc_takes_the_gateway(fleet: Fleet, limit: 
 
 
 def without(package: str) -> list[str]:
-    """What runs conch where a package is not installed."""
+    """Return the command line of a conch that lacks a package."""
     code = f"import sys; sys.modules[{package!r}] = None; from conch.cli.main import main; main()"
     return [sys.executable, "-c", code]
 
 
 @pytest.mark.parametrize("package", ["grpc", "etcd3", "google.protobuf"])
 def test_conchd_without_grpc_takes_the_gateway(fleet: Fleet, package: str) -> None:
-    """It says so once, and works."""
+    """It logs this once and works."""
     daemon = fleet.start("a", program=without(package), env={"CONCH_TRANSPORT": "auto"})
     assert "cannot load gRPC" in daemon.wait_event("no-grpc")["msg"]
     fleet.add("j", "@yearly")
@@ -69,7 +69,7 @@ def test_conchd_without_grpc_takes_the_gateway(fleet: Fleet, package: str) -> No
 
 @pytest.mark.parametrize("command", ["conchd --state-dir s", "elect o -- true", "elect o --who", "cron ls"])
 def test_grpc_that_is_demanded_and_not_there(conch: Bench, command: str) -> None:
-    """One line and 69."""
+    """It prints one line and exits 69."""
     done = subprocess.run(
         [*without("grpc"), *command.split()],
         env={**conch.environment, "CONCH_TRANSPORT": "grpc"},
@@ -84,7 +84,7 @@ def test_grpc_that_is_demanded_and_not_there(conch: Bench, command: str) -> None
 
 @pytest.mark.parametrize("limit", [14, 40])
 def test_conchd_with_too_few_descriptors(conch: Bench, limit: int) -> None:
-    """It says how many it has and needs before it begins."""
+    """Before it starts, it prints how many descriptors it has and needs."""
     done = subprocess.run(
         ["prlimit", f"--nofile={limit}", CONCH, "conchd", "--state-dir", "s"],
         env=conch.environment,
@@ -98,7 +98,7 @@ def test_conchd_with_too_few_descriptors(conch: Bench, limit: int) -> None:
 
 
 def test_job_whose_zone_cannot_be_opened_is_put_off(fleet: Fleet) -> None:
-    """It is not called unreadable, and runs once there are descriptors again; so does what ran before."""
+    """It is not reported as unreadable; it runs once there are descriptors again, like the jobs that ran before."""
     fleet.add("before", "@every 1s")
     daemon = fleet.start("a")
     fleet.results("before", 1)
@@ -117,11 +117,11 @@ def test_job_whose_zone_cannot_be_opened_is_put_off(fleet: Fleet) -> None:
     assert daemon.keeper() == keeper
 
 
-@STRANGER
+@NEEDS_ROOT
 def test_lack_of_threads_while_it_works(fleet: Fleet) -> None:
-    """Status is answered, ticks are claimed and run all the same by the threads that are."""
+    """The existing threads still answer status requests and claim and run ticks."""
     daemon = fleet.start(
-        "a", "--status-addr", "0", program=[*stranger("--nproc=4096"), CONCH], env={"CONCH_TRANSPORT": "http"}
+        "a", "--status-addr", "0", program=[*as_other_user("--nproc=4096"), CONCH], env={"CONCH_TRANSPORT": "http"}
     )
     port = int(daemon.wait_event("status")["addr"].rpartition(":")[2])
 
@@ -132,7 +132,7 @@ def test_lack_of_threads_while_it_works(fleet: Fleet) -> None:
 
     assert b" 200 " in answer()
     keeper = daemon.keeper()
-    subprocess.run([*stranger(f"--pid={keeper}", "--nproc=1:")], check=True)
+    subprocess.run([*as_other_user(f"--pid={keeper}", "--nproc=1:")], check=True)
     for path in ("/healthz", "/metrics", "/cron", "/elect", "/sema") * 8:
         assert b" 200 " in answer(path), path
     jobs = [f"j{number}" for number in range(12)]
@@ -141,6 +141,6 @@ def test_lack_of_threads_while_it_works(fleet: Fleet) -> None:
         fleet.bench.etcd.put(f"{fleet.bench.prefix}/cron/job/{name}", json.dumps(job))
     for name in jobs:
         fleet.results(name, 2)
-    subprocess.run([*stranger(f"--pid={keeper}", "--nproc=4096:")], check=True)
+    subprocess.run([*as_other_user(f"--pid={keeper}", "--nproc=4096:")], check=True)
     assert b" 200 " in answer("/cron")
     assert daemon.keeper() == keeper

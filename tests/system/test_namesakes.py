@@ -1,4 +1,4 @@
-"""Two conchd of one name: copies of a machine, of a state directory, or the same host before and after its reboot."""
+"""Two conchd of one name: copies of a machine or a state directory, or one host before and after a reboot."""
 
 import json
 import os
@@ -18,7 +18,7 @@ LONG = "echo $$ >> runs; exec sleep 1000"
 
 
 class Elsewhere:
-    """Starts conchd as if it were on another machine, or after another boot: it sees other ids."""
+    """Starts conchd with other machine and boot ids, as if on another machine or after a reboot."""
 
     def __init__(self, folder: Path, *, machine: bool) -> None:
         self._binds = []
@@ -38,7 +38,7 @@ class Elsewhere:
 
 
 def copy_state(fleet: Fleet, to: str, *, as_an_image: bool = False) -> Path:
-    """Copy the state of host a; a disk image has the same inodes, too, which its id file names."""
+    """Copy the state of host a. A disk image also has the same inodes, which the id file names."""
     copy = fleet.state(to)
     shutil.copytree(fleet.state("a"), copy)
     copy.chmod(0o700)
@@ -53,7 +53,7 @@ def start_namesake(fleet: Fleet, copy: Path, **how: object) -> Wrapper:
 
 
 def kill_both(daemon: Wrapper) -> None:
-    """SIGKILL the supervisor and its keeper: nobody gives anything back."""
+    """SIGKILL the supervisor and its keeper, so that neither releases anything."""
     keeper = daemon.keeper()
     os.kill(keeper, signal.SIGSTOP)
     daemon.signal(signal.SIGKILL)
@@ -62,7 +62,7 @@ def kill_both(daemon: Wrapper) -> None:
 
 
 def in_flight(fleet: Fleet, overlap: str) -> tuple[Wrapper, int, int]:
-    """A daemon, the tick that it runs, and its process."""
+    """Start a daemon with a run; return the daemon, the tick and the run's process."""
     daemon = fleet.start("a", "--ttl", "3s")
     fleet.add("j", "@yearly", "--overlap", overlap, command=LONG)
     tick = fleet.run_now("j")
@@ -72,7 +72,7 @@ def in_flight(fleet: Fleet, overlap: str) -> tuple[Wrapper, int, int]:
 @pytest.mark.parametrize("overlap", ["forbid", "allow"])
 @pytest.mark.parametrize("where", ["here", "another boot", "another machine"])
 def test_copy_of_a_living_host_takes_nothing_from_it(fleet: Fleet, where: str, overlap: str) -> None:
-    """No revoked lease, no killed run, no `lost`; the copy says whom it met, and waits for its end."""
+    """No lease is revoked, no run killed, no result `lost`; the copy names the original and waits until it ends."""
     daemon, tick, pid = in_flight(fleet, overlap)
     copy = copy_state(fleet, "copy", as_an_image=where == "another boot")
     elsewhere = Elsewhere(fleet.bench.folder, machine=where == "another machine")
@@ -83,7 +83,7 @@ def test_copy_of_a_living_host_takes_nothing_from_it(fleet: Fleet, where: str, o
     assert f"pid {daemon.pid}" in line["by"]
     assert f"pid {namesake.pid}" in line["here"]
     assert "boot" in line["by"]
-    if where != "another boot":  # nothing on the disk tells that one from a reboot
+    if where != "another boot":  # nothing on the disk distinguishes this case from a reboot
         assert namesake.events("state-copied")
         assert namesake.wait_event("runs-left")["runs"] == "1"
         assert json.loads((copy / "id").read_text())["id"] != json.loads((fleet.state("a") / "id").read_text())["id"]
@@ -94,7 +94,7 @@ def test_copy_of_a_living_host_takes_nothing_from_it(fleet: Fleet, where: str, o
         assert fleet.value("result", "j", tick) is None
         assert (fleet.value("run", "j") is not None) == (overlap == "forbid")
 
-    throughout(5.0, undisturbed)  # longer than a lease, and than it takes to try again
+    throughout(5.0, undisturbed)  # longer than a lease, and than the delay before the next try
     assert len(namesake.events("name-taken")) == 1
     assert not daemon.events("registration-lost", "name-taken")
     daemon.signal(signal.SIGTERM)
@@ -106,7 +106,7 @@ def test_copy_of_a_living_host_takes_nothing_from_it(fleet: Fleet, where: str, o
 
 
 def test_run_of_a_living_boot_under_another_name_is_not_lost(fleet: Fleet) -> None:
-    """A copied disk image under a new name, whose machine ids were left as they are: the original concludes its own."""
+    """A copied disk image gets a new name but keeps its machine ids: only the original records the result."""
     daemon, tick, pid = in_flight(fleet, "allow")
     copy = copy_state(fleet, "copy", as_an_image=True)
     renamed = fleet.bench.start(
@@ -124,8 +124,8 @@ def test_run_of_a_living_boot_under_another_name_is_not_lost(fleet: Fleet) -> No
         assert alive(pid)
         assert fleet.value("result", "j", tick) is None
 
-    throughout(6.0, undisturbed)  # longer than it waits for those that are gone
-    for one in (daemon, renamed):  # the original registers anew, the copy looks anew at who lives
+    throughout(6.0, undisturbed)  # longer than it waits for dead hosts
+    for one in (daemon, renamed):  # the original registers again, the copy checks again which hosts live
         count = len(one.events("registered"))
         os.kill(one.keeper(), signal.SIGKILL)
         one.wait_event("registered", count + 1)
@@ -136,7 +136,7 @@ def test_run_of_a_living_boot_under_another_name_is_not_lost(fleet: Fleet) -> No
 
 
 def test_machine_that_was_resumed_from_a_snapshot_of_the_originals_memory(conch: Bench, tmp_path: Path) -> None:
-    """Boot, pid and state are the same in both: neither takes what the other has registered."""
+    """Boot, pid and state are the same in both: neither takes over the other's registration."""
     one = Host(conch, "a", tmp_path / "one")
     one.wait_event("registered")
     two = Host(conch, "a", tmp_path / "two")
@@ -151,7 +151,7 @@ def test_machine_that_was_resumed_from_a_snapshot_of_the_originals_memory(conch:
 
 @pytest.mark.parametrize("overlap", ["forbid", "allow"])
 def test_rebooted_host_waits_for_its_old_lease(fleet: Fleet, overlap: str) -> None:
-    """It may be a copy whose original lives: only when that lease has run out is its run `lost`."""
+    """It may be a copy whose original lives: only when the old lease has expired is the run `lost`."""
     daemon, tick, pid = in_flight(fleet, overlap)
     before = fleet.registration("a")
     kill_both(daemon)
@@ -168,7 +168,7 @@ def test_rebooted_host_waits_for_its_old_lease(fleet: Fleet, overlap: str) -> No
 
 
 def test_crashed_daemon_is_succeeded_at_once(fleet: Fleet) -> None:
-    """Its death is proved here: by the lock of the state directory, the boot, the pid and its start."""
+    """The lock of the state directory, the boot id, the pid and its start time prove that it is dead."""
     daemon = fleet.start("a", "--ttl", "60s")
     kill_both(daemon)
     fleet.start("a", "--ttl", "60s")
@@ -176,7 +176,7 @@ def test_crashed_daemon_is_succeeded_at_once(fleet: Fleet) -> None:
 
 
 def test_keeper_that_died_is_succeeded_at_once(fleet: Fleet) -> None:
-    """The registration is that of the same conchd, though nothing ran under it."""
+    """The registration belongs to the same conchd, although nothing ran under it."""
     daemon = fleet.start("a", "--ttl", "60s")
     for count in (2, 3):
         os.kill(daemon.keeper(), signal.SIGKILL)
@@ -185,7 +185,7 @@ def test_keeper_that_died_is_succeeded_at_once(fleet: Fleet) -> None:
 
 
 def test_state_directory_of_the_release_before_is_taken_up(fleet: Fleet) -> None:
-    """Its id file says less; it is no copy, and keeps its id."""
+    """Its id file has fewer fields; the directory is no copy and keeps its id."""
     state = fleet.state("a")
     state.mkdir(mode=0o700)
     (state / "id").write_text(f"0123456789abcdef {fleet.bench.prefix}\n")
@@ -199,7 +199,7 @@ def test_state_directory_of_the_release_before_is_taken_up(fleet: Fleet) -> None
 
 
 def test_moved_or_restored_directory_is_a_new_one(fleet: Fleet) -> None:
-    """What ended before is delivered all the same; what had not is left to whoever it belongs to."""
+    """Results of ended runs are still delivered; unfinished runs are left to their owner."""
     daemon, tick, _ = in_flight(fleet, "allow")
     kill_both(daemon)
     copy = copy_state(fleet, "b")
@@ -225,7 +225,7 @@ def changed(**fields: object) -> Origin:
     ("who", "dead"),
     [
         (HERE, False),
-        (changed(start=HERE.start - 1), True),  # its pid is another's by now
+        (changed(start=HERE.start - 1), True),  # another process has its pid now
         (changed(pid=2**22 + 1), True),
         (changed(pid=2**22 + 1, boot="other"), False),
         (changed(pid=2**22 + 1, namespace="pid:[1]"), False),
@@ -235,12 +235,12 @@ def changed(**fields: object) -> Origin:
     ],
 )
 def test_only_what_is_of_this_boot_can_be_proved_dead(who: Origin, dead: bool) -> None:
-    """And not there any more."""
+    """It must be of this boot and no longer running."""
     assert who.proved_dead(HERE) is dead
 
 
 def test_hardware_tells_machines_apart_and_else_their_ids() -> None:
-    """A machine id may be another at each boot, where /etc cannot be written."""
+    """Where /etc is read-only, the machine id may change at each boot."""
     known = changed(machine="m", hardware="h")
     assert known.same_machine(changed(machine="n", hardware="h"))
     assert not known.same_machine(changed(machine="m", hardware="i"))
@@ -250,6 +250,6 @@ def test_hardware_tells_machines_apart_and_else_their_ids() -> None:
 
 @pytest.mark.parametrize("junk", [None, 5, [], "x", {}, {**HERE.fields(), "pid": "1"}, {**HERE.fields(), "start": -1}])
 def test_junk_is_no_origin(junk: object) -> None:
-    """Anyone may write a registration."""
+    """Anybody may write a registration."""
     assert origin_of(junk) is None
     assert origin_of(HERE.fields()) == HERE

@@ -13,7 +13,7 @@ FAST = ["--restart", "--restart-min", "10ms", "--restart-max", "30ms"]
 
 
 def test_restart_runs_again_after_any_end_with_a_new_token(conch: Bench) -> None:
-    """Clean or not; tokens grow; a signal ends it with the child's code."""
+    """It does so after clean and unclean ends; tokens grow; a signal ends it with the child's code."""
     command = "echo $CONCH_REV >> revs; n=$(wc -l < revs); [ $n -lt 4 ] && exit $((n % 2)); exec sleep 1000"
     wrapper = conch.start("elect", "o", *FAST, "--", "sh", "-c", command)
     revs = [int(rev) for rev in conch.read("revs", 4).split()]
@@ -24,7 +24,7 @@ def test_restart_runs_again_after_any_end_with_a_new_token(conch: Bench) -> None
 
 
 def test_restart_queues_again_behind_those_who_wait(conch: Bench) -> None:
-    """A clean end hands over, also under --restart."""
+    """A clean end hands over to the next in line, also with --restart."""
     first = conch.start("elect", "o", *FAST, "--", "sh", "-c", "echo first >> order; read x < gate")
     os.mkfifo(conch.file("gate"))
     first.child()
@@ -39,7 +39,7 @@ def test_restart_queues_again_behind_those_who_wait(conch: Bench) -> None:
 
 @pytest.mark.parametrize("number", [*ENDING, signal.SIGHUP])
 def test_signal_while_backing_off_ends_conch(conch: Bench, number: int) -> None:
-    """At once, with 128+n; nothing is held meanwhile."""
+    """It ends immediately with 128+n; it holds nothing during the back-off."""
     wrapper = conch.start("elect", "o", "--restart", "--restart-min", "1h", "--restart-max", "2h", "--", "false")
     wrapper.wait_event("backoff")
     assert conch.keys() == []
@@ -48,7 +48,7 @@ def test_signal_while_backing_off_ends_conch(conch: Bench, number: int) -> None:
 
 
 def test_restart_after_a_failed_hook_backs_off(conch: Bench) -> None:
-    """Instead of 75."""
+    """It does not exit 75."""
     hook = "echo x >> tries; [ $(wc -l < tries) -ge 3 ]"
     wrapper = conch.start("elect", "o", *FAST, "--on-acquire", hook, "--", "sh", "-c", "echo up >> up; exec sleep 1000")
     conch.read("up")
@@ -58,7 +58,7 @@ def test_restart_after_a_failed_hook_backs_off(conch: Bench) -> None:
 
 
 def test_restart_after_a_loss_runs_again(conch: Bench) -> None:
-    """A revoked lease is not its end."""
+    """A revoked lease does not end conch."""
     wrapper = conch.start("elect", "o", *FAST, "--", "sh", "-c", "echo $CONCH_REV >> revs; exec sleep 1000")
     conch.read("revs", 1)
     conch.etcd.revoke_lease(wrapper.lease())
@@ -68,7 +68,7 @@ def test_restart_after_a_loss_runs_again(conch: Bench) -> None:
 
 
 def test_restart_runs_again_when_etcd_is_back(own: OwnEtcd) -> None:
-    """An outage is never the end of --restart; the new run has a new token."""
+    """An outage never ends `--restart`; the new run has a new token."""
     wrapper = own.bench.hold(
         "o", "--ttl", "3s", "--restart", "--restart-min", "100ms", command="echo $CONCH_REV >> revs; exec sleep 1000"
     )
@@ -85,7 +85,7 @@ def test_restart_runs_again_when_etcd_is_back(own: OwnEtcd) -> None:
 
 @pytest.mark.parametrize("flags", [["--restart", "--", "true"], ["--watch"], ["--assert"]], ids=lambda flags: flags[0])
 def test_etcd_down_at_the_start_is_69_also_for_these(conch: Bench, flags: list[str]) -> None:
-    """Only once it has started is etcd's absence never the end of a restart."""
+    """`--restart` outlasts an outage only after conch has started."""
     done = conch.run("elect", "o", "--quiet", "--endpoints", "127.0.0.1:1", "--dial-timeout", "500ms", *flags)
     assert done.returncode == 69
     assert len(done.stderr.splitlines()) == 1

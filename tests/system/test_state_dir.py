@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.conch import CONCH, Bench, stranger
+from tests.support.conch import CONCH, Bench, as_other_user
 
 DEAD = {"CONCH_ENDPOINTS": "127.0.0.1:1"}
 VICTIM = "what another file says\n"
@@ -103,7 +103,7 @@ def test_directory_of_root_is_refused_to_another_user(conch: Bench) -> None:
     """Even if that user may write to it."""
     folder = conch.file("state")
     folder.mkdir(mode=0o700)
-    done = conch.start("conchd", "--state-dir", str(folder), env=DEAD, program=[*stranger(), CONCH])
+    done = conch.start("conchd", "--state-dir", str(folder), env=DEAD, program=[*as_other_user(), CONCH])
     assert done.wait() == 69
     assert "belongs to the user" in done.err
 

@@ -1,4 +1,4 @@
-"""An etcd whose revision goes back: wiped, or put back to what it was some time before."""
+"""An etcd whose revision goes back: wiped, or restored from a backup."""
 
 import contextlib
 import os
@@ -17,13 +17,13 @@ TRANSPORTS = pytest.mark.parametrize("transport", ["http", "grpc"])
 
 
 def grow(own: OwnEtcd, revisions: int = 50) -> None:
-    """Let etcd's revision grow, by nothing that anybody watches."""
+    """Let etcd's revision grow by writes that nobody watches."""
     for _ in range(revisions):
         own.bench.etcd.put("/other", "")
 
 
 def replace_data(own: OwnEtcd, change: Callable[[Path], object]) -> None:
-    """Stop etcd, change its data, start it."""
+    """Stop etcd, change its data and start it again."""
     own.bench.went_back = True
     own.cluster.kill(own.member)
     change(own.member.folder / "data")
@@ -50,7 +50,7 @@ def restore(own: OwnEtcd, copy: Path) -> None:
 
 
 def hears_of_growth(own: OwnEtcd, lease: int) -> None:
-    """Return once the lease was renewed: what renews it has seen etcd's revision then."""
+    """Wait until the lease was renewed: the keeper has then seen etcd's revision."""
     left = own.bench.etcd.get_lease_info(lease).TTL
 
     def renewed() -> bool:
@@ -68,7 +68,7 @@ def warned_once(wrapper: Wrapper) -> None:
 
 @contextlib.contextmanager
 def frozen(daemon: Wrapper) -> Iterator[None]:
-    """Both of its processes are stopped."""
+    """Stop both processes of a conch and continue them afterwards."""
     both = (daemon.pid, daemon.keeper())
     for pid in both:
         os.kill(pid, signal.SIGSTOP)
@@ -81,7 +81,7 @@ def frozen(daemon: Wrapper) -> Iterator[None]:
 
 @TRANSPORTS
 def test_conchd_after_a_wipe_runs_what_is_added(own: OwnEtcd, own_fleet: Fleet, transport: str) -> None:
-    """It registers again, and knows a job for another that has the revision of one before the wipe."""
+    """It registers again, and does not confuse a new job with an old one of the same revision."""
     own_fleet.add("same", "@every 1s", command="exit 3")
     at_first = own.bench.etcd.get(f"{own.bench.prefix}/cron/job/same")[1].mod_revision
     own_fleet.add("old", "@every 1s")
@@ -100,7 +100,7 @@ def test_conchd_after_a_wipe_runs_what_is_added(own: OwnEtcd, own_fleet: Fleet, 
 
 
 def test_conchd_is_not_deaf_to_an_etcd_that_grew_past_what_it_knew(own: OwnEtcd, own_fleet: Fleet) -> None:
-    """Its registration is gone, and so it lists anew; no revision tells it."""
+    """It lists again because its registration is gone; no revision shows the wipe."""
     grow(own)
     daemon = own_fleet.start("a", "--ttl", "2s")
     with frozen(daemon):
@@ -112,7 +112,7 @@ def test_conchd_is_not_deaf_to_an_etcd_that_grew_past_what_it_knew(own: OwnEtcd,
 
 
 def test_run_whose_key_a_restored_etcd_does_not_have_is_ended(own: OwnEtcd, own_fleet: Fleet) -> None:
-    """Although the registration has come back with the backup."""
+    """It ends although the backup has brought the registration back."""
     own_fleet.add("j", "@yearly", command="sleep 1000")
     daemon = own_fleet.start("a", "--ttl", "60s")
     copy = back_up(own)
@@ -128,7 +128,7 @@ def test_run_whose_key_a_restored_etcd_does_not_have_is_ended(own: OwnEtcd, own_
 
 @TRANSPORTS
 def test_watch_shows_who_leads_in_a_wiped_etcd(own: OwnEtcd, transport: str) -> None:
-    """It is alone: only its own stream can tell it."""
+    """Nothing but its own stream can show it the wipe."""
     grow(own)
     watch = own.bench.start("elect", "o", "--watch", "--transport", transport)
     wait_for(lambda: watch.out == "o -\n", "nobody leads")
@@ -142,7 +142,7 @@ def test_watch_shows_who_leads_in_a_wiped_etcd(own: OwnEtcd, transport: str) -> 
 
 
 def test_wrapper_whose_key_is_wiped_has_lost_it(own: OwnEtcd) -> None:
-    """70; with --restart it queues again."""
+    """It exits 70; with --restart it queues again."""
     again = own.bench.hold("a", "--restart", "--restart-min", "0.1")
     once = own.bench.hold("o")
     grow(own)
@@ -156,7 +156,7 @@ def test_wrapper_whose_key_is_wiped_has_lost_it(own: OwnEtcd) -> None:
 
 @TRANSPORTS
 def test_hold_that_a_restored_etcd_still_has(own: OwnEtcd, transport: str) -> None:
-    """It is kept; who waits gets it once it goes, and the watch notices a deletion by hand."""
+    """The hold is kept; the waiter gets it after a release, and the watch notices a manual deletion."""
     how = ("--ttl", "10s", "--transport", transport)
     holder, waiter = own.bench.hold("o", *how), own.bench.queue("o", *how)
     copy = back_up(own)

@@ -1,16 +1,38 @@
-"""Run the measurements that are named, or all."""
+"""Run the named groups of measurements, or all; or compare two versions."""
 
+import argparse
 import compileall
-import sys
-from importlib import import_module
 from pathlib import Path
 
 import conch
+from tools.bench import cron, holds, versions
 
-GROUPS = ("holds", "cron")
+GROUPS = {"holds": holds.main, "cron": cron.main}
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"one of {', '.join(GROUPS)}; all without one")
+    parser.add_argument(
+        "--against", type=Path, metavar="FOLDER", help="compare with the conch that FOLDER/.venv/bin/conch runs"
+    )
+    options = parser.parse_args()
+    if unknown := set(options.groups) - set(GROUPS):
+        parser.error(f"no group {', '.join(sorted(unknown))}")
+    folders = [Path(conch.__file__).parent]
+    if options.against:
+        folders.append(options.against / "conch")
+        if not (options.against / ".venv/bin/conch").is_file():
+            parser.error(f"no {options.against}/.venv/bin/conch")
+    # as pip leaves it: a source tree might be compiled anew at each start
+    for folder in folders:
+        compileall.compile_dir(folder, quiet=1)
+    if options.against:
+        versions.main(options.against)
+    for group in options.groups or ([] if options.against else GROUPS):
+        GROUPS[group]()
+
 
 if __name__ == "__main__":
-    # as pip leaves it: what is run from a source tree might be compiled at each start
-    compileall.compile_dir(Path(conch.__file__).parent, quiet=1)
-    for group in sys.argv[1:] or GROUPS:
-        import_module(f"tools.bench.{group}").main()
+    main()

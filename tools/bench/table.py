@@ -1,11 +1,11 @@
-"""How the measurements are shown."""
+"""Formats measurements as rows of a Markdown table."""
 
 import statistics
 from collections.abc import Sequence
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that so much of all are not above."""
+    """Return the value that this share of all values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
@@ -16,10 +16,17 @@ def ms(values: Sequence[float]) -> str:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Of the medians."""
-    return f"{statistics.median(ours) / statistics.median(theirs):.2f}"
+    """Ratio of the medians."""
+    divisor = statistics.median(theirs)
+    return f"{statistics.median(ours) / divisor:.2f}" if divisor else "-"
 
 
 def row(what: str, *cells: str) -> None:
-    """A line of the table, at once."""
+    """Print one row without delay, so that a run that takes minutes shows its progress."""
     print("| " + " | ".join((what, *cells)) + " |", flush=True)
+
+
+def header(*cells: str) -> None:
+    """Print the first two lines of a table."""
+    row(*cells)
+    row(*["---"] * len(cells))

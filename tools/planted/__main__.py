@@ -1,138 +1,85 @@
-"""Plant bugs one at a time in a copy of the source and see a test fail for each: `python -m tools.planted [NAME…]`.
+"""Plant bugs, one at a time, in a copy of the source, and see a test fail for each.
 
-Each bug takes out one mechanism that a guarantee rests on; only the tests that should catch it are run. It fails if a
-bug was missed, if a text to be replaced is not in the source (once), or if the tests fail without any bug.
+Each bug removes one mechanism that a guarantee rests on; only the tests that should catch it are run. Exits 1 if a bug
+was missed, does not fit the source, or if the tests fail without any bug.
 """
 
-import os
+import argparse
 import re
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 
 from tools.planted import core, cron, etcd, keeper
-from tools.planted.bug import Bug
+from tools.planted.bug import Bug, problems
+from tools.planted.source_copy import ROOT, Copy
 
-_ROOT = Path(__file__).parents[2]
+AREAS = {"core": core.BUGS, "keeper": keeper.BUGS, "etcd": etcd.BUGS, "cron": cron.BUGS}
+BUGS = tuple(bug for bugs in AREAS.values() for bug in bugs)
 _LIMIT_S = 120
-# Python takes a compiled file for current by its source's second and size: each version of a file gets its own second.
-_seconds = count(1_000_000_000)
 
 
-BUGS = (*core.BUGS, *keeper.BUGS, *etcd.BUGS, *cron.BUGS)
-
-
-class Copy:
-    """The tracked files in a folder of their own, and the environment in which everything comes from there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=_ROOT, text=True)
-        # a test that is being written is not tracked yet
-        tests = {str(path.relative_to(_ROOT)) for path in (_ROOT / "tests").rglob("*.py")}
-        for name in {*listed.split("\0"), *tests} - {""}:
-            if (_ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(_ROOT / name, folder / name)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("CONCH_", "ETCDCTL_"))}
-        # for pytest, and for the command, which heeds no variable of Python
-        self.environment = {**kept, "PYTHONPATH": str(folder), "CONCH_TESTS_SOURCE": str(folder)}
-
-    def check_command(self) -> None:
-        """What the tests' `conch` imports must be the copy, or no bug would be in it."""
-        inside = "import runpy; runpy.run_path({script!r}); import conch; print(conch.__file__)"
-        look = (
-            "import subprocess, sys; from tests.support.conch import CONCH; "
-            f"subprocess.run([sys.executable, '-I', '-c', {inside!r}.format(script=CONCH)], check=True)"
-        )
-        command = [sys.executable, "-c", look]
-        found = subprocess.check_output(command, cwd=self.folder, env=self.environment, text=True).strip()
-        print(f"conch imports {found}", flush=True)
-        if not Path(found).is_relative_to(self.folder):
-            raise SystemExit(f"planted: the tests' conch does not run the copy in {self.folder}")
-
-    def read(self, bug: Bug) -> str:
-        return (self.folder / "conch" / bug.file).read_text("utf-8")
-
-    def write(self, bug: Bug, text: str) -> None:
-        path, second = self.folder / "conch" / bug.file, next(_seconds)
-        path.write_text(text, "utf-8")
-        os.utime(path, (second, second))
-
-    def test(self, tests: Sequence[str], *options: str, limit_s: float = _LIMIT_S) -> tuple[int | None, str]:
-        """Pytest's exit code and what it said; None if it did not end in time."""
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", *options, *tests]
-        pytest = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self.environment,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            said, _ = pytest.communicate(timeout=limit_s)
-            return pytest.returncode, said
-        except subprocess.TimeoutExpired:
-            pytest.send_signal(signal.SIGINT)  # it stops its etcd then
-            try:
-                said, _ = pytest.communicate(timeout=30)
-            except subprocess.TimeoutExpired:
-                os.killpg(pytest.pid, signal.SIGKILL)
-                said, _ = pytest.communicate()
-            return None, said
-
-
-def verdict(code: int | None, said: str) -> str | None:
-    """Which test caught it; None if none did, or if it is not clear: an import that fails says nothing of a test."""
-    found = re.search(r"^(?:FAILED|ERROR) \S*?(\w+\.py::\w+)", said, re.MULTILINE)
+def verdict(code: int | None, output: str) -> str | None:
+    """Return the test that caught the bug; None if none did, or if it is unclear: a failed import proves nothing."""
+    found = re.search(r"^(?:FAILED|ERROR) \S*?(\w+\.py::\w+)", output, re.MULTILINE)
     return found[1] if code == 1 and found else None
 
 
-def main(names: Sequence[str]) -> int:
-    """Plant those named, or all; 0 if each was caught."""
-    unknown = set(names) - {bug.name for bug in BUGS}
-    if unknown:
-        print(*(f"planted: no bug {name!r}" for name in sorted(unknown)), *(bug.name for bug in BUGS), sep="\n")
-        return 1
-    chosen = [bug for bug in BUGS if not names or bug.name in names]
-    rows: list[tuple[str, str, str]] = []
-    good = True
+def check(bugs: Sequence[Bug]) -> int:
+    """Print each bug that does not fit the source and the tests; 0 if all do."""
+    found = list(problems(ROOT, bugs))
+    print(*found, f"planted: {len(bugs)} bugs, {len(found)} problems", sep="\n")
+    return 1 if found else 0
+
+
+def plant(copy: Copy, bug: Bug) -> tuple[str, str | None]:
+    """Plant one bug, run its tests and remove it; return where it stood and the test that caught it, if any."""
+    source = copy.read(bug)
+    where = f"conch/{bug.file}:{source[: source.index(bug.old)].count(chr(10)) + 1}"
+    copy.write(bug, source.replace(bug.old, bug.new))
+    code, output = copy.test(bug.tests, "-x", limit_s=_LIMIT_S)
+    copy.write(bug, source)
+    test = verdict(code, output)
+    if test is None:
+        print(output, f"planted: pytest's exit code was {'none: it did not end' if code is None else code}", sep="\n")
+    return where, test
+
+
+def run(bugs: Sequence[Bug]) -> int:
+    """Plant these bugs one after the other and print a table; 0 if each was caught."""
+    rows: list[str] = []
+    missed = 0
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
         copy = Copy(Path(folder))
         copy.check_command()
-        code, said = copy.test(sorted({test for bug in chosen for test in bug.tests}), limit_s=_LIMIT_S * len(chosen))
+        code, output = copy.test(sorted({test for bug in bugs for test in bug.tests}), limit_s=_LIMIT_S * len(bugs))
         if code != 0:
-            print(said, "planted: these tests fail without any bug", sep="\n")
+            print(output, "planted: these tests fail without any bug", sep="\n")
             return 1
-        for bug in chosen:
-            source = copy.read(bug)
-            if source.count(bug.old) != 1:
-                where, caught = f"conch/{bug.file}", f"NOT PLANTED: its text is there {source.count(bug.old)} times"
-                good = False
-            else:
-                where = f"conch/{bug.file}:{source[: source.index(bug.old)].count(chr(10)) + 1}"
-                copy.write(bug, source.replace(bug.old, bug.new))
-                code, said = copy.test(bug.tests, "-x")
-                copy.write(bug, source)
-                test = verdict(code, said)
-                caught = f"`{test}`" if test else f"MISSED (pytest: {'no end' if code is None else code})"
-                if test is None:
-                    good = False
-                    print(said)
-            rows.append((bug.name, f"`{where}`", caught))
-            print(*rows[-1], sep=" | ", flush=True)
-    print("\n| bug | where | caught by |\n| --- | --- | --- |")
-    for row in rows:
-        print("|", " | ".join(row), "|")
-    return 0 if good else 1
+        for bug in bugs:
+            where, test = plant(copy, bug)
+            missed += test is None
+            rows.append(f"| {bug.name} | `{where}` | {f'`{test}`' if test else 'MISSED'} |")
+            print(rows[-1], flush=True)
+    print("\n| bug | where | caught by |\n| --- | --- | --- |", *rows, sep="\n")
+    return 1 if missed else 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Choose bugs by name, by area, or all, and check or plant them."""
+    parser = argparse.ArgumentParser(prog="python -m tools.planted", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="plant only the bugs of these names")
+    parser.add_argument("--area", action="append", choices=AREAS, help="plant only the bugs of this package")
+    parser.add_argument("--check", action="store_true", help="only check that the bugs fit the source and the tests")
+    options = parser.parse_args(arguments)
+    bugs = [bug for area in options.area or AREAS for bug in AREAS[area]]
+    unknown = set(options.names) - {bug.name for bug in bugs}
+    if unknown:
+        print(*(f"planted: no bug {name!r}" for name in sorted(unknown)), *(bug.name for bug in bugs), sep="\n")
+        return 1
+    chosen = [bug for bug in bugs if not options.names or bug.name in options.names]
+    return check(chosen) or (0 if options.check else run(chosen))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Clusters of three, and proxies before a member."""
+"""Clusters of three members, and proxies before a member."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -13,27 +13,27 @@ from tests.support.proxy import Proxy
 
 
 class Three:
-    """A three-member cluster and a conch on all of its endpoints."""
+    """A cluster of three members and a conch on all of its endpoints."""
 
     def __init__(self, cluster: Cluster, bench: Bench) -> None:
         self.cluster = cluster
         self.bench = bench
 
     def leader(self) -> Member:
-        """The member that leads now."""
+        """Wait for a leader and return it."""
         member = wait_for(lambda: leader(self.cluster), "a leader")
         assert member is not None
         return member
 
     def leader_last(self) -> list[Member]:
-        """All members, the leader at the end."""
+        """Return all members, the leader last."""
         first = self.leader()
         return [member for member in self.cluster.members if member is not first] + [first]
 
 
 @pytest.fixture
 def three(tmp_path: Path) -> Iterator[Three]:
-    """Three members; checked at the end like every test, when enough of them are left."""
+    """Three members; stopped ones are restarted for the check of leftovers at the end."""
     with Cluster(3) as cluster:
         bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
         yield Three(cluster, bench)
@@ -47,7 +47,7 @@ def three(tmp_path: Path) -> Iterator[Three]:
 
 @pytest.fixture
 def proxied(conch: Bench) -> Iterator[Callable[[], Proxy]]:
-    """Makes proxies before the run's etcd."""
+    """A factory of proxies before the run's etcd."""
     proxies: list[Proxy] = []
 
     def make() -> Proxy:

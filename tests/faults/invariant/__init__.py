@@ -1,1 +1,1 @@
-"""Bounded concurrency under seeded schedules of faults, judged by what the commands themselves wrote down."""
+"""Bounded concurrency under seeded schedules of faults, checked from what the commands themselves recorded."""

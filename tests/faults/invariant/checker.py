@@ -1,17 +1,17 @@
-"""Judges the log of beats: who ran when, under what, and whether more ran at once than may."""
+"""Checks the log of beats: which process ran when, under which token, and whether too many ran at the same time."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-# Beats come every 10 ms; a process that is starved of CPU writes them later, never earlier.
+# Beats are due every 10 ms; a process that is starved of CPU writes them later, never earlier.
 _CLOSE_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A process ran from its first word to its last. `rev` is the fencing token, or the tick."""
+    """A process ran from its first record to its last. `rev` is the fencing token, or the tick."""
 
     kind: str
     name: str
@@ -23,49 +23,53 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """From `at` on a hold was gone by another hand: for so long its command may overlap with the next holder's."""
+    """At `at` a hold was revoked or deleted: for so long its command may overlap with the next holder's."""
 
     at: float
     seconds: float
 
 
 def read(path: Path) -> list[Interval]:
-    """The intervals of a log; a killed process ends with its last beat."""
+    """Return the intervals of a log; a killed process ends with its last beat."""
     found: dict[tuple[str, str, int, int], list[float]] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         kind, name, rev, pid, _, at = line.split()
         found.setdefault((kind, name, int(rev), int(pid)), []).append(float(at))
-    return sorted((Interval(*who, min(times), max(times)) for who, times in found.items()), key=lambda one: one.start)
+    return sorted(
+        (Interval(*who, min(times), max(times)) for who, times in found.items()), key=lambda interval: interval.start
+    )
 
 
 def holds(intervals: Iterable[Interval]) -> list[Interval]:
-    """One interval a fencing token: from the first start to the last beat of anything that ran under it."""
+    """Return one interval per fencing token: from the first start to the last beat of any process under it."""
     found: dict[tuple[str, str, int], list[Interval]] = {}
-    for one in intervals:
-        found.setdefault((one.kind, one.name, one.rev), []).append(one)
+    for interval in intervals:
+        found.setdefault((interval.kind, interval.name, interval.rev), []).append(interval)
     return sorted(
         (
-            Interval(*who, some[0].pid, min(one.start for one in some), max(one.end for one in some))
-            for who, some in found.items()
+            Interval(*who, group[0].pid, min(part.start for part in group), max(part.end for part in group))
+            for who, group in found.items()
         ),
-        key=lambda one: one.start,
+        key=lambda interval: interval.start,
     )
 
 
 def overlaps(intervals: Sequence[Interval], most: int, allowances: Sequence[Allowance] = ()) -> list[str]:
-    """Every instant at which more than `most` holds ran at once, but for what is allowed."""
+    """List the instants from which on more than `most` holds ran at the same time, without allowed overlaps."""
     problems = []
-    lasting = [one for one in intervals if one.end > one.start]  # the others were killed at their first word
-    events = sorted([(one.start, 1, one) for one in lasting] + [(one.end, 0, one) for one in lasting], key=_by_time)
+    lasting = [hold for hold in intervals if hold.end > hold.start]  # the others were killed after their first record
+    events = sorted(
+        [(hold.start, 1, hold) for hold in lasting] + [(hold.end, 0, hold) for hold in lasting], key=_by_time
+    )
     running: list[Interval] = []
-    for at, begins, one in events:
+    for at, begins, hold in events:
         if not begins:
-            running.remove(one)
+            running.remove(hold)
             continue
-        running.append(one)
+        running.append(hold)
         if len(running) <= most:
             continue
-        # it ends when the first of those that were there before does
+        # the overlap lasts until enough of the running holds have ended
         lasts = sorted(other.end for other in running)[len(running) - most - 1] - at
         if any(
             allowed.at <= at and lasts <= allowed.seconds + _CLOSE_S for allowed in allowances if at - allowed.at < 5
@@ -81,26 +85,30 @@ def _by_time(event: tuple[float, int, Interval]) -> tuple[float, int]:
 
 
 def order(intervals: Sequence[Interval], most: int) -> list[str]:
-    """First come, first served: tokens in the order of their starts; where several hold, no start is late by much."""
+    """List starts that were not first come, first served; with several slots, a little disorder is allowed."""
     problems = []
-    starts = [(one.start, one.rev) for one in intervals]
+    starts = [(hold.start, hold.rev) for hold in intervals]
     for (before, first), (after, second) in pairwise(starts):
         if second < first and (most == 1 or after - before > _CLOSE_S):
             problems.append(f"{second} started at {after:.3f}, after {first} at {before:.3f}")
     return problems
 
 
-def unexplained(missing: Iterable[int], said: Sequence[tuple[float, float]], witnesses: Sequence[float]) -> list[int]:
-    """Of the ticks that nobody claimed, those that no daemon called missed (`said`: first and last tick of each word)
-    though there is a witness: one that was registered a second before, and is alive.
+def unexplained(
+    missing: Iterable[int], reported: Sequence[tuple[float, float]], witnesses: Sequence[float]
+) -> list[int]:
+    """Return the unclaimed ticks that no daemon reported as missed although there is a witness.
+
+    `reported` has the first and last tick of each report. A witness is a living daemon that was registered a second
+    before the tick.
     """
     return [
         tick
         for tick in missing
-        if not any(first <= tick <= last for first, last in said) and any(since < tick - 1 for since in witnesses)
+        if not any(first <= tick <= last for first, last in reported) and any(since < tick - 1 for since in witnesses)
     ]
 
 
 def gaps(intervals: Sequence[Interval]) -> list[float]:
-    """Of an election: from one holder's last sign of life to the next one's first."""
+    """Return an election's gaps, each from one holder's last sign of life to the next one's first."""
     return [after.start - before.end for before, after in pairwise(intervals)]

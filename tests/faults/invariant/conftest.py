@@ -1,4 +1,4 @@
-"""Schedules by their seeds, and the cluster that each worker keeps for them."""
+"""Parametrizes schedules by seed, and keeps one cluster per worker for them."""
 
 from collections.abc import Generator, Iterator
 
@@ -8,20 +8,20 @@ from conch.dev import Cluster, EtcdFailed
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with `seed` runs once a schedule."""
+    """Run a test with `seed` once per schedule."""
     if "seed" in metafunc.fixturenames:
         first = metafunc.config.getoption("--seed")
         count = metafunc.config.getoption("--schedules") or 2
         metafunc.parametrize("seed", range(first, first + count))
 
 
-# How a test failed; empty if it passed.
+# The text of a test's failure; empty if it passed.
 FAILURE: pytest.StashKey[str] = pytest.StashKey()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let fixtures know how a test went."""
+    """Keep the outcome of a test for its fixtures."""
     report = yield
     if report.when == "call":
         item.stash[FAILURE] = "" if report.passed else report.longreprtext
@@ -30,7 +30,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def members() -> Iterator[Cluster]:
-    """Three members, healed after each schedule. Where many start at once, one may take too long at first."""
+    """Three members, healed after each schedule. Where many clusters start together, one may need a second try."""
     for last in (False, False, True):
         cluster = Cluster(3)
         try:

@@ -1,4 +1,4 @@
-"""Seeded schedules: which faults, to whom, when; and the contenders that go through them."""
+"""Seeded schedules: which faults hit which process, member or connection, and when; and the contenders they hit."""
 
 import json
 import os
@@ -27,7 +27,7 @@ TTL_S, KILL_AFTER_S = 3.0, 0.5
 
 @dataclass
 class Field:
-    """A cluster behind proxies, and everything that happened to it."""
+    """A cluster behind proxies, and a record of all faults."""
 
     bench: Bench
     cluster: Cluster
@@ -36,15 +36,15 @@ class Field:
     story: list[str] = field(default_factory=list)
     allowances: list[Allowance] = field(default_factory=list)
     undo: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
-    kills: dict[int, float] = field(default_factory=dict)  # pids of those that were killed, by the wall clock
-    touched: dict[int, float] = field(default_factory=dict)  # pids of contenders with a fault on, until when
-    deaf_until: float = 0.0  # so long what is between conch and etcd may keep news back
+    kills: dict[int, float] = field(default_factory=dict)  # pids of killed contenders, with the wall clock at the kill
+    touched: dict[int, float] = field(default_factory=dict)  # pids of contenders with an active fault, and its end
+    deaf_until: float = 0.0  # until then the network may hold back etcd's events
 
     def note(self, text: str) -> None:
         self.story.append(f"{boottime():.3f} {text}")
 
     def keys(self) -> list[str] | None:
-        """All keys; None while etcd cannot tell. A member that has ended by itself after all that is started again."""
+        """Return all keys, or None while etcd does not answer; a member that ended by itself is started again."""
         try:
             return self.bench.keys()
         except (etcd3.exceptions.Etcd3Exception, grpc.RpcError):
@@ -55,24 +55,24 @@ class Field:
             return None
 
     def faults(self) -> list[str]:
-        """What was done, without the moments, pids and keys."""
+        """Return the faults without times, pids and keys."""
         found = [re.sub(r" of \d+| for [\d.]+ s| on \d| /\S+", "", line.split(" ", 1)[1]) for line in self.story]
-        return [one for one in found if one != "healed"]
+        return [fault for fault in found if fault != "healed"]
 
-    def later(self, seconds: float, what: Callable[[], None]) -> None:
-        self.undo.append((time.monotonic() + seconds, what))
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        self.undo.append((time.monotonic() + seconds, action))
 
     def run_due(self) -> None:
         now = time.monotonic()
-        due = [what for at, what in self.undo if at <= now]
-        self.undo = [(at, what) for at, what in self.undo if at > now]
-        for what in due:
-            what()
+        due = [action for at, action in self.undo if at <= now]
+        self.undo = [(at, action) for at, action in self.undo if at > now]
+        for action in due:
+            action()
 
     def heal(self) -> None:
-        """Undo everything at once."""
-        for _, what in self.undo:
-            what()
+        """Undo all faults now."""
+        for _, action in self.undo:
+            action()
         self.undo.clear()
         for proxy in self.proxies:
             proxy.heal()
@@ -86,7 +86,7 @@ class Field:
 
 
 def shapes(rng: random.Random, *, plain: bool) -> list[str]:
-    """How a command behaves: a plain one leaves nothing that only conch's processes could end."""
+    """Draw how a command behaves: a plain one leaves no process that only conch could end."""
     if plain:
         return rng.choice([[], ["ignore"], [f"{rng.uniform(0.3, 3):.2f}"]])
     return rng.choice(
@@ -95,7 +95,7 @@ def shapes(rng: random.Random, *, plain: bool) -> list[str]:
 
 
 def contender(ground: Field, kind: str, slots: int, log: Path, *, plain: bool) -> Wrapper:
-    """Start one more that wants the hold."""
+    """Start one more contender for the hold."""
     hold = ("elect", "x") if kind == "elect" else ("sema", "x", "--max", str(slots))
     endpoints = ",".join(proxy.endpoint for proxy in ground.proxies)
     return ground.bench.start(
@@ -107,7 +107,7 @@ def contender(ground: Field, kind: str, slots: int, log: Path, *, plain: bool) -
 
 
 def keeper_of(wrapper: Wrapper) -> int | None:
-    """The keeper, if it is there now."""
+    """Return the pid of the keeper, if there is one now."""
     for pid in children(wrapper.pid):
         try:
             if os.getsid(pid) == pid:
@@ -118,7 +118,7 @@ def keeper_of(wrapper: Wrapper) -> int | None:
 
 
 def waiting_child_of(wrapper: Wrapper) -> int | None:
-    """The command that waits behind its gate while conch queues."""
+    """Return the pid of the command that waits behind its gate while conch queues."""
     for pid in children(wrapper.pid):
         try:
             if os.getsid(pid) != pid and b"conch" in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -129,7 +129,7 @@ def waiting_child_of(wrapper: Wrapper) -> int | None:
 
 
 def kill_quietly(pid: int, number: int) -> None:
-    """It may have ended by itself."""
+    """Send a signal to a process that may have ended by itself."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -137,42 +137,47 @@ def kill_quietly(pid: int, number: int) -> None:
 
 
 def strike_process(ground: Field, wrappers: list[Wrapper], *, plain: bool) -> None:
-    """Kill or stop one process of one contender; never what the contract does not cover: both stopped, or one killed
-    while the other is stopped; both killed only where the command leaves nothing."""
+    """Kill or stop one process of one contender.
+
+    Never do what the contract excludes: stop both, or kill one while the other is stopped. Kill both only where the
+    command leaves no process.
+    """
     now = time.monotonic()
-    free = [one for one in wrappers if one.process.poll() is None and ground.touched.get(one.pid, 0) < now]
+    free = [
+        wrapper for wrapper in wrappers if wrapper.process.poll() is None and ground.touched.get(wrapper.pid, 0) < now
+    ]
     if not free:
         return
-    one = ground.rng.choice(free)
-    keeper = keeper_of(one)
+    wrapper = ground.rng.choice(free)
+    keeper = keeper_of(wrapper)
     what = ground.rng.choice(["supervisor", "keeper", "waiting child", *(["both"] if plain else [])])
     struck: dict[str, list[int | None]] = {
-        "supervisor": [one.pid],
+        "supervisor": [wrapper.pid],
         "keeper": [keeper],
-        "waiting child": [waiting_child_of(one)],
-        "both": [one.pid, keeper],
+        "waiting child": [waiting_child_of(wrapper)],
+        "both": [wrapper.pid, keeper],
     }
     pids = [pid for pid in struck[what] if pid]
     if not pids:
         return
     if ground.rng.random() < 0.5 or what == "both":
-        ground.note(f"kill -9 of {what} of {one.pid}")
+        ground.note(f"kill -9 of {what} of {wrapper.pid}")
         if what != "waiting child":
-            ground.kills[one.pid] = time.time()
-            ground.touched[one.pid] = now + 1000
+            ground.kills[wrapper.pid] = time.time()
+            ground.touched[wrapper.pid] = now + 1000
         for pid in pids:
             kill_quietly(pid, signal.SIGKILL)
     else:
         seconds = TTL_S * ground.rng.choice([0.5, 1.0, 2.0])
-        ground.note(f"stop of {what} of {one.pid} for {seconds} s")
-        ground.touched[one.pid] = now + seconds + 1
+        ground.note(f"stop of {what} of {wrapper.pid} for {seconds} s")
+        ground.touched[wrapper.pid] = now + seconds + 1
         for pid in pids:
             kill_quietly(pid, signal.SIGSTOP)
             ground.later(seconds, lambda pid=pid: kill_quietly(pid, signal.SIGCONT))  # type: ignore[misc]
 
 
 def strike_hold(ground: Field, kind: str) -> None:
-    """Revoke a contender's lease, or delete its key, by hand: one that cannot hear of it ends by its deadline."""
+    """Revoke a contender's lease, or delete its key; a contender that cannot hear of it ends at its deadline."""
     try:
         keys = ground.bench.keys_below("elect/x/" if kind == "elect" else "sema/x/")
     except Exception:
@@ -200,20 +205,20 @@ def strike_hold(ground: Field, kind: str) -> None:
 
 
 def strike_member(ground: Field) -> None:
-    """Kill, freeze or restart members of etcd; a leader that wakes from a freeze may revoke what is alive."""
+    """Kill or freeze members of etcd; a leader that wakes from a freeze may revoke living leases."""
     up = [member for member in ground.cluster.members if member.running()]
     if len(up) < 3 or any("member" in note for note in ground.story[-1:]):
         return
     try:
         first = leader(ground.cluster) or up[0]
     except (AssertionError, KeyError, subprocess.TimeoutExpired):
-        first = up[0]  # there is none just now
+        first = up[0]  # there is no leader now
     which = ground.rng.choice(["one", "leader", "two"])
     chosen = {"one": [ground.rng.choice(up)], "leader": [first], "two": ground.rng.sample(up, 2)}[which]
     seconds = TTL_S * ground.rng.choice([0.5, 1.5])
     freeze = ground.rng.random() < 0.5
     ground.note(f"member: {'freeze' if freeze else 'kill'} {which} for {seconds} s")
-    if freeze:  # who watches at a dead one hears so at once
+    if freeze:  # a watch on a dead member ends immediately, one on a frozen member does not
         ground.deaf_until = max(ground.deaf_until, time.monotonic() + seconds + 1)
     for member in chosen:
         if freeze:
@@ -231,12 +236,12 @@ def strike_member(ground: Field) -> None:
 
 
 def strike_network(ground: Field) -> None:
-    """Break the way to one member or to all of them, or lose single replies."""
+    """Break the network to one member or to all, or lose single replies."""
     how = ground.rng.choice(["blackhole", "cut", "drop", "delay", "lose replies"])
     several = ground.proxies if ground.rng.random() < 0.3 else [ground.rng.choice(ground.proxies)]
     seconds = TTL_S * ground.rng.choice([0.3, 0.7, 1.5])
     ground.note(f"network: {how} on {len(several)} for {seconds:.1f} s")
-    if how in ("blackhole", "lose replies", "delay"):  # a watch that is cut is opened anew at once
+    if how in ("blackhole", "lose replies", "delay"):  # a watch that is cut is reopened immediately
         ground.deaf_until = max(ground.deaf_until, time.monotonic() + seconds + 1)
     for proxy in several:
         if how == "blackhole":

@@ -27,7 +27,7 @@ CONVERGED_S = faults.TTL_S + 5
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest, seed: int) -> Iterator[dict[str, Any]]:
-    """What a schedule saw, for `--report`."""
+    """Collect what a schedule measured, for `--report`."""
     kind = "-".join(part for part in request.node.callspec.id.split("-") if part != str(seed))
     seen: dict[str, Any] = {"seed": seed, "of": kind, "transport": TRANSPORT}
     yield seen
@@ -40,7 +40,7 @@ def report(request: pytest.FixtureRequest, seed: int) -> Iterator[dict[str, Any]
 
 @pytest.fixture
 def ground(members: Cluster, seed: int, tmp_path: Path) -> Iterator[Field]:
-    """A cluster behind proxies, with a seed."""
+    """A cluster behind proxies, and a random generator with the seed."""
     proxies = [Proxy(member.endpoint) for member in members.members]
     bench = Bench(members.endpoints, secrets.token_hex(8), tmp_path)
     ground = Field(bench, members, proxies, random.Random(seed))
@@ -53,7 +53,7 @@ def ground(members: Cluster, seed: int, tmp_path: Path) -> Iterator[Field]:
 
 
 def replay(request: pytest.FixtureRequest, ground: Field, seed: int) -> str:
-    """What a failure says: how to have it again, and what had happened."""
+    """Describe a failure: the command that replays it, the faults so far, and the keys in etcd."""
     name = request.node.nodeid.split("[")[0]
     story = "\n  ".join(ground.story)
     replayed = f"replay: python -m pytest {name} --seed {seed} --schedules 1\nlogs: {ground.bench.folder}\n  {story}"
@@ -71,11 +71,11 @@ def replay(request: pytest.FixtureRequest, ground: Field, seed: int) -> str:
 def test_never_more_than_n_at_once(
     ground: Field, seed: int, kind: str, slots: int, request: pytest.FixtureRequest, report: dict[str, Any]
 ) -> None:
-    """N + 2 contenders that come and go, through kills, stops, revocations, dead members and broken networks."""
+    """N + 2 contenders come and go through kills, stops, revocations, dead members and broken networks."""
     rng = ground.rng
     log = ground.bench.file("beats")
     plain = rng.random() < 0.5
-    wanted = slots + 2
+    count = slots + 2
     line: list[Wrapper] = []
     strikes = [
         lambda: faults.strike_process(ground, line, plain=plain),
@@ -87,8 +87,8 @@ def test_never_more_than_n_at_once(
     until = time.monotonic() + FAULTS_S
     next_at = time.monotonic() + 1.5
     while time.monotonic() < until:
-        running = [one for one in line if one.process.poll() is None]
-        if len(running) < wanted:
+        running = living(line)
+        if len(running) < count:
             line.append(faults.contender(ground, kind, slots, log, plain=plain))
         if time.monotonic() >= next_at:
             next_at = time.monotonic() + rng.uniform(0.3, 1.5)
@@ -100,13 +100,13 @@ def test_never_more_than_n_at_once(
         time.sleep(0.02)
     ground.heal()
 
-    # it converges: those that are there hold, as many as may
-    while len([one for one in line if one.process.poll() is None]) < wanted:
+    # now exactly N of the contenders must hold
+    while len(living(line)) < count:
         line.append(faults.contender(ground, kind, slots, log, plain=True))
 
     def converged() -> bool:
-        fresh = {one.rev for one in checker.read(log) if one.end > boottime() - 0.3}
-        if len([one for one in line if one.process.poll() is None]) < wanted:
+        fresh = {beats.rev for beats in checker.read(log) if beats.end > boottime() - 0.3}
+        if len(living(line)) < count:
             line.append(faults.contender(ground, kind, slots, log, plain=True))
         return len(fresh) == slots
 
@@ -117,36 +117,43 @@ def test_never_more_than_n_at_once(
         report["converged_s"] = time.monotonic() - healed
     except AssertionError as error:
         raise AssertionError(f"{error}\n{replay(request, ground, seed)}") from None
-    for one in line:
-        if one.process.poll() is None:
-            one.signal(signal.SIGTERM)
-    codes = [one.wait() for one in line]
-    # between lines of a pid that is used again there is no life
+    for wrapper in living(line):
+        wrapper.signal(signal.SIGTERM)
+    codes = [wrapper.wait() for wrapper in line]
+    # an interval is per token and pid: a pid that is used again under another token joins nothing
     intervals = checker.read(log)
     held = checker.holds(intervals)
     problems = checker.overlaps(held, slots, ground.allowances)
-    if slots == 1:  # of several that may hold, whoever hears of it first starts first
+    if slots == 1:  # where several may hold, the one that hears of it first starts first
         problems += checker.order(held, slots)
     problems += outlived(line, held)
-    report["holds"], report["slack_s"] = len(held), slack([one for one in line if one.pid not in ground.touched], held)
-    problems += [f"a command lived {-one:.3f} s longer than its deadline" for one in report["slack_s"] if one < 0]
+    report["holds"] = len(held)
+    report["slack_s"] = slack([wrapper for wrapper in line if wrapper.pid not in ground.touched], held)
+    problems += [
+        f"a command lived {-left_s:.3f} s longer than its deadline" for left_s in report["slack_s"] if left_s < 0
+    ]
     if slots == 1:
         report["hand_over_s"] = checker.gaps(held)
     odd = [code for code in codes if code not in (0, 69, 70, 75, 137, 143)]
     problems += [f"odd exit code {code}" for code in odd]
     assert not problems, "\n".join([*problems, replay(request, ground, seed)])
     wait_for(lambda: not marked(ground.bench.mark), "no process left")
-    # what died with both of its processes at once leaves its lease to run out
+    # a contender that lost both of its processes leaves its lease to expire
     wait_for(lambda: ground.keys() == [], f"no key left\n{replay(request, ground, seed)}")
 
 
+def living(line: list[Wrapper]) -> list[Wrapper]:
+    """Return the contenders that have not ended."""
+    return [wrapper for wrapper in line if wrapper.process.poll() is None]
+
+
 def outlived(line: list[Wrapper], held: list[checker.Interval]) -> list[str]:
-    """Runs that gave a sign of life after conch said that their hold was given back."""
+    """List runs that gave a sign of life after conch had logged the release of their hold."""
     offset = time.time() - boottime()
-    last = {one.rev: one.end for one in held}
+    last = {hold.rev: hold.end for hold in held}
     problems = []
-    for one in line:
-        for event in one.events("released"):
+    for wrapper in line:
+        for event in wrapper.events("released"):
             at = stamp(event["ts"]) - offset
             if event["level"] == "info" and last.get(int(event.get("rev", 0)), 0) > at + 0.02:
                 problems.append(f"{event['rev']} ran after its release at {at:.3f}")
@@ -154,27 +161,29 @@ def outlived(line: list[Wrapper], held: list[checker.Interval]) -> list[str]:
 
 
 def slack(line: list[Wrapper], held: list[checker.Interval]) -> list[float]:
-    """From the last sign of life of what was ended because its hold could not be renewed, to its deadline.
+    """Return the time from last beat to deadline of each command that ended because its hold could not be renewed.
 
-    By the deadline that conch knew: a keeper whose conch was stopped meanwhile may have renewed, and known a later one.
+    It is the deadline that conch knew: the keeper of a stopped conch may have renewed and known a later one.
     """
     offset = time.time() - boottime()
-    last = {one.rev: one.end for one in held}
+    last = {hold.rev: hold.end for hold in held}
     return [
         stamp(event["ts"]) - offset + float(event["left_s"]) - last[int(event["rev"])]
-        for one in line
-        for event in one.events("lost")
+        for wrapper in line
+        for event in wrapper.events("lost")
         if int(event["rev"]) in last and not event["reason"].startswith("our key")
     ]
 
 
 def missed(bench: Bench) -> list[tuple[float, float]]:
-    """First and last tick of each word of the daemons on ticks that nobody claimed."""
-    return [(stamp(one["tick"]), stamp(one["until"])) for all_ in bench.wrappers for one in all_.events("missed")]
+    """Return the first and last tick of each report of missed ticks."""
+    return [
+        (stamp(event["tick"]), stamp(event["until"])) for daemon in bench.wrappers for event in daemon.events("missed")
+    ]
 
 
 def witnesses(bench: Bench) -> list[float]:
-    """Since when each scheduler that lives was registered; what it has to claim, it remembers through all faults."""
+    """Return since when each living scheduler has been registered; it remembers through all faults what to claim."""
     found = []
     for daemon in bench.wrappers:
         events = daemon.events("registered", "keeper-died") if daemon.process.poll() is None else []
@@ -191,7 +200,7 @@ def stamp(text: str) -> float:
 def test_each_tick_runs_at_most_once(
     ground: Field, seed: int, hosts: int, overlap: str, request: pytest.FixtureRequest, report: dict[str, Any]
 ) -> None:
-    """Daemons killed, stopped, cut off and started again: a tick has one claim, at most one run, and a result."""
+    """Daemons are killed, stopped, cut off and restarted: a tick has one claim, at most one run, and a result."""
     rng, bench = ground.rng, ground.bench
     log = bench.file("beats")
     fleet = Fleet(bench)
@@ -228,7 +237,7 @@ def test_each_tick_runs_at_most_once(
         if daemons[name].process.poll() is not None:
             daemons[name] = start(name)
 
-    mended = time.monotonic()
+    healed_at = time.monotonic()
     report["faults"] = ground.faults()
 
     def node_keys() -> bool:
@@ -238,13 +247,13 @@ def test_each_tick_runs_at_most_once(
         wait_for(node_keys, "all daemons are registered", CONVERGED_S + 5)
         healed = int(time.time()) + 1
         wait_for(lambda: [t for t in fleet.ticks("fire", "j") if t > healed], "ticks go on", CONVERGED_S)
-        report["converged_s"] = time.monotonic() - mended
+        report["converged_s"] = time.monotonic() - healed_at
         bench.run("cron", "pause", "j")
 
         def open_claims() -> list[int]:
-            """Claims without a result, but for those whose daemon was killed before it knew of them."""
-            made, over = fleet.ticks("fire", "j"), fleet.ticks("result", "j")
-            return [tick for tick in made.keys() - over.keys() if ground.kills.get(made[tick]["pid"], 0) < tick - 1]
+            """Return claims without a result, except those whose daemon was killed before it knew of them."""
+            fired, over = fleet.ticks("fire", "j"), fleet.ticks("result", "j")
+            return [tick for tick in fired.keys() - over.keys() if ground.kills.get(fired[tick]["pid"], 0) < tick - 1]
 
         wait_for(lambda: not open_claims(), "every claim has a result", 30)
         claims, results = fleet.ticks("fire", "j"), fleet.ticks("result", "j")
@@ -261,7 +270,7 @@ def test_each_tick_runs_at_most_once(
     runs = checker.read(log)
     report["ticks"], report["runs"] = len(claims), len(runs)
     problems = []
-    ran = [one.rev for one in runs]
+    ran = [run.rev for run in runs]
     problems += [f"tick {tick} ran {ran.count(tick)} times" for tick in set(ran) if ran.count(tick) > 1]
     problems += [f"tick {tick} ran without a claim" for tick in set(ran) - set(claims)]
     problems += [
@@ -273,4 +282,4 @@ def test_each_tick_runs_at_most_once(
         problems += checker.overlaps(runs, 1, ground.allowances)
     assert not problems, "\n".join([*problems, replay(request, ground, seed)])
     wait_for(lambda: not marked(bench.mark), "no process left")
-    assert not [one.pid for one in runs if alive(one.pid)]
+    assert not [run.pid for run in runs if alive(run.pid)]
