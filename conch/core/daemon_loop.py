@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from conch.core import clock, procfs, spawn
-from conch.core.attempt import Tree
 from conch.core.channel import Channel
 from conch.core.daemon_supervisor import DaemonSupervisor
 from conch.core.event_loop import SupervisorLoop
@@ -17,7 +16,7 @@ from conch.core.messages import Message, Start
 from conch.core.output_relay import Outputs, Relay
 from conch.core.procfs import Stat
 from conch.core.spawn import Process, Spec, User
-from conch.core.states import End
+from conch.core.states import End, ProcessTree
 from conch.errors import EXIT_SIGNAL, EndedBySignal
 from conch.line_writer import LineWriter
 from conch.log import Log
@@ -251,7 +250,7 @@ class DaemonLoop:
         """Send to the keeper."""
         self._parent.send(message)
 
-    def start_tree(self, order: Start, attempt: int, start_by: float | None) -> Tree:
+    def start_tree(self, order: Start, attempt: int, start_by: float | None) -> ProcessTree:
         """Fork the run behind its gate, its output piped to us."""
         environment = {**self._environment, **order.environment, "CONCH_ATTEMPT": str(attempt)}
         relays = self._open_relays(order.label)
@@ -267,7 +266,7 @@ class DaemonLoop:
                     user=self._user,
                     apart=True,
                 ),
-                tree=order.run,
+                run_id=order.run,
                 start_by=start_by,
                 dispositions=self._dispositions,
                 exclude=lambda entry: self._excluded(entry, order.run),
@@ -297,14 +296,14 @@ class DaemonLoop:
                 relay.belongs_to(self._user.uid, self._user.gid)
         return relays
 
-    def open_gate(self, tree: Tree) -> None:
+    def open_gate(self, tree: ProcessTree) -> None:
         """Let the main process exec."""
-        self._runs[tree.tree].process.open_gate()
+        self._runs[tree.run_id].process.open_gate()
 
-    def reap(self, tree: Tree) -> End:
+    def reap(self, tree: ProcessTree) -> End:
         """Pass on its last output and let the main process go."""
-        run = self._runs.pop(tree.tree)
-        self._ended.pop(tree.tree, None)  # should it be started again, under the same id
+        run = self._runs.pop(tree.run_id)
+        self._ended.pop(tree.run_id, None)  # should it be started again, under the same id
         del self._trees[run.process.pid]
         if self._seen is not None:
             self._seen.pop(run.process.pid, None)
@@ -342,7 +341,7 @@ class _Watched:
         self._child = child
         self._crew = crew
         self.pid = child.pid
-        self.tree = child.tree
+        self.run_id = child.run_id
 
     def exit_code(self) -> int | None:
         return self._child.exit_code()

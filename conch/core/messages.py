@@ -96,14 +96,14 @@ class Acquire(Message):
 
 
 class Running(Message):
-    """A process group `pid` is about to exec; all it starts carries `tree` in its environment.
+    """A process group `pid` is about to exec; all it starts carries `run_id` in its environment.
 
     It must not outlive any of the `holds`, by their numbers (a hook after a loss has none), nor the supervisor.
     """
 
     kind: ClassVar[str] = "running"
     pid: int
-    tree: str
+    run_id: str
     holds: list[int]
     kill_after_s: float
     run: str = ""

@@ -106,16 +106,16 @@ def _environment(pid: int, thread: int) -> bytes:
         return b""
 
 
-def carries(pid: int, tree: str) -> bool:
+def carries(pid: int, run_id: str) -> bool:
     """Whether the process was started with this run's id in its environment; `OSError` if we cannot look."""
-    return tree in (run_ids_of(pid) or ())
+    return run_id in (run_ids_of(pid) or ())
 
 
 class Target(Record):
     """A run as one knows it that is not its ancestor: its first process, its id, and when the first one started."""
 
     pid: int
-    tree: str
+    run_id: str
     since: int
 
 
@@ -147,7 +147,7 @@ def kill_from_outside(targets: Sequence[Target]) -> list[list[Stat]]:
             pass  # the group is gone, or was never made
     found: list[list[Stat]] = [[] for _ in targets]
     by_pid = {target.pid: at for at, target in enumerate(targets)}
-    by_tree = {target.tree: at for at, target in enumerate(targets)}
+    by_run_id = {target.run_id: at for at, target in enumerate(targets)}
     oldest = min((target.since for target in targets), default=0)
     me = os.getpid()
     for entry in processes().values():
@@ -155,7 +155,7 @@ def kill_from_outside(targets: Sequence[Target]) -> list[list[Stat]]:
             continue
         at = by_pid.get(entry.group, by_pid.get(entry.pid))
         if at is None and entry.start >= oldest:
-            at = next((by_tree[one] for one in run_ids_of(entry.pid) or () if one in by_tree), None)
+            at = next((by_run_id[run_id] for run_id in run_ids_of(entry.pid) or () if run_id in by_run_id), None)
         if at is not None:
             found[at].append(entry)
             signal_exactly(entry, signal.SIGKILL)
@@ -178,11 +178,11 @@ def wait_for_ends(entries: Iterable[Stat], timeout_s: float) -> None:
             os.close(pidfd)
 
 
-def tagged(trees: Collection[str]) -> list[Stat]:
+def tagged(run_ids: Collection[str]) -> list[Stat]:
     """The living processes that carry any of these runs' ids in their environment; `OSError` if we cannot look."""
     me = os.getpid()
     return [
         entry
         for entry in processes().values()
-        if not entry.dead and entry.pid != me and any(carries(entry.pid, one) for one in trees)
+        if not entry.dead and entry.pid != me and any(carries(entry.pid, run_id) for run_id in run_ids)
     ]

@@ -94,7 +94,7 @@ class Process:
     def __init__(
         self,
         pid: int,
-        tree: str,
+        run_id: str,
         gate: int,
         errors: int,
         exclude: Callable[[Stat], bool],
@@ -105,7 +105,7 @@ class Process:
         self.start_by = start_by
         self.environment: dict[str, str] = {}
         self.pid = pid
-        self.tree = tree
+        self.run_id = run_id
         self._gate = gate
         self._errors = errors
         self._exclude = exclude
@@ -285,7 +285,7 @@ def reap_orphans(kept: Collection[int | None]) -> None:
 def start(
     spec: Spec,
     *,
-    tree: str,
+    run_id: str,
     dispositions: Dispositions,
     exclude: Callable[[Stat], bool],
     start_by: float | None = None,
@@ -300,7 +300,7 @@ def start(
     supervisor = os.getpid()
     environment = dict(spec.environment)
     above = environment.get(RUN_ID_VARIABLE)
-    environment[RUN_ID_VARIABLE] = f"{above},{tree}" if above else tree
+    environment[RUN_ID_VARIABLE] = f"{above},{run_id}" if above else run_id
     gate_out, gate_in = os.pipe2(os.O_CLOEXEC)
     try:
         errors_out, errors_in = os.pipe2(os.O_CLOEXEC)
@@ -327,7 +327,7 @@ def start(
     except OSError:
         pass  # it is dead already
     os.set_blocking(errors_out, False)
-    return Process(pid, tree, gate_in, errors_out, exclude, start_by, some_hidden)
+    return Process(pid, run_id, gate_in, errors_out, exclude, start_by, some_hidden)
 
 
 def _become(

@@ -5,13 +5,12 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 
 from conch.core import clock, host, keeper_process, linux, procfs, spawn
-from conch.core.attempt import Tree
 from conch.core.channel import Channel
 from conch.core.event_loop import SupervisorLoop
 from conch.core.messages import Held, Message
 from conch.core.procfs import Stat
 from conch.core.spawn import Process, Spec
-from conch.core.states import End, RunOptions
+from conch.core.states import End, ProcessTree, RunOptions
 from conch.core.supervisor import Supervisor
 from conch.core.terminal import WANTS_TERMINAL, Terminal
 from conch.errors import EXIT_SIGNAL, ConchError, EndedBySignal
@@ -118,7 +117,7 @@ class WrapperLoop:
         """Send to the keeper."""
         self._parent.send(message)
 
-    def start_tree(self, hook: str | None, hold: Held, start_by: float | None) -> Tree:
+    def start_tree(self, hook: str | None, hold: Held, start_by: float | None) -> ProcessTree:
         """Have the hook or the child behind its gate; lend it the terminal if it is the child."""
         if hook is not None:
             child = self._fork(Spec("/bin/sh", ("/bin/sh", "-c", hook), self._environment, no_input=True))
@@ -163,19 +162,19 @@ class WrapperLoop:
     def _fork(self, spec: Spec) -> Process:
         return spawn.start(
             spec,
-            tree=spawn.new_run_id(),
+            run_id=spawn.new_run_id(),
             dispositions=self._parent.signals.dispositions,
             exclude=self._excluded,
             some_hidden=self._some_hidden,
         )
 
-    def open_gate(self, tree: Tree) -> None:
+    def open_gate(self, tree: ProcessTree) -> None:
         """Let the main process exec."""
         if self._child is tree and self._child is not None:
             self._child.open_gate()
             linux.give_memory_back()  # from here on there is time
 
-    def reap(self, tree: Tree) -> End:
+    def reap(self, tree: ProcessTree) -> End:
         """Take the terminal back and let the main process go."""
         child = self._child
         if child is None or child is not tree:
@@ -223,7 +222,7 @@ class WrapperLoop:
             return True
         # An orphan of theirs that came to us: in one of their groups, and without the mark of our run.
         groups = {stranger.group for stranger in self._preexisting.values()}
-        marked = self._child is not None and procfs.carries(entry.pid, self._child.tree)
+        marked = self._child is not None and procfs.carries(entry.pid, self._child.run_id)
         return entry.group in groups and not marked
 
     def _reap_orphans(self) -> None:

@@ -17,7 +17,7 @@ from conch.core.spawn import Dispositions, Spec
 def start(*command, start_by=None, apart=False):
     spec = Spec("/bin/" + command[0], command, dict(os.environ), apart=apart)
     return spawn.start(
-        spec, tree="cafe", start_by=start_by, dispositions=Dispositions((), frozenset()), exclude=lambda entry: False
+        spec, run_id="cafe", start_by=start_by, dispositions=Dispositions((), frozenset()), exclude=lambda entry: False
     )
 
 def wait(child):

@@ -18,9 +18,9 @@ BUGS = (
     # -- the end of the command
     Bug(
         "supervisor ignores the deadline",
-        "core/supervisor.py",
-        "if self._bound and now >= self._lost_from:",
-        "if False:",
+        "core/attempt.py",
+        "return lost_from is not None and self._ports.now() >= lost_from",
+        "return False",
         (f"{_SUPERVISOR}::test_deadline_that_is_not_renewed",),
     ),
     Bug(
@@ -54,7 +54,7 @@ BUGS = (
     Bug(
         "release before the tree is empty",
         "core/attempt.py",
-        "        if self.tree.empty():\n",
+        "        if tree.empty():\n",
         "        if True:\n",
         (f"{_SUPERVISOR}::test_kill_is_repeated_until_the_tree_is_empty_and_only_then_released",),
     ),
@@ -170,16 +170,16 @@ BUGS = (
     ),
     Bug(
         "signal sent twice is two",
-        "core/supervisor.py",
-        "now - self._signalled_at < SAME_REQUEST_S",
+        "core/states.py",
+        "now - self._at < SAME_REQUEST_S",
         "False",
         ("tests/system/test_signals.py::test_signal_to_conch_and_to_its_group_is_one",),
     ),
     Bug(
         "keeper that ends of a defect is taken for one that was killed",
         "core/acquisition.py",
-        "return EXIT_DEFECT if self._keeper_defect else EXIT_UNAVAILABLE",
-        "return EXIT_UNAVAILABLE",
+        "code = EXIT_DEFECT if self._keeper_defect else EXIT_UNAVAILABLE",
+        "code = EXIT_UNAVAILABLE",
         (f"{_DEFECT}::test_defect_of_a_keeper_in_the_queue",),
     ),
     Bug(
