@@ -14,8 +14,9 @@ from conch.core.daemon_supervisor import DaemonSupervisor
 from conch.core.event_loop import SupervisorLoop
 from conch.core.messages import Message, Start
 from conch.core.output_relay import Outputs, Relay
+from conch.core.process_tree import Process, reap_orphans
 from conch.core.procfs import Stat
-from conch.core.spawn import Process, Spec, User
+from conch.core.spawn import Spec, User
 from conch.core.states import End, ProcessTree
 from conch.errors import EXIT_SIGNAL, EndedBySignal
 from conch.line_writer import LineWriter
@@ -111,7 +112,7 @@ class DaemonLoop:
     # -- the ends of runs ---------------------------------------------------------------------------------
 
     def _note_ends(self) -> None:
-        spawn.reap_orphans({self._parent.keeper, *self._trees})
+        reap_orphans({self._parent.keeper, *self._trees})
         for run, what in self._runs.items():
             if run not in self._ended and what.process.exit_code() is not None:
                 self._ended[run] = clock.now()
@@ -138,7 +139,7 @@ class DaemonLoop:
         self._supervisor.on_change(judged)
         self._seen = None
         self._signal_escaped()
-        spawn.reap_orphans({self._parent.keeper, *self._trees})  # those that stood behind what was just reaped
+        reap_orphans({self._parent.keeper, *self._trees})  # those that stood behind what was just reaped
         self._looked_at = clock.now()
         self._ended = {run: since for run, since in self._ended.items() if run in self._runs}
         pause_s = _LOOK_PAUSE_S if unjudged else _LOOK_AGAIN_S
@@ -180,7 +181,7 @@ class DaemonLoop:
     @staticmethod
     def _reap_zombies(child: Process, seen: Mapping[int, Stat]) -> bool:
         """Whether all that was seen of a tree had ended and waited for us: only a further look shows it empty."""
-        found = child.below(seen)
+        found = child.members(seen)
         if not found or not all(entry.dead for entry in found):
             return False
         for entry in found:
@@ -328,7 +329,7 @@ class DaemonLoop:
         if self._seen is None:
             return False
         try:
-            found = child.below(self._seen)
+            found = child.members(self._seen)
         except OSError:
             return False  # we cannot look now
         return not found and child.exit_code() is not None

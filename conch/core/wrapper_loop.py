@@ -8,8 +8,9 @@ from conch.core import clock, host, keeper_process, linux, procfs, spawn
 from conch.core.channel import Channel
 from conch.core.event_loop import SupervisorLoop
 from conch.core.messages import Held, Message
+from conch.core.process_tree import Process, reap_orphans
 from conch.core.procfs import Stat
-from conch.core.spawn import Process, Spec
+from conch.core.spawn import Spec
 from conch.core.states import End, ProcessTree, RunOptions
 from conch.core.supervisor import Supervisor
 from conch.core.terminal import WANTS_TERMINAL, Terminal
@@ -228,7 +229,7 @@ class WrapperLoop:
     def _reap_orphans(self) -> None:
         """Reap what was orphaned below us and ended; the children that we forked have their own moments."""
         forked = (one.pid for one in (self._child, self._ready) if one is not None)
-        spawn.reap_orphans({self._parent.keeper, *forked})
+        reap_orphans({self._parent.keeper, *forked})
 
     # -- job control --------------------------------------------------------------------------------------
 
