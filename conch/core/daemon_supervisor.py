@@ -5,8 +5,8 @@ As `conch.core.supervisor` for one; the same `Attempt` starts and ends what runs
 """
 
 import signal
-from enum import Enum
 
+from conch.core.daemon_states import DAEMON_NEXT, DaemonPorts, DaemonState
 from conch.core.deadline import Hold
 from conch.core.messages import (
     Begin,
@@ -25,11 +25,10 @@ from conch.core.messages import (
     Renewed,
     Start,
 )
-from conch.core.states import ENDING, EndRequests, KeeperPorts, checked, next_backoff
-from conch.core.task import Task, TaskPorts
+from conch.core.states import ENDING, EndRequests, checked, next_backoff
+from conch.core.task import Task
 from conch.errors import EXIT_DEFECT, EXIT_SIGNAL, EXIT_UNAVAILABLE
 from conch.log import Log
-from conch.static_typing import Protocol
 
 _KEEPER_DIED = "the process that talks to etcd died"
 _STOPPING = "conchd is stopping"
@@ -37,37 +36,6 @@ _STOPPING = "conchd is stopping"
 _RESTART_S, _RESTART_MOST_S = 0.1, 30.0
 # A keeper that lived this long does not count as one that dies again and again.
 _STABLE_S = 60.0
-
-
-class DaemonPorts(KeeperPorts, TaskPorts, Protocol):
-    """What the decisions act through; `conch.core.daemon_loop` is the real one."""
-
-    def now(self) -> float: ...
-    def jitter(self, low: float, high: float) -> float: ...
-
-
-class DaemonState(Enum):
-    """Where conchd is."""
-
-    STARTING = "starting"  # its first keeper settles earlier runs and waits for etcd
-    RUNNING = "running"
-    DRAINING = "draining"  # no new runs; those that run may go on for the drain time
-    STOPPING = "stopping"  # every run was told to end
-    RECORDING = "recording"  # nothing runs; the ends of runs are still being recorded
-    RELEASING = "releasing"
-    DONE = "done"
-
-
-DAEMON_NEXT: dict[DaemonState, frozenset[DaemonState]] = {
-    DaemonState.STARTING: frozenset({DaemonState.RUNNING, DaemonState.DRAINING, DaemonState.DONE}),
-    DaemonState.RUNNING: frozenset({DaemonState.DRAINING}),
-    DaemonState.DRAINING: frozenset({DaemonState.STOPPING, DaemonState.RELEASING, DaemonState.DONE}),
-    DaemonState.STOPPING: frozenset({DaemonState.RECORDING, DaemonState.RELEASING, DaemonState.DONE}),
-    DaemonState.RECORDING: frozenset({DaemonState.RELEASING, DaemonState.DONE}),
-    # back if the keeper dies while there is something to record
-    DaemonState.RELEASING: frozenset({DaemonState.DRAINING, DaemonState.STOPPING, DaemonState.DONE}),
-    DaemonState.DONE: frozenset(),
-}
 
 
 class DaemonSupervisor:

@@ -12,7 +12,7 @@ _PROCESS = "tests/system/test_process.py"
 _RUN = "tests/system/test_elect_run.py"
 _SUPERVISOR = "tests/unit/core/test_supervisor.py"
 _TERMINAL = "tests/system/test_terminal_shared.py"
-_WAITING = "tests/system/test_waiting_child.py"
+_WAITING = "tests/system/test_next_child.py"
 
 BUGS = (
     # -- the end of the command
@@ -121,15 +121,15 @@ BUGS = (
     Bug(
         "command that was killed while it waited is taken for one that ran",
         "core/wrapper_loop.py",
-        "if self._ready is not None and not self._ready.untouched():",
+        "if self._next_child is not None and not self._next_child.untouched():",
         "if False:",
         (f"{_WAITING}::test_killed_just_before_its_turn_it_is_not_taken_for_the_command",),
     ),
     Bug(
         "next command that waits counts as left running",
         "core/wrapper_loop.py",
-        "if entry.pid == self._parent.keeper or (self._ready is not None and entry.pid == self._ready.pid):",
-        "if entry.pid == self._parent.keeper:",
+        "if entry.pid == self._loop.keeper or (self._next_child is not None and entry.pid == self._next_child.pid):",
+        "if entry.pid == self._loop.keeper:",
         (f"{_RUN}::test_command_that_waits_is_not_left_running_by_a_hook",),
     ),
     Bug(
