@@ -56,7 +56,7 @@ class Signals:
         return signal.getsignal(number) != signal.SIG_IGN
 
     def _note(self, number: int, _frame: object) -> None:
-        """Record the signal, and do nothing else. The descriptor wakes the loop; a flood may fill it, but nothing is lost."""
+        """Only record the signal. The descriptor wakes the loop; a flood may fill it but loses nothing."""
         self._noted.append(number)
 
     def close(self) -> None:

@@ -146,9 +146,8 @@ class WrapperLoop:
         """Fork the child in advance, once, while conch waits for its hold: it then starts at one message."""
         if not self._supervisor.acquiring:
             self._prefork_tried = False
-        elif (
-            not self._prefork_tried and not self._some_hidden
-        ):  # where some are hidden, a hook is seen to end by conch having no other child
+        elif not self._prefork_tried and not self._some_hidden:
+            # where /proc hides some processes, a hook is known to be gone only when conch has no other child
             self._prefork_tried = True
             if self._next_child is None:
                 try:

@@ -12,7 +12,7 @@ _PROCESS = "tests/system/test_process.py"
 _RUN = "tests/system/test_elect_run.py"
 _SUPERVISOR = "tests/unit/core/test_supervisor.py"
 _TERMINAL = "tests/system/test_terminal_shared.py"
-_WAITING = "tests/system/test_next_child.py"
+_WAITING = "tests/system/test_waiting_child.py"
 
 BUGS = (
     # -- the end of the command
