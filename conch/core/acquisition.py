@@ -1,308 +1,297 @@
-"""The wrapper's dealings with its keeper: asking for a hold, knowing its deadline, giving it back.
+"""The wrapper's hold: asks the keeper for it, knows its deadline, has it released.
 
-The half of the supervisor's decisions that knows nothing of what runs; see `conch.core.supervisor` for the other.
+The part of the supervisor that knows nothing of what runs. It answers each call with an event, or None.
 """
 
-from abc import ABC, abstractmethod
-
-from conch.core.deadline import ANSWERS_WITHIN_S, DeadlineRule
+from conch.core.deadline import ANSWERS_WITHIN_S, Hold
 from conch.core.messages import Acquire, Answered, Failed, Held, Lost, Message, Note, Queued, Release, Released, Renewed
-from conch.core.states import NEXT, IllegalTransition, Ports, RunOptions, State, next_backoff
+from conch.core.states import ACQUISITION_NEXT, AcquisitionState, Contact, KeeperPorts, RunOptions, checked
 from conch.errors import EXIT_DEFECT, EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE
 from conch.log import Field, Log
+from conch.record import Record
 
-# A signal while no endpoint ever answered leaves nothing to give back, but for a request just under way.
+# A signal before any endpoint answered leaves nothing to release, except for a request that is just under way.
 _UNANSWERED_RELEASE_S = 0.5
-# A lease that went unrenewed past its deadline is most likely gone, and etcd most likely away.
+# A lease that went unrenewed past its deadline has most likely expired, and etcd is most likely unreachable.
 _EXPIRED_RELEASE_S = 1.0
-# The keeper keeps the times of an acquisition; this much later it is taken for hung.
+# The keeper enforces the time limits of an acquisition; this much later it is considered hung.
 _KEEPER_SLACK_S = 2.0
+_DIED = "the process that talks to etcd died"
 _DIED_TWICE = "the process that talks to etcd died twice"
+_HUNG = "the process that talks to etcd does not answer"
 
 
-class Acquisition(ABC):
-    """The states and their one timer, the keeper, the lease and the deadline."""
+class HoldWon(Record):
+    """The hold is ours."""
 
-    def __init__(self, options: RunOptions, ports: Ports, log: Log) -> None:
+    hold: Hold
+
+
+class HoldRenewed(Record):
+    """The hold has a newer deadline."""
+
+
+class HoldLost(Record):
+    """The hold is gone, or must be taken for gone."""
+
+    reason: str
+
+
+class AcquireFailed(Record):
+    """There is no hold. `leftovers`: release what etcd may have of it. `final`: not even a restart tries again."""
+
+    code: int
+    message: str
+    leftovers: bool
+    final: bool
+
+
+class ReleaseDone(Record):
+    """Nothing is held any more, or all that could be done for it was."""
+
+
+Event = HoldWon | HoldRenewed | HoldLost | AcquireFailed | ReleaseDone
+
+
+class Acquisition:
+    """One hold after another, each through its states; the keeper, the lease and the deadline.
+
+    A keeper that dies is replaced once to queue, and once to release the lease.
+    """
+
+    def __init__(self, options: RunOptions, ports: KeeperPorts, log: Log) -> None:
         self._options = options
         self._ports = ports
         self._log = log
-        self.state = State.BACKOFF
-        self.code = 0
-        self.ended_by: int | None = None  # the signal that `code` stands for, where it is 128+n
-        self._timer: float | None = None
+        self.state = AcquisitionState.IDLE
+        self.hold: Hold | None = None
         self._give_up_at = None if options.wait_s is None else ports.now() + options.wait_s
-        self._backoff_s = options.restart_min_s
-        # how conch ends: `_ending` says that it does after the release, with `code`
-        self._ending = not options.restart
-        # the keeper
+        self._contact = Contact.NONE
+        self._timer: float | None = None
         self._keeper = False
-        self._keeper_replaced = False
-        self._keeper_defect = False  # one of this acquisition ended of a defect
-        self._ever_answered = False
-        self._started = False  # it was in line once: from now on nothing but a signal ends a restart
-        # this acquisition
+        self._replacements = 1  # how many more keepers this acquisition may have
+        self._keeper_defect = False  # one of this acquisition ended because of a defect
         self._number = 0
         self._lease: int | None = None
-        self._hold: Held | None = None
-        self._deadline = 0.0
-        self._lost: str | None = None
-        self._requeue = False
-        self._wait_briefly = False
-
-    @abstractmethod
-    def _reset_run(self) -> None:
-        """Forget what ran under the hold before."""
-
-    @abstractmethod
-    def _start_next(self) -> None:
-        """In READY: start the hook or the child, once there is time enough left for it."""
-
-    @abstractmethod
-    def _lose(self, reason: str) -> None:
-        """The hold is gone, or must be taken for gone."""
 
     @property
-    def done(self) -> bool:
-        """Whether `code` is final. What comes after it is ignored."""
-        return self.state is State.DONE
+    def wake_at(self) -> float | None:
+        """The next time (CLOCK_BOOTTIME) at which `on_time` has something to do."""
+        return self._timer
 
     @property
-    def acquiring(self) -> bool:
-        """Whether we are in line, or about to be."""
-        return self.state is State.ACQUIRING
+    def lost(self) -> bool:
+        """Whether the hold was lost."""
+        return self.hold is not None and self.hold.lost is not None
 
-    def begin(self) -> None:
-        """Queue up for the first time."""
-        self._acquire()
+    def about(self) -> dict[str, Field]:
+        """Return the fields that name this hold in log lines."""
+        return {
+            "name": self._options.name,
+            "rev": self.hold.held.rev if self.hold else None,
+            "lease": f"{self._lease:x}" if self._lease else None,
+        }
 
-    def on_message(self, message: Message) -> None:
-        """Something arrived from the keeper."""
+    def send(self, message: Message) -> None:
+        """Send to the keeper, if there is one."""
+        if self._keeper:
+            self._ports.send(message)
+
+    # -- what happens -------------------------------------------------------------------------------------
+
+    def on_message(self, message: Message) -> Event | None:
+        """Handle a message from the keeper."""
+        asking = self.state is AcquisitionState.ASKING
         match message:
             case Answered(lease):
-                self._ever_answered = True
+                self._reach(Contact.ANSWERED)
                 self._lease = lease
-                if self.state is State.ACQUIRING:
-                    self._timer = self._acquired_by()
+                if asking:
+                    self._timer = self._hung_from()
             case Queued(rev):
-                self._started = True
-                self._log("info", "queued", **{**self._about(), "rev": rev})
-            case Held() if message.number == self._number and self.state is State.ACQUIRING:
-                self._on_held(message)
-            case Renewed(number, deadline) if number == self._number:
-                self._deadline = max(self._deadline, deadline)
-                if self.state is State.READY:
-                    self._start_next()
+                self._reach(Contact.QUEUED)
+                self._log("info", "queued", **{**self.about(), "rev": rev})
+            case Held() if message.number == self._number and asking:
+                return self._on_held(message)
+            case Renewed(number, deadline) if number == self._number and self.hold is not None:
+                self.hold.renew(deadline)
+                return HoldRenewed()
             case Lost(number, reason) if number == self._number:
-                self._lose(reason)
-            case Failed(code, text, leftovers) if self.state is State.ACQUIRING:
-                if leftovers and self._lease is not None:
-                    self._log.plain(text)
-                    self.code, self._ending = code, self._ending or not self._started
-                    self._release()
-                else:
-                    self._lease = None
-                    self._on_failed(code, text)
-            case Failed(_, text) if self._bound:
-                self._log("error", "keeper-failed", **self._about(), msg=text)  # its death follows
-            case Released(reason) if self.state is State.RELEASING:
-                self._on_released(reason)
+                return self.lose(reason)
+            case Failed(code, text, leftovers) if asking:
+                return self._on_failed(code, text, leftovers=leftovers and self._lease is not None)
+            case Failed(_, text) if self.state is AcquisitionState.HELD and not self.lost:
+                self._log("error", "keeper-failed", **self.about(), msg=text)  # its death follows
+            case Released(reason) if self.state in (AcquisitionState.RELEASING, AcquisitionState.CANCELLING):
+                return self._on_released(reason)
             case Note(level, event, text):
                 self._log(level, event, **{"name": self._options.name, **text})
             case _:
                 pass  # an answer to what is over by now, as a hold that crossed its release
+        return None
 
-    def on_keeper_death(self) -> None:
-        """The keeper ended by itself; it is replaced once to queue, and once to give the lease back."""
+    def on_keeper_death(self, during: str) -> Event | None:
+        """The keeper ended by itself; `during` names what the wrapper was doing."""
         self._keeper = False
         self._keeper_defect |= self._ports.drop_keeper()
-        if self.state in (State.DONE, State.BACKOFF):
-            return
-        self._log("warning", "keeper-died", **self._about(), state=self.state.value)
-        again = not self._keeper_replaced
-        if self.state is State.ACQUIRING and again:
-            self._keeper_replaced = True
-            self._ask_for_hold(abandon=self._lease)
-        elif self.state is State.ACQUIRING and self._lease is not None:
-            self._log.plain(_DIED_TWICE)
-            self.code = self._died_code
-            self._keeper_replaced = False
-            self._release()
-        elif self.state is State.ACQUIRING:
-            self._on_failed(self._died_code, _DIED_TWICE)
-        elif self.state is State.RELEASING and again and self._lease is not None:
-            self._keeper_replaced = True
-            self._ask_for_release()
-        elif self.state is State.RELEASING:
-            self._on_released("the process that talks to etcd died; the lease expires by itself")
-        else:
-            self._lose("the process that talks to etcd died")
+        if self.state is AcquisitionState.IDLE:
+            return None
+        self._log("warning", "keeper-died", **self.about(), state=during)
+        if self.state is AcquisitionState.HELD:
+            return self.lose(_DIED)
+        replace = self._replacements > 0
+        self._replacements = 0
+        if self.state is AcquisitionState.ASKING:
+            if replace:
+                return self._ask(abandon=self._lease)
+            code = EXIT_DEFECT if self._keeper_defect else EXIT_UNAVAILABLE
+            if self._lease is None:
+                return self._on_failed(code, _DIED_TWICE, leftovers=False)
+            self._replacements = 1  # one more, for the release
+            return AcquireFailed(code, _DIED_TWICE, leftovers=True, final=False)
+        if replace and self._lease is not None:
+            return self._ask_for_release()
+        return self._on_released(f"{_DIED}; the lease expires by itself")
 
-    @property
-    def _died_code(self) -> int:
-        return EXIT_DEFECT if self._keeper_defect else EXIT_UNAVAILABLE
-
-    # -- states -------------------------------------------------------------------------------------------
-
-    def _enter(self, state: State) -> None:
-        if state not in NEXT[self.state]:
-            raise IllegalTransition(f"cannot go from {self.state.value} to {state.value}")
-        self.state = state
+    def on_time(self) -> Event | None:
+        """Act if the time that the keeper had is over."""
+        now = self._ports.now()
+        if self._timer is None or now < self._timer:
+            return None
         self._timer = None
-
-    def _finish(self) -> None:
-        self._enter(State.DONE)
-
-    @property
-    def _rule(self) -> DeadlineRule:
-        return DeadlineRule(self._hold.ttl_s if self._hold else 0.0, self._options.kill_after_s)
-
-    @property
-    def _bound(self) -> bool:
-        """Whether something runs, or is about to, that must not outlive the hold."""
-        return (
-            self._hold is not None
-            and self._lost is None
-            and self.state in (State.READY, State.ON_ACQUIRE, State.RUNNING, State.ON_LOSE)
-        )
-
-    @property
-    def _lost_from(self) -> float:
-        """When an unrenewed hold must be taken for lost: in time to end what runs, or to start nothing any more."""
-        ready = self.state is State.READY
-        return self._rule.sigkill_at(self._deadline) if ready else self._rule.sigterm_at(self._deadline)
-
-    def _about(self) -> dict[str, Field]:
-        return {
-            "name": self._options.name,
-            "rev": self._hold.rev if self._hold else None,
-            "lease": f"{self._lease:x}" if self._lease else None,
-        }
+        if self.state is AcquisitionState.ASKING:
+            self._drop_keeper()
+            answered = self._contact is not Contact.NONE and not self._options.nonblock
+            return AcquireFailed(EXIT_NOT_ACQUIRED if answered else EXIT_UNAVAILABLE, _HUNG, leftovers=True, final=True)
+        if self.state is AcquisitionState.CANCELLING and self._lease is not None:
+            # the answer to the request that was under way: there is something to release after all
+            self._enter(AcquisitionState.RELEASING)
+            self._timer = now + self._options.command_timeout_s
+            return None
+        return self.give_up_release()
 
     # -- acquiring ----------------------------------------------------------------------------------------
 
-    def _acquire(self) -> None:
-        self._enter(State.ACQUIRING)
-        self._keeper_replaced = self._keeper_defect = False
+    def acquire(self) -> Event | None:
+        """Ask for a hold."""
+        self._replacements, self._keeper_defect = 1, False
         self._log("info", "acquiring", name=self._options.name)
-        self._ask_for_hold()
+        return self._ask(abandon=None)
 
-    def _ask_for_hold(self, abandon: int | None = None) -> None:
+    def _ask(self, abandon: int | None) -> Event | None:
+        self._enter(AcquisitionState.ASKING)
         self._number += 1
-        self._hold = self._lost = None
-        self._requeue = False
-        self._reset_run()
+        self.hold = None
         try:
             self._need_keeper()
         except OSError as error:
-            self._on_failed(EXIT_UNAVAILABLE, f"cannot start the process that talks to etcd: {error}")
-            return
-        self._timer = self._acquired_by()
+            self._enter(AcquisitionState.IDLE)
+            text = f"cannot start the process that talks to etcd: {error}"
+            return AcquireFailed(EXIT_UNAVAILABLE, text, leftovers=False, final=self._never_queued)
+        self._timer = self._hung_from()
         self._ports.send(Acquire(self._number, self._give_up_at, abandon))
+        return None
+
+    def _hung_from(self) -> float | None:
+        """Return when a keeper that has reported nothing by then must be hung."""
+        options, now = self._options, self._ports.now()
+        times = [self._give_up_at]
+        if self._contact is Contact.NONE:
+            times.append(now + max(ANSWERS_WITHIN_S, options.dial_timeout_s))
+        elif options.nonblock:
+            times.append(now + 2 * options.command_timeout_s)  # the transaction, and the release of the lease
+        earliest = min((at for at in times if at is not None), default=None)
+        return None if earliest is None else earliest + options.command_timeout_s + _KEEPER_SLACK_S
+
+    def _on_held(self, held: Held) -> Event:
+        self._reach(Contact.QUEUED)
+        self._enter(AcquisitionState.HELD)
+        self.hold = Hold(held)
+        self._lease = held.lease
+        rule = self.hold.rule(self._options.kill_after_s)
+        self._log(
+            "info",
+            "acquired",
+            **self.about(),
+            ttl_s=rule.ttl_s,
+            margin_s=rule.margin_s,
+            grace_s=rule.grace_s,
+            rule="SIGTERM by deadline-margin-grace, SIGKILL by deadline-margin",
+        )
+        return HoldWon(self.hold)
+
+    def _on_failed(self, code: int, text: str, *, leftovers: bool) -> Event:
+        if not leftovers:
+            self._lease = None
+            self._enter(AcquisitionState.IDLE)
+        return AcquireFailed(code, text, leftovers=leftovers, final=self._never_queued)
+
+    @property
+    def _never_queued(self) -> bool:
+        """Whether conch was never in line: a restart then does not try again."""
+        return self._contact is not Contact.QUEUED
+
+    def lose(self, reason: str) -> Event | None:
+        """The hold is gone, or must be taken for gone: say so, once."""
+        hold = self.hold
+        if self.state is not AcquisitionState.HELD or hold is None or hold.lost is not None:
+            return None
+        hold.lost = reason
+        self._log("error", "lost", **self.about(), reason=reason, left_s=hold.deadline - self._ports.now())
+        return HoldLost(reason)
+
+    # -- releasing ----------------------------------------------------------------------------------------
+
+    def release(self) -> Event | None:
+        """Have the keeper release what is held or may have been granted."""
+        if self._lease is None and not self._keeper:
+            return self._on_released("")
+        return self._ask_for_release()
+
+    def _ask_for_release(self) -> Event | None:
+        try:
+            self._need_keeper()
+        except OSError as error:
+            return self._on_released(f"{error}; the lease expires by itself")
+        wait_s = self._options.command_timeout_s
+        if self._lease is None:
+            self._enter(AcquisitionState.CANCELLING)
+            wait_s = _UNANSWERED_RELEASE_S
+        else:
+            self._enter(AcquisitionState.RELEASING)
+            if self.hold is not None and self.lost and self.hold.deadline <= self._ports.now():
+                wait_s = min(wait_s, _EXPIRED_RELEASE_S)
+        self._timer = self._ports.now() + wait_s
+        self._ports.send(Release(self._lease))
+        return None
+
+    def give_up_release(self) -> Event:
+        """Wait no longer for the release."""
+        self._drop_keeper()
+        return self._on_released("not confirmed in time; the lease expires by itself" if self._lease else "")
+
+    def _on_released(self, reason: str) -> Event:
+        if self._lease is not None:
+            self._log("warning" if reason else "info", "released", **self.about(), reason=reason or None)
+        self._lease = self.hold = None
+        self._enter(AcquisitionState.IDLE)
+        return ReleaseDone()
+
+    # -- the keeper and the states ------------------------------------------------------------------------
 
     def _need_keeper(self) -> None:
         if not self._keeper:
             self._ports.start_keeper()
             self._keeper = True
 
-    def _acquired_by(self) -> float | None:
-        """When a keeper that has told nothing yet must be hung."""
-        options, now = self._options, self._ports.now()
-        moments = [self._give_up_at]
-        if not self._ever_answered:
-            moments.append(now + max(ANSWERS_WITHIN_S, options.dial_timeout_s))
-        elif options.nonblock:
-            moments.append(now + 2 * options.command_timeout_s)  # the transaction, and the lease given back
-        moment = min((m for m in moments if m is not None), default=None)
-        return None if moment is None else moment + options.command_timeout_s + _KEEPER_SLACK_S
-
-    def _on_hung_keeper(self) -> None:
-        self._log.plain("the process that talks to etcd does not answer")
+    def _drop_keeper(self) -> None:
         self._keeper = False
         self._ports.drop_keeper()
-        answered = self._ever_answered and not self._options.nonblock
-        self.code = self._options.conflict_exit if answered else EXIT_UNAVAILABLE
-        self._ending = True
-        self._release()
 
-    def _on_held(self, held: Held) -> None:
-        self._started = True
-        self._hold, self._lease, self._deadline = held, held.lease, held.deadline
-        rule = self._rule
-        self._log(
-            "info",
-            "acquired",
-            **self._about(),
-            ttl_s=rule.ttl_s,
-            margin_s=rule.margin_s,
-            grace_s=rule.grace_s,
-            rule="SIGTERM by deadline-margin-grace, SIGKILL by deadline-margin",
-        )
-        self._enter(State.READY)
-        self._start_next()
+    def _reach(self, contact: Contact) -> None:
+        if contact.value > self._contact.value:
+            self._contact = contact
 
-    def _on_failed(self, code: int, text: str) -> None:
-        if self._ending or not self._started:
-            self._log.plain(text)
-            self.code = self._options.conflict_exit if code == EXIT_NOT_ACQUIRED else code
-            self._finish()
-        else:
-            self._log("warning", "failed", name=self._options.name, msg=text)
-            self._back_off()
-
-    def _back_off(self) -> None:
-        options = self._options
-        self._backoff_s = next_backoff(
-            self._backoff_s, options.restart_min_s, options.restart_max_s, self._ports.jitter
-        )
-        self._enter(State.BACKOFF)
-        self._log("info", "backoff", name=options.name, delay_s=self._backoff_s)
-        self._timer = self._ports.now() + self._backoff_s
-
-    # -- releasing ----------------------------------------------------------------------------------------
-
-    def _release(self) -> None:
-        self._enter(State.RELEASING)
-        if self._lease is None and not self._keeper:
-            self._on_released("")
-        else:
-            self._ask_for_release()
-
-    def _ask_for_release(self) -> None:
-        try:
-            self._need_keeper()
-        except OSError as error:
-            self._on_released(f"{error}; the lease expires by itself")
-            return
-        # Before the first answer there is nothing to give back, but for a request just under way.
-        self._wait_briefly = self._lease is None
-        wait_s = self._options.command_timeout_s
-        if self._wait_briefly:
-            wait_s = _UNANSWERED_RELEASE_S
-        elif self._hold is not None and self._lost is not None and self._deadline <= self._ports.now():
-            wait_s = min(wait_s, _EXPIRED_RELEASE_S)
-        self._timer = self._ports.now() + wait_s
-        self._ports.send(Release(self._lease))
-
-    def _on_release_timer(self, now: float) -> None:
-        if self._wait_briefly and self._lease is not None:
-            self._wait_briefly = False
-            self._timer = now + self._options.command_timeout_s
-        else:
-            self._give_up_release()
-
-    def _give_up_release(self) -> None:
-        self._keeper = False
-        self._ports.drop_keeper()
-        self._on_released("not confirmed in time; the lease expires by itself" if self._lease else "")
-
-    def _on_released(self, reason: str) -> None:
-        if self._lease is not None:
-            self._log("warning" if reason else "info", "released", **self._about(), reason=reason or None)
-        self._lease = self._hold = None
-        if self._requeue:
-            self._acquire()
-        elif self._ending:
-            self._finish()
-        else:
-            self._back_off()
+    def _enter(self, state: AcquisitionState) -> None:
+        self.state = checked(ACQUISITION_NEXT, self.state, state)
+        self._timer = None

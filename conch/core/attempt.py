@@ -1,126 +1,270 @@
-"""One run of a process tree, from its start until the tree was seen empty."""
+"""One attempt to run something under its holds, from the decision to start it until its tree was seen empty."""
 
 import signal
-from enum import Enum
+from collections.abc import Callable, Mapping
 
+from conch.core.deadline import Bounds
+from conch.core.messages import Ended, Message, Running
+from conch.core.states import ATTEMPT_NEXT, AttemptState, End, IllegalTransition, ProcessTree, checked
+from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
 from conch.log import Field, Log
-from conch.static_typing import Protocol
+from conch.record import Record
 
-# Between one SIGKILL of a tree and the next, for what was forked meanwhile; it doubles up to the second.
-_AGAIN_S, _AGAIN_MOST_S = 0.05, 1.0
-
-
-class Tree(Protocol):
-    """What a run asks of its processes; `conch.core.spawn.Process` is the real one."""
-
-    pid: int
-    tree: str
-
-    def exit_code(self) -> int | None: ...
-    def empty(self) -> bool: ...
-    def signal_group(self, number: int) -> None: ...
-    def signal_tree(self, number: int) -> None: ...
-    def refused(self) -> list[int]: ...  # the processes that we were not allowed to kill, each told once
+# The pause before a tree gets SIGKILL again, for what was forked meanwhile; it doubles up to the second value.
+_KILL_AGAIN_S, _KILL_AGAIN_MOST_S = 0.05, 1.0
+_STILL_RUNNING = "still running"
 
 
-class Phase(Enum):
-    """Where a run is; it only ever moves down this list."""
+class AttemptPorts(Record):
+    """What an attempt acts through."""
 
-    RUNNING = "running"
-    TERMINATING = "terminating"
-    KILLING = "killing"
-    GONE = "gone"
+    start: Callable[[float | None], ProcessTree]  # behind its gate, to exec by this time; or OSError
+    open_gate: Callable[[ProcessTree], None]
+    reap: Callable[[ProcessTree], End]
+    send: Callable[[Message], None]  # to the keeper, if there is one
+    now: Callable[[], float]  # seconds of CLOCK_BOOTTIME
 
 
-class Run:
-    """Ends a tree for certain: SIGTERM, then SIGKILL to all of it until nothing is left.
+class AttemptOver(Record):
+    """How an attempt ended.
 
-    Terminating is final: later moments can only come nearer, and no renewal takes it back.
-    All moments are seconds of CLOCK_BOOTTIME.
+    `started` is False if no process was forked. `late` says that too little time was left, so the command did not
+    run; `error` says why else it did not. `ended_by_loss` says that the loss of a hold ended the main process, and
+    `killed_for` is the cause that the owner gave for a SIGKILL, if it asked for one.
     """
 
-    def __init__(self, tree: Tree, kill_after_s: float, log: Log, hook: str | None, **about: Field) -> None:
-        """`hook` names it if it is one; `about` goes into its log lines."""
-        self.tree = tree
-        self._hook = hook
-        self._about = {**about, "hook": hook}
-        self.phase = Phase.RUNNING
-        self.code: int | None = None
-        self._kill_after_s = kill_after_s
-        self._kill_at: float | None = None
-        self._again_at: float | None = None
-        self._again_s = _AGAIN_S
-        self._told_group_only = False
+    code: int
+    started: bool = True
+    late: bool = False
+    error: str | None = None
+    died_of: int | None = None
+    interrupted: bool = False
+    ended_by_loss: bool = False
+    killed_for: str | None = None
+
+
+class Attempt:
+    """Starts a run, and ends it for certain: SIGTERM, then SIGKILL to all of it until nothing is left.
+
+    Terminating is final: the kill can only come earlier, and no renewal takes it back. `over` says how the attempt
+    ended, once it did; the keeper was told of the tree before its gate opened, and of its end before it was reaped.
+    """
+
+    def __init__(
+        self,
+        ports: AttemptPorts,
+        log: Log,
+        bounds: Bounds,
+        *,
+        what: str,
+        about: Mapping[str, Field],
+        run: str = "",
+        start_by: float | None = None,
+        hook: str | None = None,
+    ) -> None:
+        """Nothing starts after `start_by`, whatever the holds allow.
+
+        `what` names the run in messages, `hook` in log lines if it is a hook; `about` goes into each log line. The
+        keeper knows the run as `run`.
+        """
+        self._ports = ports
         self._log = log
+        self._bounds = bounds
+        self._what = what
+        self._run = run
+        self._start_by = start_by
+        self.hook = hook
+        self._about: dict[str, Field] = {**about, "hook": hook}
+        self._tree: ProcessTree | None = None
+        self._code: int | None = None  # of the main process
+        self._retry_at: float | None = None
+        self._kill_at: float | None = None
+        self._kill_again_at: float | None = None
+        self._kill_again_s = _KILL_AGAIN_S
+        self._group_only = False  # the latest signal was the user's own, which the group alone gets
+        self._signalled = False  # by the user, at any time
+        self._killed_for: str | None = None
+        self.state = AttemptState.WAITING
+        self.lost: str | None = None
+        self.ended_by_loss = False
+        self.over: AttemptOver | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether there are processes, or were."""
+        return self._tree is not None
+
+    @property
+    def lost_from(self) -> float | None:
+        """When the holds must be taken for lost unless they are renewed: in time to end the run, or to start none."""
+        if self.lost is not None or self.state is AttemptState.OVER:
+            return None
+        return self._bounds.sigkill_at if self.state is AttemptState.WAITING else self._bounds.sigterm_at
+
+    def overdue(self) -> bool:
+        """Whether the holds must be taken for lost now."""
+        lost_from = self.lost_from
+        return lost_from is not None and self._ports.now() >= lost_from
 
     @property
     def wake_at(self) -> float | None:
-        """When `advance` has something to do without an event."""
-        moments = [m for m in (self._kill_at, self._again_at) if m is not None]
-        return min(moments, default=None) if self.phase is not Phase.GONE else None
+        """When there is something to do without an event: `overdue` to ask, or `advance` to call."""
+        if self.state is AttemptState.OVER:
+            return None
+        times = (self._retry_at, self._kill_at, self._kill_again_at, self.lost_from)
+        return min((at for at in times if at is not None), default=None)
 
-    def terminate(self, now: float, cause: str, *, number: int = signal.SIGTERM, kill_by: float | None = None) -> None:
+    def main_alive(self) -> bool:
+        """Whether the main process still runs."""
+        return self._tree is not None and self._tree.exit_code() is None
+
+    # -- starting -----------------------------------------------------------------------------------------
+
+    def try_start(self) -> None:
+        """Start the run if its holds leave enough time; else wait, and try again at a renewal or in a while."""
+        if self.state is not AttemptState.WAITING:
+            raise IllegalTransition(f"cannot start what is {self.state.value}")
+        now = self._ports.now()
+        if self._start_by is not None and now > self._start_by:
+            self._conclude(AttemptOver(EXIT_NOT_EXECUTABLE, started=False, late=True))
+            return
+        # Conch was stopped for long, or the last renewal is old by now: a newer one may be on its way.
+        self._retry_at = self._bounds.retry_at(now)
+        if self._retry_at is None:
+            self.start()
+
+    def start(self) -> None:
+        """Start the run. Its main process itself checks, last before exec, that there is still time."""
+        times = [at for at in (self._bounds.start_by, self._start_by) if at is not None]
+        try:
+            tree = self._ports.start(min(times, default=None))
+        except OSError as error:
+            code = EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_NOT_EXECUTABLE
+            text = f"cannot start {self._what}: {error.strerror or error}"
+            self._conclude(AttemptOver(code, started=False, error=text))
+            return
+        self._enter(AttemptState.RUNNING)
+        self._tree = tree
+        self.announce()  # the keeper knows the tree before anything of it can run
+        self._log("info", "hook-start" if self.hook else "child-start", **self._about, pid=tree.pid)
+        self._ports.open_gate(tree)
+
+    def announce(self) -> None:
+        """Tell the keeper of the tree, unless none was started yet."""
+        if self._tree is not None:
+            bounds = self._bounds
+            self._ports.send(Running(self._tree.pid, self._tree.run_id, bounds.numbers, bounds.kill_after_s, self._run))
+
+    # -- ending -------------------------------------------------------------------------------------------
+
+    def lose(self, reason: str) -> None:
+        """A hold is lost: end the run in time. A start that still waits is given up."""
+        if self.lost is not None:
+            return
+        self.lost = reason
+        if self.state is AttemptState.WAITING:
+            self._conclude(AttemptOver(EXIT_NOT_EXECUTABLE, started=False, ended_by_loss=True))
+            return
+        # a keeper that enforced the loss first has killed the main process
+        killed_or_alive = self._code is None and self._require_tree().exit_code() in (None, 128 + signal.SIGKILL)
+        self.ended_by_loss = killed_or_alive and not self._signalled
+        self.terminate("lost", kill_by=self._bounds.sigkill_at)
+
+    def terminate(self, cause: str, *, number: int = signal.SIGTERM, kill_by: float | None = None) -> None:
         """Signal the tree to end, and kill it after kill-after, or by `kill_by` if that is earlier.
 
         A user's own signal goes to the group alone, as a terminal would send it.
         """
-        if self.phase in (Phase.KILLING, Phase.GONE):
+        tree = self._require_tree()
+        if self.state is AttemptState.KILLING:
             return
-        kill_at = now + self._kill_after_s
-        for other in (self._kill_at, kill_by):
-            if other is not None:
-                kill_at = min(kill_at, other)
+        self._enter(AttemptState.TERMINATING)
+        now = self._ports.now()
+        kill_at = min(at for at in (now + self._bounds.kill_after_s, self._kill_at, kill_by) if at is not None)
         self._kill_at = kill_at
-        self.phase = Phase.TERMINATING
+        self._group_only = cause == "signal"
+        self._signalled = self._signalled or self._group_only
         self._log(
-            "info" if cause == "signal" else "warning",
+            "info" if self._group_only else "warning",
             "term-sent",
             **self._about,
             cause=cause,
             signal=signal.Signals(number).name,
             kill_in_s=max(0.0, kill_at - now),
         )
-        self._told_group_only = cause == "signal"
-        send = self.tree.signal_group if self._told_group_only else self.tree.signal_tree
+        send = tree.signal_group if self._group_only else tree.signal_tree
         send(number)
         send(signal.SIGCONT)  # a stopped process takes no other signal than SIGKILL
 
-    def kill(self, now: float, cause: str) -> None:
+    def kill(self, cause: str) -> None:
         """SIGKILL the tree now, and again until it is empty."""
-        if self.phase is Phase.GONE:
-            return
-        if self.phase is not Phase.KILLING:
-            self.phase = Phase.KILLING
+        tree = self._require_tree()
+        if self.state is not AttemptState.KILLING:
             self._log("warning", "kill-sent", **self._about, cause=cause)
+        if cause != _STILL_RUNNING:
+            self._killed_for = cause
+        self._enter(AttemptState.KILLING)
         self._kill_at = None
-        self._again_at = now + self._again_s
-        self._again_s = min(2 * self._again_s, _AGAIN_MOST_S)
-        self.tree.signal_tree(signal.SIGKILL)
-        for pid in self.tree.refused():
+        self._kill_again_at = self._ports.now() + self._kill_again_s
+        self._kill_again_s = min(2 * self._kill_again_s, _KILL_AGAIN_MOST_S)
+        tree.signal_tree(signal.SIGKILL)
+        for pid in tree.refused():
             text = "it belongs to another user and cannot be killed: the hold is kept while it runs"
             self._log("warning", "kill-refused", **self._about, pid=pid, msg=text)
 
-    def alive_or_killed(self) -> bool:
-        """Whether the main process runs, or was killed (by a keeper that enforced a loss first)."""
-        return self.code is None and self.tree.exit_code() in (None, 128 + signal.SIGKILL)
+    def pass_on(self, number: int) -> None:
+        """Send a signal to the group that does not ask it to end."""
+        self._require_tree().signal_group(number)
 
-    def advance(self, now: float) -> None:
-        """Look at the processes and the clock, and do what is due."""
-        if self.phase is Phase.GONE:
+    def advance(self) -> None:
+        """Check the processes and the clock, and do what is due."""
+        if self.state is AttemptState.OVER:
             return
-        if self.code is None:
-            self.code = self.tree.exit_code()
-            if self.code is not None:
-                self._log("info", "hook-exit" if self._hook else "child-exit", **self._about, code=self.code)
-        if (self._kill_at is not None and now >= self._kill_at) or (
-            self._again_at is not None and now >= self._again_at
-        ):
-            self.kill(now, "still running")
-        if self.code is None:
+        now = self._ports.now()
+        if self.state is AttemptState.WAITING:
+            if self._retry_at is not None and now >= self._retry_at:
+                self.try_start()
             return
-        if self.tree.empty():
-            self.phase = Phase.GONE
-            self._kill_at = self._again_at = None
-        elif self.phase is Phase.RUNNING or (self.phase is Phase.TERMINATING and self._told_group_only):
-            # what it left running may not have heard the signal that ended the main process
-            self.terminate(now, "left running")
+        tree = self._require_tree()
+        if self._code is None:
+            self._code = tree.exit_code()
+            if self._code is not None:
+                self._log("info", "hook-exit" if self.hook else "child-exit", **self._about, code=self._code)
+        if any(at is not None and now >= at for at in (self._kill_at, self._kill_again_at)):
+            self.kill(_STILL_RUNNING)
+        if self._code is None:
+            return
+        if tree.empty():
+            self._end(tree, self._code)
+        elif self.state is AttemptState.RUNNING or (self.state is AttemptState.TERMINATING and self._group_only):
+            # what the main process left running may not have got the signal that ended it
+            self.terminate("left running")
+
+    def _end(self, tree: ProcessTree, code: int) -> None:
+        # before it is reaped: right after that, the pid may belong to another process
+        self._ports.send(Ended(self._run))
+        end = self._ports.reap(tree)
+        self._conclude(
+            AttemptOver(
+                code,
+                late=end.late,
+                error=end.error,
+                died_of=end.died_of,
+                interrupted=end.interrupted,
+                ended_by_loss=self.ended_by_loss,
+                killed_for=self._killed_for,
+            )
+        )
+
+    def _conclude(self, over: AttemptOver) -> None:
+        self._enter(AttemptState.OVER)
+        self.over = over
+
+    def _enter(self, state: AttemptState) -> None:
+        self.state = checked(ATTEMPT_NEXT, self.state, state)
+
+    def _require_tree(self) -> ProcessTree:
+        """Return the tree; raise `IllegalTransition` if there is none yet, or no more."""
+        if self._tree is None or self.state is AttemptState.OVER:
+            raise IllegalTransition(f"there is nothing to signal: the attempt is {self.state.value}")
+        return self._tree

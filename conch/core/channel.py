@@ -15,19 +15,19 @@ _MESSAGE_BYTES = 262144
 
 
 class Channel:
-    """One end of the link. Never blocks; what the socket does not take now waits in memory."""
+    """One end of the channel. Never blocks; messages that the socket does not take now wait in memory."""
 
-    def __init__(self, end: socket.socket, board: DeadlinePage) -> None:
+    def __init__(self, end: socket.socket, page: DeadlinePage) -> None:
         end.setblocking(False)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE_BYTES)
         self._socket = end
-        self._board = board
+        self._page = page
         self._outbox: deque[bytes] = deque()
-        self._followed: dict[int, Renewed | None] = {0: None} if board.places == 1 else {}
+        self._followed: dict[int, Renewed | None] = {0: None} if page.places == 1 else {}
         self.closed = False
 
     def fileno(self) -> int:
-        """The descriptor to poll for reading, and for writing while `pending`."""
+        """Return the descriptor to poll for reading, and for writing while `pending`."""
         return self._socket.fileno()
 
     @property
@@ -36,20 +36,20 @@ class Channel:
         return bool(self._outbox) and not self.closed
 
     def send(self, message: Message) -> None:
-        """Send in order, now or when the other side has read; a renewal only replaces the one before."""
+        """Send in order, now or when the other side has read; a renewal replaces the one before."""
         if isinstance(message, Renewed):
-            self._board.publish(message)
+            self._page.publish(message)
             return
         self._outbox.append(encode(message))
         self.flush()
 
     def send_spec(self, data: bytes) -> None:
-        """The first word to a keeper that was forked before anything was known; it takes it by `wait_for_brief`."""
+        """Send the first message to a keeper that was forked early, which receives it by `wait_for_spec`."""
         self._outbox.append(data)
         self.flush()
 
     def wait_for_spec(self) -> bytes:
-        """The first word, once it comes; empty if the other side is gone."""
+        """Return the first message, once it arrives; empty if the other side is gone."""
         self._socket.setblocking(True)
         try:
             return self._socket.recv(_MESSAGE_BYTES)
@@ -67,14 +67,14 @@ class Channel:
         except BlockingIOError:
             pass  # the other side is slow or stopped; the poll for writing brings us back
         except (BrokenPipeError, ConnectionResetError):
-            # The other side is gone. What it sent before is still to be read, and ends with its end.
+            # The other side is gone. What it sent before can still be read; the end of file follows.
             self._outbox.clear()
         except OSError as error:
             if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
                 raise ChannelError(f"cannot send {self._outbox[0][:80]!r}: {error.strerror}") from None
 
     def drain(self) -> list[Message]:
-        """All that has arrived, the newest deadlines last; sets `closed` when the other side is gone."""
+        """Return all that has arrived, the newest deadlines last; set `closed` when the other side is gone."""
         messages: list[Message] = []
         while not self.closed:
             try:
@@ -82,33 +82,33 @@ class Channel:
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                # It died with mail unread; the kernel says so once, then hands over what it had sent.
+                # The other side died with messages unread; the kernel reports that once, then delivers what it sent.
                 continue
             if data:
                 messages.append(decode(data))
             else:
                 self.closed = True
         for place, seen in self._followed.items():
-            newest = self._board.read(place)
+            newest = self._page.read(place)
             if newest is not None and newest != seen:
                 self._followed[place] = newest
                 messages.append(newest)
         return messages
 
     def follow(self, numbers: set[int]) -> None:
-        """From now on `drain` tells of the deadlines of these holds alone; with one place it always does."""
-        if self._board.places > 1:
-            places = {number % self._board.places for number in numbers}
+        """Make `drain` return the deadlines of these holds only; with one place it always returns that one."""
+        if self._page.places > 1:
+            places = {number % self._page.places for number in numbers}
             self._followed = {place: self._followed.get(place) for place in places}
 
     def close(self) -> None:
-        """Let the other side see the end."""
+        """Close the socket; the other side reads the end of file."""
         self.closed = True
         self._socket.close()
 
 
 def pair(holds: int = 1) -> tuple[Channel, Channel]:
-    """A link's two ends, supervisor's and keeper's, with room for the deadlines of so many holds at a time."""
-    board = DeadlinePage(holds)
-    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return Channel(left, board), Channel(right, board)
+    """Return the supervisor's and the keeper's end, with room for the deadlines of this many holds at a time."""
+    page = DeadlinePage(holds)
+    supervisor, keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Channel(supervisor, page), Channel(keeper, page)

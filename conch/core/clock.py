@@ -4,5 +4,5 @@ import time
 
 
 def now() -> float:
-    """Seconds of CLOCK_BOOTTIME: never set back, runs on through suspend, the same in every process."""
+    """Return the seconds of CLOCK_BOOTTIME: never set back, runs on through suspend, the same in every process."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

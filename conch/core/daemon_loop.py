@@ -1,6 +1,5 @@
 """The supervisor of many runs on the real system: descriptors, signals, processes, their output."""
 
-import os
 import random
 import select
 import signal
@@ -9,31 +8,30 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from conch.core import clock, procfs, spawn
-from conch.core.attempt import Tree
 from conch.core.channel import Channel
 from conch.core.daemon_supervisor import DaemonSupervisor
 from conch.core.event_loop import SupervisorLoop
 from conch.core.messages import Message, Start
+from conch.core.orphans import SCAN_PAUSE_S, Orphans, reap_zombie
 from conch.core.output_relay import Outputs, Relay
+from conch.core.process_tree import Process, reap_orphans
 from conch.core.procfs import Stat
-from conch.core.spawn import Process, Spec, User
-from conch.core.states import End
+from conch.core.spawn import Spec, User
+from conch.core.states import End, ProcessTree
 from conch.errors import EXIT_SIGNAL, EndedBySignal
 from conch.line_writer import LineWriter
 from conch.log import Log
 from conch.record import replace
 
-# How many holds there can be at a time: one for the host, and one a run with a semaphore.
+# How many holds there can be at a time: one for the host, and one per run with a semaphore.
 HOLDS = 4096
-# Looks at all processes are shared: with many runs about to end, one look each would be too dear.
-_LOOK_PAUSE_S = 0.01
-# How long what nobody can be told to be of may keep a run from being judged.
+# How long a process that cannot be attributed may delay declaring a run finished.
 _UNCLEAR_S = 5.0
-# Should nothing wake us while something left running ends.
-_LOOK_AGAIN_S = 1.0
-# What runs have printed may wait for our own reader: the last words of many that end together, too.
+# The next scan while a run has leftovers, in case nothing wakes us when they end.
+_SCAN_AGAIN_S = 1.0
+# How much output of runs may wait for our own reader, also when many runs end together.
 OUTPUT_BYTES = 4 << 20
-_LAST_WORDS_S = 1.0
+_LAST_OUTPUT_S = 1.0
 
 
 @dataclass(slots=True)
@@ -43,7 +41,7 @@ class _Run:
 
 
 class DaemonLoop:
-    """Runs a `Pool` on the real system; it is its `PoolPorts`."""
+    """Runs a `DaemonSupervisor` on the real system; it is its `DaemonPorts`."""
 
     def __init__(
         self,
@@ -57,54 +55,49 @@ class DaemonLoop:
         kept_open: Collection[int],
         descriptors: tuple[int, int] | None = None,
     ) -> None:
-        """Runs get this environment and, if given, this user's rights; `kept_open` are the keeper's descriptors.
+        """Runs get this environment and, if there is one, this user's rights; `kept_open` are the keeper's descriptors.
 
-        `descriptors` is the limit of them that runs get, if ours was raised.
+        `descriptors` is the limit of open files that runs get, if ours was raised.
         """
         self._environment = environment
         self._log = log
         self._user = user
-        self._parent = SupervisorLoop(keeper_main, log, holds=HOLDS, kept_open=kept_open)
-        self._dispositions = replace(self._parent.signals.dispositions, descriptors=descriptors)
+        self._loop = SupervisorLoop(keeper_main, log, holds=HOLDS, kept_open=kept_open)
+        self._dispositions = replace(self._loop.signals.dispositions, descriptors=descriptors)
         self._out = LineWriter(1, OUTPUT_BYTES)
-        self._outputs = Outputs(self._parent.poller)
+        self._outputs = Outputs(self._loop.poller)
         self._runs: dict[str, _Run] = {}
-        self._trees: dict[int, str] = {}  # by the pid of the main process
-        self._ended: dict[str, float] = {}  # since when
-        self._orphans: dict[tuple[int, int], str | None] = {}  # by pid and start
-        self._unmarked: dict[tuple[int, int], float] = {}  # those without an environment, since when
-        self._escaped: list[tuple[Process, int]] = []
-        self._me = os.getpid()
-        self._look_at: float | None = None
-        self._looked_at = 0.0
-        self._seen: dict[int, Stat] | None = None
-        self._preexisting = frozenset(
-            (entry.pid, entry.start) for entry in procfs.descendants(os.getpid(), procfs.processes(), lambda _: False)
-        )
+        self._run_of_pid: dict[int, str] = {}  # by the pid of the main process
+        self._ended: dict[str, float] = {}  # runs whose main process has ended, since when
+        self._orphans = Orphans(self._runs, self._run_of_pid, lambda: self._loop.keeper)
+        self._escape_signals: list[tuple[Process, int]] = []  # to send with the next scan
+        self._scan_at: float | None = None
+        self._scanned_at = 0.0
+        self._scan: dict[int, Stat] | None = None  # of this turn
         self._supervisor = DaemonSupervisor(self, log, drain_s=drain_s, release_s=release_s)
 
     def run(self) -> int:
-        """Work until the pool is done; return conchd's exit code. Raises `EndedBySignal` where one was its end."""
+        """Work until the supervisor is done; return conchd's exit code. Raises `EndedBySignal` if a signal ended it."""
         supervisor = self._supervisor
         supervisor.begin()
         while not supervisor.done:
-            self._parent.follow(supervisor.holds)
-            moments = [m for m in (supervisor.wake_at, self._look_at, self._outputs.wake_at) if m is not None]
-            ready = self._parent.wait(min(moments, default=None))
-            self._parent.receive(supervisor.on_message, supervisor.on_keeper_death)
+            self._loop.follow(supervisor.holds)
+            times = [at for at in (supervisor.wake_at, self._scan_at, self._outputs.wake_at) if at is not None]
+            ready = self._loop.wait(min(times, default=None))
+            self._loop.receive(supervisor.on_message, supervisor.on_keeper_death)
             supervisor.on_time()
             self._signal_escaped()
-            for number in self._parent.signals.take():
+            for number in self._loop.signals.take():
                 if number == signal.SIGCHLD:
                     self._note_ends()
                 else:
                     supervisor.on_signal(number)
             self._signal_escaped()
-            self._look()
+            self._judge_ends()
             self._pass_output_on(ready)
-        self._parent.dismiss_keeper()
-        self._last_words()
-        self._parent.close()
+        self._loop.dismiss_keeper()
+        self._write_last_output()
+        self._loop.close()
         if supervisor.ended_by is not None and supervisor.code == EXIT_SIGNAL + supervisor.ended_by:
             raise EndedBySignal(supervisor.ended_by)
         return supervisor.code
@@ -112,100 +105,67 @@ class DaemonLoop:
     # -- the ends of runs ---------------------------------------------------------------------------------
 
     def _note_ends(self) -> None:
-        spawn.reap_orphans({self._parent.keeper, *self._trees})
-        for run, what in self._runs.items():
-            if run not in self._ended and what.process.exit_code() is not None:
+        reap_orphans({self._loop.keeper, *self._run_of_pid})
+        for run, started in self._runs.items():
+            if run not in self._ended and started.process.exit_code() is not None:
                 self._ended[run] = clock.now()
         if self._ended:
-            self._look_at = self._looked_at + _LOOK_PAUSE_S
+            self._scan_at = self._scanned_at + SCAN_PAUSE_S
 
-    def _look(self) -> None:
-        """Have those judged whose main process has ended; one look at all processes serves them all."""
+    def _judge_ends(self) -> None:
+        """Have the supervisor judge the runs whose main process has ended; all of them share one /proc scan.
+
+        One scan each would cost too much when many runs end together.
+        """
         now = clock.now()
-        if self._look_at is None or now < self._look_at:
+        if self._scan_at is None or now < self._scan_at:
             return
         try:
-            self._seen = procfs.processes()
-            clear = self._attribute(self._seen)
-            # a stream of unclear ones, of other runs perhaps, must not put off the judgement for ever
+            self._scan = procfs.processes()
+            clear = self._orphans.attribute(self._scan)
+            # a stream of unclear processes, perhaps of other runs, must not delay the judgement forever
             judged = {
                 run
                 for run, since in self._ended.items()
-                if (clear or now - since > _UNCLEAR_S) and not self._reap_zombies(self._runs[run].process, self._seen)
+                if (clear or now - since > _UNCLEAR_S) and not self._reap_zombies(self._runs[run].process, self._scan)
             }
         except OSError:
-            judged = set()  # we cannot look now
+            judged = set()  # /proc cannot be read now
         unjudged = self._ended.keys() - judged
         self._supervisor.on_change(judged)
-        self._seen = None
+        self._scan = None
         self._signal_escaped()
-        spawn.reap_orphans({self._parent.keeper, *self._trees})  # those that stood behind what was just reaped
-        self._looked_at = clock.now()
+        reap_orphans({self._loop.keeper, *self._run_of_pid})  # those that waited behind what was just reaped
+        self._scanned_at = clock.now()
         self._ended = {run: since for run, since in self._ended.items() if run in self._runs}
-        pause_s = _LOOK_PAUSE_S if unjudged else _LOOK_AGAIN_S
-        self._look_at = self._looked_at + pause_s if self._ended else None
-
-    def _attribute(self, everyone: Mapping[int, Stat]) -> bool:
-        """Find out whose the orphans are that came to us from outside all groups; tell whether that is clear.
-
-        A zombie may be the parent of what was born after the look began; one just in exec shows no environment for a
-        moment. Both want another look. What shows none at the second look either has wiped it: it is nobody's.
-        """
-        clear = True
-        known: dict[tuple[int, int], str | None] = {}
-        unmarked: dict[tuple[int, int], float] = {}
-        now = clock.now()
-        for entry in everyone.values():
-            if entry.parent != self._me or entry.pid in self._trees or entry.group in self._trees:
-                continue
-            who = (entry.pid, entry.start)
-            if entry.pid == self._parent.keeper or who in self._preexisting:
-                continue
-            if entry.dead:
-                clear = False
-                try:
-                    os.waitpid(entry.pid, os.WNOHANG)
-                except ChildProcessError:
-                    pass  # reaped already
-            elif self._orphans.get(who) is not None:
-                known[who] = self._orphans[who]
-            else:
-                marks = procfs.run_ids_of(entry.pid)
-                if marks is None:
-                    unmarked[who] = self._unmarked.get(who, now)
-                    clear = clear and now - unmarked[who] >= _LOOK_PAUSE_S
-                known[who] = next((mark for mark in marks or () if mark in self._runs), None)
-        self._orphans, self._unmarked = known, unmarked
-        return clear
+        pause_s = SCAN_PAUSE_S if unjudged else _SCAN_AGAIN_S
+        self._scan_at = self._scanned_at + pause_s if self._ended else None
 
     @staticmethod
-    def _reap_zombies(child: Process, seen: Mapping[int, Stat]) -> bool:
-        """Whether all that was seen of a tree had ended and waited for us: only a further look shows it empty."""
-        found = child.below(seen)
+    def _reap_zombies(child: Process, scan: Mapping[int, Stat]) -> bool:
+        """Reap the tree if it consists of zombies; return whether it did: only another scan can show it empty."""
+        found = child.members(scan)
         if not found or not all(entry.dead for entry in found):
             return False
         for entry in found:
-            try:
-                os.waitpid(entry.pid, os.WNOHANG)
-            except ChildProcessError:
-                pass  # another's child
+            reap_zombie(entry)
         return True
 
     def signal_escaped_soon(self, child: Process, number: int) -> None:
-        """Signal what left the groups of runs: one look at all processes serves all of them."""
-        self._escaped.append((child, number))
+        """Signal the processes that left the group of this run; the runs share one /proc scan."""
+        self._escape_signals.append((child, number))
 
     def _signal_escaped(self) -> None:
-        if not self._escaped:
+        if not self._escape_signals:
             return
-        strays, self._escaped = self._escaped, []
+        unsent, self._escape_signals = self._escape_signals, []
         try:
-            everyone = procfs.processes()
-            self._attribute(everyone)
-            for child, number in strays:
-                child.signal_escaped(number, everyone)
+            scan = procfs.processes()
+            self._orphans.attribute(scan)
+            for child, number in unsent:
+                child.signal_escaped(number, scan)
         except OSError:
-            pass  # we cannot look now; a kill is repeated
+            pass  # /proc cannot be read now; a kill is repeated
 
     # -- output -------------------------------------------------------------------------------------------
 
@@ -213,45 +173,45 @@ class DaemonLoop:
         self._outputs.pass_on((fd for fd, _ in ready), clock.now())
         for lines in (self._out, self._log.lines):
             lines.flush()
-            self._parent.want_write(lines)
+            self._loop.want_write(lines)
 
-    def _last_words(self) -> None:
-        until = clock.now() + _LAST_WORDS_S
+    def _write_last_output(self) -> None:
+        deadline = clock.now() + _LAST_OUTPUT_S
         for lines in (self._out, self._log.lines):
             lines.flush()
-            while lines.pending and clock.now() < until:
+            while lines.pending and clock.now() < deadline:
                 poller = select.poll()
                 poller.register(lines.fileno(), select.POLLOUT)
                 poller.poll(100)
                 lines.flush()
 
-    # -- PoolPorts ----------------------------------------------------------------------------------------
+    # -- DaemonPorts ----------------------------------------------------------------------------------------
 
     def now(self) -> float:
-        """Seconds of CLOCK_BOOTTIME."""
+        """Return the seconds of CLOCK_BOOTTIME."""
         return clock.now()
 
     def wall(self) -> float:
-        """Seconds since the epoch, for people."""
+        """Return the seconds since the epoch, for display."""
         return time.time()
 
     def jitter(self, low: float, high: float) -> float:
-        """A random number between the two."""
+        """Return a random number between the two."""
         return random.uniform(low, high)
 
     def start_keeper(self) -> None:
         """Fork the keeper."""
-        self._parent.start_keeper()
+        self._loop.start_keeper()
 
     def drop_keeper(self) -> bool:
-        """SIGKILL the keeper and reap it; return whether it had ended of a defect of its own."""
-        return self._parent.drop_keeper()
+        """SIGKILL the keeper and reap it; return whether it had ended because of a defect of its own."""
+        return self._loop.drop_keeper()
 
     def send(self, message: Message) -> None:
         """Send to the keeper."""
-        self._parent.send(message)
+        self._loop.send(message)
 
-    def start_tree(self, order: Start, attempt: int, start_by: float | None) -> Tree:
+    def start_tree(self, order: Start, attempt: int, start_by: float | None) -> ProcessTree:
         """Fork the run behind its gate, its output piped to us."""
         environment = {**self._environment, **order.environment, "CONCH_ATTEMPT": str(attempt)}
         relays = self._open_relays(order.label)
@@ -267,10 +227,10 @@ class DaemonLoop:
                     user=self._user,
                     apart=True,
                 ),
-                tree=order.run,
+                run_id=order.run,
                 start_by=start_by,
                 dispositions=self._dispositions,
-                exclude=lambda entry: self._excluded(entry, order.run),
+                exclude=lambda entry: self._orphans.excluded(entry, order.run),
             )
         except OSError:
             for relay in relays:
@@ -281,8 +241,8 @@ class DaemonLoop:
             relay.started()
             self._outputs.add(relay)
         self._runs[order.run] = _Run(child, relays)
-        self._trees[child.pid] = order.run
-        return _Watched(child, self)
+        self._run_of_pid[child.pid] = order.run
+        return _DaemonTree(child, self)
 
     def _open_relays(self, label: str) -> tuple[Relay, Relay]:
         out = Relay(label, self._out)
@@ -297,17 +257,17 @@ class DaemonLoop:
                 relay.belongs_to(self._user.uid, self._user.gid)
         return relays
 
-    def open_gate(self, tree: Tree) -> None:
+    def open_gate(self, tree: ProcessTree) -> None:
         """Let the main process exec."""
-        self._runs[tree.tree].process.open_gate()
+        self._runs[tree.run_id].process.open_gate()
 
-    def reap(self, tree: Tree) -> End:
-        """Pass on its last output and let the main process go."""
-        run = self._runs.pop(tree.tree)
-        self._ended.pop(tree.tree, None)  # should it be started again, under the same id
-        del self._trees[run.process.pid]
-        if self._seen is not None:
-            self._seen.pop(run.process.pid, None)
+    def reap(self, tree: ProcessTree) -> End:
+        """Pass on the last output of the run and reap its main process."""
+        run = self._runs.pop(tree.run_id)
+        self._ended.pop(tree.run_id, None)  # it may be started again under the same id
+        del self._run_of_pid[run.process.pid]
+        if self._scan is not None:
+            self._scan.pop(run.process.pid, None)
         error = run.process.exec_error()
         for relay in run.relays:
             self._outputs.finish(relay)
@@ -315,40 +275,31 @@ class DaemonLoop:
         late = error == spawn.LATE
         return End(None if late else error, late)
 
-    def _excluded(self, entry: Stat, run: str) -> bool:
-        """Whether this process is not part of the run: only our own children can be another's."""
-        if entry.parent != self._me:
-            return False
-        owner = (
-            self._trees.get(entry.pid) or self._trees.get(entry.group) or self._orphans.get((entry.pid, entry.start))
-        )
-        return owner != run
-
     def empty(self, child: Process) -> bool:
-        """Whether nothing of a tree lives, as far as this turn's look shows; before it, it is taken to live."""
-        if self._seen is None:
+        """Whether nothing of a tree lives, as this turn's scan shows; without a scan it is taken to live."""
+        if self._scan is None:
             return False
         try:
-            found = child.below(self._seen)
+            found = child.members(self._scan)
         except OSError:
-            return False  # we cannot look now
+            return False  # /proc cannot be read now
         return not found and child.exit_code() is not None
 
 
-class _Watched:
-    """A process whose emptiness is seen by the looks that all share."""
+class _DaemonTree:
+    """The process tree of one run; the scans that show it empty are shared by all runs."""
 
-    def __init__(self, child: Process, crew: DaemonLoop) -> None:
+    def __init__(self, child: Process, loop: DaemonLoop) -> None:
         self._child = child
-        self._crew = crew
+        self._loop = loop
         self.pid = child.pid
-        self.tree = child.tree
+        self.run_id = child.run_id
 
     def exit_code(self) -> int | None:
         return self._child.exit_code()
 
     def empty(self) -> bool:
-        return self._crew.empty(self._child)
+        return self._loop.empty(self._child)
 
     def refused(self) -> list[int]:
         return self._child.refused()
@@ -358,4 +309,4 @@ class _Watched:
 
     def signal_tree(self, number: int) -> None:
         self._child.signal_group(number)
-        self._crew.signal_escaped_soon(self._child, number)
+        self._loop.signal_escaped_soon(self._child, number)

@@ -10,7 +10,7 @@ from conch.core.messages import Renewed
 class DeadlinePage:
     """The newest deadline of each hold in shared memory, written by the keeper and read by the supervisor.
 
-    A checksum tells a reader that it saw half a write: it then keeps what it had, which is older and so safe.
+    A checksum shows the reader a half-finished write: it then keeps the deadline it had, which is older and so safe.
     Hold `number` has place `number % places`; the numbers of holds at one time must not share one.
     """
 
@@ -23,13 +23,13 @@ class DeadlinePage:
         self._page = mmap.mmap(-1, places * self._BYTES)
 
     def publish(self, renewed: Renewed) -> None:
-        """Make this the deadline that the reader finds."""
+        """Publish the deadline for the reader to find."""
         record = self._FORM.pack(renewed.number, renewed.deadline)
         at = renewed.number % self.places * self._BYTES
         self._page[at : at + self._BYTES] = record + self._SUM.pack(zlib.crc32(record))
 
     def read(self, place: int = 0) -> Renewed | None:
-        """The newest deadline of a place, or None if there is none or it is just being written."""
+        """Return the newest deadline of a place, None if there is none or it is just being written."""
         at = place * self._BYTES
         data = bytes(self._page[at : at + self._BYTES])
         record, checksum = data[: self._FORM.size], data[self._FORM.size :]

@@ -1,4 +1,4 @@
-"""What every supervising process has: its signals, its timer, its keeper and the link to it."""
+"""What every supervising process has: its signals, its timer, its keeper and the channel to it."""
 
 import os
 import select
@@ -16,14 +16,14 @@ from conch.line_writer import LineWriter
 from conch.log import Log
 
 _NOTED = frozenset({*ENDING, *PASSED_ON, signal.SIGCHLD})
-# A conch in the background must be able to take the terminal back and to write to it.
+# In the background, conch must be able to take the terminal back and to write to it.
 _IGNORED = frozenset({signal.SIGTTOU, signal.SIGTTIN})
-# How long a keeper may take to leave by itself at the end, before it is killed.
+# How long a keeper may take to exit by itself at the end, before it is killed.
 _KEEPER_LEAVES_S = 1.0
 
 
 class Signals:
-    """Turns signals into bytes on a descriptor, whichever thread gets them; knows what to give back to children."""
+    """Turns signals into bytes on a descriptor, whichever thread gets them; knows the dispositions for children."""
 
     def __init__(self, ignored: Collection[signal.Signals] = _IGNORED) -> None:
         self._out, self._in = socket.socketpair()
@@ -46,27 +46,27 @@ class Signals:
         return self._out.fileno()
 
     def note(self, number: int) -> None:
-        """Take note of this signal. One that was ignored when conch started (nohup, a shell's &) stays ignored."""
+        """Record this signal. If it was ignored when conch started (nohup, a shell's &), it stays ignored."""
         if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, self._note)
 
     @staticmethod
     def heard(number: int) -> bool:
-        """Whether this signal is noted; else it was ignored when conch started."""
+        """Whether this signal is recorded; if not, it was ignored when conch started."""
         return signal.getsignal(number) != signal.SIG_IGN
 
     def _note(self, number: int, _frame: object) -> None:
-        """All that a handler does. The descriptor wakes the loop; a flood may fill it, but loses nothing here."""
+        """Only record the signal. The descriptor wakes the loop; a flood may fill it but loses nothing."""
         self._noted.append(number)
 
     def close(self) -> None:
-        """Wake nobody any more; signals are still noted, so that none ends us at the end."""
+        """Stop waking the loop; signals are still recorded, so that none ends conch while it exits."""
         signal.set_wakeup_fd(-1)
         self._out.close()
         self._in.close()
 
     def take(self) -> list[int]:
-        """The signals that arrived since the last call, in order."""
+        """Return the signals that arrived since the last call, in order."""
         try:
             while self._out.recv(4096):
                 pass
@@ -77,7 +77,7 @@ class Signals:
 
 
 class SupervisorLoop:
-    """Starts, hears and ends the keeper; waits for descriptors, signals and moments."""
+    """Starts the keeper, receives its messages and ends it; waits for descriptors, signals and times."""
 
     def __init__(
         self,
@@ -88,14 +88,14 @@ class SupervisorLoop:
         holds: int = 1,
         kept_open: Collection[int] = (),
     ) -> None:
-        """`brief` tells a keeper that was forked early what a later one knows from `keeper_main`.
+        """`send_spec` tells a keeper that was forked early what a later one knows from `keeper_main`.
 
-        `holds` is how many may be held at a time; the descriptors `kept_open` are the keeper's too.
+        `holds` is how many may be held at a time; the keeper keeps the descriptors `kept_open`.
         """
         self.log = log
         self.keeper: int | None = None
         self._keeper_main = keeper_main
-        self._brief = send_spec
+        self._spec = send_spec
         self._holds = holds
         self._kept_open = kept_open
         self._channel: Channel | None = None
@@ -108,7 +108,7 @@ class SupervisorLoop:
         linux.become_subreaper()
 
     def wait(self, until: float | None) -> list[tuple[int, int]]:
-        """Return at the moment `until` (CLOCK_BOOTTIME), or when any descriptor is ready: which, as poll tells."""
+        """Wait until `until` (CLOCK_BOOTTIME) or until a descriptor is ready; return the ready ones as poll does."""
         self._timer.arm(until)
         if self._channel is not None:
             events = select.POLLIN | (select.POLLOUT if self._channel.pending else 0)
@@ -118,12 +118,12 @@ class SupervisorLoop:
         return ready
 
     def close(self) -> None:
-        """Give back what was opened."""
+        """Close what was opened."""
         self.signals.close()
         self._timer.close()
 
     def want_write(self, lines: LineWriter) -> None:
-        """Have `wait` return when lines that wait could be written."""
+        """Make `wait` return when pending lines could be written."""
         fd = lines.fileno()
         if lines.pending and fd not in self._writing:
             self._writing.add(fd)
@@ -133,13 +133,13 @@ class SupervisorLoop:
             self.poller.unregister(fd)
 
     def receive(self, on_message: Callable[[Message], None], on_death: Callable[[], None]) -> None:
-        """Pass on what the keeper sent, then its death if it ended."""
+        """Pass on the messages of the keeper, then its death if it ended."""
         channel = self._channel
         if channel is None:
             return
         channel.flush()
         arrived = channel.drain()
-        # an order must not be judged by the deadline of when we last woke
+        # deadlines first: a message must not be handled with the deadline known when we last woke
         for message in arrived:
             if isinstance(message, Renewed):
                 on_message(message)
@@ -149,24 +149,24 @@ class SupervisorLoop:
             on_death()
 
     def follow(self, holds: set[int]) -> None:
-        """Hear of the deadlines of these holds."""
+        """Receive the deadlines of these holds."""
         if self._channel is not None:
             self._channel.follow(holds)
 
     def start_keeper(self) -> None:
-        """Have a keeper: the one that was forked early, if there is one and a brief for it, or fork one."""
-        early = keeper_process.take_early() if self._brief else None
+        """Take the keeper that was forked early, if there is one and a spec for it; else fork one."""
+        early = keeper_process.take_early() if self._spec else None
         if early is None:
             self.keeper, self._channel = keeper_process.fork_keeper(
                 self._keeper_main, holds=self._holds, kept_open=self._kept_open
             )
         else:
             self.keeper, self._channel = early
-            self._channel.send_spec(self._brief)
+            self._channel.send_spec(self._spec)
         self.poller.register(self._channel, select.POLLIN)
 
     def drop_keeper(self) -> bool:
-        """SIGKILL the keeper and reap it; return whether it had ended of a defect of its own."""
+        """SIGKILL the keeper and reap it; return whether it had ended because of a defect of its own."""
         defect = False
         if self.keeper is not None:
             os.kill(self.keeper, signal.SIGKILL)
@@ -185,7 +185,7 @@ class SupervisorLoop:
             self._channel.send(message)
 
     def dismiss_keeper(self) -> None:
-        """The keeper ends when the link closes; it is not left behind in any case."""
+        """Close the channel, which ends the keeper; kill it if it does not exit in time."""
         if self._channel is not None:
             self.poller.unregister(self._channel)
             self._channel.close()

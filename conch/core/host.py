@@ -1,4 +1,4 @@
-"""What conch needs of the system before it may run anything, and the environment that it was started with."""
+"""What conch needs from the system before it may run anything, and the environment that it was started with."""
 
 import os
 from functools import cache
@@ -9,19 +9,19 @@ _CAP_SYS_PTRACE = 1 << 19
 
 
 def environment() -> dict[str, str]:
-    """The variables that conch was started with, exactly: Python adds LC_CTYPE to its own where no locale is set."""
+    """Return exactly the variables that conch was started with: Python adds LC_CTYPE to its own if no locale is set."""
     try:
         with open("/proc/self/environ", "rb") as file:
             entries = file.read().split(b"\0")
     except OSError:
         return dict(os.environ)
-    pairs = [entry.partition(b"=") for entry in entries if entry.find(b"=") > 0]  # exec takes no nameless ones
+    pairs = [entry.partition(b"=") for entry in entries if entry.find(b"=") > 0]  # exec accepts no empty names
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in reversed(pairs)}
 
 
 @cache
 def problem() -> str | None:
-    """Why nothing can be run and watched over here: a line for people; None if it can. Asked of the system once."""
+    """Return why conch cannot supervise commands on this system, in one line, None if it can. Checked once."""
     try:
         os.close(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
@@ -31,7 +31,7 @@ def problem() -> str | None:
         known = [line.split()[1:] for line in _status() if line.startswith("NSpid:")]
     except OSError as error:
         return f"/proc is not mounted ({error.strerror}): what a command leaves running could not be seen"
-    # the numbers of this process, from the namespace of this /proc down to our own
+    # NSpid lists the pids of this process, from the namespace of this /proc down to our own
     if shown != str(os.getpid()) or any(numbers != [shown] for numbers in known):
         return (
             "/proc is that of another process namespace: what a command leaves running could not be seen "
@@ -58,7 +58,7 @@ def _status() -> list[str]:
 
 
 def _proc_options() -> dict[str, Any]:
-    """The options of the file system that is mounted at /proc, last mounted last."""
+    """Return the options of the file system at /proc; if several are mounted there, of the last one."""
     found: dict[str, Any] = {}
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
         for line in file:

@@ -1,7 +1,7 @@
-"""Forking keepers; the first one before the command line is even read, so that both sides get ready at once.
+"""Forking keepers; the first one before the command line is even read, so that both processes load in parallel.
 
-A process is the child of the very thread that forked it. All keepers are forked by a thread that does nothing else, so
-that the main thread has no children but what runs under the hold, and can ask the kernel whether any of that lives.
+A process is the child of the very thread that forked it. All keepers are forked by a thread that does nothing else. So
+the children of the main thread are only those that run under the hold, and it can ask the kernel whether any lives.
 """
 
 import os
@@ -19,13 +19,13 @@ _WALL = 0x40000000
 
 _forker: "_Forker | None" = None
 _early: tuple[int, Channel] | None = None
-_first_born = False  # the early keeper was our only child
+_was_childless = False  # when the early keeper was forked
 
 
 def fork_keeper(
     main: Callable[[Channel], None], *, holds: int = 1, kept_open: Collection[int] = ()
 ) -> tuple[int, Channel]:
-    """Fork a keeper: a session of its own, deaf to signals, with none of our descriptors but link and stderr."""
+    """Fork a keeper: in a session of its own, ignoring signals, with none of our descriptors but channel and stderr."""
     ours, theirs = pair(holds)
     before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     try:
@@ -41,7 +41,7 @@ def fork_keeper(
 
 
 def _fork_aside(child: Callable[[], object]) -> int:
-    """Fork a process that runs `child`, which never returns; in the other thread, if there can be one."""
+    """Fork a process that runs `child`, which never returns; in the other thread, if one can be started."""
     global _forker
     if _forker is None:
         try:
@@ -55,14 +55,15 @@ def _fork_aside(child: Callable[[], object]) -> int:
 
 
 class _Forker:
-    """The thread; it ends with the process. It sleeps holding nothing, so a fork beside it leaves no lock behind.
+    """The thread that forks keepers; it ends with the process.
 
-    It is started with all signals blocked: they are the main thread's.
+    It sleeps without holding a lock, so a fork in the main thread copies no locked one. It starts with all signals
+    blocked, so that the main thread gets them.
     """
 
     def __init__(self) -> None:
         if sys.warnoptions:
-            import warnings  # newer Pythons warn of every fork beside another thread
+            import warnings  # newer Pythons warn about every fork of a process with several threads
 
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         self._asked, self._done = allocate_lock(), allocate_lock()
@@ -113,16 +114,16 @@ def _become_keeper(main: Callable[[Channel], None], channel: Channel, kept_open:
         main(channel)
         code = 0
     except BaseException as error:  # the top of a process
-        if not shortage(error):  # else the supervisor is as short, or says that we died
+        if not shortage(error):  # a supervisor lacks the same resource, or reports that the keeper died
             code = unexpected(error)
     finally:
         os._exit(code)
 
 
 def fork_early(main: Callable[[Channel], None]) -> None:
-    """Fork a keeper that waits to be told its job; if that cannot be, one is forked later as usual."""
-    global _early, _first_born
-    _first_born = _childless()
+    """Fork a keeper that waits for its spec; if that fails, one is forked later as usual."""
+    global _early, _was_childless
+    _was_childless = _childless()
     try:
         _early = fork_keeper(main)
     except OSError:
@@ -138,24 +139,24 @@ def _childless() -> bool:
 
 
 def take_early() -> tuple[int, Channel] | None:
-    """The keeper that waits, for whoever has a job for it."""
+    """Return the keeper that waits for its spec, for the caller to use."""
     global _early
-    taken, _early = _early, None
-    return taken
+    early, _early = _early, None
+    return early
 
 
 def early_pid() -> int | None:
-    """The pid of the keeper that waits."""
+    """Return the pid of the keeper that waits for its spec."""
     return None if _early is None else _early[0]
 
 
 def had_children() -> bool:
-    """Whether there were children of ours before any keeper, as a shell leaves them by `job & exec conch`."""
-    return not _first_born and not _childless()
+    """Whether conch had children before any keeper, as a shell leaves them by `job & exec conch`."""
+    return not _was_childless and not _childless()
 
 
 def discard_early() -> None:
-    """Nobody had a job for it."""
+    """Kill the keeper that waits: no command needs it."""
     early = take_early()
     if early is not None:
         pid, channel = early

@@ -38,54 +38,54 @@ def become_subreaper() -> None:
 
 
 def die_with_parent(signal_number: int) -> None:
-    """Ask the kernel for a signal when the parent dies (prctl, PR_SET_PDEATHSIG); it survives exec."""
+    """Ask the kernel for a signal when the parent dies (prctl, PR_SET_PDEATHSIG); the request survives exec."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0))
 
 
 def leave_no_core() -> None:
-    """Have no core written of this process, whatever handles cores on this host (prctl, PR_SET_DUMPABLE)."""
+    """Prevent core dumps of this process, whatever handles them on this host (prctl, PR_SET_DUMPABLE)."""
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
 def give_memory_back() -> None:
-    """Return to the kernel what start-up has left free (malloc_trim; where the C library has none, nothing)."""
+    """Return memory that start-up has freed to the kernel (malloc_trim; does nothing where the C library lacks it)."""
     trim = getattr(_libc, "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 class Timer:
-    """A timerfd on CLOCK_BOOTTIME: readable at an absolute moment, time spent in suspend counts."""
+    """A timerfd on CLOCK_BOOTTIME: readable from an absolute time on; time spent in suspend counts."""
 
     def __init__(self) -> None:
         self._fd = _check(_libc.timerfd_create(time.CLOCK_BOOTTIME, _TFD_FLAGS))
 
     def fileno(self) -> int:
-        """The descriptor to poll."""
+        """Return the descriptor to poll."""
         return self._fd
 
     def arm(self, at_s: float | None) -> None:
-        """Fire at `at_s` (seconds of CLOCK_BOOTTIME; the past fires at once), or never."""
-        # all zero disarms, so the past is one nanosecond after boot
+        """Fire at `at_s` (seconds of CLOCK_BOOTTIME; a past time fires immediately), or never."""
+        # zero disarms the timer, so a past time is one nanosecond after boot
         nanoseconds = 0 if at_s is None else max(1, int(at_s * 1e9))
         sec, nsec = divmod(nanoseconds, 1_000_000_000)
         spec = _Itimerspec(_Timespec(0, 0), _Timespec(sec, nsec))
         _check(_libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None))
 
     def clear(self) -> None:
-        """Take note that it fired."""
+        """Make the descriptor unreadable again if the timer fired."""
         try:
             os.read(self._fd, 8)
         except BlockingIOError:
-            pass  # it had not fired, or was armed anew since
+            pass  # it had not fired, or was armed again since
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         os.close(self._fd)
 
 
 class StepTimer:
-    """A timerfd on CLOCK_REALTIME that never fires, but tells when that clock is set (or the machine was asleep)."""
+    """A timerfd on CLOCK_REALTIME that never fires, but reports that the clock was set (or the machine was asleep)."""
 
     def __init__(self) -> None:
         self._fd = _check(_libc.timerfd_create(time.CLOCK_REALTIME, _TFD_CLOEXEC))

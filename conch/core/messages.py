@@ -1,4 +1,4 @@
-"""What supervisor and keeper say to each other, and its encoding: one JSON object a message."""
+"""The messages between supervisor and keeper, and their encoding: one JSON object per message."""
 
 import json
 
@@ -9,32 +9,32 @@ _TEXT_CHARACTERS = 2000
 
 
 class ChannelError(Exception):
-    """A message that does not belong on the link: a defect of conch."""
+    """A message that does not belong on the channel: a defect of conch."""
 
 
 class Message(Record):
-    """What goes over the link; each kind is a subclass with plain fields."""
+    """A message on the channel; each kind is a subclass with plain fields."""
 
     kind: ClassVar[str] = ""
-    whole: ClassVar[bool] = False  # its texts are never cut
+    uncut: ClassVar[bool] = False  # long texts are sent in full
 
 
 class Answered(Message):
-    """etcd answered and granted this lease: from now on there may be something to give back."""
+    """etcd answered and granted this lease: from now on there may be something to release."""
 
     kind: ClassVar[str] = "answered"
     lease: int
 
 
 class Queued(Message):
-    """We wait in line, with this create-revision."""
+    """The keeper waits in the queue, with this create-revision."""
 
     kind: ClassVar[str] = "queued"
     rev: int
 
 
 class Held(Message):
-    """The hold is ours. `deadline` is in seconds of CLOCK_BOOTTIME, `ttl_s` is what etcd granted."""
+    """The hold is won. `deadline` is in seconds of CLOCK_BOOTTIME, `ttl_s` is what etcd granted."""
 
     kind: ClassVar[str] = "held"
     number: int
@@ -54,7 +54,7 @@ class Renewed(Message):
 
 
 class Lost(Message):
-    """The hold of acquisition `number` is gone for certain."""
+    """The hold of acquisition `number` is certainly gone."""
 
     kind: ClassVar[str] = "lost"
     number: int
@@ -62,7 +62,7 @@ class Lost(Message):
 
 
 class Failed(Message):
-    """The acquisition failed, with the exit code of the contract; unless `leftovers` it left nothing in etcd."""
+    """The acquisition failed, with this exit code; unless `leftovers` is set, it left nothing in etcd."""
 
     kind: ClassVar[str] = "failed"
     code: int
@@ -71,14 +71,14 @@ class Failed(Message):
 
 
 class Released(Message):
-    """The lease was given back, or `reason` says why that is unknown."""
+    """The lease was released, or `reason` says why that is unknown."""
 
     kind: ClassVar[str] = "released"
     reason: str = ""
 
 
 class Note(Message):
-    """A line for the log: the keeper itself writes none."""
+    """A line for the log; the keeper itself writes none."""
 
     kind: ClassVar[str] = "note"
     level: str
@@ -96,14 +96,14 @@ class Acquire(Message):
 
 
 class Running(Message):
-    """A process group `pid` is about to exec; all it starts carries `tree` in its environment.
+    """A process group `pid` is about to exec; all it starts carries `run_id` in its environment.
 
     It must not outlive any of the `holds`, by their numbers (a hook after a loss has none), nor the supervisor.
     """
 
     kind: ClassVar[str] = "running"
     pid: int
-    tree: str
+    run_id: str
     holds: list[int]
     kill_after_s: float
     run: str = ""
@@ -117,16 +117,16 @@ class Ended(Message):
 
 
 class Release(Message):
-    """Give the lease back; a keeper that does not know it revokes `lease`."""
+    """Release the lease; a keeper that does not know it revokes `lease`."""
 
     kind: ClassVar[str] = "release"
     lease: int | None = None
 
 
 class Begin(Message):
-    """To the keeper of many runs, first of all: these runs live, these have ended and are reported next.
+    """The first message to a keeper of conchd: these runs live, these have ended and are reported next.
 
-    `leases` are those of the keeper before: what they hold is ours.
+    `leases` are those of the keeper before: what they hold belongs to this conchd.
     """
 
     kind: ClassVar[str] = "begin"
@@ -137,20 +137,20 @@ class Begin(Message):
 
 
 class Begun(Message):
-    """It has dealt with what was before, and etcd has answered: from now on only a signal is its end."""
+    """The scheduler is up: earlier runs are settled and etcd has answered. From here on only a signal ends conchd."""
 
     kind: ClassVar[str] = "begun"
 
 
 class Start(Message):
-    """Run this under these holds, of which `Held` told; its first attempt not after `start_by`.
+    """Run this under these holds, which `Held` announced; start its first attempt by `start_by`.
 
     An attempt lasts at most `limit_s`, the first `first_limit_s`; one that fails or
     takes longer is followed by up to `retries` more.
     """
 
     kind: ClassVar[str] = "start"
-    whole: ClassVar[bool] = True
+    uncut: ClassVar[bool] = True
     run: str
     label: str
     command: list[str]
@@ -166,7 +166,7 @@ class Start(Message):
 
 
 class Kill(Message):
-    """End this run; `reason` goes into what is reported of it."""
+    """End this run; `reason` goes into the report of its end."""
 
     kind: ClassVar[str] = "kill"
     run: str
@@ -174,7 +174,7 @@ class Kill(Message):
 
 
 class Finished(Message):
-    """A run is over and its tree empty: `ended` by itself, `timeout`, `killed`, or `unstarted`.
+    """A run is over and its tree empty; the outcome is `ended` (by itself), `timeout`, `killed` or `unstarted`.
 
     `started` is wall-clock time (seconds since the epoch) of the last attempt, 0 if there was none.
     """
@@ -190,7 +190,7 @@ class Finished(Message):
 
 
 class Recorded(Message):
-    """The keeper has the end of this run safe."""
+    """The keeper has recorded the end of this run durably."""
 
     kind: ClassVar[str] = "recorded"
     run: str
@@ -203,7 +203,7 @@ class Drain(Message):
 
 
 class Reload(Message):
-    """Read anew what may have changed on disk: zones, certificates, the password."""
+    """Reload what may have changed on disk: zones, certificates, the password."""
 
     kind: ClassVar[str] = "reload"
 
@@ -218,13 +218,13 @@ _KINDS: dict[str, type[Message]] = {
 
 
 def encode(message: Message) -> bytes:
-    """The message as it goes over the link."""
+    """Return the message as it is sent."""
     values = fields_of(message)
-    return json.dumps({"kind": message.kind, **(values if message.whole else _cut(values))}).encode()
+    return json.dumps({"kind": message.kind, **(values if message.uncut else _cut(values))}).encode()
 
 
 def _cut(data: dict[str, Any]) -> dict[str, Any]:
-    """Messages are small: long texts are cut, also those of a note."""
+    """Keep messages small: cut long texts, also those of a note."""
     return {
         name: value[:_TEXT_CHARACTERS] if isinstance(value, str) else _cut(value) if isinstance(value, dict) else value
         for name, value in data.items()
@@ -232,7 +232,7 @@ def _cut(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def decode(data: bytes) -> Message:
-    """The message that was encoded; raises `LinkError` for anything else."""
+    """Return the message that was encoded; raise `ChannelError` for anything else."""
     try:
         values: dict[str, Any] = json.loads(data)
         kind = _KINDS[values.pop("kind")]

@@ -1,7 +1,7 @@
-"""Which process on which machine something comes from, so that nobody takes the living for his own dead.
+"""Identifying a process across machines, so that no conchd takes a living process for one of its own that died.
 
-A host's name, its state directory and its machine id are copied with a disk image; a boot id is not, and a pid with
-the process's start is of one boot. So only what comes from this boot can be proved dead here.
+The host name, the state directory and the machine id are copied with a disk image; a boot id is not, and a pid with
+a start time is valid within one boot. So only a process of this boot can be proved dead here.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ class Origin(Record):
     start: int
 
     def fields(self) -> dict[str, Any]:
-        """As it stands in JSON."""
+        """Return the fields as they are stored in JSON."""
         return {name: getattr(self, name) for name in _FIELDS}
 
     def same_machine(self, other: "Origin") -> bool:
-        """Whether nothing that is known of both machines tells them apart: their hardware, or else their machine ids.
+        """Whether nothing known about both machines distinguishes them: their hardware, or else their machine ids.
 
         A machine whose /etc cannot be written may get another machine id at each boot.
         """
@@ -45,7 +45,7 @@ class Origin(Record):
         return self.machine == other.machine or not self.machine or not other.machine
 
     def same_boot(self, other: "Origin") -> bool:
-        """Whether both pids are of the same kernel, and mean the same processes."""
+        """Whether both pids were given by the same kernel in the same namespace."""
         return (
             bool(self.boot)
             and self.same_machine(other)
@@ -53,9 +53,9 @@ class Origin(Record):
         )
 
     def proved_dead(self, here: "Origin") -> bool:
-        """Whether this process is known to have ended: it is of the boot of `here`, where we look, and not there.
+        """Whether this process is known to have ended: it belongs to the boot of `here`, our own, and is gone.
 
-        What cannot be looked at (another machine or boot, no descriptor left) is not proved.
+        Nothing is proved about a process that cannot be checked (another machine or boot, no descriptor left).
         """
         if not self.same_boot(here):
             return False
@@ -66,7 +66,7 @@ class Origin(Record):
         return found is None or found.start != self.start or found.dead
 
     def __str__(self) -> str:
-        """For people: short, but enough to tell two machines, boots and processes apart."""
+        """Return a short text that distinguishes machines, boots and processes."""
         parts = (("machine", self.machine[:8]), ("hardware", self.hardware[:8]), ("boot", self.boot[:8]))
         shown = [f"{name} {text}" for name, text in parts if text]
         return " ".join([*shown, f"pid {self.pid}"] if self.pid else shown)
@@ -76,20 +76,20 @@ _FIELDS = ("machine", "hardware", "boot", "namespace", "pid", "start")
 
 
 def origin_of(fields: object) -> Origin | None:
-    """The origin in a value that anyone may have written; None if it is none."""
+    """Return the origin in a value that anyone may have written, None if it is not valid."""
     if not isinstance(fields, Mapping):
         return None
     texts = [fields.get(name) for name in _FIELDS[:4]]
     numbers = [fields.get(name) for name in _FIELDS[4:]]
-    if not all(isinstance(one, str) for one in texts):
+    if not all(isinstance(text, str) for text in texts):
         return None
-    if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**63 for one in numbers):
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
         return None
     return Origin(*texts, *numbers)  # type: ignore[arg-type]
 
 
 def origin(pid: int) -> Origin:
-    """Where the process `pid` of this machine comes from; `OSError` if it is not to be seen."""
+    """Return the origin of the process `pid` of this machine; `OSError` if it cannot be read."""
     found = procfs.stat(pid)
     if found is None:
         raise ProcessLookupError(f"there is no process {pid}")
@@ -109,9 +109,9 @@ def _read(path: str) -> str:
         with open(path, encoding="ascii", errors="replace") as file:
             return file.read(100).strip()
     except OSError:
-        return ""  # not there, or not for us to read
+        return ""  # missing, or we may not read it
 
 
 def _hashed(text: str) -> str:
-    """Machine ids are not for others to see (machine-id(5)): what leaves the machine is of use for conch alone."""
+    """Hash a machine id: it is confidential (machine-id(5)), so only a value specific to conch leaves the machine."""
     return hashlib.sha256(f"conch origin {text}".encode()).hexdigest()[:16] if text else ""

@@ -1,4 +1,4 @@
-"""What runs print, passed on line by line under a name, within a budget that all of them share."""
+"""Relaying the output of runs line by line under a name, within a budget that all runs share."""
 
 import os
 import select
@@ -9,24 +9,24 @@ from conch.line_writer import MOST_BYTES, LineWriter, whole_characters
 
 # A read costs as much of the budget as a page, however little it brings.
 _READ_BYTES, _READ_COST = 16384, 2048
-_LINE_BYTES = 3500  # with its name below what a pipe takes whole
-# Between two reads of one pipe, unless it has more at once.
+_LINE_BYTES = 3500  # with its name, less than a pipe takes in one write
+# The pause between two reads of one pipe, unless it has more immediately.
 _TURN_S = 0.01
-# Passed on a second, names included, and at once after a quiet time. It takes less than a tenth of a core.
+# Bytes relayed per second, names included, and in one burst after a quiet time. It takes less than a tenth of a core.
 _BYTES_A_SECOND, _BURST_BYTES = 12 << 20, 512 << 10
-# A reader of ours that took nothing for so long is not waited for.
+# conch does not wait for a reader of its own output that took nothing for this long.
 _STALLED_S = 1.0
 
 
 class Relay:
-    """One output of one run: reads what is there, passes on whole lines.
+    """One output of one run: reads what is available, passes on complete lines.
 
-    A line longer than 3,500 bytes goes on in further ones; no character of UTF-8 is cut in two. Memory is bounded: what
-    has no room is dropped, and how much is said.
+    A line longer than 3,500 bytes is split, never inside a UTF-8 character. Memory is bounded: output that finds no
+    room is dropped, and the amount is reported.
     """
 
     def __init__(self, label: str, lines: LineWriter) -> None:
-        """Raises `OSError` if there is no descriptor left; `write_end` is the run's."""
+        """Open the pipe; `write_end` is for the run. Raises `OSError` if there is no descriptor left."""
         self._out, self.write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._out, False)
         self._name = f"{label}: ".encode("utf-8", "backslashreplace")
@@ -36,22 +36,22 @@ class Relay:
         self.closed = False
 
     def fileno(self) -> int:
-        """The descriptor to poll until `closed`."""
+        """Return the descriptor to poll until `closed`."""
         return self._out
 
     def belongs_to(self, uid: int, gid: int) -> None:
-        """Have this user own the pipe: nobody else may open it by its name (/dev/stdout)."""
+        """Make this user own the pipe: nobody else may open it by its name (/dev/stdout)."""
         try:
             os.fchown(self.write_end, uid, gid)
         except OSError:
-            pass  # a conchd without CAP_CHOWN; the descriptor itself works all the same
+            pass  # a conchd without CAP_CHOWN; the descriptor itself still works
 
     def started(self) -> None:
-        """The run has its end of the pipe."""
+        """Close our copy of the write end: the run has its own now."""
         os.close(self.write_end)
 
     def read(self) -> int:
-        """Pass on what can be read now, at most 16 KiB; return how many bytes there were."""
+        """Pass on what can be read now, at most 16 KiB; return the number of bytes."""
         if self.closed:
             return 0
         try:
@@ -61,15 +61,15 @@ class Relay:
         if not data:
             self.closed = True
             return 0
-        *whole, self._rest = (self._rest + data).split(b"\n")
+        *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LINE_BYTES:
             *pieces, self._rest = _pieces(self._rest)
-            whole += pieces
-        self._put(whole)
+            lines += pieces
+        self._put(lines)
         return len(data)
 
     def finish(self) -> None:
-        """The run is over: pass on the rest, an unfinished line too. Others may hold the pipe open: not waited for."""
+        """Pass on the rest, also an unfinished line. Processes that still hold the pipe open are not waited for."""
         for _ in range(64):  # no more than a pipe holds
             if not self.read():
                 break
@@ -87,7 +87,7 @@ class Relay:
         text = self._name + (b"\n" + self._name).join(lines) + b"\n"
         self.passed += len(text)
         start = 0
-        while start < len(text):  # as many lines at a time as a pipe takes whole
+        while start < len(text):  # as many lines at a time as a pipe takes in one write
             end = text.rindex(b"\n", start, start + MOST_BYTES)
             self.lines.put(text[start:end], cheap=True)
             start = end + 1
@@ -103,30 +103,30 @@ def _pieces(line: bytes) -> Iterator[bytes]:
 
 
 class Outputs:
-    """The outputs of all runs, read in turns: a run that prints without end is slowed by its own pipe, and no other is.
+    """The outputs of all runs, read in turns: a run that prints without end is slowed by its own pipe alone.
 
-    A pipe that was read is left alone until the next turn, 10 ms later, unless it has more and there is budget for it.
-    Those that were quiet until now come first, then those that waited longest. While our own reader is slow, nothing is
-    read that it could not take; when it has taken nothing for a second, lines are dropped.
+    A pipe that was read is not read again until the next turn, 10 ms later, unless it has more and the budget allows
+    it. Pipes that were quiet until now come first, then those that waited longest. While our own reader is slow,
+    nothing is read that it could not take; once it has taken nothing for a second, lines are dropped.
     """
 
     def __init__(self, poller: select.poll) -> None:
-        """`poller` is told which descriptors to wait for."""
+        """Register the descriptors to wait for with `poller`."""
         self._poller = poller
         self._quiet: dict[int, Relay] = {}  # polled
         self._waiting: deque[Relay] = deque()  # to be read as soon as the budget allows for it
         self._resting: list[Relay] = []  # until the next turn
         self._budget = float(_BURST_BYTES)
         self._refilled_at = self._turn_at = 0.0
-        self._taken: dict[LineWriter, tuple[int, float]] = {}  # by readers that are slow: how much, since when no more
+        self._taken: dict[LineWriter, tuple[int, float]] = {}  # by slow readers: how much so far, no more since when
 
     def add(self, relay: Relay) -> None:
-        """Pass on what this one brings, from now on."""
+        """Relay this output from now on."""
         self._quiet[relay.fileno()] = relay
         self._poller.register(relay, select.POLLIN)
 
     def finish(self, relay: Relay) -> None:
-        """Its run is over."""
+        """Relay the rest of an output whose run is over."""
         if self._quiet.pop(relay.fileno(), None) is not None:
             self._poller.unregister(relay)
         before = relay.passed
@@ -135,11 +135,11 @@ class Outputs:
 
     @property
     def wake_at(self) -> float | None:
-        """When `pass_on` has something to do though no descriptor is ready (CLOCK_BOOTTIME)."""
+        """When `pass_on` has something to do even if no descriptor is ready (CLOCK_BOOTTIME)."""
         return self._turn_at if self._waiting or self._resting else None
 
     def pass_on(self, ready: Iterable[int], now: float) -> None:
-        """Read those that are ready, and those whose turn has come."""
+        """Read the outputs that are ready, and those whose turn has come."""
         self._budget = min(_BURST_BYTES, self._budget + (now - self._refilled_at) * _BYTES_A_SECOND)
         self._refilled_at = now
         for fd in ready:
@@ -169,7 +169,7 @@ class Outputs:
             self.add(relay)
 
     def _must_wait(self, lines: LineWriter, now: float) -> bool:
-        """Whether our reader has enough to take, and takes it."""
+        """Whether our reader still has to take what was written, and does take it."""
         if not lines.crowded:
             self._taken.pop(lines, None)
             return False

@@ -1,7 +1,7 @@
-"""Finding and signalling the processes of a run, whatever they do to be missed.
+"""Finding and signalling the processes of a run, whatever they do to escape.
 
-A tree is a process group; the descendants that left it (the supervisor is their subreaper, so they are its
-recursive children); and, for a keeper, which is no ancestor, whatever carries the run's id in its environment.
+A run's tree consists of its process group and of the descendants that left it. The supervisor is their subreaper, so
+they are its recursive children. A keeper, which is no ancestor, finds them by the run's id in their environment.
 """
 
 import errno
@@ -14,12 +14,12 @@ from conch.core import clock
 from conch.record import Record
 
 RUN_ID_VARIABLE = "CONCH_TREE"
-# These say nothing of the process that was looked at.
-_CANNOT_LOOK = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+# These errors say nothing about the process in question.
+_CANNOT_READ = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class Stat(Record):
-    """What /proc says of a process; `start` (clock ticks since boot) tells it from a later one of the same pid."""
+    """What /proc says of a process; `start` (clock ticks since boot) distinguishes it from a later one of its pid."""
 
     pid: int
     state: str
@@ -30,14 +30,14 @@ class Stat(Record):
 
     @property
     def dead(self) -> bool:
-        """Whether it only waits to be reaped. A leader that ended before its threads is a zombie that runs."""
+        """Whether the process only waits to be reaped. A leader that ended before its threads is a zombie that runs."""
         return self.state in "ZX" and self.threads <= 1
 
 
 def stat(pid: int) -> Stat | None:
-    """Read /proc/PID/stat; None if there is no such process, or we may not see it.
+    """Read /proc/PID/stat; return None if there is no such process, or we may not see it.
 
-    `OSError` if we cannot look (no descriptor is left, say): what was not seen must not be taken for dead.
+    `OSError` if /proc cannot be read (no descriptor is left, say): a process that was not seen must not pass for dead.
     """
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
@@ -46,7 +46,7 @@ def stat(pid: int) -> Stat | None:
         finally:
             os.close(fd)
     except OSError as error:
-        if error.errno in _CANNOT_LOOK:
+        if error.errno in _CANNOT_READ:
             raise
         return None
     # the name in parentheses may hold anything, so what counts begins after the last one
@@ -55,45 +55,47 @@ def stat(pid: int) -> Stat | None:
 
 
 def processes() -> dict[int, Stat]:
-    """All processes by pid; `OSError` if we cannot look. Not a snapshot: what forks meanwhile may be missing."""
+    """Return all processes by pid; `OSError` if /proc cannot be read. Not a snapshot: new forks may be missing."""
     found = (stat(int(name)) for name in os.listdir("/proc") if name.isdecimal())
     return {entry.pid: entry for entry in found if entry is not None}
 
 
 def descendants(root: int, among: Mapping[int, Stat], exclude: Callable[[Stat], bool]) -> list[Stat]:
-    """The recursive children of `root`, parents before children, without those spared and what is below them."""
+    """Return the recursive children of `root`, parents first, without the excluded ones and their descendants."""
     by_parent: dict[int, list[Stat]] = {}
     for entry in among.values():
         by_parent.setdefault(entry.parent, []).append(entry)
     found: list[Stat] = []
-    ahead = [root]
-    while ahead:
-        children = [child for child in by_parent.get(ahead.pop(), []) if not exclude(child)]
+    unvisited = [root]
+    while unvisited:
+        children = [child for child in by_parent.get(unvisited.pop(), []) if not exclude(child)]
         found += children
-        ahead += [child.pid for child in children]
+        unvisited += [child.pid for child in children]
     return found
 
 
 def run_ids_of(pid: int) -> list[str] | None:
-    """The ids of the runs that a process was started in, by its environment; `OSError` if we cannot look.
+    """Return the ids of the runs that a process was started in, from its environment; `OSError` if unreadable now.
 
-    None if it shows no environment: it is gone or of another user, a zombie, just in exec, or has wiped it.
+    None if it shows no environment: it is gone, belongs to another user, is a zombie or just in exec, or has wiped it.
     """
     environment = _environment(pid, pid)
     if not environment:
-        # a first thread that has ended shows none, as a zombie does, and the others still do
+        # a first thread that has ended shows none, as a zombie does, but its other threads do
         try:
             threads = os.listdir(f"/proc/{pid}/task")
         except OSError as error:
-            if error.errno in _CANNOT_LOOK:
+            if error.errno in _CANNOT_READ:
                 raise
             return None
-        environment = next(filter(None, (_environment(pid, int(one)) for one in threads if int(one) != pid)), b"")
+        environment = next(
+            filter(None, (_environment(pid, int(thread)) for thread in threads if int(thread) != pid)), b""
+        )
     if not environment:
         return None
     name = f"{RUN_ID_VARIABLE}=".encode()
     found = (entry[len(name) :] for entry in environment.split(b"\0") if entry.startswith(name))
-    return [one.decode("utf-8", "replace") for entry in found for one in entry.split(b",")]
+    return [run_id.decode("utf-8", "replace") for entry in found for run_id in entry.split(b",")]
 
 
 def _environment(pid: int, thread: int) -> bytes:
@@ -101,21 +103,21 @@ def _environment(pid: int, thread: int) -> bytes:
         with open(f"/proc/{pid}/task/{thread}/environ", "rb") as file:
             return file.read()
     except OSError as error:
-        if error.errno in _CANNOT_LOOK:
+        if error.errno in _CANNOT_READ:
             raise
         return b""
 
 
-def carries(pid: int, tree: str) -> bool:
-    """Whether the process was started with this run's id in its environment; `OSError` if we cannot look."""
-    return tree in (run_ids_of(pid) or ())
+def carries(pid: int, run_id: str) -> bool:
+    """Whether the process was started with this run's id in its environment; `OSError` if unreadable now."""
+    return run_id in (run_ids_of(pid) or ())
 
 
 class Target(Record):
-    """A run as one knows it that is not its ancestor: its first process, its id, and when the first one started."""
+    """A run as a process knows it that is not its ancestor: the pid, run id and start time of its first process."""
 
     pid: int
-    tree: str
+    run_id: str
     since: int
 
 
@@ -130,32 +132,33 @@ def signal_exactly(entry: Stat, number: int) -> None:
         if current is not None and current.start == entry.start:
             signal.pidfd_send_signal(pidfd, number)
     except OSError:
-        pass  # gone, or of another user: the tree is then not seen empty
+        pass  # gone, or it belongs to another user: the tree is then not seen empty
     finally:
         os.close(pidfd)
 
 
 def kill_from_outside(targets: Sequence[Target]) -> list[list[Stat]]:
-    """SIGKILL runs from a process that is not their ancestor; return what of each was seen alive. `OSError` as above.
+    """SIGKILL runs from a process that is not their ancestor; return the processes of each that were seen alive.
 
-    A run's members are found by group and environment; what is older than its first process needs no look.
+    A run's processes are found by group and environment; one that is older than the first process of every run needs
+    no check of its environment. `OSError` if /proc cannot be read.
     """
     for target in targets:
         try:
-            os.killpg(target.pid, signal.SIGKILL)  # the most of it, at once and however many other processes there are
+            os.killpg(target.pid, signal.SIGKILL)  # most of the run, however many other processes there are
         except (ProcessLookupError, PermissionError):
             pass  # the group is gone, or was never made
     found: list[list[Stat]] = [[] for _ in targets]
     by_pid = {target.pid: at for at, target in enumerate(targets)}
-    by_tree = {target.tree: at for at, target in enumerate(targets)}
+    by_run_id = {target.run_id: at for at, target in enumerate(targets)}
     oldest = min((target.since for target in targets), default=0)
-    me = os.getpid()
+    own_pid = os.getpid()
     for entry in processes().values():
-        if entry.dead or entry.pid == me:
+        if entry.dead or entry.pid == own_pid:
             continue
         at = by_pid.get(entry.group, by_pid.get(entry.pid))
         if at is None and entry.start >= oldest:
-            at = next((by_tree[one] for one in run_ids_of(entry.pid) or () if one in by_tree), None)
+            at = next((by_run_id[run_id] for run_id in run_ids_of(entry.pid) or () if run_id in by_run_id), None)
         if at is not None:
             found[at].append(entry)
             signal_exactly(entry, signal.SIGKILL)
@@ -164,7 +167,7 @@ def kill_from_outside(targets: Sequence[Target]) -> list[list[Stat]]:
 
 def wait_for_ends(entries: Iterable[Stat], timeout_s: float) -> None:
     """Return when all these processes have ended, or after the timeout."""
-    until = clock.now() + timeout_s
+    deadline = clock.now() + timeout_s
     for entry in entries:
         try:
             pidfd = os.pidfd_open(entry.pid)
@@ -173,16 +176,16 @@ def wait_for_ends(entries: Iterable[Stat], timeout_s: float) -> None:
         try:
             poller = select.poll()
             poller.register(pidfd, select.POLLIN)
-            poller.poll(max(0.0, until - clock.now()) * 1000)
+            poller.poll(max(0.0, deadline - clock.now()) * 1000)
         finally:
             os.close(pidfd)
 
 
-def tagged(trees: Collection[str]) -> list[Stat]:
-    """The living processes that carry any of these runs' ids in their environment; `OSError` if we cannot look."""
-    me = os.getpid()
+def tagged(run_ids: Collection[str]) -> list[Stat]:
+    """Return the living processes with one of these run ids in their environment; `OSError` if unreadable now."""
+    own_pid = os.getpid()
     return [
         entry
         for entry in processes().values()
-        if not entry.dead and entry.pid != me and any(carries(entry.pid, one) for one in trees)
+        if not entry.dead and entry.pid != own_pid and any(carries(entry.pid, run_id) for run_id in run_ids)
     ]

@@ -1,27 +1,39 @@
-"""What the wrapper's decisions are made of: its states, what the user asked for, and what it acts through."""
+"""The states of the wrapper and of what it owns, with their transitions; its options and its ports."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 
-from conch.core.attempt import Tree
 from conch.core.messages import Held, Message
 from conch.errors import EXIT_NOT_ACQUIRED
 from conch.record import Record
-from conch.static_typing import Protocol
+from conch.static_typing import Protocol, TypeVar
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
-# A signal that follows another sooner is the same request: `timeout`, a service manager and an outer conch signal both
-# conch and its group.
+# A signal within this time after another is the same request: `timeout`, a service manager and an outer conch signal
+# both conch and its group.
 SAME_REQUEST_S = 1.0
 PASSED_ON = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT})
+
+_State = TypeVar("_State", bound=Enum)
+
+
+class IllegalTransition(Exception):
+    """An event that makes no sense in a state: a defect of conch."""
+
+
+def checked(table: Mapping[_State, frozenset[_State]], state: _State, following: _State) -> _State:
+    """Return the state that follows; raise `IllegalTransition` if the table does not allow it."""
+    if following not in table[state]:
+        raise IllegalTransition(f"cannot go from {state.value} to {following.value}")
+    return following
 
 
 class State(Enum):
     """Where the wrapper is."""
 
     ACQUIRING = "acquiring"
-    READY = "ready"
+    READY = "ready"  # holds; what runs next waits until the deadline leaves time for it
     ON_ACQUIRE = "on-acquire"
     RUNNING = "running"
     ON_LOSE = "on-lose"
@@ -42,8 +54,61 @@ NEXT: dict[State, frozenset[State]] = {
 }
 
 
-class IllegalTransition(Exception):
-    """An event that makes no sense in a state: a defect of conch."""
+class AfterRelease(Enum):
+    """What the wrapper does once its hold is released."""
+
+    ACQUIRE = "acquire"  # nothing ran under the hold: queue again without a pause
+    BACK_OFF = "back-off"
+    END = "end"
+
+
+class AcquisitionState(Enum):
+    """Where the hold is."""
+
+    IDLE = "idle"
+    ASKING = "asking"
+    HELD = "held"
+    CANCELLING = "cancelling"  # etcd has answered nothing: there may be a request under way, and no lease
+    RELEASING = "releasing"
+
+
+ACQUISITION_NEXT: dict[AcquisitionState, frozenset[AcquisitionState]] = {
+    AcquisitionState.IDLE: frozenset({AcquisitionState.ASKING}),
+    # asks again through a second keeper if the first one died
+    AcquisitionState.ASKING: frozenset(AcquisitionState),
+    AcquisitionState.HELD: frozenset({AcquisitionState.RELEASING, AcquisitionState.IDLE}),
+    AcquisitionState.CANCELLING: frozenset({AcquisitionState.RELEASING, AcquisitionState.IDLE}),
+    AcquisitionState.RELEASING: frozenset({AcquisitionState.RELEASING, AcquisitionState.IDLE}),
+}
+
+
+class Contact(Enum):
+    """How far any acquisition of this conch ever got."""
+
+    NONE = 0
+    ANSWERED = 1  # etcd answered
+    QUEUED = 2  # it was in line: from now on nothing but a signal ends a restart
+
+
+class AttemptState(Enum):
+    """Where an attempt is; it only ever moves down this list."""
+
+    WAITING = "waiting"  # not started: its holds leave too little time
+    RUNNING = "running"
+    TERMINATING = "terminating"
+    KILLING = "killing"
+    OVER = "over"
+
+
+ATTEMPT_NEXT: dict[AttemptState, frozenset[AttemptState]] = {
+    AttemptState.WAITING: frozenset({AttemptState.RUNNING, AttemptState.OVER}),
+    AttemptState.RUNNING: frozenset({AttemptState.TERMINATING, AttemptState.KILLING, AttemptState.OVER}),
+    # a second reason to terminate may bring the kill forward
+    AttemptState.TERMINATING: frozenset({AttemptState.TERMINATING, AttemptState.KILLING, AttemptState.OVER}),
+    # killed again until nothing is left
+    AttemptState.KILLING: frozenset({AttemptState.KILLING, AttemptState.OVER}),
+    AttemptState.OVER: frozenset(),
+}
 
 
 class RunOptions(Record):
@@ -65,21 +130,21 @@ class RunOptions(Record):
     command_timeout_s: float = 5.0
 
 
-class Ports(Protocol):
-    """What the decisions act through; `conch.core.wrapper_loop` is the real one."""
+class ProcessTree(Protocol):
+    """What an attempt needs of its processes; `conch.core.process_tree.Process` is the real one."""
 
-    def now(self) -> float: ...
-    def jitter(self, low: float, high: float) -> float: ...
-    def start_keeper(self) -> None: ...  # or OSError
-    def drop_keeper(self) -> bool: ...  # SIGKILL and reap; whether it had ended of a defect
-    def send(self, message: Message) -> None: ...
-    def start_tree(self, hook: str | None, hold: Held, start_by: float | None) -> Tree: ...  # or OSError
-    def open_gate(self, tree: Tree) -> None: ...
-    def reap(self, tree: Tree) -> "End": ...
+    pid: int
+    run_id: str
+
+    def exit_code(self) -> int | None: ...
+    def empty(self) -> bool: ...
+    def signal_group(self, number: int) -> None: ...
+    def signal_tree(self, number: int) -> None: ...
+    def refused(self) -> list[int]: ...  # the processes that we were not allowed to kill, each reported once
 
 
 class End(Record):
-    """What only the parent learns at the end of a run.
+    """What only the parent learns when it reaps a run.
 
     `error` says why the command was not run, `late` that too little time was left, `died_of` which signal ended it;
     `interrupted` that it had the terminal and died of SIGINT, SIGQUIT or SIGHUP, or that the terminal is gone.
@@ -91,6 +156,41 @@ class End(Record):
     interrupted: bool = False
 
 
+class KeeperPorts(Protocol):
+    """What deals with the keeper acts through."""
+
+    def now(self) -> float: ...
+    def start_keeper(self) -> None: ...  # or OSError
+    def drop_keeper(self) -> bool: ...  # SIGKILL and reap; returns whether it had ended because of a defect
+    def send(self, message: Message) -> None: ...
+
+
+class Ports(KeeperPorts, Protocol):
+    """What the wrapper's decisions act through; `conch.core.wrapper_loop` is the real one."""
+
+    def jitter(self, low: float, high: float) -> float: ...
+    def start_tree(self, hook: str | None, held: Held, start_by: float | None) -> ProcessTree: ...  # or OSError
+    def open_gate(self, tree: ProcessTree) -> None: ...
+    def reap(self, tree: ProcessTree) -> End: ...
+
+
+class EndRequests:
+    """Counts how often the user asked conch to end, by a signal."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.number = 0  # the signal of the latest request
+        self._at = 0.0
+
+    def add(self, number: int, now: float) -> bool:
+        """Count a request; return False if the signal repeats the one before, which came less than a second ago."""
+        if self.count and now - self._at < SAME_REQUEST_S:
+            return False
+        self.count += 1
+        self._at, self.number = now, number
+        return True
+
+
 def next_backoff(previous_s: float, low_s: float, high_s: float, jitter: Callable[[float, float], float]) -> float:
-    """Exponential back-off with decorrelated jitter (AWS Architecture Blog, 2015), in seconds."""
+    """Return the next pause in seconds: exponential, with decorrelated jitter (AWS Architecture Blog, 2015)."""
     return min(high_s, jitter(low_s, max(low_s, previous_s * 3)))

@@ -11,22 +11,22 @@ WANTS_TERMINAL = "the command wants the terminal, which another job has: bring c
 
 
 class Terminal:
-    """Conch's controlling terminal, whichever descriptors are it; lent only while conch is in the foreground."""
+    """Conch's controlling terminal, on whichever descriptors; lent only while conch is in the foreground."""
 
     def __init__(self) -> None:
         self._saved: list[Any] | None = None
         self._fd = _open_controlling_terminal()
-        # Where only one end of a pipeline is the terminal, its other members may read from it, too (`… | less`). There
-        # the child gets the terminal when it asks for it: the kernel then stops it with SIGTTIN or SIGTTOU.
+        # If only one end of a pipeline is the terminal, other commands in it may read from the terminal, too
+        # (`… | less`). The child then gets it when it asks for it: the kernel stops it with SIGTTIN or SIGTTOU.
         self.lent_at_once = all(_is_controlling_terminal(fd) for fd in (0, 1))
 
     @property
     def ours(self) -> bool:
-        """Whether there is one."""
+        """Whether conch has a controlling terminal."""
         return self._fd is not None
 
     def foreground(self) -> int | None:
-        """The foreground process group; None without a terminal, or once it has hung up."""
+        """Return the foreground process group, None without a terminal or once it has hung up."""
         try:
             return None if self._fd is None else os.tcgetpgrp(self._fd)
         except OSError:
@@ -41,7 +41,7 @@ class Terminal:
         return self.ours and self.foreground() is None
 
     def lend(self, group: int) -> bool:
-        """Make the group the foreground group if the terminal is conch's to lend; tell whether it was."""
+        """Make `group` the foreground group if conch is in the foreground; return whether that worked."""
         if self._fd is None or not self.in_foreground():
             return False
         try:
@@ -52,14 +52,15 @@ class Terminal:
         return True
 
     def take_back(self, group: int, *, restore: bool = False) -> None:
-        """Become the foreground group again if `group` is it, or one that is gone; `restore` undoes the modes as well.
+        """Become the foreground group again if `group`, or a group that is gone, is the foreground group now.
 
-        A shell that was killed leaves the terminal to the group of its last job, and in modes of its own.
+        `restore` also resets the terminal modes: a shell that was killed leaves the terminal to the group of its last
+        job, and in modes of its own.
         """
         foreground = self.foreground()
         if self._fd is None or foreground is None or not (foreground == group or _is_gone(foreground)):
             return
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})  # which a background group gets for this
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})  # tcsetpgrp sends it to a background group
         try:
             os.tcsetpgrp(self._fd, os.getpgrp())
             if restore and self._saved is not None:
@@ -71,9 +72,9 @@ class Terminal:
 
     @staticmethod
     def stop_ourselves(number: int = signal.SIGTSTP) -> None:
-        """Stop conch's whole job, as this signal would: SIGTTIN and SIGTTOU tell an outer conch what is wanted.
+        """Stop conch's whole job as this signal would; SIGTTIN and SIGTTOU show an outer conch what the child wants.
 
-        Returns when it is continued, or at once if nobody could do that.
+        Returns when the job is continued, or immediately if nobody could continue it.
         """
         noted = signal.getsignal(number)
         if number != signal.SIGSTOP and (number != signal.SIGTSTP or noted != signal.SIG_IGN):
@@ -84,7 +85,7 @@ class Terminal:
 
     @staticmethod
     def signal_others(number: int) -> None:
-        """Signal the others of conch's group, as the keyboard would have, had conch not lent the terminal."""
+        """Signal the rest of conch's group, as the keyboard would have if conch had not lent the terminal."""
         noted = signal.signal(number, signal.SIG_IGN)
         os.killpg(0, number)
         signal.signal(number, noted)
@@ -94,18 +95,18 @@ def _is_controlling_terminal(fd: int) -> bool:
     try:
         return os.tcgetpgrp(fd) >= 0
     except OSError:
-        return False  # no terminal, or not our controlling one
+        return False  # no terminal, or not our controlling terminal
 
 
 def _is_gone(group: int) -> bool:
-    """Whether nothing of a process group lives; its dead may still wait to be reaped."""
+    """Whether no process of a group lives; zombies may still wait to be reaped."""
     try:
         os.killpg(group, 0)
         return not any(entry.group == group and not entry.dead for entry in procfs.processes().values())
     except ProcessLookupError:
         return True
     except OSError:
-        return False  # another user's, or we cannot look now
+        return False  # it belongs to another user, or /proc cannot be read now
 
 
 def _open_controlling_terminal() -> int | None:

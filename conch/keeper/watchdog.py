@@ -217,7 +217,7 @@ class Watchdog:
             run.again_s = min(2 * run.again_s, _AGAIN_MOST_S)
 
     def _kill_trees(self, runs: Iterable[_Watched]) -> list[list[Stat]]:
-        targets = [Target(run.running.pid, run.running.tree, run.since) for run in runs]
+        targets = [Target(run.running.pid, run.running.run_id, run.since) for run in runs]
         try:
             return self._kill(targets)
         except OSError:

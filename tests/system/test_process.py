@@ -11,13 +11,13 @@ from tests.support.conch import alive, wait_for
 
 HEAD = """
 import os, signal, sys, time
-from conch.core import clock, keeper_process, linux, procfs, spawn
+from conch.core import clock, keeper_process, linux, process_tree, procfs, spawn
 from conch.core.spawn import Dispositions, Spec
 
 def start(*command, start_by=None, apart=False):
     spec = Spec("/bin/" + command[0], command, dict(os.environ), apart=apart)
     return spawn.start(
-        spec, tree="cafe", start_by=start_by, dispositions=Dispositions((), frozenset()), exclude=lambda entry: False
+        spec, run_id="cafe", start_by=start_by, dispositions=Dispositions((), frozenset()), exclude=lambda entry: False
     )
 
 def wait(child):
@@ -26,7 +26,7 @@ def wait(child):
     return child.exit_code()
 
 if "LOOK_AT_ALL" in os.environ:
-    spawn.nothing_lives = lambda: False
+    process_tree.nothing_lives = lambda: False
 linux.become_subreaper()
 """
 
@@ -194,7 +194,7 @@ def test_emptiness_needs_no_look_at_all_processes(tmp_path: Path, proof: str) ->
     text = """
 def look():
     raise OSError("looked at all")
-spawn.processes = look
+process_tree.processes = look
 keeper, channel = keeper_process.fork_keeper(lambda channel: channel.wait_for_spec())  # lives, and is none of the tree
 child = start("sh", "-c", "(setsid sleep 1000 & echo $! > orphan) & wait; exit 3")
 child.open_gate()
@@ -202,7 +202,7 @@ assert wait(child) == 3
 assert not child.empty()
 threads = []
 from _thread import start_new_thread
-start_new_thread(lambda: threads.append(spawn.nothing_lives()), ())
+start_new_thread(lambda: threads.append(process_tree.nothing_lives()), ())
 while not threads:
     time.sleep(0.01)
 assert threads == [False]  # it has no children, which says nothing

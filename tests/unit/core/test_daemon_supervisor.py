@@ -47,7 +47,7 @@ class FakeTree:
 
     def __init__(self, pid: int, run: str) -> None:
         self.pid = pid
-        self.tree = run
+        self.run_id = run
         self.code: int | None = None
         self.left: list[Stat] = []
         self.end = End()
@@ -138,7 +138,7 @@ class World:
     def send(self, message: Message) -> None:
         assert self.has_keeper, f"nobody to send to: {message}"
         if isinstance(message, Finished):
-            assert all(tree.gone for tree in self.trees if tree.tree == message.run), "its tree lives"
+            assert all(tree.gone for tree in self.trees if tree.run_id == message.run), "its tree lives"
         self.sent.append(message)
 
     def start_tree(self, order: Start, attempt: int, start_by: float | None) -> FakeTree:
@@ -155,7 +155,7 @@ class World:
         assert not self.has_keeper or (isinstance(last, Running) and last.pid == tree.pid), "the keeper must know first"
 
     def reap(self, tree: Any) -> End:
-        assert not self.has_keeper or self.sent[-1] == Ended(tree.tree), "the keeper must know first"
+        assert not self.has_keeper or self.sent[-1] == Ended(tree.run_id), "the keeper must know first"
         assert not tree.gone
         tree.gone = True
         return tree.end  # type: ignore[no-any-return]
@@ -198,7 +198,7 @@ class World:
         """The main process and all it started end, and this is seen."""
         tree = self.trees[which]
         tree.code, tree.left, tree.end = code, [], end or End()
-        self.pool.on_change({tree.tree})
+        self.pool.on_change({tree.run_id})
         return self
 
     def dies(self) -> "World":
@@ -444,7 +444,7 @@ def test_child_that_found_itself_late_is_judged_anew() -> None:
 def test_late_child_that_waits_for_a_renewal_longer_than_its_limit() -> None:
     """The time of the attempt that was none does not run on: nothing spins, and it starts once there is time."""
     world = World().held(deadline=TTL).starts_run(holds=[1], first_limit_s=2.5, limit_s=2.5).at(TERM_AT - 1.6)
-    world.pool.tasks["a"].end_at = BEGAN + TERM_AT - 1.0  # its attempt's time is nearly over
+    world.pool.tasks["a"].limit_at = BEGAN + TERM_AT - 1.0  # its attempt's time is nearly over
     world.ends(126, end=End(late=True)).at(TERM_AT - 0.1)
     world.renewed(100).at(TERM_AT + 1)
     assert [attempt for _, attempt, _ in world.starts] == [1, 1]
@@ -995,7 +995,7 @@ class Anything(RuleBasedStateMachine):
                 tree.end = End(late=late and not left)
             else:
                 tree.left = []
-            self.world.pool.on_change({tree.tree})
+            self.world.pool.on_change({tree.run_id})
 
     @rule(which=st.integers(0, 5))
     def killed(self, which: int) -> None:
@@ -1028,7 +1028,7 @@ class Anything(RuleBasedStateMachine):
     def no_tree_outlives_its_holds(self) -> None:
         now = self.world.time
         for tree in self.world.trees:
-            one = self.orders[tree.tree]
+            one = self.orders[tree.run_id]
             for number in one.holds:
                 margin, grace = 0.5, min(one.kill_after_s, TTL / 3)
                 if tree.gone or self.world.pool.done:
@@ -1049,7 +1049,7 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def at_most_one_tree_a_run_and_no_more_attempts_than_ordered(self) -> None:
-        living = [tree.tree for tree in self.world.trees if not tree.gone]
+        living = [tree.run_id for tree in self.world.trees if not tree.gone]
         assert len(living) == len(set(living))
         for run, attempt, _ in self.world.starts:
             assert 1 <= attempt <= self.orders[run].retries + 1
@@ -1058,8 +1058,8 @@ class Anything(RuleBasedStateMachine):
     def no_keeper_beside_what_the_last_one_held(self) -> None:
         for tree in self.world.trees:
             if not tree.gone and self.world.has_keeper:
-                assert set(self.orders[tree.tree].holds) <= set(self.known) | self.lost
-                assert all(number in self.known for number in self.orders[tree.tree].holds)
+                assert set(self.orders[tree.run_id].holds) <= set(self.known) | self.lost
+                assert all(number in self.known for number in self.orders[tree.run_id].holds)
 
     @invariant()
     def done_only_when_nothing_lives(self) -> None:

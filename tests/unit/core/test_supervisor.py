@@ -1,12 +1,10 @@
 """The wrapper's decisions, driven by a table of messages and a clock of the test's own."""
 
 import signal
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from conch.core.attempt import Phase, Run
 from conch.core.messages import (
     Acquire,
     Answered,
@@ -23,7 +21,7 @@ from conch.core.messages import (
     Running,
 )
 from conch.core.procfs import Stat
-from conch.core.states import End, IllegalTransition, RunOptions, State
+from conch.core.states import AttemptState, End, IllegalTransition, RunOptions, State
 from conch.core.supervisor import Supervisor
 from conch.log import Log
 
@@ -38,7 +36,7 @@ class FakeTree:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.tree = f"t{pid}"
+        self.run_id = f"t{pid}"
         self.code: int | None = None
         self.left: list[Stat] = []
         self.signals: list[tuple[str, int]] = []
@@ -117,12 +115,16 @@ class World:
         return tree
 
     def open_gate(self, tree: Any) -> None:
-        assert isinstance(self.sent[-1], Running) or not self.supervisor._keeper, "the keeper must know it first"
+        assert isinstance(self.sent[-1], Running) or not self.has_keeper, "the keeper must know it first"
         self.gates += 1
 
     def reap(self, tree: Any) -> End:
-        assert isinstance(self.sent[-1], Ended) or not self.supervisor._keeper, "the keeper must know it first"
+        assert isinstance(self.sent[-1], Ended) or not self.has_keeper, "the keeper must know it first"
         return self.end
+
+    @property
+    def has_keeper(self) -> bool:
+        return self.supervisor._acquisition._keeper
 
     # what a test says
 
@@ -290,8 +292,8 @@ def test_other_signals_are_only_passed_on(number: int) -> None:
     """To the group, once."""
     world = World().held().signalled(number)
     assert world.tree.signals == [("group", number)]
-    assert world.supervisor.run is not None
-    assert world.supervisor.run.phase is Phase.RUNNING
+    assert world.supervisor.attempt is not None
+    assert world.supervisor.attempt.state is AttemptState.RUNNING
 
 
 @pytest.mark.parametrize("number", [TERM, INT, signal.SIGQUIT, HUP])
@@ -660,19 +662,3 @@ def test_every_wake_up_is_for_something() -> None:
     assert world.supervisor.wake_at == pytest.approx(1000 + 100 - 0.5 - TTL / 3)
     waiting = World().hears(Answered(7))
     assert waiting.supervisor.wake_at is None
-
-
-def test_run_advances_only_while_there_is_something_to_do() -> None:
-    """What is gone stays gone."""
-    tree = FakeTree(5)
-    run = Run(tree, 1.0, Log(fd=9999), None)
-    tree.code = 0
-    run.advance(1.0)
-    assert run.phase is Phase.GONE
-    calls: list[Callable[[], None]] = [
-        lambda: run.advance(2.0), lambda: run.kill(2.0, "x"), lambda: run.terminate(2.0, "x")
-    ]  # fmt: skip
-    for call in calls:
-        call()
-    assert tree.signals == []
-    assert run.wake_at is None

@@ -28,7 +28,7 @@ class Stage:
         self.thread.start()
 
     def kill(self, targets: Sequence[Target]) -> list[list[Stat]]:
-        self.kills += [(clock.now(), one.pid, one.tree) for one in targets]
+        self.kills += [(clock.now(), one.pid, one.run_id) for one in targets]
         return [self.alive for _ in targets]
 
     def heard(self) -> list[Message]:
