@@ -85,8 +85,8 @@ BUGS = (
     Bug(
         "promotion by an event, without looking",
         "keeper/acquirer.py",
-        "                    place = self._look()\n",
-        "                    place = Place(place.rev, (), place.seen_at)\n",
+        "                case KeyDeleted():\n                    place = self._read_places()\n",
+        "                case KeyDeleted():\n                    place = Place(place.rev, (), place.seen_at)\n",
         (f"{_RUN}::test_a_waiter_in_the_middle_that_leaves_promotes_nobody",),
     ),
     Bug(
@@ -111,10 +111,10 @@ BUGS = (
         (f"{_STORE}::test_entering_twice_keeps_the_first_place",),
     ),
     Bug(
-        "loss by hand is not noticed by the watch",
+        "a key that an operator deletes is not noticed by the watch",
         "keeper/acquirer.py",
-        "            if key in self._own_keys():\n                raise PlaceLost\n            if key is None:\n",
-        "            if key is None:\n",
+        "                    self._places.check_deleted(key)\n                case",
+        "                    pass\n                case",
         (f"{_DEATH}::test_loss_by_hand_is_noticed_at_once",),
     ),
     # -- what the releases of etcd say
