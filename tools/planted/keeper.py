@@ -28,8 +28,8 @@ BUGS = (
     Bug(
         "renewal counts without the read",
         "keeper/session.py",
-        "        key, rev = self._place\n",
-        "        return None\n        key, rev = self._place\n",
+        "        key, rev = self._own_key\n",
+        "        return None\n        key, rev = self._own_key\n",
         (f"{_STORE}::test_renewal_that_the_read_does_not_confirm_proves_nothing",),
     ),
     Bug(
@@ -63,7 +63,7 @@ BUGS = (
     Bug(
         "watchdog does not enforce",
         "keeper/watchdog.py",
-        "due = [run for run, at in moments if at is not None and now >= at]",
+        "due = [run for run, at in times if at is not None and now >= at]",
         "due = []",
         (f"{_WATCHDOG}::test_tree_is_killed_at_the_last_moment_and_not_before",),
     ),
