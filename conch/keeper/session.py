@@ -65,7 +65,7 @@ class Session:
         lost: Callable[[str], None],
         tell: Callable[..., None],
     ) -> None:
-        """`granted_at`: CLOCK_BOOTTIME before the first try of the grant; `wanted` is called before each renewal."""
+        """`granted_at`: CLOCK_BOOTTIME before the grant's first try; `wanted` is called before each renewal."""
         self._store = store
         self.lease = lease
         self.ttl_s = ttl_s
