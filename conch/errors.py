@@ -1,4 +1,4 @@
-"""The errors that end conch, the exit codes of the contract, and what is said of an error that is none of them."""
+"""The errors that end conch, the exit codes of the contract, and how an unexpected error is reported."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ EXIT_SIGNAL = 128
 
 
 class ConchError(Exception):
-    """What a user, a network or etcd can cause: one line for stderr and an exit code."""
+    """An error that a user, a network or etcd can cause: one line for stderr and an exit code."""
 
     code = EXIT_UNAVAILABLE
 
@@ -26,13 +26,13 @@ class ConchError(Exception):
 
 
 class CannotWrite(ConchError):
-    """Our stdout takes nothing any more; as sysexits names it, an I/O error."""
+    """Our stdout cannot be written to: an I/O error, by the name that sysexits has for the code."""
 
     code = 74
 
 
 class ReaderGone(CannotWrite):
-    """Nobody reads our stdout any more: end silently, as a process does that SIGPIPE killed."""
+    """Nobody reads our stdout any more: end silently, like a process that SIGPIPE killed."""
 
     code = EXIT_SIGNAL + 13
 
@@ -44,7 +44,7 @@ class BadInput(ConchError):
 
 
 class EndedBySignal(Exception):
-    """A signal is the end, the command's or conch's own: all is given back, and conch is to die of it, too."""
+    """A signal has ended the command or conch: everything is released, and conch is to die of the same signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"ended by signal {number}")
@@ -55,22 +55,22 @@ _SHORTAGES = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, 
 
 
 def shortage(error: BaseException | None) -> str:
-    """Of what the system has no more, if that is what an error says (then it is no defect); else empty."""
+    """Return what the system is short of, if that is what an error says (so it is no defect); else nothing."""
     if isinstance(error, MemoryError):
         return os.strerror(errno.ENOMEM)
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return "cannot start a thread: the limit of processes is reached (ulimit -u), or that of memory"
-    # those of ssl have a `library`, and numbers of their own
+    # errors of ssl have a `library`, and numbers of their own
     if isinstance(error, OSError) and error.errno in _SHORTAGES and not hasattr(error, "library"):
         return os.strerror(error.errno)
     return ""
 
 
 def unexpected(error: BaseException | None) -> int:
-    """Say in one line what nobody expected, and return the exit code that stands for it. Never raises.
+    """Report an unexpected error in one line on stderr, and return its exit code. Never raises.
 
-    A shortage of the system is named; anything else is a defect of conch, of which the line asks for a report, and
-    whose traceback comes with CONCH_DEBUG=1.
+    A shortage of the system is named. Anything else is a defect of conch: the line asks for a report, and
+    CONCH_DEBUG=1 shows the traceback.
     """
     try:
         short = shortage(error)
@@ -87,13 +87,13 @@ def unexpected(error: BaseException | None) -> int:
             trace = trace.tb_next
         what = ascii(f"{type(error).__name__}: {error}")[1:-1][:300]
         _say(f"a defect of conch ({what}, at {where}): please report it, with what CONCH_DEBUG=1 shows")
-    except BaseException:  # whatever is broken by now, the code must be right
+    except BaseException:  # whatever else is broken by now, the exit code must be right
         _say("a defect of conch: please report it")
     return EXIT_DEFECT
 
 
 def end_unexpectedly(error: BaseException | None) -> None:
-    """End the process here and now for an error that nobody caught. Does not return."""
+    """End the process immediately for an error that nobody caught. Does not return."""
     os._exit(unexpected(error))
 
 
@@ -101,4 +101,4 @@ def _say(text: str) -> None:
     try:
         os.write(2, f"conch: {text}\n".encode("ascii", "replace"))
     except OSError:
-        pass  # no stderr: the exit code has to do
+        pass  # no stderr: the exit code must suffice

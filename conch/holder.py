@@ -1,4 +1,4 @@
-"""What a contender says of itself in the value of its key: one line of JSON."""
+"""How a contender describes itself in the value of its key: one line of JSON."""
 
 import json
 import os
@@ -18,7 +18,7 @@ class UnreadableHolder(ValueError):
 
 
 class Holder(Record):
-    """Who holds or waits: host, pid of the supervisor, start (RFC 3339 UTC) and the command."""
+    """A contender: its host, the pid of its supervisor, its start (RFC 3339 UTC) and its command."""
 
     host: str
     pid: int
@@ -26,7 +26,7 @@ class Holder(Record):
     cmd: str
 
     def encode(self) -> bytes:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return json.dumps(
             {"host": self.host, "pid": self.pid, "started": self.started, "cmd": self.cmd},
             ensure_ascii=False,
@@ -34,7 +34,7 @@ class Holder(Record):
 
     @classmethod
     def decode(cls, value: bytes) -> "Holder":
-        """Read a value; unknown fields are ignored. Raises `UnreadableHolder` naming what is wrong."""
+        """Parse a value and ignore unknown fields. Raises `UnreadableHolder`, which says what is wrong."""
         try:
             data = json.loads(value)
         except (ValueError, RecursionError) as error:
@@ -51,21 +51,21 @@ class Holder(Record):
 
 
 def host_name() -> str:
-    """The host as holders name it: `CONCH_HOST` (for tests of several hosts on one), else the host name."""
-    given = os.environ.get("CONCH_HOST")
-    if not given:
+    """Return the host as holders name it: `CONCH_HOST` (for tests of several hosts on one), else the host name."""
+    name = os.environ.get("CONCH_HOST")
+    if not name:
         return os.uname().nodename
     try:
-        return check_name(given)
+        return check_name(name)
     except BadInput as error:
         raise BadInput(f"CONCH_HOST: {error}") from None
 
 
 def shown(command: Sequence[str]) -> str:
-    """A command as holders show it: at most 256 bytes of UTF-8, and no character cut in two."""
+    """Return a command as holders show it: at most 256 bytes of UTF-8, and no character cut in two."""
     return " ".join(command).encode("utf-8", "replace")[:CMD_BYTES].decode("utf-8", "ignore")
 
 
 def myself(command: Sequence[str]) -> Holder:
-    """The holder that this process is, for a command."""
+    """Return the holder that describes this process running a command."""
     return Holder(host_name(), os.getpid(), rfc3339(time.time()), shown(command))

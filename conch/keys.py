@@ -6,7 +6,7 @@ from conch.errors import BadInput
 from conch.record import Record
 
 DEFAULT_PREFIX = "/conch/v1"
-# What may stand right below a prefix; another prefix must not lie below one of these.
+# The first part of a key after the prefix; another prefix must not lie below one of these.
 KINDS = frozenset({"elect", "sema", "sema-host", "cron", "node"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+-]{0,127}")
 _JOB_KINDS = frozenset({"job", "run", "floor"})
@@ -15,12 +15,12 @@ _SLOTS = re.compile(r"[1-9][0-9]{0,3}")
 _MOST_SLOTS = 1000
 _LEASE = re.compile(r"[1-9a-f][0-9a-f]{0,15}")
 _MOST_LEASE = 2**63 - 1
-# So that ticks sort alike as numbers and as texts: from 2001 to 2286.
+# Ten digits, from 2001 to 2286, so that ticks sort as texts in the order of their numbers.
 _TICK = re.compile(r"[1-9][0-9]{9}")
 
 
 def is_name(text: str) -> bool:
-    """Whether it may stand in a key of etcd."""
+    """Return whether a text may stand in a key of etcd."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -34,7 +34,7 @@ def check_name(name: str) -> str:
 class ContenderKey(Record):
     """A key in a queue: of an office (`elect`), of a semaphore (`sema`), or of a host for it (`sema-host`).
 
-    Every key in a queue's range has its place there. `lease` is None where it is not one that a contender makes.
+    Every key in a queue's range has a place there. `lease` is None for a key that no conch made.
     """
 
     kind: str
@@ -45,14 +45,14 @@ class ContenderKey(Record):
 
 
 class JobKey(Record):
-    """What cron has once a job: `job`, `run` or `floor`."""
+    """A key that cron has once per job: `job`, `run` or `floor`."""
 
     kind: str
     name: str
 
 
 class TickKey(Record):
-    """What cron has once a tick: `fire`, `result` or `now`."""
+    """A key that cron has once per tick: `fire`, `result` or `now`."""
 
     kind: str
     name: str
@@ -60,7 +60,7 @@ class TickKey(Record):
 
 
 class NodeKey(Record):
-    """A live conchd."""
+    """The key of a live conchd."""
 
     host: str
 
@@ -69,40 +69,40 @@ Key = ContenderKey | JobKey | TickKey | NodeKey
 
 
 class Keys(Record):
-    """Every key that conch reads or writes lies under one prefix."""
+    """Builds and parses the keys that conch reads and writes, all of them under one prefix."""
 
     prefix: str = DEFAULT_PREFIX
 
     def office(self, name: str) -> str:
-        """The queue of an election: one key a contender below it."""
+        """Return the queue of an election, with one key per contender below it."""
         return f"{self.prefix}/elect/{name}/"
 
     def semaphore(self, name: str) -> str:
-        """All queues of a semaphore: one a capacity below it."""
+        """Return the prefix of all queues of a semaphore, one per capacity."""
         return f"{self.prefix}/sema/{name}/"
 
     def slots(self, name: str, slots: int) -> str:
-        """The queue of a semaphore with this capacity."""
+        """Return the queue of a semaphore with this capacity."""
         return f"{self.semaphore(name)}{slots}/"
 
     def host(self, name: str, slots: int, host: str) -> str:
-        """The queue within one host, for `--spread`."""
+        """Return the queue within one host, for `--spread`."""
         return f"{self.prefix}/sema-host/{name}/{slots}/{host}/"
 
     def cron(self, kind: str, *path: str | int) -> str:
-        """A key of cron: `job`, `fire`, `result`, `run`, `now`, `asked` or `floor`; without a path all of that kind."""
+        """Return a key of a kind (`job fire result run now asked floor`), or without a path the prefix of all."""
         return "/".join((self.prefix, "cron", kind, *map(str, path))) + ("" if path else "/")
 
     def ticks(self, kind: str, name: str) -> str:
-        """All ticks of a job of one kind (`fire`, `result` or `now`)."""
+        """Return the prefix of a job's keys of one kind (`fire`, `result` or `now`)."""
         return f"{self.prefix}/cron/{kind}/{name}/"
 
     def node(self, host: str = "") -> str:
-        """A live conchd, or all of them."""
+        """Return the key of a live conchd, or the prefix of all."""
         return f"{self.prefix}/node/{host}"
 
     def parse(self, key: bytes) -> Key | None:
-        """What a key below this prefix is of; None for every key that conch makes nowhere. Takes any bytes."""
+        """Parse any bytes; return None unless it is a key that conch would make below this prefix."""
         above, _, path = key.decode("latin-1").partition(self.prefix + "/")
         if above or not path:
             return None
@@ -122,9 +122,9 @@ class Keys(Record):
         return None
 
     def tick_of(self, key: bytes) -> TickKey | None:
-        """A claim, result or request below this prefix; None for any other key."""
-        found = self.parse(key)
-        return found if isinstance(found, TickKey) else None
+        """Parse the key of a claim, result or request; return None for any other key."""
+        parsed = self.parse(key)
+        return parsed if isinstance(parsed, TickKey) else None
 
 
 def _contender(kind: str, name: str, slots: str, host: str, rest: list[str]) -> ContenderKey | None:
@@ -143,18 +143,18 @@ def _lease(text: str) -> int | None:
 
 
 def slots_of(family: str, key: bytes) -> int | None:
-    """The capacity of the queue that a key below `family`, all queues of a semaphore, is in; None: of none."""
+    """Return the capacity of the queue that a key is in, or None; `family` is the prefix of a semaphore's queues."""
     above, _, path = key.decode("latin-1").partition(family)
     slots, separator, _ = path.partition("/")
     return _slots(slots) if separator and not above else None
 
 
 def contender(queue: str, lease: int) -> str:
-    """The key of one contender, named by its lease so that a repeated create finds its own."""
+    """Return the key of a contender, named by its lease so that a repeated create finds its own."""
     return f"{queue}{lease:x}"
 
 
 def prefix_end(prefix: bytes) -> bytes:
-    """The first key after all that begin with the prefix, as etcd's ranges want it."""
+    """Return the first key after all that begin with the prefix, as etcd's ranges want it."""
     trimmed = prefix.rstrip(b"\xff")
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b"\0"

@@ -1,4 +1,4 @@
-"""What the system has no more of: which errors say so, and whether there is enough before something needs it."""
+"""Limits of the system: which errors mean that one was reached, and whether there is room for what is needed next."""
 
 import os
 
@@ -6,29 +6,29 @@ from conch.errors import BadInput, ConchError, shortage
 
 
 def is_short(error: BaseException | None) -> bool:
-    """Whether an error says that the system has no more of something: what could not be done is not to blame."""
+    """Return whether an error says that the system is short of something, so that what failed is not to blame."""
     return bool(shortage(error))
 
 
 def cannot(text: str, error: BaseException) -> ConchError:
-    """What to raise where something named by the user cannot be used: a usage error, unless the system is short."""
+    """Return the error for something that the user named: a usage error, unless the system is short."""
     return ConchError(text) if is_short(error) else BadInput(text)
 
 
 def lacking(*, threads: int = 0, descriptors: int = 0) -> str:
-    """Why so many cannot be had at present; empty if they can. They are had and given back to find out."""
+    """Return why so many are not available now, or nothing if they are. Finds out by taking them for a moment."""
     return _lacking_descriptors(descriptors) or _lacking_threads(threads)
 
 
 def _lacking_descriptors(count: int) -> str:
-    taken: list[int] = []
+    opened: list[int] = []
     try:
         for _ in range(count):
-            taken.append(os.dup(2))
+            opened.append(os.dup(2))
     except OSError as error:
         return f"no room for {count} more open files ({error.strerror})" if is_short(error) else ""
     finally:
-        for fd in taken:
+        for fd in opened:
             os.close(fd)
     return ""
 
@@ -40,13 +40,13 @@ def _lacking_threads(count: int) -> str:
     started: list[threading.Thread] = []
     try:
         for _ in range(count):
-            one = threading.Thread(target=end.wait, daemon=True)
-            one.start()
-            started.append(one)
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            started.append(thread)
     except (RuntimeError, MemoryError):
         return f"no room for {count} more threads (the limit of processes, ulimit -u, or of memory)"
     finally:
         end.set()
-        for one in started:
-            one.join()
+        for thread in started:
+            thread.join()
     return ""

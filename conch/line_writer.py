@@ -1,4 +1,4 @@
-"""Whole lines for a file descriptor that may be full or closed; nothing here blocks or raises."""
+"""Writes whole lines to a file descriptor that may be full or closed; nothing here blocks or raises."""
 
 import os
 import select
@@ -7,14 +7,14 @@ import stat
 from collections import deque
 
 BACKLOG_BYTES = 256 * 1024
-# What a pipe takes whole or not at all (PIPE_BUF on Linux), so that lines of several writers do not mix.
+# A pipe takes so many bytes in one piece or not at all (PIPE_BUF on Linux): lines of several writers do not mix.
 MOST_BYTES = 4096
 
 
 def whole_characters(data: bytes, end: int) -> int:
-    """Where to cut these bytes so that no character of UTF-8 is cut in two: `end` (4 or more), or up to 3 less.
+    """Return where to cut bytes so that no character of UTF-8 is cut in two: `end` (4 or more), or up to 3 less.
 
-    What is no UTF-8 is cut at `end`.
+    Bytes that are not UTF-8 are cut at `end`.
     """
     if end >= len(data):
         return len(data)
@@ -27,7 +27,7 @@ def whole_characters(data: bytes, end: int) -> int:
 
 
 class LineWriter:
-    """Whole lines for a file descriptor that may be full or closed: `backlog` bytes wait, more are dropped.
+    """Writes whole lines to a file descriptor that may be full or closed: `backlog` bytes wait, more are dropped.
 
     Nothing here ever blocks or raises: a supervisor that waits for a reader could not end its child.
     `taken` is how many bytes were written.
@@ -40,8 +40,8 @@ class LineWriter:
         self._backlog: deque[bytes] = deque()
         self._waiting = 0  # bytes of the backlog
         self._partial = b""
-        self._dropped = 0  # before all that waits
-        self._missing = 0  # after it
+        self._dropped = 0  # lines older than the backlog
+        self._missing = 0  # lines newer than the backlog
         self.taken = 0
 
     def fileno(self) -> int:
@@ -57,25 +57,28 @@ class LineWriter:
 
     @property
     def crowded(self) -> bool:
-        """Whether so much waits already that what can wait elsewhere should; most of the backlog is still free then."""
+        """Whether a sixteenth of the backlog is used, so that what can wait elsewhere should."""
         return self._waiting > self._most // 16
 
     def put(self, line: bytes, *, cheap: bool = False) -> None:
-        """Write a line, or some as one, cut at 4 KiB. Where too many wait the oldest go, or these if they are cheap."""
-        whole = line[: whole_characters(line, MOST_BYTES - 1)] + b"\n"
-        while self._backlog and self._waiting + len(whole) > self._most:
+        """Write a line, or several in one piece, cut at 4 KiB.
+
+        If the backlog is full, its oldest lines are dropped, or these if they are `cheap`.
+        """
+        data = line[: whole_characters(line, MOST_BYTES - 1)] + b"\n"
+        while self._backlog and self._waiting + len(data) > self._most:
             if cheap:
-                self._missing += whole.count(b"\n")
+                self._missing += data.count(b"\n")
                 return
             oldest = self._backlog.popleft()
             self._dropped += oldest.count(b"\n")
             self._waiting -= len(oldest)
-        if self._missing:  # they were to stand here, after all that waits
+        if self._missing:  # their place is here, after the backlog
             note, self._missing = _note(self._missing), 0
             self._backlog.append(note)
             self._waiting += len(note)
-        self._backlog.append(whole)
-        self._waiting += len(whole)
+        self._backlog.append(data)
+        self._waiting += len(data)
         self.flush()
 
     def flush(self) -> None:
@@ -93,21 +96,21 @@ class LineWriter:
                 self._partial = self._partial[written:]
                 self.taken += written
         except BlockingIOError:
-            pass  # full: the next line or loop tries again
+            pass  # full: tried again with the next line or in the next turn of the loop
         except OSError:
-            # stderr is closed or broken: there is nobody to tell
+            # stderr is closed or broken: nobody can read a message
             self._partial = b""
             self._backlog.clear()
             self._waiting = self._missing = 0
 
     def _write(self, data: bytes) -> int:
-        """Write without waiting; `BlockingIOError` if nothing goes now."""
+        """Write without waiting; raise `BlockingIOError` if nothing can be written now."""
         if self._writer is None:
             self._writer = _Writer(self.fd)
         return self._writer.write(data)
 
     def close(self) -> None:
-        """Give back what was opened for writing; the descriptor itself stays."""
+        """Close what was opened for writing; the descriptor itself stays open."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -138,13 +141,13 @@ class _Writer:
                 self._may_block = True  # of another user, or no /proc
 
     def fileno(self) -> int:
-        """What is written to."""
+        """The descriptor that is written to."""
         if self._socket is not None:
             return self._socket.fileno()
         return self._fd if self._own is None else self._own
 
     def write(self, data: bytes) -> int:
-        """How much was written; `BlockingIOError` if nothing goes now."""
+        """Return how many bytes were written; raise `BlockingIOError` if nothing can be written now."""
         if self._socket is not None:
             return self._socket.send(data, socket.MSG_DONTWAIT)
         if self._may_block:
@@ -152,11 +155,11 @@ class _Writer:
             poller.register(self._fd, select.POLLOUT)
             if not poller.poll(0):
                 raise BlockingIOError
-            data = data[:MOST_BYTES]  # so much a pipe has room for
+            data = data[:MOST_BYTES]  # a pipe that polls as writable has room for so much
         return os.write(self._fd if self._own is None else self._own, data)
 
     def close(self) -> None:
-        """Give back what was opened."""
+        """Close what was opened."""
         if self._socket is not None:
             self._socket.close()
         if self._own is not None:

@@ -1,4 +1,4 @@
-"""Log lines on stderr: one a transition, logfmt or JSON, never blocking."""
+"""Log lines on stderr: one per transition, logfmt or JSON, never blocking."""
 
 import json
 import time
@@ -9,14 +9,14 @@ Field = str | int | float | bool | None
 
 
 def escape(text: str) -> str:
-    """Control characters and lone surrogates as backslash escapes, so that a line stays one line."""
+    """Return text with control characters and lone surrogates as backslash escapes, so that a line stays one line."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def logfmt(fields: dict[str, Field]) -> str:
-    """`key=value` pairs; values with blanks, quotes or equals signs are quoted."""
+    """Return `key=value` pairs; values with blanks, quotes or equals signs are quoted."""
     return " ".join(f"{key}={_logfmt_value(value)}" for key, value in fields.items())
 
 
@@ -32,14 +32,14 @@ def _logfmt_value(value: Field) -> str:
 
 
 def _shorten(line: dict[str, Field]) -> bool:
-    """Cut the longest text by half, so that the line as a whole need not be cut; tell whether that was possible."""
+    """Cut the longest text by half, rather than the end of the line; return whether that was possible."""
     name, text = max(((n, v) for n, v in line.items() if isinstance(v, str)), key=lambda item: len(item[1]))
     line[name] = text[: len(text) // 2] + "…"
     return len(text) > 2
 
 
 class Log:
-    """Writes events to a file descriptor, see `Lines`."""
+    """Writes events to a file descriptor through a `LineWriter`."""
 
     def __init__(self, *, quiet: bool = False, form: str = "text", fd: int = 2, backlog: int = BACKLOG_BYTES) -> None:
         self._quiet = quiet
@@ -63,7 +63,7 @@ class Log:
         return (json.dumps(line) if self._json else logfmt(line)).encode("utf-8", "backslashreplace")
 
     def plain(self, message: str) -> None:
-        """One line for people: why conch gave up."""
+        """Write one line for people: why conch gave up."""
         if self._json:
             self("error", "error", msg=message)
         else:
@@ -74,5 +74,5 @@ class Log:
         self.lines.flush()
 
     def close(self) -> None:
-        """Give back what was opened for writing; the descriptor itself stays."""
+        """Close what was opened for writing; the descriptor itself stays open."""
         self.lines.close()

@@ -1,4 +1,4 @@
-"""Small immutable values: what frozen dataclasses are, at a twentieth of their cost when a program starts."""
+"""Small immutable values, like frozen dataclasses, at a twentieth of their cost when a program starts."""
 
 from conch.static_typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -7,7 +7,7 @@ _Record = TypeVar("_Record", bound="Record")
 
 @dataclass_transform(frozen_default=True)
 class Record:
-    """Fields come from the annotations of a subclass, in their order; equal by type and fields, and hashable so."""
+    """A value whose fields are its annotations, in their order; compared and hashed by type and fields."""
 
     _fields: ClassVar[tuple[str, ...]] = ()
     _defaults: ClassVar[dict[str, Any]] = {}
@@ -25,54 +25,54 @@ class Record:
         cls._defaults = {**cls._defaults, **{name: cls.__dict__[name] for name in own if name in cls.__dict__}}
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        """By place or by name, as the fields are declared."""
+        """Take the fields by position, in the order of their declaration, or by name."""
         fields = self._fields
         if len(values) != len(fields):
             if len(values) > len(fields):
                 raise TypeError(f"{type(self).__name__} takes {len(fields)} values, not {len(values)}")
-            given = {**self._defaults, **dict(zip(fields, values, strict=False)), **named}
-            if given.keys() != set(fields) or any(name in named for name in fields[: len(values)]):
-                odd = sorted(given.keys() ^ set(fields)) or sorted(named)
+            merged = {**self._defaults, **dict(zip(fields, values, strict=False)), **named}
+            if merged.keys() != set(fields) or any(name in named for name in fields[: len(values)]):
+                odd = sorted(merged.keys() ^ set(fields)) or sorted(named)
                 raise TypeError(f"{type(self).__name__}: missing, unknown or repeated fields: {', '.join(odd)}")
-            self.__dict__.update(given)
+            self.__dict__.update(merged)
         elif named:
             raise TypeError(f"{type(self).__name__}: repeated fields: {', '.join(named)}")
         else:
             self.__dict__.update(zip(fields, values, strict=True))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Never."""
+        """Refuse: a record never changes."""
         raise AttributeError(f"cannot change {name} of {type(self).__name__}")
 
     def __delattr__(self, name: str) -> None:
-        """Never."""
+        """Refuse: a record never changes."""
         raise AttributeError(f"cannot delete {name} of {type(self).__name__}")
 
     def _values(self) -> tuple[Any, ...]:
-        own = self.__dict__
-        return tuple(own[name] for name in self._fields)
+        values = self.__dict__
+        return tuple(values[name] for name in self._fields)
 
     def __eq__(self, other: object) -> bool:
-        """Of the same type, with equal fields."""
+        """Return whether the other has the same type and equal fields."""
         if type(other) is not type(self):
             return NotImplemented
         return self._values() == other._values()
 
     def __hash__(self) -> int:
-        """Of the fields."""
+        """Hash type and fields."""
         return hash((type(self), self._values()))
 
     def __repr__(self) -> str:
-        """As it would be written."""
+        """Return the expression that makes an equal record."""
         shown = ", ".join(f"{name}={self.__dict__[name]!r}" for name in self._fields)
         return f"{type(self).__name__}({shown})"
 
 
 def replace(record: _Record, **changes: Any) -> _Record:
-    """The same with other values for these fields."""
+    """Return a copy with other values for these fields."""
     return type(record)(**{**record.__dict__, **changes})
 
 
 def fields_of(record: Record) -> dict[str, Any]:
-    """The fields by name, in their order."""
+    """Return the fields by name, in their order."""
     return {name: record.__dict__[name] for name in record._fields}

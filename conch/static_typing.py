@@ -1,6 +1,6 @@
-"""The words that type hints are made of, without their cost: nothing asks for their meaning at run time.
+"""What type hints need of `typing`, as empty stand-ins at run time, when nothing evaluates them.
 
-`typing` takes a tenth of the time that a whole `conch elect` does. Checkers see the real ones.
+`typing` takes a tenth of the time that a whole `conch elect` does. Type checkers see the real names.
 """
 
 TYPE_CHECKING = False
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from typing import dataclass_transform as dataclass_transform
 else:
 
-    class _Word:
+    class _StandIn:
         def __class_getitem__(cls, _of):
             return cls
 
-    class ClassVar(_Word):
+    class ClassVar(_StandIn):
         """See `typing`."""
 
-    class Generic(_Word):
+    class Generic(_StandIn):
         """See `typing`."""
 
-    class Protocol(_Word):
+    class Protocol(_StandIn):
         """See `typing`."""
 
     Any = NoReturn = object

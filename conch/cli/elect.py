@@ -74,9 +74,10 @@ def _check_look(looks: list[str], line: Line, values: dict[str, object]) -> None
 
 def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: int | None) -> int:
     from conch.cli.exit import guard_threads
-    from conch.cli.output import everyone, fields, first_in_line, holder_of, line, list_once, put_json, put_line
+    from conch.cli.output import fields, line, put_json, put_line
     from conch.etcd.open import open_store
     from conch.holder import host_name
+    from conch.holds import contenders, holder_of, read_queue, watch_first
     from conch.log import Log
 
     log = Log(quiet=common.quiet, form=common.log_format)
@@ -85,7 +86,7 @@ def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: i
     store = open_store(common.connection, lambda event, text: log("warning", event, msg=text))
     try:
         if look == "watch":
-            for kv in first_in_line(store, queue, common.connection, log):
+            for kv in watch_first(store, queue, common.connection, log):
                 holder = None if kv is None else holder_of(kv, log)
                 if kv is None:
                     put_json({"office": office, "vacant": True}) if as_json else put_line(f"{office} -")
@@ -93,7 +94,7 @@ def _look(common: Settings, office: str, look: str, *, as_json: bool, min_rev: i
                     shown = {"office": office, **fields(kv, holder)}
                     put_json(shown) if as_json else put_line(f"{office} {line(kv, holder)}")
             return 0
-        found = list_once(store, replace(everyone(queue), limit=1), common.connection).kvs
+        found = read_queue(store, replace(contenders(queue), limit=1), common.connection).kvs
     finally:
         store.close()
     kv = found[0] if found else None

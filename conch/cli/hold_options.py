@@ -87,11 +87,11 @@ def run_under_hold(
     from conch.core.states import RunOptions
     from conch.core.wrapper_loop import WrapperLoop
     from conch.holder import myself
-    from conch.keeper.hold_spec import Job
+    from conch.keeper.hold_spec import HoldSpec
     from conch.log import Log
 
     wait_s = None if nonblock else values["wait"]
-    job = Job(
+    job = HoldSpec(
         connection=settings.connection,
         what=what,
         stages=stages,

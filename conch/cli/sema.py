@@ -65,8 +65,9 @@ def _host() -> str:
 
 def _look(common: Settings, name: str, slots: int | None, *, as_json: bool) -> int:
     from conch.cli.exit import guard_threads
-    from conch.cli.output import everyone, fields, holder_of, line, list_once, put_json, put_line
+    from conch.cli.output import fields, line, put_json, put_line
     from conch.etcd.open import open_store
+    from conch.holds import contenders, holder_of, read_queue
     from conch.keys import ContenderKey
     from conch.log import Log
 
@@ -75,8 +76,8 @@ def _look(common: Settings, name: str, slots: int | None, *, as_json: bool) -> i
     guard_threads()
     store = open_store(common.connection)
     try:
-        asked = everyone(family if slots is None else common.keys.slots(name, slots))
-        found = list_once(store, asked, common.connection).kvs
+        asked = contenders(family if slots is None else common.keys.slots(name, slots))
+        found = read_queue(store, asked, common.connection).kvs
     finally:
         store.close()
     ranks: dict[int, int] = {}

@@ -1,6 +1,6 @@
-"""Outlives the process that started etcd, by a moment: stops the members and removes their folder.
+"""Outlives the process that started etcd, kills the members and removes their folder.
 
-Reads one pid a line from standard input until its end, which comes also when that process is killed.
+Reads one pid per line from standard input until it is closed, as it is when that process is killed, too.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 
 
 def main() -> None:
-    """Wait for the end of input, then clean up."""
+    """Wait until standard input is closed, then clean up."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     members: list[int] = []
@@ -18,7 +18,7 @@ def main() -> None:
         try:
             members.append(os.pidfd_open(int(line)))
         except ProcessLookupError:
-            pass  # it ended at once
+            pass  # it has ended already
     for member in members:
         try:
             signal.pidfd_send_signal(member, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A renewal that did not come through at once, asked of every member side by side until one confirms it."""
+"""Asks every member in parallel for a renewal whose first try failed, until one confirms it."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from conch.etcd.store import Store, StoreError, Unreachable
 from conch.record import Record
 
-# Tries that are given time, for an etcd that is slow rather than gone; each begins this much after the one before.
+# Tries with a long time limit, for an etcd that is slow rather than gone; each begins this much after the one before.
 _PATIENT, _STAGGERED_S = 3, 1.0
 _PATIENT_MOST_S = 10.0
 _PAUSE_S = 0.05
-# How many renewals of one process are asked so at a time: conchd may have hundreds of holds, and each takes threads and
-# connections. The others are tried one after the other, by the store's own fail-over.
+# How many renewals of one process may do so at a time: conchd may have hundreds of holds, and each renewal takes
+# threads and connections. The others try one member after the other, by the store's own fail-over.
 _ROOM = threading.BoundedSemaphore(16)
 
 
 class Tried(Record):
-    """One try of a renewal, and how it ended: confirmed, or the hold is `gone`, or no verdict for an `error`."""
+    """A try to renew: confirmed, unless the hold is `gone`, or an `error` left that unknown."""
 
     sent_at: float
     took_s: float
@@ -25,12 +25,12 @@ class Tried(Record):
 
 
 class Hedge:
-    """Asks until it is ended, in threads that live no longer than that and the try that they are in.
+    """Asks until `end`, in threads that finish the try that they are in.
 
-    Each member has one with short tries, so that whichever serves again is found within such a share: a request may
-    hang for seconds in a member that had no leader when it came, or in a connection that lost it. A few more let
-    their tries wait, each begun later than the one before: an etcd that takes long for each answer is alive, too.
-    What they find goes to `report`, also what comes late: it proves what it proves, from when it was sent.
+    One thread per member makes short tries, so that the first member that serves again is found within `share_s`: a
+    request may hang for seconds in a member that had no leader when it came, or in a connection that lost it. A few
+    more threads make tries with a long limit, each begun later than the one before: an etcd that takes long for each
+    answer is alive, too. How each try ended goes to `report`, however late: a renewal counts from when it was sent.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class Hedge:
         attempt: Callable[[Store, float], Tried],
         report: Callable[[Tried], None],
         *,
-        wanted: Callable[[], bool],
+        should_renew: Callable[[], bool],
         share_s: Callable[[], float],
         patience_s: float,
         after_s: float,
     ) -> None:
-        """The short tries begin `after_s` from now; `wanted` is asked before each try."""
+        """Begin the short tries `after_s` from now; `should_renew` is called before each try."""
         self._attempt = attempt
         self._report = report
-        self._wanted = wanted
+        self._should_renew = should_renew
         self._share_s = share_s
         self._over = threading.Event()
         patience_s = min(_PATIENT_MOST_S, patience_s)
@@ -57,40 +57,40 @@ class Hedge:
             return
         for member in store.each_member():
             self._start((member,), share_s, after_s)
-        for turn in range(_PATIENT):
+        for number in range(_PATIENT):
             members = store.each_member()
-            first = turn % len(members)
-            self._start((*members[first:], *members[:first]), lambda: patience_s, turn * _STAGGERED_S)
+            first = number % len(members)
+            self._start((*members[first:], *members[:first]), lambda: patience_s, number * _STAGGERED_S)
 
     def end(self) -> None:
-        """Ask no more. Waits for nobody. To be called once."""
+        """Ask no more, without waiting for the threads. To be called once."""
         self._over.set()
         if self._has_room:
             _ROOM.release()
 
     @property
     def asks(self) -> bool:
-        """Whether anybody does: there may be no room or no thread left for it, or it was not wanted for a while."""
+        """Whether a thread still asks: there may have been no room, or no thread, or `should_renew` said no."""
         return any(thread.is_alive() for thread in self._threads)
 
-    def _start(self, *how: object) -> None:
-        thread = threading.Thread(target=self._ask, args=how, name="hedge", daemon=True)
+    def _start(self, stores: Sequence[Store], limit_s: Callable[[], float], delay_s: float) -> None:
+        thread = threading.Thread(target=self._ask, args=(stores, limit_s, delay_s), name="hedge", daemon=True)
         try:
             thread.start()
             self._threads.append(thread)
         except RuntimeError:
-            pass  # then one that was started must do
+            pass  # no more threads: those that were started must do
 
     def _ask(self, stores: Sequence[Store], limit_s: Callable[[], float], delay_s: float) -> None:
         self._over.wait(delay_s)
-        turn = 0
-        while not self._over.is_set() and self._wanted():
-            tried = self._attempt(stores[turn % len(stores)], limit_s())
+        number = 0
+        while not self._over.is_set() and self._should_renew():
+            tried = self._attempt(stores[number % len(stores)], limit_s())
             self._report(tried)
             if tried.error is None:
                 break
-            turn += 1
-            # a refusal comes at once, and is not likely to change soon
+            number += 1
+            # a refusal arrives immediately, and is not likely to change soon
             pause_s = _PAUSE_S if isinstance(tried.error, Unreachable) else self._share_s()
             self._over.wait(pause_s - tried.took_s)
         for store in stores:

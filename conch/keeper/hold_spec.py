@@ -1,4 +1,4 @@
-"""What a keeper is to do; the one part of it that the command line needs."""
+"""What a keeper is to hold; the one part of it that the command line needs."""
 
 import marshal
 
@@ -8,9 +8,9 @@ from conch.record import Record, fields_of
 
 
 class QueueSpec(Record):
-    """One queue to get through: its prefix in etcd, and how many of its contenders hold at once.
+    """A queue to get through: its prefix in etcd, and how many of its contenders hold at the same time.
 
-    `family` is the prefix of queues that differ from this one in their number of slots only.
+    `family` is the prefix of the queues that differ from this one in their number of slots only.
     """
 
     prefix: str
@@ -18,10 +18,11 @@ class QueueSpec(Record):
     family: str | None = None
 
 
-class Job(Record):
+class HoldSpec(Record):
     """What to hold, and how: `what` names it for people; durations in seconds.
 
-    The stages are queued for one after the other under one lease; the last one's place is the hold, for this run.
+    The queues of the `stages` are entered one after the other under one lease. Our place in the last one is the hold,
+    for run `run`.
     """
 
     connection: Connection
@@ -36,17 +37,21 @@ class Job(Record):
     verbose: bool = False
 
     def pack(self) -> bytes:
-        """For another process of this very program."""
+        """Encode for another process that runs this very program."""
         values = fields_of(self)
         connection = fields_of(self.connection)
-        connection["endpoints"] = [tuple(fields_of(one).values()) for one in self.connection.endpoints]
-        return marshal.dumps({**values, "connection": connection, "stages": [fields_of(one) for one in self.stages]})
+        connection["endpoints"] = [tuple(fields_of(endpoint).values()) for endpoint in self.connection.endpoints]
+        stages = [fields_of(stage) for stage in self.stages]
+        return marshal.dumps({**values, "connection": connection, "stages": stages})
 
     @classmethod
-    def unpack(cls, data: bytes) -> "Job":
-        """What was packed."""
-        values = marshal.loads(data)  # noqa: S302 - of our own parent
+    def unpack(cls, data: bytes) -> "HoldSpec":
+        """Decode what `pack` encoded."""
+        values = marshal.loads(data)  # noqa: S302 - from our own parent
         connection = values["connection"]
-        connection["endpoints"] = tuple(Endpoint(*one) for one in connection["endpoints"])
-        stages = tuple(QueueSpec(**one) for one in values["stages"])
+        connection["endpoints"] = tuple(Endpoint(*endpoint) for endpoint in connection["endpoints"])
+        stages = tuple(QueueSpec(**stage) for stage in values["stages"])
         return cls(**{**values, "connection": Connection(**connection), "stages": stages})
+
+
+Job = HoldSpec

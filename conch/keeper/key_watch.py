@@ -1,90 +1,74 @@
-"""Hearing that keys go: those right ahead of us in a queue, and our own."""
+"""Watches for the deletion of keys: those right ahead of us in a queue, and our own."""
 
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from conch.etcd.store import Compacted, Range, Store, StoreError, Watch
-from conch.record import Record
+from conch.keeper.events import KeyDeleted, WatchBroken, WatchEvent, WatchUnavailable
 
-# How long to leave a watch alone that etcd refuses.
+# How long to wait before watching again where etcd refuses it.
 _REFUSED_S = 1.0
-
-Tell = Callable[..., None]
-
-
-class KeyDeleted(Record):
-    """A key was deleted that watch number `watch` was on; None: it cannot tell which, look again and watch anew."""
-
-    watch: int
-    key: bytes | None
-
-
-class WatchUnavailable(Record):
-    """Watch number `watch` has heard nothing for some seconds, because it cannot be had; it goes on trying."""
-
-    watch: int
 
 
 class KeyWatch:
-    """One watch at a time, in a thread of its own; `number` tells its news from an earlier one's.
+    """One watch at a time, read in a thread of its own; its `number` tells its events from those of earlier ones.
 
-    Its methods are for one thread; news come from others, through `put`.
+    The methods are for one thread; `put` is called with the events from others.
     """
 
-    def __init__(self, store: Store, put: Callable[[KeyDeleted | WatchUnavailable], None], tell: Tell) -> None:
+    def __init__(self, store: Store, put: Callable[[WatchEvent], None], log: Callable[..., None]) -> None:
         self._store = store
         self._put = put
-        self._tell = tell
+        self._log = log
         self._watch: Watch | None = None
         self._watched: set[bytes] = set()
         self.number = 0
 
-    def watch(self, wanted: Mapping[bytes, int]) -> None:
+    def watch(self, keys: Mapping[bytes, int]) -> None:
         """Report the deletion of each of these keys after the revision at which it was seen.
 
-        Keys are added to the watch that is on; those that it is on already are left to it.
+        Adds to the current watch, which goes on as it is for keys that it has already.
         """
-        new = {key: seen_at for key, seen_at in wanted.items() if self._watch is None or key not in self._watched}
+        new = {key: seen_at for key, seen_at in keys.items() if self._watch is None or key not in self._watched}
         self._watched |= new.keys()
         if self._watch is not None:
             for key, seen_at in new.items():
                 self._watch.add(Range(key), seen_at + 1)
             return
         self.number += 1
+        number = self.number
         self._watch = self._store.watch(
-            [(Range(key), at + 1) for key, at in new.items()],
+            [(Range(key), seen_at + 1) for key, seen_at in new.items()],
             deletes_only=True,
-            blind=partial(self._blind, self.number),
+            blind=lambda: self._put(WatchUnavailable(number)),
         )
-        listener = threading.Thread(target=self._listen, args=(self._watch, self.number), name="lookout", daemon=True)
-        listener.start()
+        reader = threading.Thread(target=self._read, args=(self._watch, number), name="key-watch", daemon=True)
+        reader.start()
 
     def end(self) -> None:
-        """Report nothing more."""
+        """End the current watch."""
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
             self._watched = set()
 
-    def retry_later(self, number: int | None = None) -> None:
-        """Ask for a look and a new watch in a while, because etcd refuses it at present."""
-        gone = KeyDeleted(self.number if number is None else number, None)
-        timer = threading.Timer(_REFUSED_S, self._put, (gone,))
+    def retry_later(self) -> None:
+        """Report the current watch as broken in a while: etcd refuses it at present."""
+        self._break_later(self.number)
+
+    def _break_later(self, number: int) -> None:
+        timer = threading.Timer(_REFUSED_S, self._put, (WatchBroken(number),))
         timer.daemon = True
         timer.start()
 
-    def _blind(self, number: int) -> None:
-        self._put(WatchUnavailable(number))
-
-    def _listen(self, watch: Watch, number: int) -> None:
+    def _read(self, watch: Watch, number: int) -> None:
         try:
             for events in watch:
                 for event in events:
                     if event.deleted:
                         self._put(KeyDeleted(number, event.kv.key))
         except Compacted:
-            self._put(KeyDeleted(number, None))
+            self._put(WatchBroken(number))
         except StoreError as error:
-            self._tell("warning", "watch-failed", msg=str(error))
-            self.retry_later(number)
+            self._log("warning", "watch-failed", msg=str(error))
+            self._break_later(number)

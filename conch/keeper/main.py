@@ -1,4 +1,4 @@
-"""The keeper's start and end."""
+"""The keeper from start to end."""
 
 import threading
 from functools import partial
@@ -6,7 +6,7 @@ from functools import partial
 from conch.core.channel import Channel
 from conch.core.messages import Failed, Note, Release
 from conch.errors import EXIT_UNAVAILABLE, ConchError, end_unexpectedly, shortage
-from conch.keeper.hold_spec import Job
+from conch.keeper.hold_spec import HoldSpec
 from conch.record import replace
 from conch.static_typing import TYPE_CHECKING, Any
 
@@ -15,48 +15,48 @@ if TYPE_CHECKING:
 
 
 def keep_when_told(channel: Channel) -> None:
-    """Get ready, then be the keeper for the job that the supervisor finds in its command line, if it does."""
-    from conch.etcd.open import open_store  # noqa: F401 - ready when the job comes
+    """Load what a keeper needs, then run it for the hold that the supervisor finds in its command line, if any."""
+    from conch.etcd.open import open_store  # noqa: F401 - loaded by the time the spec arrives
     from conch.keeper.acquirer import Acquirer  # noqa: F401
     from conch.keeper.watchdog import Watchdog  # noqa: F401
 
     data = channel.wait_for_spec()
     if data:
-        keep(Job.unpack(data), channel)
+        keep(HoldSpec.unpack(data), channel)
 
 
-def keep(job: Job, channel: Channel) -> None:
-    """Be the keeper until the supervisor is gone and everything was given back. Runs in the forked process."""
+def keep(spec: HoldSpec, channel: Channel) -> None:
+    """Run the keeper until the supervisor has ended and everything is released. Called in the forked process."""
     # late: the supervisor must never have loaded these
     from conch.etcd.open import open_store
     from conch.keeper.acquirer import Acquirer
     from conch.keeper.watchdog import NotReady, Watchdog
 
-    def tell(event: str, text: str) -> None:
+    def log(event: str, text: str) -> None:
         watchdog.send(Note("warning", event, {"msg": text}))
 
     try:
         watchdog = Watchdog(channel)
         threading.excepthook = partial(crash, watchdog)
-        acquirer = Acquirer(job, open_store(job.connection, tell, members_only=True), watchdog)
-        threading.Thread(target=acquirer.run, name="worker", daemon=True).start()
+        acquirer = Acquirer(spec, open_store(spec.connection, log, members_only=True), watchdog)
+        threading.Thread(target=acquirer.run, name="acquirer", daemon=True).start()
     except (OSError, RuntimeError, MemoryError, ConchError) as error:
         channel.send(failure(error))
         return
-    failed = None
+    not_ready = None
     try:
         watchdog.run(acquirer.deliver)
     except NotReady as error:
-        failed = failure(error)
-    # The supervisor is gone, and so is all that it ran; or it was never told of a hold.
+        not_ready = error
+    # The supervisor has ended and so has all that it ran; or it was never told of a hold.
     acquirer.deliver(Release())
-    acquirer.released.wait(2 * job.connection.command_timeout_s)
-    if failed is not None:
-        channel.send(failed)
+    acquirer.released.wait(2 * spec.connection.command_timeout_s)
+    if not_ready is not None:
+        channel.send(failure(not_ready))
 
 
 def failure(error: BaseException) -> Failed:
-    """What the supervisor is told of a keeper that cannot be; a defect is raised again."""
+    """Return what to tell the supervisor of a keeper that cannot start or go on; raise a defect again."""
     if isinstance(error, ConchError):
         return Failed(error.code, str(error))
     short = shortage(error)
@@ -66,8 +66,8 @@ def failure(error: BaseException) -> Failed:
 
 
 def crash(watchdog: "Watchdog", args: Any) -> None:
-    """A thread died, of a defect or for want of something: so does the keeper, and the supervisor sees to the rest."""
+    """End the keeper because a thread died, of a defect or of a shortage; the supervisor handles the rest."""
     if shortage(args.exc_value):
         watchdog.quit(replace(failure(args.exc_value), leftovers=True))
-        threading.Event().wait()
+        threading.Event().wait()  # until the watchdog's thread has ended this process
     end_unexpectedly(args.exc_value)

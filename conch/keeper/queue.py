@@ -1,8 +1,9 @@
 """The queue recipe: first come, first served by create-revision; the first N hold.
 
 Each contender has one leased key below the queue's. To be promoted, at most N-1 of those ahead may remain, so of any
-N of them one must leave first: whoever watches the N keys right ahead, and looks again when one goes, misses nothing
-and is woken by nothing else. An election is this queue with N = 1. (The recipe of etcd's own lock, from N = 1 to N.)
+N of them one must leave first: a contender that watches the N keys right ahead, and reads its place again when one is
+deleted, misses nothing and is woken by nothing else. An election is this queue with N = 1. (This is the recipe of
+etcd's own lock, from N = 1 to N.)
 """
 
 from conch.etcd.store import CreateRevisionIs, Put, Range, RangeResult, Store
@@ -18,9 +19,9 @@ class PlaceLost(Exception):
 class Place(Record):
     """A place in the queue, as true at revision `seen_at`.
 
-    `rev` is our key's create-revision, the fencing token. `ahead` are the up to N keys right ahead of us;
-    it is empty when we hold. Those of them without a lease are `unleased`. `elsewhere` are keys seen in queues of other
-    capacities, at the entry only.
+    `rev` is our key's create-revision, the fencing token. `ahead` has the N keys right ahead of us, or none when we
+    hold; `unleased` has those of them without a lease. `elsewhere` has keys seen in queues of other capacities, and is
+    filled by `Queue.enter` only.
     """
 
     rev: int
@@ -36,34 +37,29 @@ class Place(Record):
 
 
 class Queue(Record):
-    """One queue with its number of slots, as one contender with one lease sees it."""
+    """A queue as one contender with one lease sees it."""
 
     store: Store
-    stage: QueueSpec
+    spec: QueueSpec
     lease: int
 
     @property
     def slots(self) -> int:
-        """How many hold at once."""
-        return self.stage.slots
+        """How many contenders hold at the same time."""
+        return self.spec.slots
 
     @property
     def key(self) -> str:
         """Our own key."""
-        return contender(self.stage.prefix, self.lease)
-
-    @property
-    def _everyone(self) -> tuple[bytes, bytes]:
-        prefix = self.stage.prefix.encode()
-        return prefix, prefix_end(prefix)
+        return contender(self.spec.prefix, self.lease)
 
     def enter(self, value: bytes, *, timeout_s: float) -> Place:
-        """Create our key, or find that an earlier try did, and tell our place; one transaction on a first try.
+        """Create our key, unless an earlier try did, and return our place; one transaction on a first try.
 
         Raises `LeaseGone` if the lease has expired.
         """
         key = self.key.encode()
-        start, end = self._everyone
+        start, end = _contenders(self.spec)
         result = self.store.txn(
             [CreateRevisionIs(key, 0)],
             [
@@ -81,22 +77,16 @@ class Queue(Record):
                 self._place(result.head.revision, result.ranges[0], result.head.revision), elsewhere=elsewhere
             )
         if not result.ranges[0].kvs:
-            raise PlaceLost  # it was there when compared and is gone: etcd never does this
-        return self.look(result.ranges[0].kvs[0].create_revision, timeout_s=timeout_s)
+            raise PlaceLost  # the key was there when compared and is not there now: etcd never does this
+        return self.read(result.ranges[0].kvs[0].create_revision, timeout_s=timeout_s)
 
-    def full(self, *, timeout_s: float) -> bool:
-        """Whether nobody who came now would hold."""
-        start, end = self._everyone
-        found = self.store.range(Range(start, end, limit=self.slots, keys_only=True), timeout_s=timeout_s)
-        return len(found.kvs) >= self.slots
+    def read(self, rev: int, *, timeout_s: float) -> Place:
+        """Return our place by one linearizable read, of our own key and those right ahead at one revision.
 
-    def look(self, rev: int, *, timeout_s: float) -> Place:
-        """Tell our place by one linearizable read, of our own key and those right ahead at one revision.
-
-        Raises `PlaceLost` if our own is not there, or not the one that we created. (A read and not a transaction that
-        compares, which says the same: a full etcd refuses transactions, but it must not keep a free slot from us.)
+        Raises `PlaceLost` if our own is not there, or not the one that we created. (A read, not a transaction that
+        compares and says the same: a full etcd refuses transactions, but it must not keep a free slot from us.)
         """
-        start, end = self._everyone
+        start, end = _contenders(self.spec)
         newest = Range(start, end, newest_first=True, limit=self.slots + 1, max_create_revision=rev)
         result = self.store.range(newest, timeout_s=timeout_s)
         if not result.kvs or (result.kvs[0].key, result.kvs[0].create_revision) != (self.key.encode(), rev):
@@ -104,11 +94,11 @@ class Queue(Record):
         return self._place(rev, result, result.head.revision)
 
     def _elsewhere(self) -> tuple[Range, ...]:
-        """One key each of the queues of other capacities that sort before and after ours."""
-        if self.stage.family is None:
+        """Return the ranges of one key each in the queues of other capacities, before and after ours in sort order."""
+        if self.spec.family is None:
             return ()
-        family = self.stage.family.encode()
-        start, end = self._everyone
+        family = self.spec.family.encode()
+        start, end = _contenders(self.spec)
         return (
             Range(family, start, limit=1, keys_only=True),
             Range(end, prefix_end(family), limit=1, keys_only=True),
@@ -120,3 +110,16 @@ class Queue(Record):
             return Place(rev, (), seen_at)
         unleased = tuple(kv.key for kv in ahead if not kv.lease)
         return Place(rev, tuple(kv.key for kv in ahead), seen_at, unleased=unleased)
+
+
+def is_full(store: Store, spec: QueueSpec, *, timeout_s: float) -> bool:
+    """Return whether a contender that entered the queue now would have to wait."""
+    start, end = _contenders(spec)
+    found = store.range(Range(start, end, limit=spec.slots, keys_only=True), timeout_s=timeout_s)
+    return len(found.kvs) >= spec.slots
+
+
+def _contenders(spec: QueueSpec) -> tuple[bytes, bytes]:
+    """Return where the range of all contenders begins and ends."""
+    prefix = spec.prefix.encode()
+    return prefix, prefix_end(prefix)

@@ -1,8 +1,8 @@
-"""The keeper's first thread: it owns the link and enforces the last moment, whatever etcd or the supervisor do.
+"""The keeper's first thread: it owns the channel and enforces the deadline, whatever etcd or the supervisor do.
 
 It never calls etcd, never logs and never blocks. At `deadline - margin`, or `--kill-after` after a loss, it kills the
-tree unless it was told that it is empty. When the link closes, the supervisor is dead: it kills the tree at once, and
-only when the tree was seen empty it lets the lease be given back.
+tree unless it was told that the tree is empty. When the channel closes, the supervisor is dead: it kills the tree
+immediately, and returns, for the lease to be released, only when the tree was seen empty.
 """
 
 import os
@@ -16,17 +16,21 @@ from conch.core.deadline import DeadlineRule
 from conch.core.messages import Drain, Ended, Kill, Lost, Message, Renewed, Running
 from conch.core.procfs import Stat, Target
 
-_AGAIN_S, _AGAIN_MOST_S = 0.02, 1.0
+_KILL_PAUSE_S, _KILL_PAUSE_MOST_S = 0.02, 1.0
+_OVERDUE = 0.0  # of CLOCK_BOOTTIME
 
 KillTrees = Callable[[Sequence[Target]], list[list[Stat]]]
 
 
 class NotReady(OSError):
-    """The system refused what the warden needs. The supervisor heard of no hold, and runs nothing."""
+    """The system refused what the watchdog needs. The supervisor was told of no hold, and runs nothing."""
 
 
 class _Hold:
-    """A hold as etcd last confirmed it, for one run or ("") for any; other threads write single fields of it."""
+    """A hold as etcd last confirmed it, for run `run` or ("") for any.
+
+    `deadline` and `lost_at` are written by the thread of the session or acquirer; `idle_since` by the watchdog's.
+    """
 
     def __init__(self, rule: DeadlineRule, run: str, deadline: float, renew_now: Callable[[], None]) -> None:
         self.rule = rule
@@ -37,40 +41,44 @@ class _Hold:
         self.lost_at: float | None = None
 
 
-class _Watched:
-    """A run that the supervisor told of."""
+class _Run:
+    """A run that the supervisor has started: its processes must not outlive its holds.
+
+    `since` is when its first process started, in the kernel's ticks. Once it was killed, `kill_at` is when it is
+    killed again.
+    """
 
     def __init__(self, running: Running, since: int) -> None:
         self.running = running
         self.since = since
-        self.seen_empty = False
-        self.lost_at: float | None = None
-        self.again_at: float | None = None
-        self.again_s = _AGAIN_S
+        self.seen_empty = False  # by the last kill
+        self.ended_at: float | None = None  # when its end was ordered
+        self.kill_at: float | None = None
+        self.kill_pause_s = _KILL_PAUSE_S
 
 
 class Watchdog:
-    """State in one thread; the others speak to it through a queue and an eventfd."""
+    """Keeps its state in one thread; others reach it through a queue and an eventfd, which wakes it."""
 
     def __init__(self, channel: Channel, kill: KillTrees = procfs.kill_from_outside) -> None:
         self._channel = channel
         self._kill = kill
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._outbox: deque[Message] = deque()
-        self._runs: dict[str, _Watched] = {}
+        self._runs: dict[str, _Run] = {}
         self._holds: dict[int, _Hold] = {}
-        self._last: Message | None = None
+        self._last_message: Message | None = None  # to be sent before the process ends
 
     # -- called from any thread ---------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
-        """Send to the supervisor, soon and without waiting."""
+        """Have the watchdog's thread send this to the supervisor; does not wait."""
         self._outbox.append(message)
         os.eventfd_write(self._wake, 1)
 
     def quit(self, last: Message) -> None:
-        """Send this last, then end the process: a thread that is needed is gone."""
-        self._last = last
+        """Have this sent last and the process ended: a thread that is needed has died."""
+        self._last_message = last
         os.eventfd_write(self._wake, 1)
 
     def acquired(
@@ -82,26 +90,26 @@ class Watchdog:
         run: str = "",
         renew_now: Callable[[], None] = lambda: None,
     ) -> None:
-        """From now on hold `number` with this deadline is to be enforced; `hurry` asks for a renewal now."""
+        """Enforce hold `number` with this deadline from now on; `renew_now` is called to have it renewed earlier."""
         self._holds[number] = _Hold(rule, run, deadline, renew_now)
 
     def forget(self, number: int) -> None:
-        """The hold is given back: nothing runs under it any more, and what was told to would be killed at once."""
+        """Drop a hold that is about to be released: nothing runs under it, and a run that did would be killed."""
         self._holds.pop(number, None)
 
     def renewed(self, number: int, deadline: float) -> None:
-        """A renewal was confirmed. Wakes nobody: both sides look here when their moment comes."""
+        """Note a confirmed deadline. Wakes nobody: both processes read it when the one that they know comes near."""
         hold = self._holds.get(number)
         if hold is not None:
             hold.deadline = deadline
             self._channel.send(Renewed(number, deadline))
 
     def wants_renewals(self, number: int) -> bool:
-        """Whether hold `number` is worth renewing: it waits in the queue, or something runs or soon will.
+        """Return whether to renew hold `number`: it is queued for, or something runs under it or soon will.
 
-        A supervisor that is stopped just when it could start its command, or whose command had to be killed here,
-        must not keep the hold for nothing. The lease is not given back for that, it is only let expire: should the
-        supervisor wake in time, all is as it was.
+        A supervisor that was stopped just before it started its command, or whose command had to be killed here, must
+        not keep the hold for nothing. The lease is not revoked for that but left to expire: if the supervisor wakes in
+        time, it goes on under the same hold.
         """
         hold = self._holds.get(number)
         if hold is None:
@@ -112,25 +120,25 @@ class Watchdog:
         return clock.now() < hold.idle_since + hold.rule.ttl_s - hold.rule.margin_s - hold.rule.grace_s
 
     def lost(self, number: int, reason: str) -> None:
-        """The hold is gone for certain."""
+        """Report that the hold is gone for certain; what runs under it is killed after `--kill-after`."""
         hold = self._holds.get(number)
         if hold is not None and hold.lost_at is None:
             hold.lost_at = clock.now()
             self.send(Lost(number, reason))
 
     def end(self, run: str, reason: str) -> None:
-        """Have a run ended, and see to it: what it alone held is gone."""
-        watched = self._runs.get(run)
-        if watched is not None and watched.lost_at is None:
-            watched.lost_at = clock.now()
+        """Order the supervisor to end a run, and kill it after `--kill-after` if that does not happen."""
+        known = self._runs.get(run)
+        if known is not None and known.ended_at is None:
+            known.ended_at = clock.now()
         self.send(Kill(run, reason))
 
     # -- the thread ---------------------------------------------------------------------------------------
 
     def run(self, deliver: Callable[[Message], None]) -> None:
-        """Pass commands on to `deliver` until the link closes and the tree is gone; `NotReady` instead of the start."""
+        """Pass messages on to `deliver` until the channel closes and the trees are empty. Raises `NotReady`."""
         self._receive(deliver)
-        from conch.core import linux  # late: an order that waits already is served meanwhile
+        from conch.core import linux  # late: a message that has arrived already is served meanwhile
 
         try:
             timer = linux.Timer()
@@ -141,27 +149,27 @@ class Watchdog:
         poller.register(self._wake, select.POLLIN)
         poller.register(timer.fileno(), select.POLLIN)
         while not self._channel.closed:
-            timer.arm(self._next_moment())
+            timer.arm(self._next_kill_at())
             poller.register(self._channel, select.POLLIN | (select.POLLOUT if self._channel.pending else 0))
             poller.poll()
             timer.clear()
-            self._take_wakes()
+            self._clear_wake()
             while self._outbox:
                 self._channel.send(self._outbox.popleft())
-            if self._last is not None:
-                self._channel.send(self._last)
+            if self._last_message is not None:
+                self._channel.send(self._last_message)
                 os._exit(1)
             self._channel.flush()
             self._receive(deliver)
             self._enforce()
-        deliver(Drain())  # nobody would run what is claimed from now on
+        deliver(Drain())  # claim no more: nobody is left to run it
         self._end_trees()
 
-    def _take_wakes(self) -> None:
+    def _clear_wake(self) -> None:
         try:
             os.eventfd_read(self._wake)
         except BlockingIOError:
-            pass  # something else woke us
+            pass  # the timer or the channel woke us
 
     def _receive(self, deliver: Callable[[Message], None]) -> None:
         for message in self._channel.drain():
@@ -173,63 +181,65 @@ class Watchdog:
                 first = procfs.stat(message.pid)
             except OSError:
                 first = None
-            unwanted = [hold for n, hold in self._bound_to(message) if not self.wants_renewals(n)]
-            self._runs[message.run] = _Watched(message, first.start if first is not None else 0)
-            for hold in unwanted:
-                hold.renew_now()  # nothing was renewed for a while
+            not_renewed = [hold for n, hold in self._holds_of(message) if not self.wants_renewals(n)]
+            self._runs[message.run] = _Run(message, first.start if first is not None else 0)
+            for hold in not_renewed:
+                hold.renew_now()
         elif isinstance(message, Ended):
             ended = self._runs.pop(message.run, None)
-            for _, hold in self._bound_to(ended.running) if ended is not None else ():
+            for _, hold in self._holds_of(ended.running) if ended is not None else ():
                 hold.idle_since = clock.now()
         if not isinstance(message, Renewed):
             deliver(message)
 
-    def _bound_to(self, running: Running) -> list[tuple[int, _Hold]]:
+    def _holds_of(self, running: Running) -> list[tuple[int, _Hold]]:
         return [(number, hold) for number in running.holds if (hold := self._holds.get(number)) is not None]
 
-    def _last_moment(self, run: _Watched) -> float | None:
-        """When nothing of a run may live any more; None: it holds nothing."""
+    def _kill_at(self, run: _Run) -> float | None:
+        """Return when to kill a run, or to kill it again; None: nothing limits it."""
+        if run.kill_at is not None:
+            return run.kill_at
         kill_after_s = run.running.kill_after_s
-        moments = [] if run.lost_at is None else [run.lost_at + kill_after_s]
+        limits = [] if run.ended_at is None else [run.ended_at + kill_after_s]
         for number in run.running.holds:
             hold = self._holds.get(number)
             if hold is None:
-                return 0.0  # of a hold that was given back: a defect, and this the safe side
-            moments.append(hold.rule.sigkill_at(hold.deadline))
+                return _OVERDUE  # it runs under a hold that was released: a defect; killing it is the safe side
+            limits.append(hold.rule.sigkill_at(hold.deadline))
             if hold.lost_at is not None:
-                moments.append(hold.lost_at + kill_after_s)
-        return min(moments, default=None)
+                limits.append(hold.lost_at + kill_after_s)
+        return min(limits, default=None)
 
-    def _next_moment(self) -> float | None:
-        moments = (run.again_at or self._last_moment(run) for run in self._runs.values())
-        return min((moment for moment in moments if moment is not None), default=None)
+    def _next_kill_at(self) -> float | None:
+        times = (self._kill_at(run) for run in self._runs.values())
+        return min((at for at in times if at is not None), default=None)
 
     def _enforce(self) -> None:
-        """Kill trees that outlived their last moment, again and again: the supervisor may be stopped for hours."""
+        """Kill each tree whose time is up, and go on killing it: the supervisor may be stopped for hours."""
         now = clock.now()
-        moments = [(run, run.again_at or self._last_moment(run)) for run in self._runs.values()]
-        due = [run for run, at in moments if at is not None and now >= at]
+        times = [(run, self._kill_at(run)) for run in self._runs.values()]
+        due = [run for run, at in times if at is not None and now >= at]
         if not due:
             return
         for run, alive in zip(due, self._kill_trees(due), strict=True):
             run.seen_empty = not alive
-            run.again_at = now + run.again_s
-            run.again_s = min(2 * run.again_s, _AGAIN_MOST_S)
+            run.kill_at = now + run.kill_pause_s
+            run.kill_pause_s = min(2 * run.kill_pause_s, _KILL_PAUSE_MOST_S)
 
-    def _kill_trees(self, runs: Iterable[_Watched]) -> list[list[Stat]]:
+    def _kill_trees(self, runs: Iterable[_Run]) -> list[list[Stat]]:
         targets = [Target(run.running.pid, run.running.run_id, run.since) for run in runs]
         try:
             return self._kill(targets)
         except OSError:
-            # we cannot look now: what we cannot see is not dead
-            return [[Stat(one.pid, "?", 0, one.pid, 1, one.since)] for one in targets]
+            # /proc cannot be read now: what we cannot see may be alive
+            return [[Stat(target.pid, "?", 0, target.pid, 1, target.since)] for target in targets]
 
     def _end_trees(self) -> None:
-        """The supervisor is dead: kill until two looks find nothing alive."""
-        empty_looks, again_s = 0, _AGAIN_S
-        while self._runs and empty_looks < 2:
-            alive = [entry for found in self._kill_trees(self._runs.values()) for entry in found]
-            empty_looks = 0 if alive else empty_looks + 1
-            procfs.wait_for_ends(alive, again_s)
-            again_s = min(2 * again_s, _AGAIN_MOST_S)
+        """The supervisor is dead: kill until two scans in a row find nothing alive."""
+        empty_scans, pause_s = 0, _KILL_PAUSE_S
+        while self._runs and empty_scans < 2:
+            alive = [entry for tree in self._kill_trees(self._runs.values()) for entry in tree]
+            empty_scans = 0 if alive else empty_scans + 1
+            procfs.wait_for_ends(alive, pause_s)
+            pause_s = min(2 * pause_s, _KILL_PAUSE_MOST_S)
         self._runs.clear()

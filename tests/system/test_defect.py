@@ -58,7 +58,7 @@ def lines(text: str) -> list[str]:
 
 
 COMMANDS = [
-    ("cli/elect.py", "found = list_once(", ("elect", "o", "--who")),
+    ("cli/elect.py", "found = read_queue(", ("elect", "o", "--who")),
     ("cli/elect.py", 'if values["as_json"] or values["min_rev"]', ("elect", "o", "--", "true")),
     ("cli/sema.py", "ranks: dict[int, int]", ("sema", "s", "--who")),
     ("cli/cron_show.py", "now = time.time()", ("cron", "ls")),

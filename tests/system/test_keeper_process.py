@@ -63,7 +63,7 @@ from conch.core import linux
 from conch.keeper.acquirer import Acquirer
 
 supervisor, granted = os.getpid(), threading.Event()
-make, enter = linux.Timer.__init__, Acquirer._enter
+make, enter = linux.Timer.__init__, Acquirer._enter_queue
 
 def make_or_not(timer):
     if os.getpid() == supervisor:
@@ -75,7 +75,7 @@ def enter_and_tell(*arguments):
     granted.set()
     return enter(*arguments)
 
-linux.Timer.__init__, Acquirer._enter = make_or_not, enter_and_tell
+linux.Timer.__init__, Acquirer._enter_queue = make_or_not, enter_and_tell
 sys.argv[0] = "conch"
 main()
 """

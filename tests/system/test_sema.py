@@ -20,7 +20,7 @@ from conch.etcd.endpoints import parse_endpoints
 from conch.etcd.open import open_store
 from conch.etcd.store import Store
 from conch.keeper.acquirer import Acquirer
-from conch.keeper.hold_spec import Job, QueueSpec
+from conch.keeper.hold_spec import HoldSpec, QueueSpec
 from conch.keeper.watchdog import Watchdog
 from tests.conftest import OwnEtcd
 from tests.support.conch import TRANSPORT, Bench, Wrapper, alive, wait_for
@@ -382,7 +382,7 @@ class Waiters:
         connection = Connection(parse_endpoints(self.endpoints), 60.0, 60.0)
         stage = QueueSpec(f"{self.prefix}/{self.slots}/", self.slots, f"{self.prefix}/")
         store = open_store(connection)
-        worker = Acquirer(Job(connection, "s", (stage,), 600, 5.0, b"{}"), store, watchdog)
+        worker = Acquirer(HoldSpec(connection, "s", (stage,), 600, 5.0, b"{}"), store, watchdog)
         heard: list[Message] = []
         watchdog.send = heard.append  # type: ignore[assignment, method-assign]
         threading.Thread(target=worker.run, daemon=True).start()

@@ -251,7 +251,7 @@ def test_first_n_hold_and_each_watches_the_n_right_ahead(store: Store, conch: Be
     assert revs == sorted(set(revs))
     while line:
         for i, (queue, rev) in enumerate(line):
-            place = queue.look(rev, timeout_s=5)
+            place = queue.read(rev, timeout_s=5)
             assert place.held == (i < slots)
             ahead = [other.key.encode() for other, _ in line[:i]]
             assert list(place.ahead) == ([] if i < slots else ahead[-slots:][::-1])
@@ -272,7 +272,7 @@ def test_entering_twice_keeps_the_first_place(store: Store, conch: Bench) -> Non
     for queue in (first, second):
         store.revoke(queue.lease, timeout_s=5)
     with pytest.raises(PlaceLost):
-        first.look(rev, timeout_s=5)
+        first.read(rev, timeout_s=5)
     with pytest.raises(LeaseGone):
         first.enter(b"v", timeout_s=5)
 

@@ -28,8 +28,8 @@ BUGS = (
     Bug(
         "renewal counts without the read",
         "keeper/session.py",
-        "        key, rev = self._place\n",
-        "        return None\n        key, rev = self._place\n",
+        "        key, rev = self._own_key\n",
+        "        return None\n        key, rev = self._own_key\n",
         (f"{_STORE}::test_renewal_that_the_read_does_not_confirm_proves_nothing",),
     ),
     Bug(
@@ -63,7 +63,7 @@ BUGS = (
     Bug(
         "watchdog does not enforce",
         "keeper/watchdog.py",
-        "due = [run for run, at in moments if at is not None and now >= at]",
+        "due = [run for run, at in times if at is not None and now >= at]",
         "due = []",
         (f"{_WATCHDOG}::test_tree_is_killed_at_the_last_moment_and_not_before",),
     ),
@@ -85,8 +85,8 @@ BUGS = (
     Bug(
         "promotion by an event, without looking",
         "keeper/acquirer.py",
-        "                    place = self._look()\n",
-        "                    place = Place(place.rev, (), place.seen_at)\n",
+        "                case KeyDeleted():\n                    place = self._read_places()\n",
+        "                case KeyDeleted():\n                    place = Place(place.rev, (), place.seen_at)\n",
         (f"{_RUN}::test_a_waiter_in_the_middle_that_leaves_promotes_nobody",),
     ),
     Bug(
@@ -111,10 +111,10 @@ BUGS = (
         (f"{_STORE}::test_entering_twice_keeps_the_first_place",),
     ),
     Bug(
-        "loss by hand is not noticed by the watch",
+        "a key that an operator deletes is not noticed by the watch",
         "keeper/acquirer.py",
-        "            if key in self._own_keys():\n                raise PlaceLost\n            if key is None:\n",
-        "            if key is None:\n",
+        "                    self._places.check_deleted(key)\n                case",
+        "                    pass\n                case",
         (f"{_DEATH}::test_loss_by_hand_is_noticed_at_once",),
     ),
     # -- what the releases of etcd say

@@ -1,4 +1,4 @@
-"""Many renewals that fail at once share the room for asking members side by side, and all come through."""
+"""Many renewals that fail at the same time share the room for asking members in parallel, and all come through."""
 
 import threading
 from collections.abc import Callable
@@ -13,10 +13,10 @@ HEAD = Header(5, 1, 1)
 
 
 class AwayUntil:
-    """A store of one member that does not answer until a moment."""
+    """A store of one member that does not answer before `answers_at`."""
 
-    def __init__(self, moment: float) -> None:
-        self.moment = moment
+    def __init__(self, answers_at: float) -> None:
+        self.answers_at = answers_at
         self.most_threads = 0
 
     def each_member(self) -> list["AwayUntil"]:
@@ -25,7 +25,7 @@ class AwayUntil:
     def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
         hedging = sum(thread.name == "hedge" for thread in threading.enumerate())
         self.most_threads = max(self.most_threads, hedging)
-        if clock.now() < self.moment:
+        if clock.now() < self.answers_at:
             raise Unreachable("away")
         return Lease(HEAD, 10)
 
@@ -65,7 +65,7 @@ def test_renewals_of_many_holds_share_the_room_and_all_come_through() -> None:
         for session in sessions:
             session.stop()
     assert not lost
-    assert max(confirmed.values()) < store.moment + 3
+    assert max(confirmed.values()) < store.answers_at + 3
     assert 0 < store.most_threads <= 16 * 4
     wait_for(lambda: not any(thread.name == "hedge" for thread in threading.enumerate()), "no thread left")
 
@@ -92,4 +92,4 @@ def test_renewals_go_on_where_they_were_not_wanted_for_a_while() -> None:
         wait_for(lambda: confirmed, "to be confirmed", 5)
     finally:
         session.stop()
-    assert confirmed[0] < store.moment + 1.5
+    assert confirmed[0] < store.answers_at + 1.5
