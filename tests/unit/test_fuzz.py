@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conch.cli.conchd import ADDRESS
-from conch.cli.cron import INSTANT
+from conch.cli.cron_next import INSTANT
 from conch.cli.spec import PREFIX, TTL
 from conch.core.channel import pair
 from conch.core.messages import _KINDS, ChannelError, Message, decode, encode
@@ -148,7 +148,7 @@ def test_prefixes(text: str) -> None:
 def test_status_addresses(text: str) -> None:
     """A host and a port, or bad input."""
     try:
-        host, port = ADDRESS._parse(text)
+        host, port = ADDRESS.parse(text)
     except BadInput as error:
         one_line(error)
     else:
@@ -160,7 +160,7 @@ def test_status_addresses(text: str) -> None:
 def test_instants(text: str) -> None:
     """Seconds since the epoch, or bad input."""
     try:
-        assert isinstance(INSTANT._parse(text), int)
+        assert isinstance(INSTANT.parse(text), int)
     except BadInput as error:
         one_line(error)
 
