@@ -11,6 +11,7 @@ from conch.etcd.connection import Settings
 from conch.static_typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from conch.core.states import RunOptions
     from conch.keeper.hold_spec import QueueSpec
 
 
@@ -84,7 +85,6 @@ def run_under_hold(settings: Settings, line: Line, *, what: str, stages: "tuple[
     nonblock = values["nonblock"] or values["wait"] == 0
     wait_s = None if nonblock else values["wait"]
 
-    from conch.core.states import RunOptions
     from conch.core.wrapper_loop import WrapperLoop
     from conch.holder import myself
     from conch.keeper.hold_spec import Job
@@ -101,7 +101,15 @@ def run_under_hold(settings: Settings, line: Line, *, what: str, stages: "tuple[
         wait_s=wait_s,
         verbose=settings.verbose,
     )
-    options = RunOptions(
+    log = Log(quiet=settings.quiet, form=settings.log_format)
+    options = _run_options(settings, values, wait_s, nonblock=nonblock)
+    return WrapperLoop(options, child, file, partial(_keep, job), job.pack(), log).run()
+
+
+def _run_options(settings: Settings, values: dict[str, Any], wait_s: float | None, *, nonblock: bool) -> "RunOptions":
+    from conch.core.states import RunOptions
+
+    return RunOptions(
         name=values["name"],
         kill_after_s=values["kill_after"],
         wait_s=wait_s,
@@ -117,8 +125,6 @@ def run_under_hold(settings: Settings, line: Line, *, what: str, stages: "tuple[
         dial_timeout_s=settings.connection.dial_timeout_s,
         command_timeout_s=settings.connection.command_timeout_s,
     )
-    log = Log(quiet=settings.quiet, form=settings.log_format)
-    return WrapperLoop(options, child, file, partial(_keep, job), job.pack(), log).run()
 
 
 def _keep(job: Any, channel: Any) -> None:
