@@ -80,5 +80,5 @@ NEXT = Command(
         *COMMON,
     ),
     run,
-    Argument("expression", TEXT, metavar="EXPR", required=False),
+    Argument("expression", TEXT, metavar="[EXPR]", required=False),
 )

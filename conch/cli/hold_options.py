@@ -90,7 +90,7 @@ def run_under_hold(settings: Settings, line: Line, *, what: str, stages: "tuple[
     from conch.keeper.hold_spec import Job
     from conch.log import Log
 
-    job = Job(
+    hold = Job(
         connection=settings.connection,
         what=what,
         stages=stages,
@@ -103,7 +103,7 @@ def run_under_hold(settings: Settings, line: Line, *, what: str, stages: "tuple[
     )
     log = Log(quiet=settings.quiet, form=settings.log_format)
     options = _run_options(settings, values, wait_s, nonblock=nonblock)
-    return WrapperLoop(options, child, file, partial(_keep, job), job.pack(), log).run()
+    return WrapperLoop(options, child, file, partial(_keep, hold), hold.pack(), log).run()
 
 
 def _run_options(settings: Settings, values: dict[str, Any], wait_s: float | None, *, nonblock: bool) -> "RunOptions":
@@ -127,8 +127,8 @@ def _run_options(settings: Settings, values: dict[str, Any], wait_s: float | Non
     )
 
 
-def _keep(job: Any, channel: Any) -> None:
+def _keep(hold: Any, channel: Any) -> None:
     # imported in the keeper only, because it imports all of gRPC
     from conch.keeper.main import keep
 
-    keep(job, channel)
+    keep(hold, channel)
