@@ -1,60 +1,44 @@
-"""Finds the subcommand, with Click."""
+"""The registry of all commands, and how a command line reaches one of them."""
 
-import sys
-from importlib import import_module
+from conch.cli.fast_parser import find_command, read_line
+from conch.cli.spec import Group
 
-import click
-
-from conch import __version__
-from conch.cli import spec
-from conch.cli.click_adapter import made
-from conch.cli.exit import refuse, say
-from conch.errors import EXIT_USAGE
-
-_COMMANDS = {
-    "elect": "conch.cli.elect",
-    "sema": "conch.cli.sema",
-    "cron": "conch.cli.cron",
-    "conchd": "conch.cli.conchd",
-    "dev": "conch.cli.dev",
-}
-
-
-class _Commands(click.Group):
-    """Imports a subcommand when it is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - Click's protocol
-        """The names, in the order of the manual."""
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """The command of that name."""
-        if cmd_name not in _COMMANDS:
-            return None
-        module = import_module(_COMMANDS[cmd_name])
-        command = getattr(module, "COMMAND", None)
-        found = made(command) if isinstance(command, spec.Command) else module.command
-        assert isinstance(found, click.Command)  # noqa: S101 - for the type checker
-        return found
+_CRON = Group(
+    "cron",
+    "Schedule commands: each tick runs on exactly one of the hosts that run `conch conchd`.",
+    {
+        "add": "conch.cli.cron_edit:ADD",
+        "history": "conch.cli.cron_show:HISTORY",
+        "ls": "conch.cli.cron_show:LS",
+        "next": "conch.cli.cron_next:NEXT",
+        "pause": "conch.cli.cron_edit:PAUSE",
+        "resume": "conch.cli.cron_edit:RESUME",
+        "rm": "conch.cli.cron_edit:RM",
+        "run": "conch.cli.cron_run:RUN",
+        "show": "conch.cli.cron_show:SHOW",
+    },
+)
+COMMANDS = Group(
+    "conch",
+    "Run a command while holding something in etcd.",
+    {
+        "elect": "conch.cli.elect:ELECT",
+        "sema": "conch.cli.sema:SEMA",
+        "cron": _CRON,
+        "conchd": "conch.cli.conchd:CONCHD",
+        "dev": "conch.cli.dev:DEV",
+    },
+)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="conch", message="%(prog)s %(version)s")
-def conch() -> None:
-    """Run a command while holding something in etcd."""
+def run(words: list[str]) -> int:
+    """Run the command that these words name and return conch's exit code; import Click only if the line needs it."""
+    found = find_command(words, COMMANDS)
+    if found is not None:
+        command, rest = found
+        line = read_line(rest, command)
+        if line is not None:
+            return command.run(line)
+    from conch.cli.click_adapter import run_with_click
 
-
-def run() -> int:
-    """Do what the command line says; return the exit code."""
-    try:
-        result = conch.main(sys.argv[1:], prog_name="conch", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        return done.exit_code
-    except click.exceptions.NoArgsIsHelpError:
-        say("conch: no command given (try 'conch --help')")
-        return EXIT_USAGE
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        refuse(context.command_path if context is not None else "conch", error.format_message().replace("\n", " "))
-        return EXIT_USAGE
-    return result if isinstance(result, int) else 0
+    return run_with_click(words, COMMANDS)

@@ -1,69 +1,58 @@
-"""Options as Click has them: made of `conch.cli.spec`'s, with bad input as one line and exit 64."""
+"""Makes Click commands of the data in `spec`, and runs the lines that `fast_parser` leaves to Click.
 
-from collections.abc import Callable, Iterable
+Click prints the help and words what is wrong; bad input is one line on stderr and exit code 64.
+"""
 
 import click
 
+from conch import __version__
 from conch.cli import spec
-from conch.cli.spec import COMMON, Kind, Option
-from conch.errors import BadInput
-from conch.keys import check_name
-from conch.static_typing import Any, TypeVar
+from conch.cli.exit import refuse, say
+from conch.cli.spec import Command, Group, Kind, Line, Option
+from conch.errors import EXIT_USAGE, BadInput
+from conch.static_typing import Any
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-# generic only in the newest Click
-class Parsed(click.ParamType):  # type: ignore[type-arg]
-    """A Click type made of one of conch's parsers."""
-
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse a text; what is no text is parsed already."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._parse(value)
-        except BadInput as error:
-            self.fail(str(error), param, ctx)
+_SETTINGS: Any = {"help_option_names": ["-h", "--help"]}
 
 
-def _type(kind: Kind) -> Any:
-    if kind.choices:
-        return click.Choice(list(kind.choices))
-    return str if kind is spec.TEXT else Parsed(kind.name, kind.parse)
+def run_with_click(words: list[str], group: Group) -> int:
+    """Parse the words with Click and run the command that they name; return conch's exit code."""
+    root: Any = click.version_option(__version__, prog_name="conch", message="%(prog)s %(version)s")(to_click(group))
+    try:
+        result = root.main(words, prog_name="conch", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.exceptions.NoArgsIsHelpError:
+        say("conch: no command given (try 'conch --help')")
+        return EXIT_USAGE
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        refuse(context.command_path if context is not None else "conch", error.format_message().replace("\n", " "))
+        return EXIT_USAGE
+    return result if isinstance(result, int) else 0
 
 
-def _option(option: Option) -> Callable[[_Command], _Command]:
-    how: dict[str, Any] = {"is_flag": True} if option.kind is None else {"type": _type(option.kind)}
-    if option.default is not None:
-        how.update(default=option.default, show_default=True)
-    if option.metavar is not None:
-        how.update(metavar=option.metavar)
-    return click.option(*option.flags, option.keyword, envvar=list(option.env) or None, help=option.help, **how)
+def to_click(what: Command | Group) -> click.Command:
+    """Make the Click command for a command or group of the spec."""
+    if isinstance(what, Group):
+        return _ClickGroup(what)
+
+    @click.pass_context
+    def run(context: click.Context, /, **values: Any) -> int:
+        return what.run(Line(values, explicit(), context.obj))
+
+    return (_ChildCommand if what.takes_child else click.Command)(
+        what.name.rpartition(" ")[2],
+        callback=run,
+        params=[*_arguments(what), *map(_option, what.options)],
+        help=what.summary,
+        epilog=what.epilog or None,
+        context_settings=_SETTINGS,
+    )
 
 
-def with_options(options: Iterable[Option]) -> Callable[[_Command], _Command]:
-    """Add these options to a command; they arrive as keyword arguments."""
-
-    def decorate(command: _Command) -> _Command:
-        for option in reversed(list(options)):
-            command = _option(option)(command)
-        return command
-
-    return decorate
-
-
-def common_options(command: _Command) -> _Command:
-    """Add the common options to a command; they arrive as keyword arguments for `settings`."""
-    return with_options(COMMON)(command)
-
-
-def given() -> frozenset[str]:
-    """The options that stand on the command line of the command that runs."""
+def explicit() -> frozenset[str]:
+    """Return the keywords that the command line of the running Click command sets itself."""
     context = click.get_current_context()
     return frozenset(
         parameter.name
@@ -73,53 +62,94 @@ def given() -> frozenset[str]:
     )
 
 
-def whole(low: int, high: int) -> Parsed:
-    """A whole number between the two, both included."""
-    kind = spec.whole(low, high)
-    return Parsed(kind.name, kind.parse)
+class _ClickGroup(click.Group):
+    """A group that imports a member only when it is asked for."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__(group.name, help=group.summary, context_settings=_SETTINGS)
+        self._group = group
+        # Click suggests similar names from the keys of its own table
+        names: Any = dict.fromkeys(group.members)
+        self.commands = names
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - Click's protocol
+        """Return the names in the order of the registry."""
+        return list(self._group.members)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Return the command of that name."""
+        found = self._group.member(cmd_name)
+        return None if found is None else to_click(found)
 
 
-DURATION = Parsed("duration", spec.DURATION.parse)
-POSITIVE_DURATION = Parsed("duration", spec.POSITIVE_DURATION.parse)
-TTL = Parsed("duration", spec.TTL.parse)
-NAME = Parsed("name", check_name)
-
-
-class WrapperCommand(click.Command):
-    """Takes what follows the first `--` as the child's command, unparsed, into `ctx.obj`."""
+class _ChildCommand(click.Command):
+    """A command that leaves what follows the first `--` unparsed, in `ctx.obj`: it is the child's command line."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Cut the command line at the first `--`."""
-        args, child = spec.cut(args)
+        """Parse what precedes the first `--`; explain a forgotten `--`."""
+        args, child = spec.split_command(args)
         ctx.obj = child
-        # what stands there without an option before it: the arguments, and a command whose -- was forgotten
-        bare = sum(not word.startswith("-") for word in args) > sum(isinstance(p, click.Argument) for p in self.params)
+        arguments = sum(isinstance(parameter, click.Argument) for parameter in self.params)
+        has_surplus = sum(not word.startswith("-") for word in args) > arguments
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            of_a_command = "unexpected extra argument" in error.format_message() or (
+            # an extra argument, or a short option that is not ours: `conch elect o sh -c true`
+            may_be_child = "unexpected extra argument" in error.format_message() or (
                 isinstance(error, click.NoSuchOption) and not error.option_name.startswith("--")
             )
-            if child is None and bare and of_a_command:
+            if child is None and has_surplus and may_be_child:
                 raise click.UsageError("the command to run stands after --", ctx) from None
             raise
 
 
-def made(command: spec.Command) -> click.Command:
-    """The Click command for one that is written down as data."""
+# generic only in the newest Click
+class _KindType(click.ParamType):  # type: ignore[type-arg]
+    """A Click type that parses with a `Kind`."""
 
-    @click.pass_context
-    def run(context: click.Context, /, **values: Any) -> int:
-        return command.run(spec.Line(values, given(), context.obj))
+    def __init__(self, kind: Kind) -> None:
+        self.name = kind.name
+        self._parse = kind.parse
 
-    options: Callable[..., Any] = with_options(command.options)(run)
-    how: dict[str, Any] = {
-        "context_settings": {"help_option_names": ["-h", "--help"]},
-        "help": command.summary,
-        "epilog": command.epilog or None,
-    }
-    name = command.name.rpartition(" ")[2]
-    if not command.alone:
-        options = click.argument("name", type=NAME)(options)
-    found: click.Command = click.command(name, cls=click.Command if command.alone else WrapperCommand, **how)(options)
-    return found
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse a text; Click may pass a value that is parsed already."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except BadInput as error:
+            self.fail(str(error), param, ctx)
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """Split the variable of a repeated option at commas."""
+        return [part.strip() for part in rv.split(",") if part.strip()]
+
+
+def _type(kind: Kind) -> Any:
+    if kind.choices:
+        return click.Choice(list(kind.choices))
+    return str if kind is spec.TEXT else _KindType(kind)
+
+
+def _arguments(command: Command) -> list[click.Argument]:
+    argument = command.argument
+    if argument is None:
+        return []
+    return [
+        click.Argument([argument.name], type=_type(argument.kind), required=argument.required, metavar=argument.metavar)
+    ]
+
+
+def _option(option: Option) -> click.Option:
+    how: dict[str, Any] = {"is_flag": True} if option.kind is None else {"type": _type(option.kind)}
+    if option.default is not None:
+        how.update(default=option.default, show_default=True)
+    return click.Option(
+        [*option.flags, option.keyword],
+        envvar=list(option.env) or None,
+        help=option.help,
+        metavar=option.metavar,
+        multiple=option.repeated,
+        required=option.required,
+        **how,
+    )

@@ -1,74 +1,153 @@
-"""From the common options to where etcd is and who we are there."""
+"""The options that all commands share: where etcd is, who we are there, and what conch logs."""
 
 import os
 import re
 from collections.abc import Collection
 
+from conch.cli.spec import ENDPOINTS, POSITIVE_DURATION, PREFIX, TEXT, Line, Option, choice
 from conch.errors import BadInput
 from conch.etcd.connection import Connection, Settings, read_password
-from conch.keys import Keys
+from conch.keys import DEFAULT_PREFIX, Keys
 from conch.limits import cannot
 from conch.log import Log
-from conch.record import replace
+from conch.record import Record, replace
 from conch.static_typing import Any
 
 
-def settings(values: dict[str, Any], given: Collection[str]) -> Settings:
-    """Take the common options out of a command's values; `given` are those that stand on the command line."""
-    user, password, visible = values.pop("user"), None, False
-    password_file, read_from = values.pop("password_file"), None
-    if user is not None:
-        user, separator, written = user.partition(":")
-        if not user:
-            raise BadInput("--user: no user name before the colon")
-        if separator and ("user" in given or "password_file" not in given):
-            password = written
-            visible = "user" in given
-        elif password_file is not None:
-            password = _read_password(password_file)
-            read_from = os.path.abspath(password_file)
-        else:
-            password = os.environ.get("CONCH_PASSWORD") or os.environ.get("ETCDCTL_PASSWORD")
-        if not password:
-            raise BadInput(f"--user {user}: no password (--password-file, CONCH_PASSWORD or ETCDCTL_PASSWORD)")
-    elif password_file is not None:
-        raise BadInput("--password-file goes with --user")
-    endpoints = values.pop("endpoints")
+def _env(option: str, *, etcdctl: bool = True) -> tuple[str, ...]:
+    name = option.upper().replace("-", "_")
+    return (f"CONCH_{name}", f"ETCDCTL_{name}") if etcdctl else (f"CONCH_{name}",)
+
+
+COMMON: tuple[Option, ...] = (
+    Option(
+        ("--endpoints",),
+        "Comma-separated members of etcd: host:port, http://host:port, https://host:port.",
+        ENDPOINTS,
+        default="localhost:2379",
+        env=_env("endpoints"),
+        metavar="LIST",
+    ),
+    Option(
+        ("--dial-timeout",),
+        "Total time to find an endpoint that answers.",
+        POSITIVE_DURATION,
+        default="5s",
+        env=_env("dial-timeout"),
+    ),
+    Option(
+        ("--command-timeout",),
+        "Total time for one request to etcd, including retries on other endpoints.",
+        POSITIVE_DURATION,
+        default="5s",
+        env=_env("command-timeout"),
+    ),
+    Option(("--cacert",), "CA certificate to verify https endpoints with.", TEXT, env=_env("cacert"), metavar="FILE"),
+    Option(("--cert",), "Client certificate.", TEXT, env=_env("cert"), metavar="FILE"),
+    Option(("--key",), "Private key of the client certificate.", TEXT, env=_env("key"), metavar="FILE"),
+    Option(("--user",), "etcd user.", TEXT, env=_env("user"), metavar="NAME[:PASSWORD]"),
+    Option(
+        ("--password-file",),
+        "File that contains the password. Without it: CONCH_PASSWORD or ETCDCTL_PASSWORD.",
+        TEXT,
+        env=_env("password-file", etcdctl=False),
+        metavar="FILE",
+    ),
+    Option(
+        ("--transport",),
+        "Protocol to etcd: http is its JSON gateway, which starts fast. With auto, conchd uses gRPC and every other "
+        "command the gateway where it works.",
+        choice("auto", "grpc", "http"),
+        default="auto",
+        env=_env("transport", etcdctl=False),
+    ),
+    Option(
+        ("--prefix",),
+        "Prefix of all keys in etcd. Two prefixes never see each other.",
+        PREFIX,
+        default=DEFAULT_PREFIX,
+        env=_env("prefix", etcdctl=False),
+    ),
+    Option(("-q", "--quiet"), "Log only warnings and errors.", env=_env("quiet", etcdctl=False)),
+    Option(("-v", "--verbose"), "Log each confirmed renewal, too.", env=_env("verbose", etcdctl=False)),
+    Option(
+        ("--log-format",),
+        "Format of the log on stderr, one line per event: text is logfmt.",
+        choice("text", "json"),
+        default="text",
+        env=_env("log-format", etcdctl=False),
+    ),
+)
+
+
+class _Credentials(Record):
+    """An etcd user and its password; `visible` if the password is an argument, which other users can read."""
+
+    user: str | None = None
+    password: str | None = None
+    password_file: str | None = None
+    visible: bool = False
+
+
+def settings(line: Line) -> Settings:
+    """Make the settings that the common options of a line describe. Raises `BadInput`; warns of exposed passwords."""
+    values = line.values
+    credentials = _credentials(values, line.explicit)
+    endpoints = values["endpoints"]
     if any(values[name] for name in ("cacert", "cert", "key")):
-        # as etcdctl has it: whoever gives certificates means TLS, unless the endpoint says http://
-        endpoints = tuple(replace(one, tls=True) if one.bare else one for one in endpoints)
-    for text in (user, password):
+        # as etcdctl does: certificates imply TLS, unless the endpoint says http://
+        endpoints = tuple(replace(endpoint, tls=True) if endpoint.bare else endpoint for endpoint in endpoints)
+    for text in (credentials.user, credentials.password):
         if text is not None and not _encodable(text):
             raise BadInput("--user: user and password must be UTF-8 text")
     connection = Connection(
         endpoints=endpoints,
-        dial_timeout_s=values.pop("dial_timeout"),
-        command_timeout_s=values.pop("command_timeout"),
-        cacert=values.pop("cacert"),
-        cert=values.pop("cert"),
-        key=values.pop("key"),
-        user=user,
-        password=password,
-        password_file=read_from,
-        transport=values.pop("transport"),
+        dial_timeout_s=values["dial_timeout"],
+        command_timeout_s=values["command_timeout"],
+        cacert=values["cacert"],
+        cert=values["cert"],
+        key=values["key"],
+        user=credentials.user,
+        password=credentials.password,
+        password_file=credentials.password_file,
+        transport=values["transport"],
     )
     _check_tls(connection)
-    quiet, verbose = _loudness(values.pop("quiet"), values.pop("verbose"), given)
-    found = Settings(
-        connection, Keys(values.pop("prefix")), quiet=quiet, verbose=verbose, log_format=values.pop("log_format")
-    )
-    if password is not None:
+    quiet, verbose = _verbosity(values["quiet"], values["verbose"], line.explicit)
+    found = Settings(connection, Keys(values["prefix"]), quiet=quiet, verbose=verbose, log_format=values["log_format"])
+    if credentials.password is not None:
         log = Log(quiet=found.quiet, form=found.log_format)
-        _warn_of_passwords(connection, log, on_command_line=visible)
+        _warn_of_passwords(connection, log, on_command_line=credentials.visible)
     return found
 
 
-def _loudness(quiet: bool, verbose: bool, given: Collection[str]) -> tuple[bool, bool]:
-    """A flag overrules the other one's variable."""
+def _credentials(values: dict[str, Any], explicit: Collection[str]) -> _Credentials:
+    """Find user and password: --user NAME:PASSWORD, --password-file, CONCH_PASSWORD, ETCDCTL_PASSWORD."""
+    user, path = values["user"], values["password_file"]
+    if user is None:
+        if path is not None:
+            raise BadInput("--password-file goes with --user")
+        return _Credentials()
+    user, separator, written = user.partition(":")
+    if not user:
+        raise BadInput("--user: no user name before the colon")
+    if separator and ("user" in explicit or "password_file" not in explicit):
+        found = _Credentials(user, written, visible="user" in explicit)
+    elif path is not None:
+        found = _Credentials(user, _read_password(path), os.path.abspath(path))
+    else:
+        found = _Credentials(user, os.environ.get("CONCH_PASSWORD") or os.environ.get("ETCDCTL_PASSWORD"))
+    if not found.password:
+        raise BadInput(f"--user {user}: no password (--password-file, CONCH_PASSWORD or ETCDCTL_PASSWORD)")
+    return found
+
+
+def _verbosity(quiet: bool, verbose: bool, explicit: Collection[str]) -> tuple[bool, bool]:
+    """Return --quiet and --verbose; a flag overrules the variable of the other."""
     if quiet and verbose:
-        if ("quiet" in given) == ("verbose" in given):
+        if ("quiet" in explicit) == ("verbose" in explicit):
             raise BadInput("--quiet and --verbose exclude each other")
-        return "quiet" in given, "verbose" in given
+        return "quiet" in explicit, "verbose" in explicit
     return quiet, verbose
 
 
@@ -106,7 +185,7 @@ def _check_tls(connection: Connection) -> None:
 
 
 def _check_certificates(connection: Connection) -> None:
-    import ssl  # late: only https pays for it
+    import ssl  # here, because it is slow to import and only https needs it
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
@@ -119,7 +198,7 @@ def _check_certificates(connection: Connection) -> None:
         if connection.cert is not None:
             context.load_cert_chain(connection.cert, connection.key, password=lambda: "")
     except (ssl.SSLError, OSError, ValueError) as error:
-        text = f"--cert, --key: {connection.cert} and {connection.key} do not fit: {error}"
+        text = f"--cert, --key: {connection.cert} and {connection.key} cannot be used: {error}"
         raise cannot(text, error) from None
 
 
@@ -128,7 +207,12 @@ def _warn_of_passwords(connection: Connection, log: Log, *, on_command_line: boo
         log("warning", "password-visible", msg="a password on the command line is visible to other users")
     for endpoint in connection.endpoints:
         if not endpoint.tls and not _is_loopback(endpoint.host):
-            log("warning", "password-in-clear", endpoint=str(endpoint), msg="the password goes over plaintext")
+            log(
+                "warning",
+                "password-in-clear",
+                endpoint=str(endpoint),
+                msg="the password is sent over an unencrypted connection",
+            )
 
 
 def _is_loopback(host: str) -> bool:

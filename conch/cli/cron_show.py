@@ -1,167 +1,173 @@
-"""Looking at jobs: the session that all of `conch cron` uses, its tables, and `conch cron ls`."""
+"""`conch cron ls`, `show` and `history`: print what is in etcd about jobs and their ticks."""
 
 import shlex
-import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from conch.cli.connection_options import settings
-from conch.cli.spec import COMMON, Command, Line, Option
-from conch.errors import EXIT_NO, BadInput, ConchError
-from conch.etcd.connection import Settings
-from conch.log import Log, escape
+from conch.cli.connection_options import COMMON
+from conch.cli.cron_client import JSON, CronClient
+from conch.cli.cron_table import LAST_TICK_HEAD, instant, put_table, tick_cells
+from conch.cli.output import put_json, put_line
+from conch.cli.spec import NAME_ARGUMENT, Command, Line, Option, int_range
+from conch.errors import BadInput
+from conch.log import escape
 from conch.static_typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conch.cron.job import Job
-    from conch.etcd.store import Store
+
+# -- ls -------------------------------------------------------------------------------------------------------
 
 
-class Session:
-    """One command's dealings with etcd."""
-
-    def __init__(self, values: dict[str, Any], given: Collection[str]) -> None:
-        """`values` and `given` are of the command line."""
-        self.common: Settings = settings(values, given)
-        self.log = Log(quiet=self.common.quiet, form=self.common.log_format)
-        self.keys = self.common.keys
-        connection = self.common.connection
-        self.timeout_s = min(connection.dial_timeout_s, connection.command_timeout_s)
-
-    def __enter__(self) -> "Session":
-        from conch.cli.exit import guard_threads
-        from conch.etcd.open import open_store
-
-        guard_threads()
-        self.store: Store = open_store(self.common.connection)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.store.close()
-
-    def read(self, name: str) -> "tuple[Job, int]":
-        """The job and its mod-revision; exit 1 if there is none."""
-        from conch.cron.job import UnreadableJob, parse
-        from conch.etcd.store import Range
-
-        key = self.keys.cron("job", name)
-        found = self.store.range(Range(key.encode()), timeout_s=self.timeout_s).kvs
-        if not found:
-            raise ConchError(f"there is no job {name}", code=EXIT_NO)
-        try:
-            return parse(name, found[0].value), found[0].mod_revision
-        except UnreadableJob as error:
-            raise ConchError(f"job {name} cannot be read ({key}): {error}") from None
-
-
-def ls(line: Line) -> int:
+def run_ls(line: Line) -> int:
     """List the jobs."""
-    values = dict(line.values)
-    from conch.cli.output import put_json, put_line
-    from conch.cron.job import UnreadableJob, parse
-    from conch.cron.views import everything, last_rows
-    from conch.keys import JobKey
-    from conch.times import rfc3339
+    from conch.cron.views import last_rows
 
-    with Session(values, line.given) as session:
-        found = session.store.range(everything(session.keys.cron("job")), timeout_s=session.timeout_s).kvs
-        jobs = []
-        for kv in found:
-            job_key = session.keys.parse(kv.key)
-            try:
-                if not isinstance(job_key, JobKey):
-                    raise UnreadableJob("no name of a job")
-                jobs.append(parse(job_key.name, kv.value))
-            except (UnreadableJob, BadInput) as error:
-                session.log("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg=str(error))
-        last: Mapping[str, Mapping[str, Any]] = {}
-        if values["last"]:
-            last, bad = last_rows(session.store, session.keys, [j.name for j in jobs], timeout_s=session.timeout_s)
-            for key in bad:
-                session.log("warning", "unreadable", key=key)
+    with_last, as_json = line.values["last"], line.values["as_json"]
+    last: Mapping[str, Mapping[str, Any]] = {}
+    with CronClient(line) as client:
+        jobs = _read_jobs(client)
+        if with_last:
+            names = [job.name for job in jobs]
+            last, unreadable = last_rows(client.store, client.keys, names, timeout_s=client.timeout_s)
+            for key in unreadable:
+                client.log_unreadable(key)
     now = time.time()
     rows = []
     for job in jobs:
-        following = None if job.paused else job.ticks().next_after(int(now))
-        data: dict[str, object] = {
-            "name": job.name,
-            "schedule": job.schedule,
-            "tz": job.tz,
-            "cmd": list(job.cmd),
-            "paused": job.paused,
-            "next_tick": None if following is None else rfc3339(following),
-        }
-        newest = last.get(job.name, {})
-        if values["last"]:
-            data |= {"last_tick": newest.get("tick")}
-            data |= {field: newest.get(field) for field in ("node", "exit", "state", "duration_s")}
-        if values["as_json"]:
-            put_json(data)
+        next_tick = None if job.paused else job.ticks().next_after(int(now))
+        newest = last.get(job.name, {}) if with_last else None
+        if as_json:
+            put_json(_job_object(job, next_tick, newest))
             continue
-        cells = [job.name, job.schedule, job.tz, "paused" if job.paused else when(following, now)]
-        if values["last"]:
-            cells += last_cells(newest, now)
+        cells = [job.name, job.schedule, job.tz, "paused" if job.paused else instant(next_tick, now)]
+        if newest is not None:
+            cells += tick_cells(newest, now)
         rows.append([*cells, shlex.join(job.cmd)])
-    if rows:
-        head = [
-            "NAME",
-            "SCHEDULE",
-            "TZ",
-            "NEXT",
-            *(["LAST", "STATE", "EXIT", "NODE", "TOOK"] if values["last"] else []),
-        ]
-        table([*head, "COMMAND"], rows, put_line)
+    put_table(["NAME", "SCHEDULE", "TZ", "NEXT", *(LAST_TICK_HEAD if with_last else []), "COMMAND"], rows)
     return 0
 
 
-COMMAND = Command(
+def _read_jobs(client: CronClient) -> "Sequence[Job]":
+    """Return all jobs whose value can be read; warn of the others."""
+    from conch.cron.job import UnreadableJob, parse
+    from conch.cron.views import everything
+    from conch.keys import JobKey
+
+    jobs = []
+    for kv in client.store.range(everything(client.keys.cron("job")), timeout_s=client.timeout_s).kvs:
+        key = client.keys.parse(kv.key)
+        try:
+            if not isinstance(key, JobKey):
+                raise UnreadableJob("the key has no valid job name")
+            jobs.append(parse(key.name, kv.value))
+        except (UnreadableJob, BadInput) as error:
+            client.log_unreadable(kv.key.decode("utf-8", "replace"), str(error))
+    return jobs
+
+
+def _job_object(job: "Job", next_tick: int | None, newest: Mapping[str, Any] | None) -> dict[str, object]:
+    """Return the JSON object of a job; `newest` is the row of its newest tick, None without --last."""
+    from conch.times import rfc3339
+
+    data: dict[str, object] = {
+        "name": job.name,
+        "schedule": job.schedule,
+        "tz": job.tz,
+        "cmd": list(job.cmd),
+        "paused": job.paused,
+        "next_tick": None if next_tick is None else rfc3339(next_tick),
+    }
+    if newest is not None:
+        data |= {"last_tick": newest.get("tick")}
+        data |= {field: newest.get(field) for field in ("node", "exit", "state", "duration_s")}
+    return data
+
+
+LS = Command(
     "cron ls",
     "List the jobs.",
-    "",
-    (
-        Option(("--last",), "With the newest tick of each."),
-        Option(("--json",), "One object a line.", name="as_json"),
-        *COMMON,
-    ),
-    ls,
-    alone=True,
+    (Option(("--last",), "Show the newest tick of each job, too."), JSON, *COMMON),
+    run_ls,
+    argument=None,
 )
 
 
-# -- tables -----------------------------------------------------------------------------------------------
+# -- show -----------------------------------------------------------------------------------------------------
 
 
-def when(tick: int | None, now: float) -> str:
-    """A moment as people want it on a terminal, RFC 3339 elsewhere."""
-    from conch.times import rfc3339
-
-    if tick is None:
-        return "-"
-    if sys.stdout is None or not sys.stdout.isatty():
-        return rfc3339(tick)
-    seconds = abs(tick - now)
-    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (129600, 3600, "h")):
-        if seconds < limit:
-            amount = f"{round(seconds / size)} {unit}"
-            break
-    else:
-        amount = f"{round(seconds / 86400)} days"
-    return f"in {amount}" if tick > now else f"{amount} ago"
+def run_show(line: Line) -> int:
+    """Show a job."""
+    with CronClient(line) as client:
+        job, rev = client.read_job(line.values["name"])
+    if line.values["as_json"]:
+        put_json({"name": job.name, **{k: v for k, v in job.raw.items() if k not in ("name", "rev")}, "rev": rev})
+        return 0
+    put_line(f"name: {job.name}")
+    for field, value in job.raw.items():
+        text = _field_text(field, value)
+        if text:
+            put_line(escape(f"{field}: {text}"))
+    return 0
 
 
-def last_cells(row: Mapping[str, Any], now: float) -> list[str]:
-    took = row.get("duration_s")
-    return [
-        when(row.get("tick_unix"), now),
-        row.get("state") or "-",
-        "-" if row.get("exit") is None else str(row["exit"]),
-        row.get("node") or "-",
-        "-" if took is None or row.get("started") is None else f"{took:.1f}s",
-    ]
+def _field_text(field: str, value: Any) -> str:
+    """Format a field of a job; empty for one that is not set."""
+    if value is None:
+        return ""
+    if field == "cmd":
+        return shlex.join(value)
+    if field == "env":
+        return " ".join(shlex.quote(f"{k}={v}") for k, v in value.items())
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], put: Callable[[str], None]) -> None:
-    cells = [list(head), *([escape(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    for row in cells:
-        put("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+SHOW = Command(
+    "cron show",
+    "Show the definition of a job.",
+    (JSON, *COMMON),
+    run_show,
+    NAME_ARGUMENT,
+)
+
+
+# -- history --------------------------------------------------------------------------------------------------
+
+
+def run_history(line: Line) -> int:
+    """Show a job's newest ticks."""
+    from conch.cron.views import history
+
+    name = line.values["name"]
+    with CronClient(line) as client:
+        rows, unreadable = history(client.store, client.keys, name, line.values["limit"], timeout_s=client.timeout_s)
+        if not rows and not unreadable:
+            client.read_job(name)  # a job that never ran is no error, an unknown job is
+        for key in unreadable:
+            client.log_unreadable(key)
+    if line.values["as_json"]:
+        for row in rows:
+            put_json(row)
+        return 0
+    now = time.time()
+    put_table(
+        ["TICK", "STATE", "EXIT", "NODE", "STARTED", "TOOK", "ATTEMPT", "REASON"],
+        [_history_cells(row, now) for row in rows],
+    )
+    return 0
+
+
+def _history_cells(row: Mapping[str, Any], now: float) -> list[str]:
+    *tick, took = tick_cells(row, now)
+    return [*tick, row["started"] or "-", took, str(row["attempt"] or "-"), row["reason"] or ""]
+
+
+HISTORY = Command(
+    "cron history",
+    "Show the newest ticks of a job, newest first.",
+    (Option(("-n",), "Number of ticks to show.", int_range(1, 1000), name="limit", default="20"), JSON, *COMMON),
+    run_history,
+    NAME_ARGUMENT,
+)

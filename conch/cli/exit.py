@@ -1,4 +1,4 @@
-"""The one place where a command's end and its errors become an exit code."""
+"""Turns the result of a command, or the error that ended it, into an exit code."""
 
 import os
 import signal
@@ -21,15 +21,15 @@ from conch.static_typing import NoReturn
 
 
 def end_with(work: Callable[[], int]) -> NoReturn:
-    """Do the work and end the process with the code that it returns, or that its error stands for."""
+    """Call `work` and end the process with the code that it returns, or with that of the error that it raises."""
     if sys.stdout is not None:
-        # a holder's words may be in letters that this terminal does not have
+        # a holder's command may contain characters that this terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    died_of = None
+    fatal_signal = None
     try:
         code = _code(work)
-    except EndedBySignal as end:
-        code, died_of = EXIT_SIGNAL + end.number, end.number
+    except EndedBySignal as error:
+        code, fatal_signal = EXIT_SIGNAL + error.number, error.number
     if "conch.core.keeper_process" in sys.modules:
         sys.modules["conch.core.keeper_process"].discard_early()
     try:
@@ -38,18 +38,18 @@ def end_with(work: Callable[[], int]) -> NoReturn:
     except OSError as error:
         say(f"conch: cannot write to stdout: {error.strerror}")
         code = code or CannotWrite.code
-    if died_of is not None:
-        _die_of(died_of)
-    # nothing is left to be done: to take all modules apart takes longer than to give a hold back
+    if fatal_signal is not None:
+        _die_of(fatal_signal)
+    # not sys.exit: tearing down all modules takes longer than releasing a hold
     os._exit(code)
 
 
 def _die_of(number: int) -> None:
-    """Die of this signal without a core, so that a shell ends its loop, and systemd takes a stop for a stop.
+    """Die of this signal without a core dump, so that a shell ends its loop and systemd sees a regular stop.
 
-    Returns only where that cannot be: the first process of a namespace is spared.
+    Returns only if the signal does not kill us: the first process of a PID namespace is immune.
     """
-    from conch.core import linux  # what ends so has it already
+    from conch.core import linux  # here, because only commands that have imported it already die of a signal
 
     try:
         linux.leave_no_core()
@@ -58,7 +58,7 @@ def _die_of(number: int) -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
         os.kill(os.getpid(), number)
     except (OSError, ValueError):
-        pass  # a signal of the C library's own
+        pass  # a real-time signal that the C library reserves
 
 
 def _code(work: Callable[[], int]) -> int:
@@ -70,17 +70,17 @@ def _code(work: Callable[[], int]) -> int:
         refuse(error.where, str(error))
         return error.code
     except ReaderGone as error:
-        _forget_stdout()
+        _discard_stdout()
         return error.code
     except ConchError as error:
         if isinstance(error, CannotWrite):
-            _forget_stdout()
+            _discard_stdout()
         Log().plain(str(error))
         return error.code
     except OSError as error:
-        if _of_click(error):  # its own output (help, version) goes to a stdout that takes nothing
+        if _raised_in_click(error):  # help or version could not be written
             say(f"conch: cannot write to stdout: {error.strerror}")
-            _forget_stdout()
+            _discard_stdout()
             return CannotWrite.code
         if error.filename is None:
             return unexpected(error)
@@ -90,8 +90,8 @@ def _code(work: Callable[[], int]) -> int:
         return unexpected(error)
 
 
-def _of_click(error: BaseException) -> bool:
-    """Whether an error was raised in Click's code, as it writes."""
+def _raised_in_click(error: BaseException) -> bool:
+    """Return whether Click's own code raised the error."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -99,30 +99,30 @@ def _of_click(error: BaseException) -> bool:
 
 
 def guard_threads() -> None:
-    """Have an error that nobody catches in any thread of a command end it; before the first one is started."""
+    """Make an uncaught error in any thread end the process. Call it before the first thread starts."""
     import threading
 
     threading.excepthook = lambda args: end_unexpectedly(args.exc_value)
 
 
 def refuse(where: str, text: str) -> None:
-    """One line on stderr: what is wrong with a command line."""
+    """Print what is wrong with a command line, as one line on stderr."""
     say(f"{where}: {escape(text)} (try '{where} --help')")
 
 
 def say(text: str) -> None:
-    """One line on stderr, whatever letters it has."""
+    """Print one line on stderr, with characters that cannot be encoded as escapes."""
     try:
         os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
     except OSError:
-        pass  # no stderr: the exit code has to do
+        pass  # without stderr only the exit code is left
 
 
-def _forget_stdout() -> None:
-    """Nothing more can be written to it."""
+def _discard_stdout() -> None:
+    """Redirect stdout to /dev/null after a failed write, so that the final flush does not fail again."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.close(null)
     except OSError:
-        pass  # then the flush says so once more
+        pass  # then the final flush reports the failure once more

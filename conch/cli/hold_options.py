@@ -1,54 +1,61 @@
-"""What the commands that run a child under a hold share: their flags, and the start of the loop."""
+"""The options of `elect` and `sema`, and the start of a command under a hold."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
-from conch.cli.spec import DURATION, POSITIVE_DURATION, TEXT, TTL, Command, Line, Option, Usage, whole
+from conch.cli.connection_options import COMMON
+from conch.cli.spec import DURATION, POSITIVE_DURATION, TEXT, TTL, Command, Line, Option, Usage, int_range
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, BadInput, ConchError
 from conch.etcd.connection import Settings
 from conch.static_typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from conch.core.states import RunOptions
     from conch.keeper.hold_spec import QueueSpec
 
-EXIT_CODES = (
-    "Hooks read /dev/null. Their environment and the command's: CONCH_NAME, CONCH_REV (the fencing token), "
-    "CONCH_LEASE, CONCH_HOLD_KEY, CONCH_TREE. Exit codes: the command's; 1 vacant or not held, 64 usage, 69 etcd did "
-    "not answer, 70 the hold was lost, 71 a defect of conch, 74 stdout cannot be written, 75 not acquired or the "
-    "on-acquire hook failed, 126/127 the command cannot be run, 128+n ended by signal n."
-)
+
+def epilog(exit_1: str) -> str:
+    """Return what the help of a command that holds something says below its options."""
+    return (
+        "Hooks read /dev/null. Hooks and CMD get these variables: CONCH_NAME, CONCH_REV (the fencing token), "
+        f"CONCH_LEASE, CONCH_HOLD_KEY, CONCH_TREE. Exit codes: that of CMD; 1 {exit_1}, 64 wrong usage, 69 etcd did "
+        "not answer, 70 the hold was lost, 71 a defect of conch, 74 stdout cannot be written, 75 not acquired or the "
+        "on-acquire hook failed, 126/127 CMD cannot be run, 128+n ended by signal n."
+    )
+
 
 # The flags of contract 3 that every wrapper has.
 HOLD = (
-    Option(("--ttl",), "Lease TTL, at least 2s.", TTL, default="10s"),
-    Option(("--wait",), "Give up after this long, dialling and queueing together.", DURATION),
-    Option(("-n", "--nonblock"), "Take it now or exit 75."),
-    Option(("-E", "--conflict-exit-code"), "Exit code when it was not acquired.", whole(0, 255), default="75"),
-    Option(("--kill-after",), "SIGTERM to SIGKILL.", DURATION, default="5s"),
+    Option(("--ttl",), "TTL of the lease in etcd, at least 2s.", TTL, default="10s"),
+    Option(("--wait",), "Give up after this time, connecting and queueing included.", DURATION),
+    Option(("-n", "--nonblock"), "Do not queue: acquire immediately or exit 75."),
+    Option(("-E", "--conflict-exit-code"), "Exit code if it was not acquired.", int_range(0, 255), default="75"),
+    Option(("--kill-after",), "Time from SIGTERM to SIGKILL.", DURATION, default="5s"),
     Option(
         ("--on-acquire",),
-        "/bin/sh -c hook after winning, before the child; its failure gives the hold up.",
+        "Hook to run with /bin/sh -c after acquiring and before CMD. If it fails, conch releases and exits 75.",
         TEXT,
         metavar="CMD",
     ),
-    Option(("--on-lose",), "/bin/sh -c hook after each run of the child.", TEXT, metavar="CMD"),
-    Option(("--hook-timeout",), "A hook that takes longer is killed.", POSITIVE_DURATION, default="30s"),
+    Option(("--on-lose",), "Hook to run with /bin/sh -c after each run of CMD.", TEXT, metavar="CMD"),
+    Option(("--hook-timeout",), "Kill a hook that takes longer.", POSITIVE_DURATION, default="30s"),
 )
+_COMMON_KEYWORDS = frozenset(option.keyword for option in COMMON)
 
 
-def refuse_with_look(command: Command, look: str, line: Line, allowed: set[str]) -> None:
-    """A look takes neither a command nor one of the command's own flags that is not allowed with it."""
+def check_query(command: Command, query: str, line: Line, allowed: Collection[str]) -> None:
+    """Refuse what a query such as --who does not take: a command to run, and options not in `allowed`."""
     if line.child is not None:
-        raise Usage(command.path, f"{look} takes no command")
+        raise Usage(command.path, f"{query} takes no command")
     for option in command.options:
-        name = option.keyword
-        if name in line.given and name in line.values and name not in allowed:
-            raise Usage(command.path, f"{option.flags[-1]} does not go with {look}")
+        keyword = option.keyword
+        if keyword in line.explicit and keyword not in _COMMON_KEYWORDS and keyword not in allowed:
+            raise Usage(command.path, f"{option.flags[-1]} does not go with {query}")
 
 
 def find_command(child: Sequence[str], path: str | None = None) -> str:
-    """The file to run, found on `path` or PATH; exits 126 or 127 before etcd is touched."""
+    """Return the file to run, found on `path` or PATH; exit 126 or 127 before etcd is contacted."""
     from conch.core.spawn import find_command as find
 
     try:
@@ -60,7 +67,7 @@ def find_command(child: Sequence[str], path: str | None = None) -> str:
 
 
 def check_host() -> None:
-    """Exit 69 before etcd is touched where nothing could be watched over."""
+    """Exit 69 before etcd is contacted if this system does not let conch supervise processes."""
     from conch.core import host
 
     problem = host.problem()
@@ -68,30 +75,22 @@ def check_host() -> None:
         raise ConchError(f"cannot run anything: {problem}")
 
 
-def run_under_hold(
-    settings: Settings,
-    child: Sequence[str],
-    *,
-    name: str,
-    what: str,
-    stages: "tuple[QueueSpec, ...]",
-    values: dict[str, Any],
-) -> int:
-    """Hold, run, release; returns conch's exit code."""
+def run_under_hold(settings: Settings, line: Line, *, what: str, stages: "tuple[QueueSpec, ...]") -> int:
+    """Acquire the hold, run the line's command and release; return conch's exit code."""
+    values, child = line.values, line.child or []
     check_host()
     file = find_command(child)
-    nonblock = values["nonblock"] or values["wait"] == 0
     if values["nonblock"] and values["wait"]:
         raise BadInput("--nonblock and --wait exclude each other")
+    nonblock = values["nonblock"] or values["wait"] == 0
+    wait_s = None if nonblock else values["wait"]
 
-    from conch.core.states import RunOptions
     from conch.core.wrapper_loop import WrapperLoop
     from conch.holder import myself
     from conch.keeper.hold_spec import HoldSpec
     from conch.log import Log
 
-    wait_s = None if nonblock else values["wait"]
-    job = HoldSpec(
+    hold = HoldSpec(
         connection=settings.connection,
         what=what,
         stages=stages,
@@ -102,8 +101,16 @@ def run_under_hold(
         wait_s=wait_s,
         verbose=settings.verbose,
     )
-    plan = RunOptions(
-        name=name,
+    log = Log(quiet=settings.quiet, form=settings.log_format)
+    options = _run_options(settings, values, wait_s, nonblock=nonblock)
+    return WrapperLoop(options, child, file, partial(_keep, hold), hold.pack(), log).run()
+
+
+def _run_options(settings: Settings, values: dict[str, Any], wait_s: float | None, *, nonblock: bool) -> "RunOptions":
+    from conch.core.states import RunOptions
+
+    return RunOptions(
+        name=values["name"],
         kill_after_s=values["kill_after"],
         wait_s=wait_s,
         nonblock=nonblock,
@@ -118,12 +125,10 @@ def run_under_hold(
         dial_timeout_s=settings.connection.dial_timeout_s,
         command_timeout_s=settings.connection.command_timeout_s,
     )
-    log = Log(quiet=settings.quiet, form=settings.log_format)
-    return WrapperLoop(plan, child, file, partial(_keep, job), job.pack(), log).run()
 
 
-def _keep(job: Any, channel: Any) -> None:
-    # imported in the keeper alone: with it comes all of gRPC
+def _keep(hold: Any, channel: Any) -> None:
+    # imported in the keeper only, because it imports all of gRPC
     from conch.keeper.main import keep
 
-    keep(job, channel)
+    keep(hold, channel)

@@ -1,4 +1,4 @@
-"""The key that jobs are signed with."""
+"""Reads the key that jobs are signed with."""
 
 import hashlib
 import hmac
@@ -8,13 +8,14 @@ import stat
 from conch.errors import BadInput
 from conch.limits import cannot
 
-_LEAST_BYTES = 16
+_MIN_BYTES = 16
 
 
 def read_key(path: str | None, prefix: str) -> bytes | None:
-    """The key for jobs below a prefix: one of its own for each prefix, so that a signature is good under no other.
+    """Return the key for jobs below a prefix, derived from the key in the file; None without a file.
 
-    It is derived from the key in the file, without white space at its ends; raises `BadInput` for one that is no good.
+    Each prefix has its own key, so that a signature is valid under no other prefix. White space around the key in the
+    file is ignored. Raises `BadInput` for a file that cannot be read, is open to all users, or has too short a key.
     """
     if path is None:
         return None
@@ -27,6 +28,6 @@ def read_key(path: str | None, prefix: str) -> bytes | None:
         raise cannot(text, error) from None
     if stat.S_ISREG(mode) and mode & 0o007:
         raise BadInput(f"--job-key-file: {path} is open to all users (chmod 600)")
-    if len(key) < _LEAST_BYTES:
-        raise BadInput(f"--job-key-file: the key in {path} is shorter than {_LEAST_BYTES} bytes")
+    if len(key) < _MIN_BYTES:
+        raise BadInput(f"--job-key-file: the key in {path} is shorter than {_MIN_BYTES} bytes")
     return hmac.new(key, f"conch jobs {prefix}".encode(), hashlib.sha256).digest()

@@ -10,12 +10,12 @@ from conch.log import escape
 
 
 def line(kv: KeyValue, holder: Holder) -> str:
-    """What people see of a contender, after its name."""
+    """Format a contender for people, without its name."""
     return f"{escape(holder.host)} pid={holder.pid} since={escape(holder.started)} rev={kv.create_revision}"
 
 
 def fields(kv: KeyValue, holder: Holder) -> dict[str, object]:
-    """What programs see of a contender, after its name."""
+    """Return the JSON fields of a contender, without its name."""
     return {
         "host": holder.host,
         "pid": holder.pid,
@@ -27,7 +27,7 @@ def fields(kv: KeyValue, holder: Holder) -> dict[str, object]:
 
 
 def put_line(text: str) -> None:
-    """One line on stdout, at once."""
+    """Print one line on stdout and flush it. Raises `CannotWrite`, or `ReaderGone` for a closed pipe."""
     if sys.stdout is None:
         raise CannotWrite("cannot write to stdout: it is closed")
     try:
@@ -40,5 +40,5 @@ def put_line(text: str) -> None:
 
 
 def put_json(data: dict[str, object]) -> None:
-    """One object a line on stdout, at once."""
+    """Print one JSON object as a line on stdout and flush it."""
     put_line(json.dumps(data))

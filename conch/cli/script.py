@@ -1,9 +1,9 @@
 #!python -I
-"""`conch` as installed: isolated, because PYTHON... variables are for the command that conch runs, and not for conch.
+"""The installed `conch`. It runs isolated: PYTHON... variables are meant for the command that conch runs.
 
-Installers may drop what follows the interpreter in the first line. Then this file runs itself once more, isolated,
-where such a variable is set, and completes its own first line where it may: a broken PYTHONHOME stops any other Python
-before it reads a file.
+Installers may drop the `-I` of the first line. Then this file runs itself again, isolated, if such a variable is set,
+and restores its first line if it has the right to: with a broken PYTHONHOME, Python without `-I` fails before it reads
+any file.
 """
 
 import os
@@ -24,34 +24,39 @@ def _complete_first_line() -> None:
             file.write(first[:-1] + b" -I\n" + rest)
         os.replace(new, path)
     except OSError:
-        pass  # not ours to write: it runs itself once more each time
+        pass  # not writable by us: then it runs itself again each time
 
 
 def _isolate() -> None:
     _complete_first_line()
     if any(name.startswith("PYTHON") for name in os.environ):
         with open("/proc/self/environ", "rb") as file:
-            # not os.environ, to which Python may have added
+            # not os.environ: Python may have added to it
             pairs = [entry.partition(b"=") for entry in file.read().split(b"\0") if entry.find(b"=") > 0]
         arguments = [sys.executable, "-I", __file__, *sys.argv[1:]]
         os.execve(sys.executable, arguments, {name: value for name, _, value in reversed(pairs)})
-    del sys.path[0]  # where this file is
+    del sys.path[0]  # the directory of this file
 
 
 if __name__ == "__main__":
     try:
         if not sys.flags.isolated:
             _isolate()
+        import signal  # only now: PYTHONPATH may lead to another one
+
+        # Ctrl-C must not end the imports below with a traceback
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         try:
-            import conch  # noqa: F401 - whether it is found
+            import conch  # noqa: F401 - only to see whether it is found
         except ModuleNotFoundError:
-            import site  # installed for this user alone: isolated, Python does not look there
+            import site  # it may be installed for this user only, where an isolated Python does not search
 
             site.addsitedir(site.getusersitepackages())
         from conch.cli.main import main
     except BaseException as error:
         if os.environ.get("CONCH_DEBUG") == "1":
             sys.excepthook(type(error), error, error.__traceback__)
-        os.write(2, f"conch: cannot start ({type(error).__name__}: {error}): is it installed whole?\n".encode())
+        os.write(2, f"conch: cannot start ({type(error).__name__}: {error}): is the installation complete?\n".encode())
         os._exit(71)
     main()

@@ -1,33 +1,40 @@
-"""`conch sema`: run a command only while holding one of N slots, or look at who holds and waits."""
+"""`conch sema`: run a command only while holding one of N slots, or show who holds and who waits."""
 
-from conch.cli.connection_options import settings
-from conch.cli.hold_options import EXIT_CODES, HOLD, refuse_with_look, run_under_hold
-from conch.cli.spec import COMMON, Command, Line, Option, Usage, whole
+from conch.cli.connection_options import COMMON, settings
+from conch.cli.hold_options import HOLD, check_query, epilog, run_under_hold
+from conch.cli.spec import NAME_ARGUMENT, Command, Line, Option, Usage, int_range
 from conch.errors import EXIT_NO, BadInput
 from conch.etcd.connection import Settings
 from conch.keys import check_name
+from conch.static_typing import TYPE_CHECKING
 
-_FOR_LOOKS = {"name", "max_", "as_json", "who"}
+if TYPE_CHECKING:
+    from conch.etcd.store import KeyValue
+
+_QUERY_OPTIONS = {"name", "max_", "as_json", "who"}
 _OPTIONS = (
-    Option(("--spread",), "At most one slot a host (CONCH_HOST, else the host name)."),
-    Option(("--who",), "Show who holds and who waits, in queue order; exit 1 if there is nobody."),
-    Option(("--json",), "With --who: one object a line.", name="as_json"),
+    Option(("--max",), "How many may hold a slot at a time, 1 to 1000.", int_range(1, 1000), name="max_", metavar="N"),
+    *HOLD,
+    Option(("--spread",), "At most one slot per host (CONCH_HOST, else the host name)."),
+    Option(("--who",), "Show who holds and who waits, in queue order; exit 1 if nobody does."),
+    Option(("--json",), "With --who: print one JSON object per line.", name="as_json"),
+    *COMMON,
 )
 
 
 def run(line: Line) -> int:
-    """Do what the line says."""
-    values = dict(line.values)
-    common = settings(values, line.given)
+    """Run the line's command while holding a slot, or show the queue."""
+    values = line.values
+    common = settings(line)
     if values["who"]:
-        refuse_with_look(COMMAND, "--who", Line(values, line.given, line.child), _FOR_LOOKS)
-        return _look(common, values["name"], values["max_"], as_json=values["as_json"])
+        check_query(SEMA, "--who", line, _QUERY_OPTIONS)
+        return _show_queue(common, values["name"], values["max_"], as_json=values["as_json"])
     if values["max_"] is None:
-        raise Usage(COMMAND.path, "--max is missing: how many hold at once")
+        raise Usage(SEMA.path, "--max is missing: how many may hold a slot at a time")
     if not line.child:
-        raise Usage(COMMAND.path, "no command: put it after --, or use --who")
+        raise Usage(SEMA.path, "no command: put it after --, or use --who")
     if values["as_json"]:
-        raise Usage(COMMAND.path, "--json goes with --who")
+        raise Usage(SEMA.path, "--json goes with --who")
 
     from conch.keeper.hold_spec import QueueSpec
 
@@ -36,21 +43,17 @@ def run(line: Line) -> int:
     stages: tuple[QueueSpec, ...] = (stage,)
     if values["spread"]:
         stages = (QueueSpec(common.keys.host(name, slots, _host()), 1), stage)
-    what = f"semaphore {name}/{slots}"
-    return run_under_hold(common, line.child, name=name, what=what, stages=stages, values=values)
+    return run_under_hold(common, line, what=f"semaphore {name}/{slots}", stages=stages)
 
 
-COMMAND = Command(
+SEMA = Command(
     "sema",
     "Run CMD only while holding one of N slots of the semaphore NAME: conch sema NAME --max N [OPTIONS] -- CMD...",
-    EXIT_CODES,
-    (
-        Option(("--max",), "How many hold at once, 1 to 1000.", whole(1, 1000), name="max_", metavar="N"),
-        *HOLD,
-        *_OPTIONS,
-        *COMMON,
-    ),
+    _OPTIONS,
     run,
+    NAME_ARGUMENT,
+    takes_child=True,
+    epilog=epilog("nobody holds or waits (--who)"),
 )
 
 
@@ -60,28 +63,19 @@ def _host() -> str:
     try:
         return check_name(host_name())
     except BadInput as error:
-        raise BadInput(f"--spread: the host's name cannot stand in a key, set CONCH_HOST: {error}") from None
+        raise BadInput(f"--spread: the host name cannot be part of a key, set CONCH_HOST: {error}") from None
 
 
-def _look(common: Settings, name: str, slots: int | None, *, as_json: bool) -> int:
-    from conch.cli.exit import guard_threads
+def _show_queue(common: Settings, name: str, slots: int | None, *, as_json: bool) -> int:
+    """Print the contenders of a semaphore, of one size or of all; return 1 if there is none."""
     from conch.cli.output import fields, line, put_json, put_line
-    from conch.etcd.open import open_store
-    from conch.holds import contenders, holder_of, read_queue
+    from conch.holds import holder_of
     from conch.keys import ContenderKey
     from conch.log import Log
 
     log = Log(quiet=common.quiet, form=common.log_format)
-    family = common.keys.semaphore(name)
-    guard_threads()
-    store = open_store(common.connection)
-    try:
-        asked = contenders(family if slots is None else common.keys.slots(name, slots))
-        found = read_queue(store, asked, common.connection).kvs
-    finally:
-        store.close()
     ranks: dict[int, int] = {}
-    for kv in found:
+    for kv in _contenders(common, name, slots):
         key = common.keys.parse(kv.key)
         if not isinstance(key, ContenderKey):
             log("warning", "unreadable", key=kv.key.decode("utf-8", "replace"), msg="no capacity in the key")
@@ -98,3 +92,17 @@ def _look(common: Settings, name: str, slots: int | None, *, as_json: bool) -> i
         else:
             put_line(f"{name}/{limit} {state} {line(kv, holder)}")
     return 0 if ranks else EXIT_NO
+
+
+def _contenders(common: Settings, name: str, slots: int | None) -> "tuple[KeyValue, ...]":
+    from conch.cli.exit import guard_threads
+    from conch.etcd.open import open_store
+    from conch.holds import contenders, read_queue
+
+    guard_threads()
+    store = open_store(common.connection)
+    try:
+        queue = common.keys.semaphore(name) if slots is None else common.keys.slots(name, slots)
+        return read_queue(store, contenders(queue), common.connection).kvs
+    finally:
+        store.close()

@@ -289,7 +289,7 @@ def test_add_says_what_it_changes_and_nothing_of_the_values_of_variables(bench: 
         ("job-changed", "cwd: - → /"),
         ("job-changed", "paused: false → true"),
         ("job-changed", "from_later: [1] → -"),
-        ("signature-dropped", "it was signed before, and is not now"),
+        ("signature-dropped", "the job was signed and no longer is"),
         ("job-replaced", None),
     ]
     for value in ("one", "two", "six", "ten"):

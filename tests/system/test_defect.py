@@ -61,13 +61,13 @@ COMMANDS = [
     ("cli/elect.py", "found = read_queue(", ("elect", "o", "--who")),
     ("cli/elect.py", 'if values["as_json"] or values["min_rev"]', ("elect", "o", "--", "true")),
     ("cli/sema.py", "ranks: dict[int, int]", ("sema", "s", "--who")),
-    ("cli/cron_show.py", "now = time.time()", ("cron", "ls")),
-    ("cli/cron.py", "expression, name = values[", ("cron", "next", "@daily")),
+    ("cli/cron_show.py", "with_last, as_json = line.values", ("cron", "ls")),
+    ("cli/cron_next.py", "expression, name = values[", ("cron", "next", "@daily")),
     ("cli/conchd.py", "me = myself([", ("conchd", "--state-dir", "s")),
     ("core/daemon_loop.py", "supervisor = self._supervisor", ("conchd", "--state-dir", "s")),
     ("core/wrapper_loop.py", "supervisor.begin()", ("elect", "o", "--", "true")),
     ("cli/dev.py", "environment = host.environment()", ("dev", "--", "true")),
-    ("cli/app.py", "result = conch.main(", ("--help",)),
+    ("cli/click_adapter.py", "result = root.main(", ("--help",)),
 ]
 
 
@@ -86,10 +86,10 @@ def test_defect_in_a_command(conch: Bench, planted: Planted, file: str, line: st
     ("file", "line", "defect"),
     [
         ("cli/exit.py", "import os", "import conch.none_of_ours"),
-        ("cli/elect.py", "_LOOKS = (", "import conch.none_of_ours"),
-        ("cli/elect.py", "values = dict(line.values)", "def again() -> None:\n    again()\nagain()"),
-        ("cli/elect.py", "values = dict(line.values)", "raise SystemExit(0)"),
-        ("cli/elect.py", "values = dict(line.values)", "os = __import__('os'); os.close(99)"),
+        ("cli/elect.py", "_QUERIES = (", "import conch.none_of_ours"),
+        ("cli/elect.py", "common = settings(line)", "def again() -> None:\n    again()\nagain()"),
+        ("cli/elect.py", "common = settings(line)", "raise SystemExit(0)"),
+        ("cli/elect.py", "common = settings(line)", "os = __import__('os'); os.close(99)"),
         ("etcd/gateway_http.py", "found.append(socket.getaddrinfo(", DEFECT),
     ],
     ids=["import-at-the-end", "import", "recursion", "exit", "bad-descriptor", "thread"],

@@ -184,7 +184,7 @@ BUGS = (
     ),
     Bug(
         "request that was made and claimed is made again",
-        "cli/ask_run.py",
+        "cli/cron_request.py",
         "for key in (self._mark, self._request, fire, ended)]",
         "for key in (self._request, fire, ended)]",
         (f"{_CRON_RUN}::test_lost_answer_to_whoever_asks_makes_no_second_run",),

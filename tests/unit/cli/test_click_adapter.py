@@ -1,18 +1,15 @@
 """Where an option's value comes from: flag, CONCH_*, ETCDCTL_*, default."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conch.cli.click_adapter import given, made
-from conch.cli.connection_options import settings
-from conch.cli.dev import command as dev
-from conch.cli.elect import COMMAND as ELECT
-from conch.cli.sema import COMMAND as SEMA
-from conch.cli.spec import Command, read
-from conch.etcd.connection import Settings
+from conch.cli.click_adapter import to_click
+from conch.cli.elect import ELECT
+from conch.cli.fast_parser import read_line
+from conch.cli.sema import SEMA
+from conch.cli.spec import Command
 from conch.etcd.endpoints import parse_endpoints
 
 # option, etcdctl has it, three values as written, the four as parsed (flag, CONCH_, ETCDCTL_, default)
@@ -31,10 +28,10 @@ TABLE: list[tuple[str, bool, list[str], list[Any]]] = [
 
 
 def parsed(command: Command, arguments: list[str]) -> dict[str, Any]:
-    """As Click reads it, and as the quick reader does where it takes it."""
-    values = made(command).make_context(command.name, list(arguments)).params
-    quick = read(list(arguments), command)
-    assert quick is None or quick.values == values
+    """As Click reads it, and as the fast parser does if it accepts it."""
+    values: dict[str, Any] = to_click(command).make_context(command.name, list(arguments)).params
+    fast = read_line(list(arguments), command)
+    assert fast is None or fast.values == values
     return values
 
 
@@ -79,29 +76,3 @@ def test_quiet_from_the_environment(monkeypatch: pytest.MonkeyPatch, text: str, 
     monkeypatch.setenv("CONCH_QUIET", text)
     assert parsed(ELECT, ["n"])["quiet"] is quiet
     assert parsed(ELECT, ["n", "--quiet"])["quiet"] is True
-
-
-def test_dev_has_no_connection_options() -> None:
-    """It makes the connection."""
-    assert not {"endpoints", "user"} & {parameter.name for parameter in dev.params}
-
-
-def found(arguments: list[str]) -> Settings:
-    context = made(ELECT).make_context("elect", ["n", *arguments])
-    with context:
-        return settings(dict(context.params), given())
-
-
-def test_password_precedence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """--user name:password, --password-file, CONCH_PASSWORD, ETCDCTL_PASSWORD."""
-    path = tmp_path / "password"
-    path.write_text("of-file\n")
-    monkeypatch.setenv("ETCDCTL_PASSWORD", "of-etcdctl")
-    assert found(["--user", "u"]).connection.password == "of-etcdctl"
-    monkeypatch.setenv("CONCH_PASSWORD", "of-conch")
-    assert found(["--user", "u"]).connection.password == "of-conch"
-    assert found(["--user", "u", "--password-file", str(path)]).connection.password == "of-file"
-    both = found(["--user", "u:of:flag", "--password-file", str(path)]).connection
-    assert (both.user, both.password) == ("u", "of:flag")
-    assert "of:flag" not in repr(both)
-    assert found([]).connection.password is None

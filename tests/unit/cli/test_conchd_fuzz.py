@@ -12,7 +12,7 @@ from tests.support.fuzz import ARGUMENT, check_message
 def test_status_addresses(text: str) -> None:
     """Any text is a host and a port, or bad input."""
     try:
-        host, port = ADDRESS._parse(text)
+        host, port = ADDRESS.parse(text)
     except BadInput as error:
         check_message(error)
     else:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conch.cli.cron import INSTANT
+from conch.cli.cron_next import INSTANT
 from conch.errors import BadInput
 from tests.support.fuzz import ARGUMENT, check_message
 
@@ -12,6 +12,6 @@ from tests.support.fuzz import ARGUMENT, check_message
 def test_instants(text: str) -> None:
     """Any text is seconds since the epoch, or bad input."""
     try:
-        assert isinstance(INSTANT._parse(text), int)
+        assert isinstance(INSTANT.parse(text), int)
     except BadInput as error:
         check_message(error)
