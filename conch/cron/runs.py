@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from conch.core import clock, procfs
 from conch.core.messages import Finished, Held, Kill, Lost, Recorded, Start
 from conch.cron.actor import Base
-from conch.cron.claim_store import TRIM, Claims, Delivered, PendingTick
+from conch.cron.claim_store import ClaimStore, PendingTick
 from conch.cron.job import Job
 from conch.cron.membership import Membership
+from conch.cron.result_store import TRIM, Delivered, ResultStore
 from conch.cron.run_log import Entry, ended
 from conch.cron.schedule import Schedule
 from conch.cron.slots import Slot
@@ -81,7 +82,8 @@ class Runs(Membership):
 
     def __init__(self, base: Base) -> None:
         super().__init__(base)
-        self._claims = Claims(base.store, base.keys, base.me.host)
+        self._results = ResultStore(base.store, base.keys)
+        self._claims = ClaimStore(base.store, base.keys, base.me.host, self._results)
         self._supervisor = os.getppid()
         self.jobs: dict[str, TrackedJob] = {}
         self._live: dict[str, ActiveRun] = {}
@@ -309,7 +311,7 @@ class Runs(Membership):
         now, limit_s = self._clock.own(), self._limit_s
 
         def work() -> Delivered:
-            return self._claims.deliver(
+            return self._results.deliver(
                 entry.name, entry.tick, result, entry.run_rev, old, now, has_floor=has_floor, timeout_s=limit_s
             )
 

@@ -8,7 +8,7 @@ compares what it rests on. So it may run beside claims, deliveries, other sweeps
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from conch.cron.claim_store import Claims
+from conch.cron.result_store import ResultStore
 from conch.cron.views import everything
 from conch.etcd.store import Compare, CreateRevisionIs, Delete, KeyValue, ModRevisionIs, Range, RangeResult, Store
 from conch.keys import Keys, prefix_end
@@ -25,14 +25,14 @@ _PAGE = 500
 class Sweep:
     """One pass. `counts` says how many ticks were `trimmed` and `kept`, and `orphans` and `floors` removed."""
 
-    def __init__(self, store: Store, keys: Keys, claims: Claims, now: float, *, timeout_s: float) -> None:
+    def __init__(self, store: Store, keys: Keys, results: ResultStore, now: float, *, timeout_s: float) -> None:
         """`now` is the wall clock's time, by which leases are told apart and the age of a tick is reckoned."""
         self._store = store
         self._keys = keys
-        self._claims = claims
+        self._results = results
         self._now = now
         self._timeout_s = timeout_s
-        self._young = claims.young_leases(now)
+        self._young = results.leases.young(now)
         self.counts: Counter[str] = Counter()
 
     def pages(self) -> Iterator[None]:
@@ -70,7 +70,7 @@ class Sweep:
             ranges = self._store.txn([], asked, timeout_s=self._timeout_s).ranges
             yield
             for name, fires, results in zip(some, ranges[::2], ranges[1::2], strict=True):
-                if fires.count + results.count > self._claims.history:
+                if fires.count + results.count > self._results.history:
                     yield from self._trim(name)
                 old += self._ending(fires, results)
                 while len(old) >= _PROLONGED:
@@ -94,7 +94,7 @@ class Sweep:
         """Put keys that are as they were under a lease that lasts; one that was changed meanwhile is left alone."""
         if not some:
             return
-        kept = self._claims.prolong(some, self._now, timeout_s=self._timeout_s)
+        kept = self._results.prolong(some, self._now, timeout_s=self._timeout_s)
         yield
         if kept:
             self.counts["kept"] += len(some)
@@ -107,14 +107,14 @@ class Sweep:
         floor = self._keys.cron("floor", name).encode()
         failed = 0
         while failed < 2:
-            asked = [*self._claims.oldest(name, _TICKS), Range(floor)]
+            asked = [*self._results.oldest(name, _TICKS), Range(floor)]
             fires, results, floors = self._store.txn([], asked, timeout_s=self._timeout_s).ranges
             yield
-            old = self._claims.over(fires, results, most=_TICKS, earlier=self._before_claims(name, fires, results))
+            old = self._results.over(fires, results, most=_TICKS, earlier=self._before_claims(name, fires, results))
             if not old:
                 return
             bottom = floors.kvs[0] if floors.kvs else None
-            compare, operations = self._claims.removal(name, old, has_floor=bottom is not None)
+            compare, operations = self._results.removal(name, old, has_floor=bottom is not None)
             if bottom is not None and bottom.value >= str(max(old)).encode():
                 compare, operations = [ModRevisionIs(floor, bottom.mod_revision)], operations[:-1]  # it is high enough
             made = self._store.txn(compare, operations, timeout_s=self._timeout_s).succeeded
@@ -125,7 +125,7 @@ class Sweep:
     def _before_claims(self, name: str, fires: RangeResult, results: RangeResult) -> int:
         """How many results are older than the oldest claim: claims expire sooner than results."""
         ticks = [at.tick for kv in fires.kvs if (at := self._keys.tick_of(kv.key)) is not None]
-        if not ticks or fires.count + results.count <= self._claims.history:
+        if not ticks or fires.count + results.count <= self._results.history:
             return 0
         first = everything(self._keys.ticks("result", name)).key
         last = self._keys.cron("result", name, min(ticks)).encode()

@@ -29,7 +29,7 @@ class Sweeping(Planning):
         """Begin a sweep, unless one is under way. In the scheduler's thread."""
         if self._sweep is None and not self._draining:
             now = self._clock.now()
-            self._sweep = Sweep(self._store, self._keys, self._claims, now, timeout_s=self._limit_s)
+            self._sweep = Sweep(self._store, self._keys, self._results, now, timeout_s=self._limit_s)
             self._sweep_on(self._sweep, self._sweep.pages())
 
     def _sweep_on(self, sweep: Sweep, pages: Iterator[None]) -> None:
