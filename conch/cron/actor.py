@@ -20,7 +20,7 @@ from conch.core.messages import Message, Note
 from conch.core.origin import Origin
 from conch.cron.clock import FleetClock
 from conch.cron.faults import Breaker, Lasting
-from conch.cron.run_log import Ledger
+from conch.cron.run_log import RunLog
 from conch.cron.unreadable import Unreadable
 from conch.etcd.connection import Connection
 from conch.etcd.store import Store, StoreError, Unreachable
@@ -63,7 +63,7 @@ class Base:
     connection: Connection
     keys: Keys
     watchdog: Watchdog
-    ledger: Ledger
+    ledger: RunLog
     me: Holder
     here: Origin
     leases: frozenset[int]

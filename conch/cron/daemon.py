@@ -12,7 +12,7 @@ from conch.core.channel import Channel
 from conch.core.messages import Begin, Begun, Failed, Message, Note
 from conch.core.origin import origin
 from conch.cron.clock import FleetClock
-from conch.cron.run_log import Ledger
+from conch.cron.run_log import RunLog
 from conch.cron.state_dir import identify
 from conch.errors import EXIT_UNAVAILABLE, ConchError
 from conch.etcd.connection import Connection
@@ -62,7 +62,7 @@ def keep(daemon: Daemon, channel: Channel) -> None:
         try:
             here = origin(daemon.me.pid)
             state, copied = identify(daemon.state_dir, daemon.keys.prefix, here, tell)
-            ledger = Ledger(daemon.state_dir, tell, here)
+            ledger = RunLog(daemon.state_dir, tell, here)
         except OSError as error:
             watchdog.send(Failed(EXIT_UNAVAILABLE, f"cannot use {daemon.state_dir}: {error.strerror or error}"))
             return

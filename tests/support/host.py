@@ -13,7 +13,7 @@ from conch.core.messages import Ended, Finished, Message, Note, Release, Running
 from conch.core.origin import origin
 from conch.cron.actor import Base
 from conch.cron.clock import FleetClock
-from conch.cron.run_log import Ledger
+from conch.cron.run_log import RunLog
 from conch.cron.scheduler import Scheduler
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
@@ -45,7 +45,7 @@ class Host:
                 connection=Connection(parse_endpoints(bench.endpoints)),
                 keys=Keys(bench.prefix),
                 watchdog=self._watchdog,
-                ledger=Ledger(str(folder), self._warden_note),
+                ledger=RunLog(str(folder), self._warden_note),
                 me=Holder(name, 1, "2026-01-01T00:00:00Z", "conchd"),
                 here=origin(os.getpid()),
                 leases=frozenset(),

@@ -20,7 +20,7 @@ from conch.core.messages import _KINDS, ChannelError, Message, decode, encode
 from conch.cron.job import UnreadableJob, parse, parse_semaphore, parse_variable
 from conch.cron.schedule import parse_schedule
 from conch.cron.values import FIRST_TICK, LAST_TICK, fields_of, row, whole_tick
-from conch.cron.wal import Journal
+from conch.cron.wal import Wal
 from conch.errors import BadInput
 from conch.etcd.endpoints import parse_endpoints
 from conch.holder import Holder, UnreadableHolder
@@ -443,7 +443,7 @@ def test_what_arrives_on_the_link(packets: list[bytes]) -> None:
 
 def filled(folder: Path, records: list[bytes]) -> dict[str, bytes]:
     """The files of a journal with these records."""
-    journal = Journal(str(folder), segment_bytes=120)
+    journal = Wal(str(folder), segment_bytes=120)
     for record in records:
         journal.append(record)
     journal.close()
@@ -455,14 +455,14 @@ def opened_with(files: dict[str, bytes]) -> tuple[list[bytes], str]:
     with tempfile.TemporaryDirectory() as name:
         for file, data in files.items():
             (Path(name) / file).write_bytes(data)
-        journal = Journal(name, segment_bytes=120)
+        journal = Wal(name, segment_bytes=120)
         found = list(journal.replay())
         seqs = [record.seq for record in found]
         assert seqs == sorted(set(seqs))
         seq = journal.append(b"one more")
         assert seq > max(seqs, default=0)
         journal.close()
-        again = Journal(name, segment_bytes=120)
+        again = Wal(name, segment_bytes=120)
         assert list(again.replay()) == [*found, type(found[0])(seq, b"one more")] if found else list(again.replay())
         again.close()
         return [record.data for record in found], journal.damage

@@ -158,8 +158,8 @@ BUGS = (
     Bug(
         "truncation of a run that is not over",
         "cron/run_log.py",
-        "self._journal.truncate(low - 1)",
-        "self._journal.truncate(low)",
+        "self._wal.truncate(low - 1)",
+        "self._wal.truncate(low)",
         (f"{_RUN_LOG}::test_runs_are_remembered_until_their_results_are_delivered",),
     ),
     # -- which host, and what time it is

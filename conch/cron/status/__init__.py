@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from conch.cron.run_log import Ledger
+from conch.cron.run_log import RunLog
 from conch.etcd.connection import Connection
 from conch.etcd.store import Store
 from conch.keys import Keys
@@ -29,7 +29,7 @@ def serve(
     address: tuple[str, int],
     names: Sequence[str],
     scheduler: "Scheduler",
-    ledger: Ledger,
+    ledger: RunLog,
     store: Store,
     connection: Connection,
     keys: Keys,

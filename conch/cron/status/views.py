@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from conch.cron.job import Job
-from conch.cron.run_log import Entry, Ledger
+from conch.cron.run_log import Entry, RunLog
 from conch.cron.scheduler import Scheduler
 from conch.cron.status.metrics import Figures, text_of
 from conch.cron.status.shared import Shared
@@ -42,7 +42,7 @@ class Status:
     """
 
     def __init__(
-        self, scheduler: Scheduler, ledger: Ledger, store: Store, connection: Connection, keys: Keys, tell: Tell
+        self, scheduler: Scheduler, ledger: RunLog, store: Store, connection: Connection, keys: Keys, tell: Tell
     ) -> None:
         self._scheduler = scheduler
         self._ledger = ledger
