@@ -44,7 +44,7 @@ class Planning(Requests):
         self._ticks: list[_Planned] = []
         self._last_now = self._since
         self._unreadable: dict[str, tuple[int, bytes]] = {}
-        self._registrar.tzdata = zones.look().version
+        self._registrar.tzdata = zones.scan().version
         self._look_at_zones_at = clock.now() + _ZONES_EVERY_S
         self._reloading = self._reload_again = False
         self._later(_ZONES_CHECK_S, self._on_zones_timer)
@@ -196,9 +196,9 @@ class Planning(Requests):
         self._later(_ZONES_CHECK_S, self._on_zones_timer)
         if clock.now() >= self._look_at_zones_at:
             self._look_at_zones_at = math.inf
-            self._work(zones.look, self._on_zones, lambda _: None)
+            self._work(zones.scan, self._on_zones, lambda _: None)
 
-    def _on_zones(self, look: zones.Look) -> None:
+    def _on_zones(self, look: zones.Scan) -> None:
         """Go over to the rules of the zones that have changed, and say what the fleet is to know of it."""
         self._look_at_zones_at = clock.now() + (0.0 if look.changed else _ZONES_EVERY_S)
         if look.problem:
@@ -238,12 +238,12 @@ class Planning(Requests):
         self._reloading = True
         probe = Range(self._keys.node(self._me.host).encode())
 
-        def work() -> tuple[zones.Look, Sequence[Renewal]]:
-            return zones.look(), self._store.renew(probe, timeout_s=self._limit_s)
+        def work() -> tuple[zones.Scan, Sequence[Renewal]]:
+            return zones.scan(), self._store.renew(probe, timeout_s=self._limit_s)
 
         self._work(work, self._on_reloaded, lambda _: None)
 
-    def _on_reloaded(self, found: tuple[zones.Look, Sequence[Renewal]]) -> None:
+    def _on_reloaded(self, found: tuple[zones.Scan, Sequence[Renewal]]) -> None:
         look, renewals = found
         self._on_zones(look)
         for one in renewals:
