@@ -201,7 +201,7 @@ BUGS = (
     Bug(
         "links in the state directory are followed",
         "cron/state_dir.py",
-        "if stat.S_ISLNK(one.st_mode) or",
+        "if stat.S_ISLNK(status.st_mode) or",
         "if False and",
         (f"{_STATE_DIR}::test_what_others_may_have_put_there_is_refused",),
     ),
