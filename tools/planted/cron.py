@@ -16,6 +16,8 @@ _STATE_DIR = "tests/system/test_state_dir.py"
 _STATUS = "tests/system/test_conchd_status.py"
 _SWEEP = "tests/system/test_sweep.py"
 _WAL = "tests/unit/cron/test_wal.py"
+_WAL_DISK = "tests/unit/cron/test_wal_disk.py"
+_WAL_DURABILITY = "tests/unit/cron/test_wal_durability.py"
 _ZONES = "tests/system/test_conchd_zones.py"
 
 BUGS = (
@@ -139,14 +141,14 @@ BUGS = (
         "cron/wal.py",
         "            os.fdatasync(self._fd)\n        except BaseException:\n            self._roll_back()\n",
         "        except BaseException:\n            self._roll_back()\n",
-        (f"{_WAL}::test_power_loss_after_any_append_loses_nothing_that_was_promised",),
+        (f"{_WAL_DURABILITY}::test_power_loss_after_any_append_loses_nothing_that_was_promised",),
     ),
     Bug(
         "failed sync is made good by a later one",
         "cron/wal.py",
         "            self._roll_back()\n            raise\n",
         "            raise\n",
-        (f"{_WAL}::test_failed_sync_is_never_made_good_by_a_later_one",),
+        (f"{_WAL_DISK}::test_failed_sync_is_never_made_good_by_a_later_one",),
     ),
     Bug(
         "truncation of one record too many",
