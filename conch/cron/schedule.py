@@ -3,8 +3,8 @@
 The contract defines the grammar. Where it leaves something open, and where croniter (which expands the fields) differs:
 
 - `5/15` means `5-59/15`, as in croniter. A step longer than its range leaves the first value.
-- `5-5` means only 5 (croniter: the whole field). A range that runs backwards is refused. Only Sunday may stand at
-  either end: it counts as 7 at the end of a range and as 0 at its beginning: `fri-sun`, `5-7`, `7-2`.
+- `5-5` means only 5 (croniter: the whole field). A range that runs backwards is refused, except that
+  Sunday counts as 7 at the end of a range and as 0 at its beginning: `fri-sun`, `5-7`, `7-2`.
 - Day of month and day of week: a field counts as `*` when it begins with `*`, as in Debian's cron. If neither does, a
   day matches that is in either field; else it must be in both. So `*/2` with `mon` means the Mondays with an odd date.
 - `H` is a fixed value: it counts as `*` neither for the days nor for daylight saving. It is drawn from the whole
