@@ -1,6 +1,6 @@
-"""The local times that five cron fields match, as arithmetic: days are bits of a month, nothing is walked through.
+"""Computes which local times five cron fields match, by arithmetic: days are bits of a month, no loop visits minutes.
 
-A local time is what the clock on the wall shows, in seconds since it showed 1970-01-01 00:00; no zone is known here.
+A local time is what the clock on the wall shows, in seconds since it showed 1970-01-01 00:00; zones play no part here.
 """
 
 from bisect import bisect_left, bisect_right
@@ -12,16 +12,16 @@ from datetime import date
 _DAY_S = 86400
 _EPOCH = date(1970, 1, 1).toordinal()
 _LAST_YEAR = 9999
-# A 29 February of one day of the week may be 40 years after the one before, where a century has no leap day.
+# Where a century has no leap day, 40 years may pass between two 29 Februaries on the same day of the week.
 _RAREST_YEARS = 40
-# A week's bits, again and again for longer than a month.
+# Sunday's bit of each of six weeks: multiplied by the days of one week, they repeat for longer than a month.
 _WEEKS = sum(1 << 7 * week for week in range(6))
 DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 @dataclass(frozen=True, slots=True)
 class Calendar:
-    """Which minutes match: by sorted values, and bits for the days (1 is bit 0) and days of the week (Sunday is)."""
+    """The matching minutes: sorted values, and bits for days of the month (1 is bit 0) and of the week (Sunday is)."""
 
     minutes: tuple[int, ...]
     hours: tuple[int, ...]
@@ -41,7 +41,7 @@ class Calendar:
         *,
         either_day: bool,
     ) -> "Calendar":
-        """Take the values of each field, sorted; Sunday is 0. `either_day`: a day matches that is in either field."""
+        """Build it from the sorted values of each field; Sunday is 0. `either_day`: a day in either field matches."""
         day_bits = sum(1 << day - 1 for day in set(days))
         weekday_bits = sum(1 << day for day in set(weekdays))
         return cls(tuple(minutes), tuple(hours), day_bits, tuple(months), weekday_bits, either_day)
@@ -51,13 +51,13 @@ class Calendar:
         day, minute = _split(local)
         found = self._first_day(day)
         if found == day and (at := self._first_minute(minute)) is not None:
-            return _before(day * _DAY_S + at * 60, end)
+            return _if_before(day * _DAY_S + at * 60, end)
         if found == day:
             found = self._first_day(day + 1)
-        return None if found is None else _before(found * _DAY_S + (self.hours[0] * 60 + self.minutes[0]) * 60, end)
+        return None if found is None else _if_before(found * _DAY_S + (self.hours[0] * 60 + self.minutes[0]) * 60, end)
 
     def count(self, begin: int, end: int) -> int:
-        """Return how many matching whole minutes there are from `begin` on and before `end`."""
+        """Count the matching whole minutes from `begin` on and before `end`."""
         if begin >= end:
             return 0
         (first, early), (last, late) = _split(begin), _split(end)
@@ -69,7 +69,7 @@ class Calendar:
         return total
 
     def _month(self, year: int, month: int) -> int:
-        """The matching days of a month, as bits."""
+        """Return the matching days of a month, as bits."""
         if month not in self.months:
             return 0
         monday, length = monthrange(year, month)
@@ -98,30 +98,30 @@ class Calendar:
         return self.hours[after] * 60 + self.minutes[0] if after < len(self.hours) else None
 
     def _count_days(self, first: int, last: int) -> int:
-        """The matching days from `first` on and before `last`."""
+        """Count the matching days from `first` on and before `last`."""
         total = 0
         for year, month, low, high in _months(first, last):
             total += (self._month(year, month) >> low - 1 & (1 << high - low + 1) - 1).bit_count()
         return total
 
     def _count_minutes(self, minute: int) -> int:
-        """The matching minutes of a day before this one."""
+        """Count the matching minutes of a day before this one."""
         hour, minute = divmod(minute, 60)
         within = bisect_left(self.minutes, minute) if hour in self.hours else 0
         return bisect_left(self.hours, hour) * len(self.minutes) + within
 
 
 def _split(local: int) -> tuple[int, int]:
-    """The day, and the minute of it, of the first whole minute from a local time on."""
+    """Return the day of the first whole minute from a local time on, and which minute of the day it is."""
     return divmod(-(-local // 60), 1440)
 
 
-def _before(local: int, end: int) -> int | None:
+def _if_before(local: int, end: int) -> int | None:
     return local if local < end else None
 
 
 def _months(first: int, last: int) -> Iterator[tuple[int, int, int, int]]:
-    """The year, the month, and the first and last of its days, for the days from `first` on and before `last`."""
+    """Yield year, month, first and last day of each month that has days from `first` on and before `last`."""
     while first < last:
         start = date.fromordinal(first + _EPOCH)
         length = min(monthrange(start.year, start.month)[1] - start.day + 1, last - first)

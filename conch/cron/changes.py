@@ -1,4 +1,4 @@
-"""What a new definition changes in a job, field by field, for whoever makes it."""
+"""Lists field by field what a new definition changes in a job, for the user who changes it."""
 
 import json
 import shlex
@@ -6,14 +6,14 @@ from typing import Any
 
 from conch.cron.job import Job
 
-# Who made it and when says nothing of what it does; the signature follows from the rest.
+# Who added the job and when does not affect what it does; the signature follows from the rest.
 _NOT_COMPARED = frozenset({"name", "added_by", "added_at", "sig"})
 
 
 def changes(before: Job, after: Job) -> list[str]:
-    """A line a field that differs: `tz: Europe/Berlin → UTC`; of variables the names alone, for they may be secret.
+    """Return a line per field that differs, such as `tz: Europe/Berlin → UTC`; a missing field has its default.
 
-    A field that is left out is what it is by default.
+    Of environment variables only the names appear, because the values may be secret.
     """
     old, new = _fields(before), _fields(after)
     lines = []
@@ -28,7 +28,7 @@ def changes(before: Job, after: Job) -> list[str]:
 
 
 def _fields(job: Job) -> dict[str, Any]:
-    """All fields with their values, unknown ones as they are."""
+    """Return all fields with their values; fields unknown to us as they are."""
     known = {
         "schedule": job.schedule,
         "tz": job.tz,

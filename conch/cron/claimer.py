@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from conch.cron.claim_store import Again, Busy, Changed, Claims, NodeGone, Outcome, Taken, Won
+from conch.cron.claim_store import Again, Busy, Changed, ClaimStore, NodeGone, Outcome, Taken, Won
 from conch.cron.clock import FleetClock
 from conch.cron.overlap import ClaimToRun, ClaimToSkip, ClaimToWait, Decision, policy_of
-from conch.cron.run_log import Entry, Ledger
+from conch.cron.run_log import Entry, RunLog
 from conch.cron.ticks import (
     CHANGED,
     PAUSE_S,
@@ -59,12 +59,12 @@ class Claimer:
 
     def __init__(
         self,
-        store: Claims,
+        store: ClaimStore,
         ports: ClaimPorts,
         room: WaitingRoom,
         workers: Workers,
         writes: Writes,
-        run_log: Ledger,
+        run_log: RunLog,
         fleet_clock: FleetClock,
         identity: Holder,
         counts: Counter[tuple[str, str]],

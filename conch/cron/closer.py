@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from conch.cron.claim_store import Again, Claims, NodeGone, Won
+from conch.cron.claim_store import Again, ClaimStore, NodeGone, Won
 from conch.cron.claimer import ClaimPorts
 from conch.cron.clock import FleetClock
 from conch.cron.ticks import (
@@ -34,7 +34,7 @@ class Closer:
 
     def __init__(
         self,
-        store: Claims,
+        store: ClaimStore,
         ports: ClaimPorts,
         workers: Workers,
         writes: Writes,

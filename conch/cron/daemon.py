@@ -12,7 +12,7 @@ from conch.core.channel import Channel
 from conch.core.messages import Begin, Begun, Failed, Message, Note
 from conch.core.origin import origin
 from conch.cron.clock import FleetClock
-from conch.cron.run_log import Ledger
+from conch.cron.run_log import RunLog
 from conch.cron.state_dir import identify
 from conch.errors import ConchError
 from conch.etcd.connection import Connection
@@ -98,7 +98,7 @@ class DaemonKeeper:
             self._serve_status(self._daemon.status, new, run_log)
         new.run()
 
-    def _make_scheduler(self, begin: Begin) -> tuple["Scheduler", Ledger, set[str]]:
+    def _make_scheduler(self, begin: Begin) -> tuple["Scheduler", RunLog, set[str]]:
         """The scheduler, its run log, and the runs in that whose conchd died. Raises `ConchError`."""
         # late: the supervisor must never have loaded these
         from conch.cron.scheduler import Scheduler
@@ -109,7 +109,7 @@ class DaemonKeeper:
         try:
             here = origin(daemon.me.pid)
             state_id, copied = identify(daemon.state_dir, daemon.keys.prefix, here, self._log)
-            run_log = Ledger(daemon.state_dir, self._log, here)
+            run_log = RunLog(daemon.state_dir, self._log, here)
         except OSError as error:
             raise ConchError(f"cannot use {daemon.state_dir}: {error.strerror or error}") from None
         run_log.leave(supervised, here, self._log, all_=copied)
@@ -140,7 +140,7 @@ class DaemonKeeper:
         )
         return Scheduler(spec), run_log, dead
 
-    def _serve_status(self, address: tuple[str, int], scheduler: "Scheduler", run_log: Ledger) -> None:
+    def _serve_status(self, address: tuple[str, int], scheduler: "Scheduler", run_log: RunLog) -> None:
         from conch.cron.status import own_names, serve
 
         daemon, store = self._daemon, scheduler.spec.store

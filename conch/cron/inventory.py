@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from conch.core import clock
-from conch.cron.claim_store import Claims
+from conch.cron.claim_store import ClaimStore
 from conch.cron.fleet import Fleet
 from conch.cron.fleet_clock import ASK_AGAIN_S, ClockCheck
 from conch.cron.node import Node
@@ -33,7 +33,7 @@ class Inventory:
     def __init__(
         self,
         port: SchedulerPort,
-        store: Claims,
+        store: ClaimStore,
         chores: Chores,
         planner: Planner,
         requests: Requests,

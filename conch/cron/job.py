@@ -1,4 +1,4 @@
-"""A job: what to run, when, and under which rules; one line of JSON in etcd, signed if its owner wants."""
+"""A job: what to run, when, and under which rules. In etcd it is one line of JSON, signed if its owner wants."""
 
 import hashlib
 import hmac
@@ -28,7 +28,7 @@ class UnreadableJob(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as its value in etcd says it; durations in seconds. `raw` is that value, with fields unknown to us."""
+    """A job as its value in etcd defines it; durations in seconds. `raw` is that value, with fields unknown to us."""
 
     name: str
     schedule: str
@@ -52,17 +52,17 @@ class Job:
         return self.overlap != "allow"
 
     def ticks(self) -> Schedule:
-        """When it is due."""
+        """Parse the schedule: when the job is due."""
         return parse_schedule(self.schedule, zone=self.tz, name=self.name)
 
     def late_after_s(self, tick: int, following: int | None) -> float:
-        """How late this tick may be claimed or started."""
+        """Return how late this tick may be claimed or started."""
         if self.start_deadline_s is not None:
             return self.start_deadline_s
         return _DEADLINE_S if following is None else min(_DEADLINE_S, float(following - tick))
 
     def encode(self) -> bytes:
-        """One line of JSON."""
+        """Encode it as one line of JSON."""
         text = json.dumps(self.raw, ensure_ascii=False)
         try:
             return text.encode()
@@ -70,14 +70,14 @@ class Job:
             return json.dumps(self.raw).encode()  # arguments that are not UTF-8 travel as lone surrogates
 
     def signed(self, key: bytes | None) -> "Job":
-        """The same with a signature by this key, or without one."""
+        """Return the same job signed with this key, or without a signature."""
         raw = {name: value for name, value in self.raw.items() if name != "sig"}
         if key is not None:
             raw["sig"] = self._signature(key)
         return decode(self.name, raw)
 
     def changed(self, **fields: Any) -> "Job":
-        """The same with other fields, not signed."""
+        """Return the job with these fields replaced, unsigned."""
         raw = {name: value for name, value in {**self.raw, **fields}.items() if name != "sig"}
         return decode(self.name, raw)
 
@@ -87,19 +87,21 @@ class Job:
         return "sig" in self.raw
 
     def is_signed_by(self, key: bytes) -> bool:
-        """Whether the signature is of this very job by this key."""
-        given = self.raw.get("sig")
-        return isinstance(given, str) and given.isascii() and hmac.compare_digest(given, self._signature(key))
+        """Return whether this key made the signature, for this very job."""
+        signature = self.raw.get("sig")
+        return (
+            isinstance(signature, str) and signature.isascii() and hmac.compare_digest(signature, self._signature(key))
+        )
 
     def _signature(self, key: bytes) -> str:
-        """HMAC-SHA256 over the canonical job: all its fields, known or not, and its name."""
+        """Compute HMAC-SHA256 over the canonical job: its name and all its fields, known or not."""
         fields = {name: value for name, value in self.raw.items() if name != "sig"}
         canonical = json.dumps([self.name, fields], sort_keys=True, separators=(",", ":"))
         return hmac.new(key, canonical.encode(), hashlib.sha256).hexdigest()
 
 
 def parse(name: str, value: bytes) -> Job:
-    """The job in a value of etcd. Raises `UnreadableJob` that says what is wrong."""
+    """Parse the job in a value of etcd. Raises `UnreadableJob`, which says what is wrong."""
     if len(value) > LARGEST_BYTES:
         raise UnreadableJob(f"{len(value)} bytes; a job has at most {LARGEST_BYTES}")
     try:
@@ -122,7 +124,7 @@ def _finite(text: str) -> float:
 
 
 def _check_depth(data: Any) -> None:
-    """What is nested deeper than any job needs could be read, but not be written again."""
+    """Refuse what is nested deeper than any job needs: JSON this deep can be read, but not written again."""
     level, depth = [data], 0
     while level:
         depth += 1
@@ -130,14 +132,14 @@ def _check_depth(data: Any) -> None:
             raise BadInput("the job is nested too deep")
         level = [
             inner
-            for one in level
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
 
 
 def decode(name: str, data: Any) -> Job:
-    """The job that these fields are; unknown ones are kept and ignored. Raises `BadInput`."""
+    """Build the job that these fields define; unknown fields are kept and ignored. Raises `BadInput`."""
     check_name(name)
     if not isinstance(data, dict):
         raise BadInput("a job is a JSON object")
@@ -150,7 +152,7 @@ def decode(name: str, data: Any) -> Job:
         run_ttl_s=_seconds(data, "run_ttl", 600.0, above=0.0),
         kill_after_s=_seconds(data, "kill_after", 5.0),
         overlap=_text(data, "overlap", "forbid"),
-        retries=_whole(data, "retries"),
+        retries=_count(data, "retries"),
         retry_delay_s=_seconds(data, "retry_delay", 30.0),
         start_deadline_s=None
         if data.get("start_deadline") is None
@@ -158,7 +160,7 @@ def decode(name: str, data: Any) -> Job:
         semaphore=None if data.get("sema") is None else parse_semaphore(_text(data, "sema")),
         env=_environment(data.get("env")),
         cwd=None if data.get("cwd") is None else _directory(_text(data, "cwd")),
-        paused=_truth(data, "paused"),
+        paused=_flag(data, "paused"),
         raw=data,
     )
     if job.overlap not in OVERLAPS:
@@ -172,7 +174,7 @@ def decode(name: str, data: Any) -> Job:
 
 
 def parse_semaphore(text: str) -> tuple[str, int]:
-    """`NAME:N`; raises `BadInput`."""
+    """Parse `NAME:N`; raises `BadInput`."""
     match = _SEMAPHORE.fullmatch(text)
     if match is None or int(match[2]) > 1000:
         raise BadInput(f"sema: {text!r} is not NAME:N with N from 1 to 1000")
@@ -180,7 +182,7 @@ def parse_semaphore(text: str) -> tuple[str, int]:
 
 
 def parse_variable(text: str) -> tuple[str, str]:
-    """`NAME=VALUE` of an environment; raises `BadInput`."""
+    """Parse `NAME=VALUE` of an environment; raises `BadInput`."""
     name, separator, value = text.partition("=")
     if not separator or not _VARIABLE.fullmatch(name) or "\0" in value:
         raise BadInput(f"env: {text!r} is not NAME=VALUE")
@@ -209,14 +211,14 @@ def _seconds(data: Mapping[str, Any], field: str, default: float, *, above: floa
     return float(value)
 
 
-def _whole(data: Mapping[str, Any], field: str) -> int:
+def _count(data: Mapping[str, Any], field: str) -> int:
     value = _number(data, field, 0)
     if not isinstance(value, int) or not 0 <= value <= 1000:
         raise BadInput(f"{field}: must be a whole number from 0 to 1000")
     return value
 
 
-def _truth(data: Mapping[str, Any], field: str) -> bool:
+def _flag(data: Mapping[str, Any], field: str) -> bool:
     value = data.get(field, False)
     if not isinstance(value, bool):
         raise BadInput(f"{field}: must be true or false")
@@ -234,10 +236,10 @@ def _command(value: Any) -> tuple[str, ...]:
 def _environment(value: Any) -> Mapping[str, str]:
     if value is None:
         return {}
-    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise BadInput("env: must be an object of texts")
-    for name, one in value.items():
-        if not _VARIABLE.fullmatch(name) or "\0" in one:
+    for name, text in value.items():
+        if not _VARIABLE.fullmatch(name) or "\0" in text:
             raise BadInput(f"env: {name!r} is not a name, or a NUL is in its value")
     return dict(value)
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from conch.cron.claim_store import Claims
+from conch.cron.claim_store import ClaimStore
 from conch.cron.claimer import Claimer, ClaimPorts
 from conch.cron.closer import Closer
 from conch.cron.fleet import Fleet
@@ -17,6 +17,7 @@ from conch.cron.registrar import Registrar
 from conch.cron.reload import Reload
 from conch.cron.replacement import Replacement
 from conch.cron.requests import RequestPorts, Requests
+from conch.cron.result_store import ResultStore
 from conch.cron.runner import ActiveRun, Runner, RunPorts
 from conch.cron.scheduler_spec import SchedulerPort
 from conch.cron.semaphore_slot import OnFailed, OnHeld, SemaphoreSlot
@@ -50,7 +51,8 @@ class Parts:
         self.faults = Faults(port.log)
         self.writes = Writes(port.tasks, self.workers, self.faults)
         self.unreadable = Unreadable(port.log)
-        self.store = Claims(spec.store, spec.keys, self._host)
+        self.results = ResultStore(spec.store, spec.keys)
+        self.store = ClaimStore(spec.store, spec.keys, self._host, self.results)
         self.fleet = Fleet(self._host, spec.clock, port.log)
         self.clock_check = self._make_clock_check()
         self.planner = self._make_planner()
@@ -287,7 +289,7 @@ class Parts:
     def _make_recorder(self) -> Recorder:
         spec, port = self._spec, self._port
         return Recorder(
-            *(self.store, self.runner, spec.run_log, spec.watchdog, port.tasks, self.workers, self.writes),
+            *(self.results, self.runner, spec.run_log, spec.watchdog, port.tasks, self.workers, self.writes),
             *(port.counts, port.log),
             tracked=self._tracked,
             own_time=spec.clock.own,
@@ -319,7 +321,7 @@ class Parts:
         spec, port = self._spec, self._port
         return Sweeping(
             *(port.tasks, self.workers, port.log),
-            new_sweep=lambda now: Sweep(spec.store, spec.keys, self.store, now, timeout_s=spec.timeout_s),
+            new_sweep=lambda now: Sweep(spec.store, spec.keys, self.results, now, timeout_s=spec.timeout_s),
             is_first=partial(self.fleet.is_first, ""),
             is_registered=lambda: self.node.registration is not None,
             draining=lambda: port.is_draining,

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from conch.core.messages import Lost, Recorded
-from conch.cron.claim_store import Claims, Delivered
-from conch.cron.run_log import Entry, Ledger, ended
+from conch.cron.result_store import Delivered, ResultStore
+from conch.cron.run_log import Entry, RunLog, ended
 from conch.cron.runner import ActiveRun, Runner, RunState
 from conch.cron.semaphore_slot import SemaphoreSlot
 from conch.cron.ticks import TrackedJob
@@ -26,9 +26,9 @@ class Recorder:
 
     def __init__(
         self,
-        store: Claims,
+        store: ResultStore,
         runner: Runner,
-        run_log: Ledger,
+        run_log: RunLog,
         watchdog: Watchdog,
         tasks: Tasks,
         workers: Workers,

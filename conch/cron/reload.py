@@ -48,7 +48,7 @@ class Reload:
         self._list_again = list_again
         self._remove_job = remove_job
         self._job_key = job_key
-        self.release = zones.look().version
+        self.release = zones.scan().version
         self._zones_at = clock.now() + _ZONES_EVERY_S
         self._asked = 0  # how many reloads were asked for
         self._reloading = False
@@ -68,19 +68,19 @@ class Reload:
             self._tasks.spawn(self._check_zones())
 
     async def _check_zones(self) -> None:
-        self._follow_zones(await self._workers.etcd(zones.look))
+        self._follow_zones(await self._workers.etcd(zones.scan))
 
-    def _follow_zones(self, look: zones.Look) -> None:
+    def _follow_zones(self, scan: zones.Scan) -> None:
         """Go over to the changed rules, and log what changed."""
-        self._zones_at = clock.now() + (0.0 if look.changed else _ZONES_EVERY_S)
-        if look.problem:
-            self._log("warning", "not-reloaded", what="zones", msg=f"{look.problem}; the old rules stay")
-        elif look.changed or look.version != self.release:
-            self._log("info", "zones-changed", tzdata=look.version, zones=" ".join(look.changed))
-            self.release = look.version
-            self._set_release(look.version)
+        self._zones_at = clock.now() + (0.0 if scan.changed else _ZONES_EVERY_S)
+        if scan.problem:
+            self._log("warning", "not-reloaded", what="zones", msg=f"{scan.problem}; the old rules stay")
+        elif scan.changed or scan.version != self.release:
+            self._log("info", "zones-changed", tzdata=scan.version, zones=" ".join(scan.changed))
+            self.release = scan.version
+            self._set_release(scan.version)
             for name, tracked in self._planner.jobs.items():
-                if tracked.job.tz in look.changed:
+                if tracked.job.tz in scan.changed:
                     self._chores.add(partial(self._follow_zone, name))
             if self._planner.unreadable:  # a zone that they name may be there now
                 self._planner.unreadable.clear()
@@ -115,17 +115,17 @@ class Reload:
         while done < self._asked:
             done = self._asked
             try:
-                look, renewals = await self._workers.etcd(lambda: (zones.look(), self._renew()))
+                scan, renewals = await self._workers.etcd(lambda: (zones.scan(), self._renew()))
             except StoreError:
                 break
-            self._report(look, renewals)
+            self._report(scan, renewals)
         self._reloading = False
 
-    def _report(self, look: zones.Look, renewals: Sequence[Renewal]) -> None:
-        self._follow_zones(look)
+    def _report(self, scan: zones.Scan, renewals: Sequence[Renewal]) -> None:
+        self._follow_zones(scan)
         for renewal in renewals:
             if renewal.problem:
                 self._log("warning", "not-reloaded", what=renewal.what, msg=f"{renewal.problem}; the old one stays")
-        read = [] if look.problem else [f"zones ({look.version})"]
+        read = [] if scan.problem else [f"zones ({scan.version})"]
         read += [renewal.what for renewal in renewals if not renewal.problem]
         self._log("info", "reloaded", msg=f"read anew: {', '.join(read) or 'nothing'}")

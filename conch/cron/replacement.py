@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from conch.cron.claim_store import Busy, Claims, NodeGone, Outcome, Taken, Won
+from conch.cron.claim_store import Busy, ClaimStore, NodeGone, Outcome, Taken, Won
 from conch.cron.claimer import ClaimPorts
 from conch.cron.clock import FleetClock
-from conch.cron.run_log import Entry, Ledger
+from conch.cron.run_log import Entry, RunLog
 from conch.cron.ticks import (
     PAUSE_MOST_S,
     PAUSE_S,
@@ -50,12 +50,12 @@ class Replacement:
 
     def __init__(
         self,
-        store: Claims,
+        store: ClaimStore,
         ports: ClaimPorts,
         tasks: Tasks,
         workers: Workers,
         writes: Writes,
-        run_log: Ledger,
+        run_log: RunLog,
         fleet_clock: FleetClock,
         identity: Holder,
         *,

@@ -1,4 +1,4 @@
-"""Which runs of this host began and how they ended, in the journal: what a crash must not make us forget."""
+"""The log of this host's runs: which began and how they ended, kept on disk so that a crash does not lose it."""
 
 import json
 import threading
@@ -8,19 +8,19 @@ from typing import Any
 
 from conch.core.origin import Origin, origin_of
 from conch.cron.values import Result
-from conch.cron.wal import Journal
+from conch.cron.wal import Wal
 
-# An entry that stays open must not keep all that was written after it.
+# With more segments than this, open entries are written anew: one long run must not keep all that came after it.
 _SEGMENTS = 3
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A run: its tick, what it holds in etcd (revisions; the lease of its slot), and its result once it is over.
 
-    `origin` is the supervisor that it runs under; None in what an earlier release wrote.
+    `origin` is the supervisor that it runs under; None if an earlier release wrote the entry.
     """
 
     run: str
@@ -33,7 +33,7 @@ class Entry:
     origin: Origin | None = None
 
     def encode(self) -> bytes:
-        """One line of JSON."""
+        """Encode it as one line of JSON."""
         data = {name: getattr(self, name) for name in _FIELDS}
         data["result"] = None if self.result is None else asdict(self.result)
         data["origin"] = None if self.origin is None else self.origin.fields()
@@ -41,7 +41,7 @@ class Entry:
 
     @classmethod
     def decode(cls, data: bytes) -> "Entry":
-        """What was encoded, by a later release perhaps; `ValueError`, `TypeError` or `KeyError` for anything else."""
+        """Decode an entry, perhaps of a later release. Raises `ValueError`, `TypeError` or `KeyError` if it is none."""
         read: dict[str, Any] = json.loads(data)
         if read["result"] is not None:
             read["result"] = Result(**read["result"])
@@ -52,32 +52,36 @@ class Entry:
 _FIELDS = tuple(field.name for field in fields(Entry))
 
 
-class Ledger:
-    """The runs that are not yet over and in etcd. What it takes is safe when the call returns, from any thread.
+class RunLog:
+    """The runs that are not yet over and recorded in etcd. A write is durable when the call returns, from any thread.
 
-    A disk that takes nothing does not stop the runs: it is said loudly, and the ends go to etcd from memory.
+    If the disk fails, runs go on: an error is logged, and results go to etcd from memory.
     """
 
-    def __init__(self, folder: str, tell: Tell, here: Origin | None = None) -> None:
-        """Opens the journal in this folder; `OSError` if that cannot be. What is written is of the process `here`."""
-        self._tell = tell
+    def __init__(self, folder: str, log: Log, here: Origin | None = None) -> None:
+        """Open the log in this folder; `OSError` if that is impossible. New entries belong to the process `here`."""
+        self._log = log
         self._here = here
         self._lock = threading.Lock()
-        self._journal = Journal(folder)
+        self._wal = Wal(folder)
         self._entries: dict[str, tuple[int, Entry]] = {}
         self._writing: list[int] = []  # marks of records that are being written
         self._failing = False
-        if self._journal.damage:
-            tell("error", "journal-damaged", msg=self._journal.damage)
-        for record in self._journal.replay():
+        if self._wal.damage:
+            log("error", "journal-damaged", msg=self._wal.damage)
+        for record in self._wal.replay():
             try:
                 entry = Entry.decode(record.data)
             except (ValueError, TypeError, KeyError, RecursionError):
-                tell("error", "journal-damaged", msg=f"record {record.seq} is not a run")
+                log("error", "journal-damaged", msg=f"record {record.seq} is not a run")
                 continue
-            known = self._entries.get(entry.run)
-            if known is None or known[1].result is None or entry.result is not None:
-                self._entries[entry.run] = (record.seq, entry)
+            self._remember(record.seq, entry)
+
+    def _remember(self, seq: int, entry: Entry) -> None:
+        """Keep the entry as the newest of its run, unless the run is over and the entry says that it is not."""
+        known = self._entries.get(entry.run)
+        if known is None or known[1].result is None or entry.result is not None:
+            self._entries[entry.run] = (seq, entry)
 
     @property
     def entries(self) -> list[Entry]:
@@ -91,10 +95,10 @@ class Ledger:
         return sum(entry.result is not None for entry in self.entries)
 
     def dead(self, here: Origin) -> set[str]:
-        """The runs that never ended and whose supervisor is dead: it is one of this boot, and not there any more.
+        """Return the runs that never ended and whose supervisor is dead: it ran in this boot, and runs no more.
 
-        Whoever asks holds the lock of the state directory, so its keeper is dead, too. What comes from another boot
-        may be the journal of a machine that lives, of which this one is a copy.
+        The caller holds the lock of the state directory, so the supervisor's keeper is dead, too. Entries of another
+        boot are left out: this machine may be a copy of one that is alive.
         """
         return {
             entry.run
@@ -102,25 +106,26 @@ class Ledger:
             if entry.result is None and (entry.origin is None or entry.origin == here or entry.origin.proved_dead(here))
         }
 
-    def leave(self, but: Collection[str], here: Origin, tell: Tell, *, all_: bool) -> None:
-        """Forget runs that never ended and are another conchd's, which concludes them itself.
+    def leave(self, but: Collection[str], here: Origin, log: Log, *, all_: bool) -> None:
+        """Forget runs that never ended and belong to another conchd, which records their ends itself.
 
-        Those are the runs of another machine; all, if the state directory is a copy.
+        Those are the runs of another machine; with `all_`, every run, because the state directory is a copy. Runs in
+        `but` are kept.
         """
-        left = [
+        foreign = [
             entry.run
             for entry in self.entries
             if entry.result is None
             and entry.run not in but
             and (all_ or (entry.origin is not None and not entry.origin.same_machine(here)))
         ]
-        for run in left:
+        for run in foreign:
             self.delivered(run)
-        if left:
-            tell("warning", "runs-left", runs=len(left), msg="they are another conchd's: it records how they ended")
+        if foreign:
+            log("warning", "runs-left", runs=len(foreign), msg="they are another conchd's: it records how they ended")
 
     def write(self, entry: Entry) -> bool:
-        """Take note of a run's beginning, or of its end; whether it is safe on disk. What is over stays over."""
+        """Record that a run began, or that it ended; return whether that is on disk. A run that is over stays over."""
         if entry.origin is None:
             entry = replace(entry, origin=self._here)
         with self._lock:
@@ -130,47 +135,50 @@ class Ledger:
         mark, seq, written = self._append(entry)
         with self._lock:
             self._writing.remove(mark)
-            known = self._entries.get(entry.run)
-            if known is None or known[1].result is None or entry.result is not None:
-                self._entries[entry.run] = (seq, entry)
-        if self._journal.segments > _SEGMENTS:
-            self._renew()
+            self._remember(seq, entry)
+        if self._wal.segments > _SEGMENTS:
+            self._rewrite_open()
         return written
 
     def _append(self, entry: Entry) -> tuple[int, int, bool]:
-        """A mark below which nothing of this is, the record's number, and whether it is safe.
+        """Append a record; return a mark at or below its number, its number, and whether it is on disk.
 
-        The mark keeps the record from being truncated before its entry is known.
+        The mark keeps the record from being truncated before its entry is known; the caller removes it.
         """
         with self._lock:
-            mark = self._journal.next_seq
+            mark = self._wal.next_seq
             self._writing.append(mark)
         try:
-            seq = self._journal.append(entry.encode())
+            seq = self._wal.append(entry.encode())
         except OSError as error:
             if not self._failing:
                 self._failing = True
-                self._tell(
+                self._log(
                     "error", "journal-failed", msg=f"cannot write the journal: {error.strerror}; runs go on without it"
                 )
-            return mark, self._journal.next_seq, False
+            return mark, self._wal.next_seq, False
         if self._failing:
             self._failing = False
-            self._tell("warning", "journal-works", msg="the journal can be written again")
+            self._log("warning", "journal-works", msg="the journal can be written again")
         return mark, seq, True
 
     def delivered(self, run: str) -> None:
-        """The result is in etcd: forget the run."""
+        """Forget a run: its result is in etcd."""
         with self._lock:
             self._entries.pop(run, None)
-            low = min((*(seq for seq, _ in self._entries.values()), *self._writing), default=self._journal.next_seq)
-        try:
-            self._journal.truncate(low - 1)
-        except OSError:
-            pass  # shown again after a restart, and found delivered then
+        self._truncate()
 
-    def _renew(self) -> None:
-        """Write what is still open anew, so that the old segments can go."""
+    def _truncate(self) -> None:
+        """Remove the records before the oldest that is needed."""
+        with self._lock:
+            low = min((*(seq for seq, _ in self._entries.values()), *self._writing), default=self._wal.next_seq)
+        try:
+            self._wal.truncate(low - 1)
+        except OSError:
+            pass  # after a restart the runs are seen again, and found delivered
+
+    def _rewrite_open(self) -> None:
+        """Write the open entries anew, so that the old segments can be deleted."""
         for entry in self.entries:
             with self._lock:
                 if self._entries.get(entry.run, (0, None))[1] is not entry:
@@ -180,13 +188,13 @@ class Ledger:
                 self._writing.remove(mark)
                 if written and self._entries.get(entry.run, (0, None))[1] is entry:
                     self._entries[entry.run] = (seq, entry)
-        self.delivered("")
+        self._truncate()
 
     def close(self) -> None:
-        """Close the journal."""
-        self._journal.close()
+        """Close the log."""
+        self._wal.close()
 
 
 def ended(entry: Entry, result: Result) -> Entry:
-    """The same run, over."""
+    """Return the same run, with its result."""
     return replace(entry, result=result)

@@ -13,7 +13,7 @@ from conch.core.states import IllegalTransition
 from conch.cron.clock import FleetClock
 from conch.cron.job import Job
 from conch.cron.replacement import replaced_by
-from conch.cron.run_log import Entry, Ledger
+from conch.cron.run_log import Entry, RunLog
 from conch.cron.semaphore_slot import OnFailed, OnHeld, SemaphoreSlot
 from conch.cron.ticks import PendingTick, Registration, TickWon, TrackedJob
 from conch.cron.values import Result
@@ -112,7 +112,7 @@ class Runner:
         self,
         ports: RunPorts,
         watchdog: Watchdog,
-        run_log: Ledger,
+        run_log: RunLog,
         fleet_clock: FleetClock,
         keys: Keys,
         host: str,

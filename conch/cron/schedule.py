@@ -1,15 +1,15 @@
-"""When a job is due: cron expressions, `H` fields and `@every`, as absolute instants in the job's own zone.
+"""Computes when a job is due: cron expressions, `H` fields and `@every`, as instants in the job's own time zone.
 
-The grammar is the contract's. Where it leaves something open, and where croniter (which expands the fields) differs:
+The contract defines the grammar. Where it leaves something open, and where croniter (which expands the fields) differs:
 
-- `5/15` is `5-59/15`, as in croniter. A step longer than its range leaves the first value.
-- `5-5` is 5 alone (croniter: the whole field). A range that runs backwards is refused; only a Sunday at its end counts
-  as 7, one at its beginning as 0: `fri-sun`, `5-7`, `7-2`.
-- Day of month and day of week: a field counts as `*` when it begins with `*`, as in Debian's cron. Unless one does, a
-  day matches that is in either; else one that is in both. So `*/2` with `mon` is the Mondays with an odd date.
-- `H` is a fixed value: neither for the days nor for daylight saving does it count as `*`. It is drawn from the whole
-  field (days of the month: 1 to 28, which every month has); `H/15` draws its start from the first 15 and goes on to the
-  end. It may stand in lists, and each field draws anew.
+- `5/15` means `5-59/15`, as in croniter. A step longer than its range leaves the first value.
+- `5-5` means only 5 (croniter: the whole field). A range that runs backwards is refused, except that
+  Sunday counts as 7 at the end of a range and as 0 at its beginning: `fri-sun`, `5-7`, `7-2`.
+- Day of month and day of week: a field counts as `*` when it begins with `*`, as in Debian's cron. If neither does, a
+  day matches that is in either field; else it must be in both. So `*/2` with `mon` means the Mondays with an odd date.
+- `H` is a fixed value: it counts as `*` neither for the days nor for daylight saving. It is drawn from the whole
+  field (days of the month: 1 to 28, which every month has); `H/15` draws its start from the first 15 values and
+  continues to the end of the field. It may stand in lists, and each field draws its own value.
 """
 
 import re
@@ -30,11 +30,11 @@ from conch.times import parse_duration
 LONGEST_EXPRESSION = 1000
 _BEGIN = -2208988800  # 1900-01-01: clocks before it kept no zones
 _END = 253370764800  # 9999-01-01: datetime ends soon after it
-# Zones have tables up to 2087, and a rule for all years after them; with the calendar it repeats after 400 years. What
-# does not fire in these never does.
+# Zones have tables up to 2087, and a rule for all years after them, which repeats with the calendar every 400 years. A
+# schedule that does not fire within those never fires.
 _TABLES_END = 4102444800  # 2100-01-01
 _CYCLE_S = 146097 * 86400
-# Longer than any clock was ever set back.
+# Longer than a zone ever set its clock back.
 _LONGEST_TURN_S = 2 * 86400
 
 _ALIASES = {
@@ -67,18 +67,18 @@ _ITEM = re.compile(
          (?: / (?P<step>[0-9]{{1,9}}) )?""",
     re.VERBOSE,
 )
-# A key of the IANA database and no path. These also lie in a host's directory of zones, and mean what the host likes.
+# A key of the IANA database, and no path. The excluded keys are in a host's zone directory, too, but differ by host.
 _ZONE = re.compile(r"(?!(?:posix|right)/)[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+){0,2}")
-# What means something to other crons alone: the last day, the weekday nearest to it, a random value.
+# Meaningful only to other crons: the last day, the nearest weekday, a random value.
 _OTHER_CRONS = ("l", "w", "lw", "wl", "r")
 _NO_ZONES = ("localtime", "posixrules", "Factory")
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The ticks of one job: the same on every host, for they depend on its expression, zone and (`H`) name alone.
+    """The ticks of one job. They depend only on its expression, zone and (`H`) name, so all hosts compute the same.
 
-    It keeps no state: ask in any order.
+    It keeps no state: its methods may be called in any order.
     """
 
     expression: str
@@ -88,7 +88,7 @@ class Schedule:
     def next_after(self, instant: int) -> int | None:
         """Return the first tick strictly later than `instant`, both in Unix seconds.
 
-        `None` means that none follows (before the year 9999). What is before 1900 counts as its beginning.
+        Returns `None` if none follows (before the year 9999). An instant before 1900 counts as the beginning of 1900.
         """
         if instant >= _END:
             return None
@@ -108,16 +108,16 @@ class Schedule:
         return instants[bisect_left(instants, True, key=lambda instant: not self.count_between(instant + 1, last))]
 
     def resume_after(self, before: "Schedule", instant: int) -> int:
-        """Return the instant after which this schedule takes over from `before`, of which all up to `instant` is done.
+        """Return the instant after which this schedule takes over from `before`, whose ticks up to `instant` are past.
 
-        `before` is the same expression under older rules of the zone. It is as if the clock had been set at `instant`:
-        fixed times that `before` reached on the clock do not come again; all others go by instants alone.
+        `before` is the same expression under older rules of the zone. The change counts as if the clock had been set
+        at `instant`: fixed times that `before` reached on the clock do not come again; all others follow instants.
         """
         return self._rule.resume_after(before._rule, instant)
 
 
 def parse_schedule(expression: str, *, zone: str = "UTC", name: str | None = None) -> Schedule:
-    """Read an expression for the job `name` (needed for `H` only) in an IANA zone.
+    """Parse an expression for the job `name` (needed for `H` only) in an IANA zone.
 
     Raises `BadInput` with one line if it is malformed, if it will never fire from now on, or if the zone is unknown.
     """
@@ -161,17 +161,17 @@ def _parse_every(words: list[str]) -> "_Every":
     if len(words) != 1:
         raise BadInput("@every needs one duration, as in @every 90s")
     seconds = parse_duration(words[0])
-    if round(seconds) < 1 or abs(seconds - round(seconds)) > 1e-6:  # the sum of 300ms and 700ms need not be 1.0
+    if round(seconds) < 1 or abs(seconds - round(seconds)) > 1e-6:  # 300ms + 700ms need not sum to exactly 1.0
         raise BadInput("@every needs whole seconds, at least 1s")
     return _Every(round(seconds))
 
 
 def _parse_fields(texts: list[str], zone: ZoneInfo, name: str | None) -> "_Fields":
-    plain = [
-        ",".join(_plain(item, field, name) for item in text.split(","))
+    normalized = [
+        ",".join(_normalize(item, field, name) for item in text.split(","))
         for field, text in zip(_FIELDS, texts, strict=True)
     ]
-    minutes, hours, days, months, weekdays = _expand(" ".join(plain))
+    minutes, hours, days, months, weekdays = _expand(" ".join(normalized))
     starred = [text.startswith("*") for text in texts]
     either_day = not (starred[2] or starred[4])
     if not either_day and all(day > DAYS_OF_MONTH[month - 1] for month in months for day in days):
@@ -184,12 +184,12 @@ def _parse_fields(texts: list[str], zone: ZoneInfo, name: str | None) -> "_Field
 
 
 @lru_cache(maxsize=1024)
-def _expand(plain: str) -> tuple[tuple[int, ...], ...]:
-    """The values of each field, in order."""
+def _expand(normalized: str) -> tuple[tuple[int, ...], ...]:
+    """Return the values of each field, sorted."""
     from croniter import CroniterError, croniter  # slow to import, and @every does without
 
     try:
-        expanded = croniter.expand(plain)[0]
+        expanded = croniter.expand(normalized)[0]
     except CroniterError as error:
         raise BadInput(str(error)) from None
     return tuple(
@@ -198,8 +198,8 @@ def _expand(plain: str) -> tuple[tuple[int, ...], ...]:
     )
 
 
-def _plain(item: str, field: _Field, name: str | None) -> str:
-    """Check one item of a list, and write it so that every cron and croniter agree: `*`, `5` or `10-30/5`."""
+def _normalize(item: str, field: _Field, name: str | None) -> str:
+    """Check one item of a list, and rewrite it in a form that every cron reads alike: `*`, `5` or `10-30/5`."""
     if item == "*":
         return item
     bad = partial("bad {} {!r}: {}".format, field.name, item[:40])
@@ -223,8 +223,8 @@ def _plain(item: str, field: _Field, name: str | None) -> str:
     if match["hash"]:
         if name is None:
             raise BadInput(bad("H needs a job name to be hashed by"))
-        most = 28 if field is _DAY and last is None else high
-        choices = most - low + 1
+        highest = 28 if field is _DAY and last is None else high
+        choices = highest - low + 1
         digest = sha256(f"{field.name}:{name}".encode(errors="surrogatepass")).digest()
         low += int.from_bytes(digest[:8], "big") % (min(step, choices) if match["step"] else choices)
         if not match["step"]:
@@ -270,19 +270,19 @@ class _Fields:
     def next_after(self, instant: int) -> int | None:
         local = instant + offset_at(self.zone, instant)
         end = min(max(instant, _TABLES_END) + _CYCLE_S, _END)
-        tick = self._first(local + 1, instant, end)
+        tick = self._first_tick(local + 1, instant, end)
         # Where the clock shows a time twice, earlier times may come again before any later one does.
         early, late = offsets_at(self.zone, local)
         turned_back = early - late
         if turned_back > 0 and (tick is None or tick > instant + turned_back):
-            tick = self._first(local - turned_back, instant, end)
+            tick = self._first_tick(local - turned_back, instant, end)
         return tick
 
-    def _first(self, local: int, instant: int, end: int) -> int | None:
-        """The first tick later than `instant`, of the local times from `local` on.
+    def _first_tick(self, local: int, instant: int, end: int) -> int | None:
+        """Return the first tick later than `instant` among the local times from `local` on and before `end`.
 
-        A time that gives no such tick lies in a gap, or in an hour that comes twice: so few are looked at, however far
-        apart the matching days are.
+        A local time that gives no such tick lies in a gap, or in an hour that comes twice. So the loop takes few turns,
+        however far apart the matching days are.
         """
         while (at := self.calendar.first_from(local, end)) is not None:
             ticks, local = self._ticks_of(at)
@@ -292,7 +292,7 @@ class _Fields:
         return None
 
     def _ticks_of(self, local: int) -> tuple[tuple[int, ...], int]:
-        """The ticks that a local time gives (none, one, or two), and the local time to go on from."""
+        """Return the ticks of a local time (none, one or two), and the local time at which to continue."""
         early, late = offsets_at(self.zone, local)
         if early == late:
             return (local - early,), local + 60
@@ -302,17 +302,17 @@ class _Fields:
         return (change,) if self.fixed else (), max(local + 60, change + offset_at(self.zone, change))
 
     def _end_of_gap(self, local: int, early: int, late: int) -> int:
-        """The instant at which the clock skips a local time.
+        """Return the instant at which the clock skips a local time.
 
-        Reckoned with the offset after the gap, the time lies before that instant; with the one before, after it.
+        Converted with the offset after the gap, the time lies before that instant; with the one before it, after.
         """
         instants = range(local - late, local - early + 1)
         return instants[bisect_left(instants, True, key=lambda instant: offset_at(self.zone, instant) != early)]
 
     def count_between(self, first: int, last: int) -> int:
-        """As a clock on the wall goes: fixed times count when it first reaches or passes them, others when it shows.
+        """Count like a clock on the wall: fixed times when it first reaches or passes them, others when it shows them.
 
-        So it is one count of local times for each stretch between two changes of the offset.
+        That is one count of local times for each stretch between two changes of the offset.
         """
         count = self.calendar.count
         total, reached = 0, None
@@ -327,7 +327,7 @@ class _Fields:
         return total
 
     def _stretches(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """The time from `begin` to `end` (Unix seconds) in parts of one offset each."""
+        """Yield the time from `begin` to `end` (Unix seconds) in parts that have one offset each."""
         offset = offset_at(self.zone, begin)
         for year in range(year_of(begin), year_of(end - 1) + 1):
             for change, following in changes(self.zone, year):

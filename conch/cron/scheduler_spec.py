@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from conch.core.origin import Origin
 from conch.cron.clock import FleetClock
-from conch.cron.run_log import Entry, Ledger
+from conch.cron.run_log import Entry, RunLog
 from conch.cron.ticks import Claim, PendingTick
 from conch.cron.workers import Tasks
 from conch.etcd.connection import Connection
@@ -32,7 +32,7 @@ class SchedulerSpec:
     connection: Connection
     keys: Keys
     watchdog: Watchdog
-    run_log: Ledger
+    run_log: RunLog
     identity: Holder
     origin: Origin
     leases: frozenset[int]

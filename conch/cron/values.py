@@ -1,4 +1,4 @@
-"""What cron writes about ticks: the claim, the result, the node."""
+"""The values that cron writes about a tick: its claim and its result, and the row that users see."""
 
 import json
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from typing import Any
 from conch.holder import Holder, UnreadableHolder
 from conch.times import rfc3339
 
-# So that they sort alike as numbers and as texts: from 2001 to 2286.
+# From 2001 to 2286: within these, ticks sort alike as numbers and as texts.
 FIRST_TICK, LAST_TICK = 1_000_000_000, 9_999_999_999
 STATES = ("ok", "failed", "timeout", "skipped", "killed", "lost")
 
 
 def fields_of(value: bytes) -> Mapping[str, Any]:
-    """The fields of a value; none if it is no JSON object."""
+    """Return the fields of a value; none if it is no JSON object."""
     try:
         data = json.loads(value)
     except (ValueError, RecursionError):
@@ -24,9 +24,9 @@ def fields_of(value: bytes) -> Mapping[str, Any]:
 
 
 def claim_value(holder: Holder, run: str, tick: int, request: str = "", *, skip: bool = False) -> bytes:
-    """A claim or a run key: who has the tick, and the ids of its run and request, by which repeated tries are known.
+    """Encode a claim or run key: who has the tick, and the ids of its run and request, which identify repeated tries.
 
-    `skip` says that nothing will run under the claim, so that nobody gives way to it.
+    `skip` says that nothing will run under the claim: nobody waits for it or makes room for it.
     """
     data = {**json.loads(holder.encode()), "tick": tick, "run": run}
     if request:
@@ -37,14 +37,14 @@ def claim_value(holder: Holder, run: str, tick: int, request: str = "", *, skip:
 
 
 def whole_tick(value: object) -> int | None:
-    """A tick out of a value that anyone may have written."""
+    """Return a tick read from a value that anyone may have written; None if it is none."""
     return (
         value if isinstance(value, int) and not isinstance(value, bool) and FIRST_TICK <= value <= LAST_TICK else None
     )
 
 
 def seconds_of(value: object) -> float:
-    """The seconds since the epoch of a moment (RFC 3339, UTC) that anyone may have written; 0 if it is none."""
+    """Parse an RFC 3339 time in UTC that anyone may have written, as seconds since the epoch; 0 if it is none."""
     try:
         return datetime.strptime(str(value), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
     except (ValueError, OverflowError):
@@ -53,7 +53,7 @@ def seconds_of(value: object) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a tick ended. `started` is the last attempt's, seconds since the epoch (None: there was none)."""
+    """How a tick ended. `started` is when its last attempt did, in seconds since the epoch (None: there was none)."""
 
     node: str
     state: str
@@ -64,11 +64,11 @@ class Result:
     reason: str = ""
 
     def encode(self) -> bytes:
-        """One line of JSON, as the contract has it."""
+        """Encode it as one line of JSON, as the contract defines it."""
         return json.dumps(self.fields()).encode()
 
     def fields(self) -> dict[str, Any]:
-        """The fields of the contract."""
+        """Return the fields that the contract defines."""
         return {
             "node": self.node,
             "state": self.state,
@@ -81,7 +81,7 @@ class Result:
 
 
 def row(name: str, tick: int, claim: bytes | None, result: bytes | None) -> dict[str, Any]:
-    """What is shown of a tick: its result, or that it is claimed. Raises `UnreadableHolder` for neither."""
+    """Return the row shown for a tick: its result, or that it is claimed. Raises `UnreadableHolder` for neither."""
     shown: dict[str, Any] = {"name": name, "tick": rfc3339(tick), "tick_unix": tick}
     empty = dict.fromkeys(("state", "exit", "node", "started", "duration_s", "attempt", "reason"))
     if result is not None:
@@ -93,18 +93,18 @@ def row(name: str, tick: int, claim: bytes | None, result: bytes | None) -> dict
             **shown,
             **empty,
             "state": state,
-            "exit": _whole(data.get("exit")),
+            "exit": _whole_number(data.get("exit")),
             "node": node,
             "started": data.get("started") if isinstance(data.get("started"), str) else None,
             "duration_s": _seconds(data.get("duration")),
-            "attempt": _whole(data.get("attempt")),
+            "attempt": _whole_number(data.get("attempt")),
             "reason": str(data.get("reason") or "") or None,
         }
     holder = Holder.decode(claim or b"")
     return {**shown, **empty, "state": "claimed", "node": holder.host}
 
 
-def _whole(value: Any) -> int | None:
+def _whole_number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31 else None
 
 

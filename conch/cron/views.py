@@ -1,4 +1,4 @@
-"""What can be read of jobs and ticks: for `conch cron` and the status server."""
+"""Reads jobs and ticks from etcd, for `conch cron` and the status server."""
 
 import math
 import time
@@ -10,19 +10,19 @@ from conch.etcd.store import KeyValue, Range, RangeResult, Store
 from conch.holder import UnreadableHolder
 from conch.keys import Keys, NodeKey, prefix_end
 
-# Two reads a job, and etcd takes 128 operations at most.
+# A job takes two reads, and etcd accepts 128 operations at most.
 _JOBS_AT_ONCE = 60
-# How many times as many are read where too few can be read.
-_MORE = 8
+# The factor by which a read grows when too few of its ticks are readable.
+_GROWTH = 8
 
 
 def everything(prefix: str) -> Range:
-    """All keys below a prefix, by name."""
+    """Return the read of all keys below a prefix, sorted by name."""
     return Range(prefix.encode(), prefix_end(prefix.encode()))
 
 
 def newest(keys: Keys, kind: str, name: str, limit: int) -> Range:
-    """The newest claims or results of a job."""
+    """Return the read of the newest claims (`fire`) or results of a job."""
     ticks = everything(keys.ticks(kind, name))
     return Range(ticks.key, ticks.end, limit=limit, last_first=True)
 
@@ -30,10 +30,10 @@ def newest(keys: Keys, kind: str, name: str, limit: int) -> Range:
 def rows(
     keys: Keys, name: str, claims: RangeResult, results: RangeResult, limit: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """A row for each of the newest `limit` ticks that can be read, newest first, and the keys before them that cannot.
+    """Return the rows of the newest `limit` readable ticks, newest first, and the unreadable keys among them.
 
-    `claims` and `results` are the newest of each kind. What is older than all that was read of a kind has no row: its
-    result may be there all the same.
+    `claims` and `results` are the newest of each kind. A tick older than all keys that were read of one kind has no
+    row, because its other key may exist without having been read.
     """
     found: dict[int, dict[str, KeyValue]] = {}
     unreadable = []
@@ -64,32 +64,35 @@ def rows(
 def history(
     store: Store, keys: Keys, name: str, limit: int, *, timeout_s: float
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The newest ticks of a job that can be read, and the keys that cannot."""
-    asked = limit
+    """Read the rows of the newest readable ticks of a job, and the unreadable keys among them."""
+    count = limit
     while True:
-        ranges = [newest(keys, kind, name, asked) for kind in ("fire", "result")]
+        ranges = [newest(keys, kind, name, count) for kind in ("fire", "result")]
         claims, results = store.txn([], ranges, timeout_s=timeout_s).ranges
         shown, unreadable = rows(keys, name, claims, results, limit)
-        if len(shown) == limit or all(read.count <= asked for read in (claims, results)):
+        if len(shown) == limit or all(read.count <= count for read in (claims, results)):
             return shown, unreadable
-        asked *= _MORE  # unreadable ones took the place of others
+        count *= _GROWTH  # unreadable ticks took the place of others
 
 
 def last_rows(
     store: Store, keys: Keys, names: Sequence[str], *, timeout_s: float, within_s: float | None = None
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The newest tick of each job that has one. Raises `TimeoutError` if all requests together take longer."""
-    until = math.inf if within_s is None else time.monotonic() + within_s
+    """Read the newest tick of each job that has one, and the unreadable keys.
+
+    Raises `TimeoutError` if all requests together take longer than `within_s`.
+    """
+    deadline = math.inf if within_s is None else time.monotonic() + within_s
     found: dict[str, dict[str, Any]] = {}
     unreadable: list[str] = []
     for at in range(0, len(names), _JOBS_AT_ONCE):
-        some = names[at : at + _JOBS_AT_ONCE]
-        asked = [newest(keys, kind, name, 1) for name in some for kind in ("fire", "result")]
-        left_s = until - time.monotonic()
+        page = names[at : at + _JOBS_AT_ONCE]
+        reads = [newest(keys, kind, name, 1) for name in page for kind in ("fire", "result")]
+        left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise TimeoutError(f"etcd took too long to tell the newest ticks of {len(names)} jobs")
-        ranges = store.txn([], asked, timeout_s=min(timeout_s, left_s)).ranges
-        for i, name in enumerate(some):
+            raise TimeoutError(f"etcd took too long to return the newest ticks of {len(names)} jobs")
+        ranges = store.txn([], reads, timeout_s=min(timeout_s, left_s)).ranges
+        for i, name in enumerate(page):
             shown, bad = rows(keys, name, ranges[2 * i], ranges[2 * i + 1], 1)
             if bad and not shown:
                 shown, bad = history(store, keys, name, 1, timeout_s=timeout_s)
@@ -100,6 +103,6 @@ def last_rows(
 
 
 def live_nodes(keys: Keys, kvs: Sequence[KeyValue]) -> list[str]:
-    """The hosts whose conchd takes new ticks."""
+    """Return the hosts whose conchd takes new ticks."""
     found = [(keys.parse(kv.key), fields_of(kv.value)) for kv in kvs]
     return [key.host for key, fields in found if isinstance(key, NodeKey) and fields.get("draining") is not True]

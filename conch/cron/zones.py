@@ -1,7 +1,7 @@
-"""The zones of the IANA database: read from its files, and read again when they change.
+"""The zones of the IANA database: read from its files, and read again when the files change.
 
 The database is the directory in `TZDIR` (as for the C library), else the system's, else the `tzdata` package. Each
-zone that is in use is kept with the bytes that it was read from, so that a change is one of these very bytes.
+zone in use is kept with the bytes that it was read from: it has changed if and only if these bytes have.
 """
 
 import os
@@ -32,8 +32,8 @@ class _Loaded:
     zone: ZoneInfo
 
 
-class _Whole(BytesIO):
-    """A file that has an end: Python reads one whose last line is cut off for ever."""
+class _EndingFile(BytesIO):
+    """A file that raises at its end: without that, Python reads one whose last line is cut off for ever."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
@@ -46,9 +46,9 @@ _loaded: dict[str, _Loaded] = {}
 
 
 def load(key: str) -> ZoneInfo | None:
-    """Return the zone of this key, always the same object until `reload` finds it changed; `None`: there is none.
+    """Return the zone of this key, always the same object until `reload` finds it changed; `None` if there is none.
 
-    Raises `OSError` where the system has no descriptor left to open its file.
+    Raises `OSError` if the system has no descriptor left to open its file.
     """
     known = _loaded.get(key)
     if known is None:
@@ -60,36 +60,36 @@ def load(key: str) -> ZoneInfo | None:
 
 
 def reload() -> list[str]:
-    """Read the zones in use again; return the keys of those that have changed. One that is not there stays as it was.
+    """Read the zones in use again; return the keys of those that changed. A zone whose file is gone stays as it was.
 
     Raises `OSError` as `load` does, with nothing changed.
     """
     found = {key: _read(key) for key in list(_loaded)}
-    new = {key: one for key, one in found.items() if one is not None and one.data != _loaded[key].data}
+    new = {key: read for key, read in found.items() if read is not None and read.data != _loaded[key].data}
     _loaded.update(new)
     if new:
         changes.cache_clear()
     return sorted(new)
 
 
-class Look(NamedTuple):
-    """What a look at the database found: the keys of changed zones, its release; or the `problem` that it had."""
+class Scan(NamedTuple):
+    """The result of a scan of the database: the keys of changed zones and its release; or the `problem` with it."""
 
     changed: list[str]
     version: str
     problem: str = ""
 
 
-def look() -> Look:
-    """Look whether the database was changed, and go over to what it has now. Raises nothing."""
+def scan() -> Scan:
+    """Read the database again and use its zones from now on, if they changed. Raises nothing."""
     try:
-        return Look(reload(), version())
+        return Scan(reload(), version())
     except OSError as error:
-        return Look([], "", error.strerror or str(error))
+        return Scan([], "", error.strerror or str(error))
 
 
 def version() -> str:
-    """Return the release of the database, as `2025b`; where its files name none, a digest of them all.
+    """Return the release of the database, for example `2025b`; if its files name none, a digest of them all.
 
     Raises `OSError` as `load` does.
     """
@@ -112,14 +112,14 @@ def _printable(text: bytes) -> str:
 def _digest() -> str:
     digest = sha256()
     for key in sorted(available_timezones()):
-        one = _data(key)
-        digest.update(b"%s %d\n" % (key.encode(), 0 if one is None else len(one)) + (one or b""))
+        data = _data(key)
+        digest.update(b"%s %d\n" % (key.encode(), 0 if data is None else len(data)) + (data or b""))
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def _folders() -> tuple[str, ...]:
-    given = os.environ.get("TZDIR", "")
-    return (given,) if given.startswith("/") else TZPATH
+    folder = os.environ.get("TZDIR", "")
+    return (folder,) if folder.startswith("/") else TZPATH
 
 
 def _read(key: str) -> _Loaded | None:
@@ -127,9 +127,9 @@ def _read(key: str) -> _Loaded | None:
     if data is None:
         return None
     try:
-        return _Loaded(data, ZoneInfo.from_file(_Whole(data), key=key))
+        return _Loaded(data, ZoneInfo.from_file(_EndingFile(data), key=key))
     except (ValueError, LookupError, ArithmeticError, EOFError, struct.error):
-        return None  # not a file of zones, or only half of one
+        return None  # not a zone file, or only part of one
 
 
 def _data(key: str) -> bytes | None:
@@ -147,7 +147,7 @@ def _packaged(key: str) -> bytes | None:
     except (ImportError, OSError, ValueError) as error:
         if is_short(error):
             raise
-        return None  # not there; a directory
+        return None  # it does not exist, or is a directory
 
 
 def _file(path: str) -> bytes | None:
@@ -157,7 +157,7 @@ def _file(path: str) -> bytes | None:
     except (OSError, ValueError) as error:
         if is_short(error):
             raise
-        return None  # not there; a directory, or a name too long
+        return None  # it does not exist, is a directory, or has too long a name
 
 
 # -- offsets, in seconds --------------------------------------------------------------------------------------------
@@ -171,22 +171,22 @@ def offset_at(zone: ZoneInfo, instant: int) -> int:
 def offsets_at(zone: ZoneInfo, local: int) -> tuple[int, int]:
     """Return both offsets that a local time may have: they differ where the clock shows it twice, or skips it.
 
-    For one that comes twice the earlier pass's is first; for one that is skipped, the offset before the gap.
+    For a time shown twice, the offset of the earlier pass comes first; for a skipped one, the offset before the gap.
     """
     at = _EPOCH + timedelta(seconds=local)
     return _seconds(zone.utcoffset(at)), _seconds(zone.utcoffset(at.replace(fold=1)))
 
 
 def year_of(instant: int) -> int:
-    """Return the year of UTC."""
+    """Return the year of an instant, in UTC."""
     return datetime.fromtimestamp(instant, UTC).year
 
 
 @lru_cache(maxsize=4096)
 def changes(zone: ZoneInfo, year: int) -> tuple[tuple[int, int], ...]:
-    """Return the changes of a zone's offset in a year of UTC: the instant of each, and the offset from then on.
+    """Return how a zone's offset changes in a year of UTC: the instant of each change, and the offset from then on.
 
-    Offsets are compared a day apart: no zone has ever gone back to its offset sooner than after six.
+    Compares offsets a day apart: no zone ever returned to an offset in less than six days.
     """
     at = (date(year, 1, 1) - _EPOCH.date()).days * _DAY_S - 1
     end = at + (366 if date(year, 12, 31).timetuple().tm_yday == 366 else 365) * _DAY_S
@@ -195,7 +195,7 @@ def changes(zone: ZoneInfo, year: int) -> tuple[tuple[int, int], ...]:
         following = min(at + _DAY_S, end)
         if offset_at(zone, following) != offset:
             instants, before = range(at + 1, following + 1), offset
-            at = instants[bisect_left(instants, True, key=lambda one, o=before: offset_at(zone, one) != o)]  # type: ignore[misc]
+            at = instants[bisect_left(instants, True, key=lambda instant, o=before: offset_at(zone, instant) != o)]  # type: ignore[misc]
             offset = offset_at(zone, at)
             found.append((at, offset))
         else:

@@ -11,7 +11,7 @@ from conch.core.messages import Ended, Finished, Note, Release, Running, Start
 from conch.core.origin import origin
 from conch.cron.clock import FleetClock
 from conch.cron.daemon import Mailbox
-from conch.cron.run_log import Ledger
+from conch.cron.run_log import RunLog
 from conch.cron.scheduler import Scheduler
 from conch.cron.scheduler_spec import SchedulerSpec
 from conch.etcd.connection import Connection
@@ -46,7 +46,7 @@ class Host:
                 connection=Connection(parse_endpoints(bench.endpoints), command_timeout_s=limit_s or 5.0),
                 keys=Keys(bench.prefix),
                 watchdog=self._watchdog,
-                run_log=Ledger(str(folder), self._keep_note),
+                run_log=RunLog(str(folder), self._keep_note),
                 identity=Holder(name, 1, "2026-01-01T00:00:00Z", "conchd"),
                 origin=origin(os.getpid()),
                 leases=frozenset(),

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from conch.cron.claim_store import Again, Busy, Changed, Claims, Delivered, NodeGone, Taken, Won
+from conch.cron.claim_store import Again, Busy, Changed, ClaimStore, NodeGone, Taken, Won
 from conch.cron.job import decode
+from conch.cron.result_store import Delivered, ResultStore
 from conch.cron.ticks import PendingTick, Registration
 from conch.cron.values import Result
 from conch.etcd.connection import Connection
@@ -33,7 +34,8 @@ class Bed:
     def __init__(self, endpoints: str, prefix: str, overlap: str = "forbid", history: int = 1000) -> None:
         self.keys = Keys(prefix)
         self.store = GrpcStore(Connection(parse_endpoints(endpoints)))
-        self.claims = Claims(self.store, self.keys, "a", history)
+        self.results = ResultStore(self.store, self.keys, history)
+        self.claims = ClaimStore(self.store, self.keys, "a", self.results)
         self.lease = secrets.randbits(62) | 1
         self.store.grant(self.lease, 120, timeout_s=5)
         self.node = Registration(1, self.lease, self.put(self.keys.node("a"), b"{}", self.lease))
@@ -57,7 +59,7 @@ class Bed:
         self, tick: int, run_rev: int | None, old: tuple[int, ...] = (), *, has_floor: bool = False
     ) -> Delivered:
         result = Result("a", "ok", 0, NOW, 0.1, 1)
-        return self.claims.deliver("j", tick, result, run_rev, old, NOW, has_floor=has_floor, timeout_s=5)
+        return self.results.deliver("j", tick, result, run_rev, old, NOW, has_floor=has_floor, timeout_s=5)
 
     def close(self) -> None:
         self.store.revoke(self.lease, timeout_s=5)
@@ -94,7 +96,8 @@ def test_claim_whose_reply_was_lost_is_recognised(conch: Bench) -> None:
     """The driver's own second try finds what the first has made."""
     proxy = Proxy(conch.endpoints)
     bed = Bed(conch.endpoints, conch.prefix)
-    claims = Claims(GrpcStore(Connection(parse_endpoints(proxy.endpoint))), bed.keys, "a")
+    store = GrpcStore(Connection(parse_endpoints(proxy.endpoint)))
+    claims = ClaimStore(store, bed.keys, "a", ResultStore(store, bed.keys))
     fault = proxy.fault("Txn", "reset", skip=0)
     bed.claim(bed.due(TICK - 5))  # so that the shared lease is there
     won = claims.claim(bed.due(TICK, request_rev=0), bed.node, ME, NOW, has_floor=False, timeout_s=5)
@@ -214,7 +217,7 @@ def test_shared_leases_last_as_long_as_the_contract_says(bed: Bed) -> None:
     due = bed.due(int(now))
     won = bed.claims.claim(due, bed.node, ME, now, has_floor=False, timeout_s=5)
     assert isinstance(won, Won)
-    bed.claims.deliver("j", int(now), Result("a", "ok"), None, (), now, has_floor=False, timeout_s=5)
+    bed.results.deliver("j", int(now), Result("a", "ok"), None, (), now, has_floor=False, timeout_s=5)
     result = bed.get("result", "j", int(now))
     assert result is not None
     left = {lease: bed.store.keep_alive(lease, timeout_s=5).ttl_s for lease in (won.lease, result.lease)}

@@ -17,8 +17,8 @@ import pytest
 
 from conch.core.messages import Drain, Ended, Finished, Kill, Note, Running, Start
 from conch.cron.claim_store import Outcome
-from conch.cron.run_log import Entry, Ledger
-from conch.cron.wal import Journal
+from conch.cron.run_log import Entry, RunLog
+from conch.cron.wal import Wal
 from conch.etcd.store import Put, TxnResult, Unreachable
 from tests.conftest import OwnEtcd
 from tests.support.conch import Bench, alive, boottime, conch_that_runs, marked, throughout, wait_for
@@ -396,7 +396,7 @@ def test_what_is_just_being_written_is_not_truncated(tmp_path: Path, monkeypatch
     """Another run is delivered between the record and its entry: the record is there after a crash."""
     written, go_on = threading.Event(), threading.Event()
 
-    class Late(Journal):
+    class Late(Wal):
         def append(self, data: bytes) -> int:
             seq = super().append(data)
             if b'"new"' in data:
@@ -404,8 +404,8 @@ def test_what_is_just_being_written_is_not_truncated(tmp_path: Path, monkeypatch
                 assert go_on.wait(10)
             return seq
 
-    monkeypatch.setattr("conch.cron.run_log.Journal", Late)
-    ledger = Ledger(str(tmp_path), lambda *_, **__: None)
+    monkeypatch.setattr("conch.cron.run_log.Wal", Late)
+    ledger = RunLog(str(tmp_path), lambda *_, **__: None)
     ledger.write(Entry("old", "j", 1_700_000_000, 1))
     thread = threading.Thread(target=ledger.write, args=(Entry("new", "j", 1_700_000_001, 2),))
     thread.start()
@@ -414,7 +414,7 @@ def test_what_is_just_being_written_is_not_truncated(tmp_path: Path, monkeypatch
     go_on.set()
     thread.join(10)
     ledger.close()
-    assert [entry.run for entry in Ledger(str(tmp_path), lambda *_, **__: None).entries] == ["new"]
+    assert [entry.run for entry in RunLog(str(tmp_path), lambda *_, **__: None).entries] == ["new"]
 
 
 # -- values that anyone may write --------------------------------------------------------------------------

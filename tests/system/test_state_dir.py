@@ -45,7 +45,7 @@ FILES = ["id", "id.new", "lock", f"{1:020}.wal", f"{1:020}.wal.60.damaged"]
         (hard_link, "is a link"),
         (of_another, "belongs to the user 1"),
         (writable, "can be written by other users"),
-        (inner_folder, "is no file"),
+        (inner_folder, "is not a regular file"),
     ],
 )
 def test_what_others_may_have_put_there_is_refused(

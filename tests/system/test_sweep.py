@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from conch.cron.claim_store import Claims, Delivered, Taken, Won, shared_lease
+from conch.cron.claim_store import ClaimStore, Taken, Won
+from conch.cron.result_store import Delivered
+from conch.cron.shared_leases import shared_lease
 from conch.cron.sweep import KEPT, Sweep
 from conch.cron.ticks import TRIM
 from conch.etcd.store import Delete, Put, Range
@@ -47,7 +49,7 @@ class Past(Bed):
 
     def sweep(self, now: float = NOW) -> dict[str, int]:
         """One whole sweep; what it counts."""
-        sweep = Sweep(self.store, self.keys, self.claims, now, timeout_s=5)
+        sweep = Sweep(self.store, self.keys, self.results, now, timeout_s=5)
         for _ in sweep.pages():
             pass
         return {what: count for what, count in sweep.counts.items() if count}
@@ -71,7 +73,7 @@ class Past(Bed):
 def past(conch: Bench) -> Iterator[Past]:
     past = Past(conch.endpoints, conch.prefix)
     yield past
-    for lease in [*past.leases, past.claims._result_lease(NOW), past.claims._claim_lease(NOW)]:
+    for lease in [*past.leases, past.results.leases.for_results(NOW), past.results.leases.for_claims(NOW)]:
         past.store.revoke(lease, timeout_s=5)
     past.close()
     conch.etcd.delete_prefix(conch.prefix)
@@ -226,7 +228,7 @@ def test_key_that_changes_while_it_is_prolonged_is_left_as_it_is(past: Past) -> 
     """The others of the same transaction are prolonged all the same."""
     ended = past.lease_of("results", 14 * DAY)
     past.write("j", [TICK, TICK + 1, TICK + 2], results=ended)
-    sweep = Sweep(past.store, past.keys, past.claims, NOW, timeout_s=5)
+    sweep = Sweep(past.store, past.keys, past.results, NOW, timeout_s=5)
     kvs = [kv for at in range(3) if (kv := past.get("result", "j", TICK + at)) is not None]
     past.store.txn([], [Delete(kvs[0].key)], timeout_s=5)
     past.put(kvs[1].key.decode(), b"changed", ended)
@@ -272,7 +274,7 @@ def test_job_that_comes_back_while_it_is_swept_keeps_its_history_and_floor(past:
     lease = past.lease_of("results", 0)
     past.write("back", [TICK - 20 * DAY], results=lease)
     past.put(past.keys.cron("floor", "back"), b"1000000001")
-    sweep = Sweep(past.store, past.keys, past.claims, NOW, timeout_s=5)
+    sweep = Sweep(past.store, past.keys, past.results, NOW, timeout_s=5)
     pages = sweep.pages()
     next(pages)  # it has listed the jobs
     past.put(past.keys.cron("job", "back"), past.job.encode())
@@ -331,9 +333,9 @@ def test_sweep_of_many_jobs_asks_for_many_at_a_time(conch: Bench) -> None:
     lease = past.lease_of("results", 0)
     for at in range(120):
         past.write(f"j{at}", [TICK, TICK + 1], results=lease)
-    sweep = Sweep(past.store, past.keys, past.claims, NOW, timeout_s=5)
+    sweep = Sweep(past.store, past.keys, past.results, NOW, timeout_s=5)
     assert sum(1 for _ in sweep.pages()) < 20
-    assert isinstance(past.claims, Claims)
+    assert isinstance(past.claims, ClaimStore)
     past.end(lease)
     past.close()
     conch.etcd.delete_prefix(conch.prefix)

@@ -3,18 +3,21 @@
 from tools.planted.bug import Bug
 
 _CLAIMS = "tests/system/test_claims.py"
+_CLAIM_STORE = "tests/unit/cron/test_claim_store.py"
 _CLOCK = "tests/system/test_cron_clock.py"
 _CRON_RUN = "tests/system/test_cron_run.py"
-_GAPS = "tests/unit/cron/test_claim_store.py"
 _NAMESAKES = "tests/system/test_namesakes.py"
 _RACES = "tests/system/test_conchd_races.py"
 _REFUSALS = "tests/faults/cluster/test_refusals.py"
+_RESULT_STORE = "tests/unit/cron/test_result_store.py"
 _RUN_LOG = "tests/unit/cron/test_run_log.py"
 _SCHEDULE = "tests/unit/cron/test_schedule.py"
 _STATE_DIR = "tests/system/test_state_dir.py"
 _STATUS = "tests/system/test_conchd_status.py"
 _SWEEP = "tests/system/test_sweep.py"
 _WAL = "tests/unit/cron/test_wal.py"
+_WAL_DISK = "tests/unit/cron/test_wal_disk.py"
+_WAL_DURABILITY = "tests/unit/cron/test_wal_durability.py"
 _ZONES = "tests/system/test_conchd_zones.py"
 
 BUGS = (
@@ -51,35 +54,35 @@ BUGS = (
     Bug(
         "claim is not created once",
         "cron/claim_store.py",
-        '            CreateRevisionIs(self._key("fire", *due.id), 0),\n',
+        '            CreateRevisionIs(self._key("fire", *pending.id), 0),\n',
         "",
-        (f"{_GAPS}::test_every_claim_compares_all_that_may_stand_against_it",),
+        (f"{_CLAIM_STORE}::test_every_claim_compares_all_that_may_stand_against_it",),
     ),
     Bug(
         "claim is not tied to the job's revision",
         "cron/claim_store.py",
-        '            ModRevisionIs(self._key("job", due.job.name), due.job_rev),\n',
+        '            ModRevisionIs(self._key("job", pending.job.name), pending.job_rev),\n',
         "",
         (f"{_CLAIMS}::test_what_stands_against_a_claim",),
     ),
     Bug(
         "claim of a tick that was trimmed",
         "cron/claim_store.py",
-        "            ValueBelow(floor, str(due.tick).encode()) if has_floor else CreateRevisionIs(floor, 0),\n",
+        "            ValueBelow(floor, str(pending.tick).encode()) if has_floor else CreateRevisionIs(floor, 0),\n",
         "",
         (f"{_CLAIMS}::test_what_stands_against_a_claim",),
     ),
     Bug(
         "claim without being registered",
         "cron/claim_store.py",
-        "            CreateRevisionIs(self._node_key(), node.rev),\n",
+        "            CreateRevisionIs(self._node_key, node.rev),\n",
         "",
-        (f"{_GAPS}::test_every_claim_compares_all_that_may_stand_against_it",),
+        (f"{_CLAIM_STORE}::test_every_claim_compares_all_that_may_stand_against_it",),
     ),
     Bug(
         "repeated claim does not recognise itself",
         "cron/claim_store.py",
-        "            if not self.is_ours(fire, due):\n",
+        "            if not self.is_ours(claim, pending):\n",
         "            if True:\n",
         (f"{_CLAIMS}::test_claim_is_created_once_and_a_repeated_one_finds_itself",),
     ),
@@ -93,8 +96,8 @@ BUGS = (
     Bug(
         "claim that a full etcd has made counts as refused",
         "cron/claim_store.py",
-        "            result = self._read_back(failure, error, timeout_s)\n",
-        "            raise\n            result = self._read_back(failure, error, timeout_s)\n",
+        "            answer = self._read_back(failure, error, timeout_s)\n",
+        "            raise\n            answer = self._read_back(failure, error, timeout_s)\n",
         (f"{_REFUSALS}::test_claim_that_etcd_makes_and_refuses_in_one_is_known_to_be_made",),
     ),
     Bug(
@@ -113,10 +116,10 @@ BUGS = (
     ),
     Bug(
         "result is written twice",
-        "cron/claim_store.py",
-        "[CreateRevisionIs(key, 0), above if",
-        "[above if",
-        (f"{_GAPS}::test_every_result_is_created_once_and_above_the_floor",),
+        "cron/result_store.py",
+        "compare += [CreateRevisionIs(key, 0), above]",
+        "compare += [above]",
+        (f"{_RESULT_STORE}::test_every_result_is_created_once_and_above_the_floor",),
     ),
     Bug(
         "requests are taken by their numbers",
@@ -138,14 +141,14 @@ BUGS = (
         "cron/wal.py",
         "            os.fdatasync(self._fd)\n        except BaseException:\n            self._roll_back()\n",
         "        except BaseException:\n            self._roll_back()\n",
-        (f"{_WAL}::test_power_loss_after_any_append_loses_nothing_that_was_promised",),
+        (f"{_WAL_DURABILITY}::test_power_loss_after_any_append_loses_nothing_that_was_promised",),
     ),
     Bug(
         "failed sync is made good by a later one",
         "cron/wal.py",
         "            self._roll_back()\n            raise\n",
         "            raise\n",
-        (f"{_WAL}::test_failed_sync_is_never_made_good_by_a_later_one",),
+        (f"{_WAL_DISK}::test_failed_sync_is_never_made_good_by_a_later_one",),
     ),
     Bug(
         "truncation of one record too many",
@@ -157,8 +160,8 @@ BUGS = (
     Bug(
         "truncation of a run that is not over",
         "cron/run_log.py",
-        "self._journal.truncate(low - 1)",
-        "self._journal.truncate(low)",
+        "self._wal.truncate(low - 1)",
+        "self._wal.truncate(low)",
         (f"{_RUN_LOG}::test_runs_are_remembered_until_their_results_are_delivered",),
     ),
     # -- which host, and what time it is
@@ -200,7 +203,7 @@ BUGS = (
     Bug(
         "links in the state directory are followed",
         "cron/state_dir.py",
-        "if stat.S_ISLNK(one.st_mode) or",
+        "if stat.S_ISLNK(status.st_mode) or",
         "if False and",
         (f"{_STATE_DIR}::test_what_others_may_have_put_there_is_refused",),
     ),

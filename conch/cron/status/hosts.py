@@ -1,4 +1,4 @@
-"""Which `Host` a request may name, so that no web page reads the status through a name of its own (DNS rebinding)."""
+"""Checks the `Host` of a request, so that no web page can read the status through a name of its own (DNS rebinding)."""
 
 import ipaddress
 import re
@@ -8,25 +8,28 @@ _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?)\]|([A-Za-z
 
 
 def host_of(authority: str) -> str | None:
-    """The host in `HOST[:PORT]`, in lower case and without a final dot; None if it is malformed."""
+    """Return the host in `HOST[:PORT]`, in lower case and without a final dot; None if it is malformed."""
     match = _AUTHORITY.fullmatch(authority)
     if match is None:
         return None
-    return match[1] or _plain(match[2])
+    return match[1] or _normalize(match[2])
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     return name.lower().removesuffix(".")
 
 
 class Hosts:
-    """The names by which this host may be asked, besides its addresses and `localhost`."""
+    """The names by which clients may address this host, besides its IP addresses and `localhost`."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._names = {"localhost", *(_plain(name) for name in names)} - {""}
+        self._names = {"localhost", *(_normalize(name) for name in names)} - {""}
 
     def __contains__(self, host: object) -> bool:
-        """Whether a host, as `host_of` has it, may be asked for. No page can make a browser send a foreign address."""
+        """Return whether a client may use this host, as returned by `host_of`.
+
+        Any IP address is accepted: a browser that a foreign page led here would send the name of that page.
+        """
         return isinstance(host, str) and (host in self._names or _is_address(host))
 
 

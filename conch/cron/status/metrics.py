@@ -13,7 +13,7 @@ from conch.cron.values import STATES
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was counted, by what and its label, at one moment; durations in seconds."""
+    """What the scheduler has counted so far, by metric and label, and its gauges; durations in seconds."""
 
     counts: Mapping[tuple[str, str], int]
     lags: Mapping[float, int]
@@ -25,18 +25,18 @@ class Figures:
 
 
 def text_of(figures: Figures) -> bytes:
-    """The metrics as Prometheus reads them."""
+    """Format the metrics as Prometheus reads them."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Once(figures))
+    registry.register(_FiguresCollector(figures))
     return generate_latest(registry)
 
 
-class _Once(Collector):
+class _FiguresCollector(Collector):
     def __init__(self, figures: Figures) -> None:
         self._figures = figures
 
     def collect(self) -> Iterable[Metric]:
-        """The metrics of these figures."""
+        """Yield the metrics of these figures."""
         counts = self._figures.counts
         runs = CounterMetricFamily("conch_runs", "Ticks that this host has ended, by state", labels=["state"])
         for state in STATES:
@@ -50,8 +50,8 @@ class _Once(Collector):
         yield CounterMetricFamily("conch_ticks_missed", "Ticks that nobody claimed in time", missed)
         yield self._lags()
         errors = CounterMetricFamily("conch_etcd_errors", "Requests to etcd that failed, by kind", labels=["kind"])
-        for (what, kind), amount in sorted(counts.items()):
-            if what == "etcd_errors":
+        for (metric, kind), amount in sorted(counts.items()):
+            if metric == "etcd_errors":
                 errors.add_metric([kind], amount)
         yield errors
         for name, text, value in (

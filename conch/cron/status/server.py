@@ -1,7 +1,7 @@
-"""The HTTP server: a loop of asyncio in one thread, with uvicorn's HTTP/1.1 for each client, and limits of our own.
+"""The HTTP server: an asyncio loop in one thread, with uvicorn's HTTP/1.1 for each client, and limits of our own.
 
-A client has five seconds to send its request and five to take the answer, whatever it does meanwhile. When there are
-as many as there may be, the one that has been longest without a complete request makes room for the next one.
+A client has five seconds to send its request and five to read the response, whatever it does meanwhile. When the limit
+of clients is reached, the one that has been longest without a complete request is disconnected for the next one.
 """
 
 import asyncio
@@ -21,101 +21,101 @@ from conch.cron.status.app import build
 from conch.cron.status.hosts import Hosts
 from conch.cron.status.views import Status
 
-_REQUEST_S = _TAKE_S = 5.0
-# More than any answer takes to be made.
+_REQUEST_S = _READ_S = 5.0
+# Longer than any answer takes to compute.
 _ANSWER_S = 10.0
-_CLIENTS, _BACKLOG = 64, 1024
-# What a client has at least before it makes room.
-_LEAST_S = 0.05
+_MAX_CLIENTS, _BACKLOG = 64, 1024
+# How long a client is connected at least before it can be disconnected for another.
+_MIN_S = 0.05
 _HEADER_BYTES = 16 * 1024
-# Of what comes after a request that is refused: it is read so that the client gets to read why.
-_SPARE_BYTES = 1024 * 1024
-# What the kernel keeps of an answer that is not read.
+# How much is read and ignored after a refused request: else the client would not get to read why.
+_IGNORED_BYTES = 1024 * 1024
+# How much of an unread response the kernel buffers.
 _UNREAD_BYTES = 64 * 1024
 _PAUSE_S = 0.1
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 
 class State(enum.Enum):
-    """Where a client is; the order is the one in which clients make room."""
+    """The life of a client; clients in an earlier state are disconnected first when the limit is reached."""
 
     RECEIVING = 0
-    TAKING = 1  # the answer
-    WAITING = 2  # for the answer to be made
+    RESPONDING = 1  # it reads the response
+    WAITING = 2  # for the answer to be computed
     GONE = 3
 
 
-_LIMITS_S = {State.RECEIVING: _REQUEST_S, State.WAITING: _ANSWER_S, State.TAKING: _TAKE_S}
-_NEXT = {
-    State.RECEIVING: {State.WAITING, State.TAKING, State.GONE},
-    State.WAITING: {State.TAKING, State.GONE},
-    State.TAKING: {State.GONE},
+_LIMITS_S = {State.RECEIVING: _REQUEST_S, State.WAITING: _ANSWER_S, State.RESPONDING: _READ_S}
+_TRANSITIONS = {
+    State.RECEIVING: {State.WAITING, State.RESPONDING, State.GONE},
+    State.WAITING: {State.RESPONDING, State.GONE},
+    State.RESPONDING: {State.GONE},
     State.GONE: set(),
 }
 
 
 class Client(H11Protocol):
-    """One connection: one request, one answer, and a limit to the time of each."""
+    """One connection: one request and one response, each with a time limit."""
 
-    def __init__(self, config: Config, shared: ServerState, gone: "Callable[[Client], None]") -> None:
+    def __init__(self, config: Config, shared: ServerState, on_gone: "Callable[[Client], None]") -> None:
         super().__init__(config, shared, {"client": self})
-        self._gone = gone
-        self._room = _HEADER_BYTES + 1  # h11 refuses a request when this is used up without a whole one
-        self._spare = _SPARE_BYTES
+        self._on_gone = on_gone
+        self._header_left = _HEADER_BYTES + 1  # h11 refuses a request that is incomplete when this is used up
+        self._ignored_left = _IGNORED_BYTES
         self.state = State.RECEIVING
         self.since = self.loop.time()
         self._timer = self.loop.call_later(_REQUEST_S, self.end)
 
     def _enter(self, state: State) -> None:
-        if state not in _NEXT[self.state]:
+        if state not in _TRANSITIONS[self.state]:
             raise RuntimeError(f"a client cannot go from {self.state.name} to {state.name}")
         self.state, self.since = state, self.loop.time()
         self._timer.cancel()
         if state is State.GONE:
-            self._gone(self)
+            self._on_gone(self)
         else:
             self._timer = self.loop.call_later(_LIMITS_S[state], self.end)
 
-    def begin_answer(self) -> None:
-        """From now on the client has its time to take the answer."""
+    def begin_response(self) -> None:
+        """Start the time limit for reading the response."""
         if self.state is not State.GONE:
-            self._enter(State.TAKING)
+            self._enter(State.RESPONDING)
 
     def end(self) -> None:
-        """Hang up at once."""
+        """Close the connection without waiting for anything."""
         if self.state is not State.GONE:
             self._enter(State.GONE)
             if self.transport is not None:
                 self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """It may have had to make room before it came to this."""
+        """Start, unless the client was disconnected for another one before it came to this."""
         super().connection_made(transport)
         if self.state is State.GONE:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone, with all that it was sent or not."""
+        """Note that the client is gone, whatever it has read."""
         super().connection_lost(exc)
         self.end()
 
     def data_received(self, data: bytes) -> None:
-        """A part of the request; what comes after it is not read."""
-        if self.state is State.TAKING:
-            self._spare -= len(data)
-            if self._spare < 0:
+        """Take a part of the request; ignore what comes after it."""
+        if self.state is State.RESPONDING:
+            self._ignored_left -= len(data)
+            if self._ignored_left < 0:
                 self.end()
         elif self.state is State.RECEIVING:
-            piece = data[: self._room]
-            self._room -= len(piece)
+            piece = data[: self._header_left]
+            self._header_left -= len(piece)
             super().data_received(piece)
             if self.cycle is not None and self.state is State.RECEIVING:
                 self._enter(State.WAITING)
                 self.flow.pause_reading()
 
     def send_400_response(self, msg: str) -> None:
-        """Say what is wrong with the request; uvicorn calls this where h11 says so."""
+        """Answer what is wrong with the request; uvicorn calls this when h11 refuses it."""
         error = sys.exception()
         if self.conn.our_state is not h11.IDLE:
             self.end()
@@ -127,7 +127,7 @@ class Client(H11Protocol):
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"content-length", b"%d" % len(body)),
         ]
-        self.begin_answer()
+        self.begin_response()
         for event in (
             h11.Response(status_code=status, headers=headers),
             h11.Data(data=body),
@@ -141,16 +141,16 @@ class Client(H11Protocol):
 
 
 class Server:
-    """Accepts clients on a socket that listens, and keeps their number within bounds."""
+    """Accepts clients on a listening socket, and limits their number."""
 
-    def __init__(self, listener: socket.socket, config: Config, most: int) -> None:
+    def __init__(self, listener: socket.socket, config: Config, max_clients: int) -> None:
         self._listener = listener
         self._config = config
-        self._most = most
+        self._max_clients = max_clients
         self._shared = ServerState()
         self._shared.default_headers = [(b"connection", b"close"), (b"x-content-type-options", b"nosniff")]
         self._clients: set[Client] = set()
-        self._greetings: set[asyncio.Task[None]] = set()
+        self._attaching: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Serve for ever."""
@@ -159,54 +159,54 @@ class Server:
             try:
                 connection, _ = await loop.sock_accept(self._listener)
             except ConnectionAbortedError:
-                continue  # it has left already
-            except (OSError, MemoryError):  # no descriptor to spare, for one
-                if not self._hang_up_on_one():
+                continue  # the client has left already
+            except (OSError, MemoryError):  # for example no free descriptor
+                if not self._disconnect_idle():
                     await asyncio.sleep(_PAUSE_S)
-                await asyncio.sleep(0)  # for its descriptor to be closed
+                await asyncio.sleep(0)  # lets the loop close its descriptor
                 continue
             await self._make_room()
             client = Client(self._config, self._shared, self._clients.discard)
             self._clients.add(client)
-            greeting = loop.create_task(self._greet(client, connection))
-            self._greetings.add(greeting)
-            greeting.add_done_callback(self._greetings.discard)
+            task = loop.create_task(self._attach(client, connection))
+            self._attaching.add(task)
+            task.add_done_callback(self._attaching.discard)
 
-    async def _greet(self, client: Client, connection: socket.socket) -> None:
+    async def _attach(self, client: Client, connection: socket.socket) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: client, connection)
         except (OSError, MemoryError):
             connection.close()
             client.end()
 
-    def _hang_up_on_one(self) -> bool:
-        """End the client that has been longest without a complete request, if it had its moment."""
-        idle = [one for one in self._clients if one.state is State.RECEIVING]
+    def _disconnect_idle(self) -> bool:
+        """Disconnect the client that has been longest without a complete request, if it had its minimum of time."""
+        idle = [client for client in self._clients if client.state is State.RECEIVING]
         first = min(idle, key=lambda client: client.since, default=None)
-        if first is None or first.since + _LEAST_S > asyncio.get_running_loop().time():
+        if first is None or first.since + _MIN_S > asyncio.get_running_loop().time():
             return False
         first.end()
         return True
 
     async def _make_room(self) -> None:
-        """Wait until one more client may come; of those that are there, one goes that has had a moment at least."""
+        """Wait until one more client may connect; disconnect one that had its minimum of time if necessary."""
         loop = asyncio.get_running_loop()
-        while len(self._clients) >= self._most:
+        while len(self._clients) >= self._max_clients:
             first = min(self._clients, key=lambda client: (client.state.value, client.since))
-            left_s = first.since + _LEAST_S - loop.time()
+            left_s = first.since + _MIN_S - loop.time()
             if left_s > 0:
                 await asyncio.sleep(left_s)
             else:
                 first.end()
 
 
-def run(address: tuple[str, int], names: Sequence[str], status: Status, tell: Tell) -> None:
-    """Serve for ever in this thread. Raises `OSError` or `OverflowError` if the address cannot be had."""
+def run(address: tuple[str, int], names: Sequence[str], status: Status, log: Log) -> None:
+    """Serve for ever in this thread. Raises `OSError` or `OverflowError` if the address cannot be bound."""
     for name in ("uvicorn.error", "asyncio"):
         logging.getLogger(name).disabled = True  # stderr is for our own log, and clients must not fill it
     with _listen(address) as listener, asyncio.Runner() as runner:
         config = Config(
-            build(status, Hosts(names), tell),
+            build(status, Hosts(names), log),
             interface="asgi3",
             http="h11",
             lifespan="off",
@@ -216,18 +216,18 @@ def run(address: tuple[str, int], names: Sequence[str], status: Status, tell: Te
             access_log=False,
             h11_max_incomplete_event_size=_HEADER_BYTES,
         )
-        # the keeper has other needs of descriptors than ours
-        most = min(_CLIENTS, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+        # the keeper needs descriptors for more than the status
+        max_clients = min(_MAX_CLIENTS, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         host, port = listener.getsockname()[:2]
-        tell("info", "status", addr=f"[{host!s}]:{port}" if ":" in str(host) else f"{host!s}:{port}")
-        runner.run(Server(listener, config, most).run())
+        log("info", "status", addr=f"[{host!s}]:{port}" if ":" in str(host) else f"{host!s}:{port}")
+        runner.run(Server(listener, config, max_clients).run())
 
 
 def _listen(address: tuple[str, int]) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD_BYTES)  # each client's gets it, too
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD_BYTES)  # each client's socket inherits it
         listener.bind(address)
         listener.listen(_BACKLOG)
         listener.setblocking(False)

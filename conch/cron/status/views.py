@@ -1,4 +1,4 @@
-"""What the endpoints answer: read in etcd, and asked of the scheduler's thread. Changes nothing."""
+"""Computes what the endpoints answer, from etcd and from the scheduler's thread. Changes nothing."""
 
 import asyncio
 import json
@@ -7,10 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from conch.cron.job import Job
-from conch.cron.run_log import Entry, Ledger
+from conch.cron.run_log import Entry, RunLog
 from conch.cron.scheduler import Scheduler
 from conch.cron.status.metrics import Figures, text_of
-from conch.cron.status.shared import Shared
+from conch.cron.status.single_flight import SingleFlight
 from conch.cron.unreadable import Unreadable
 from conch.cron.views import everything, last_rows
 from conch.etcd.connection import Connection
@@ -21,68 +21,69 @@ from conch.limits import is_short
 from conch.times import rfc3339
 
 _ASK_S = 1.0
-# One request to etcd, and an answer that needs some.
+# The limits of one request to etcd, and of an answer that needs several.
 _ETCD_S, _READ_S = 3.0, 4.0
 _READERS = 2
-_WAITING = 32
+_MAX_WAITING = 32
 _BUSY = "the scheduler is busy"
 
 _T = TypeVar("_T")
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 
 class Busy(Exception):
-    """Too many clients wait already."""
+    """Too many clients are waiting already."""
 
 
 class Status:
-    """Answers, for a loop of asyncio: nothing here ever blocks it.
+    """The answers, for an asyncio loop: no method ever blocks it.
 
-    What reads etcd is done by two threads, one read at a time an endpoint; `health` and `metrics` need neither.
+    Two threads read etcd, one read at a time per endpoint; `health` and `metrics` need no etcd.
     """
 
     def __init__(
-        self, scheduler: Scheduler, ledger: Ledger, store: Store, connection: Connection, keys: Keys, tell: Tell
+        self, scheduler: Scheduler, run_log: RunLog, store: Store, connection: Connection, keys: Keys, log: Log
     ) -> None:
         self._scheduler = scheduler
-        self._ledger = ledger
+        self._run_log = run_log
         self._store = store
         self._timeout_s = min(_ETCD_S, connection.command_timeout_s)
         self._keys = keys
-        self._unreadable = Unreadable(tell)
+        self._unreadable = Unreadable(log)
         self._readers = ThreadPoolExecutor(_READERS, "status-read")
-        self._readers.submit(int).result()  # one thread at least, while threads can be had
+        self._readers.submit(int).result()  # start one thread now, while the system still has threads
         self._waiting = 0
-        self._health = Shared(lambda: self._ask(self._scheduler.healthy))
-        self._figures = Shared(lambda: self._ask(self._count))
+        self._health = SingleFlight(lambda: self._ask(self._scheduler.healthy))
+        self._figures = SingleFlight(lambda: self._ask(self._count))
         self._reads = {
-            "cron": Shared(self._make_cron),
-            "elect": Shared(lambda: self._read(self._elect)),
-            "sema": Shared(lambda: self._read(self._sema)),
+            "cron": SingleFlight(self._read_cron),
+            "elect": SingleFlight(lambda: self._read(self._elect)),
+            "sema": SingleFlight(lambda: self._read(self._sema)),
         }
 
     async def health(self) -> str:
-        """Why this daemon could not claim a tick now; empty if it could."""
+        """Return why this daemon could not claim a tick now; empty if it could."""
         try:
             return await self._health.get(_ASK_S, _BUSY)
         except TimeoutError as error:
             return str(error)
 
     async def metrics(self) -> bytes:
-        """In the text format of Prometheus. Raises `TimeoutError`."""
+        """Return the metrics in the text format of Prometheus. Raises `TimeoutError`."""
         return text_of(await self._figures.get(_ASK_S, _BUSY))
 
     async def data(self, name: str) -> bytes:
-        """The JSON of `cron`, `elect` or `sema`. Raises `Busy`, `TimeoutError` or `StoreError`."""
-        if self._waiting >= _WAITING:
-            raise Busy("too many clients wait for etcd")
+        """Return the JSON of `cron`, `elect` or `sema`. Raises `Busy`, `TimeoutError` or `StoreError`."""
+        if self._waiting >= _MAX_WAITING:
+            raise Busy("too many clients are waiting for etcd")
         self._waiting += 1
         try:
-            return await self._reads[name].get(_READ_S, "etcd does not answer in time")
+            return await self._reads[name].get(_READ_S, "etcd did not answer in time")
         finally:
             self._waiting -= 1
 
     async def _ask(self, question: Callable[[], _T]) -> _T:
+        """Have the scheduler's thread call `question`, and return what it does."""
         answer = asyncio.wrap_future(self._scheduler.asked(question))
         try:
             return await asyncio.wait_for(answer, _ASK_S)
@@ -90,7 +91,7 @@ class Status:
             raise TimeoutError(_BUSY) from None
 
     async def _read(self, work: Callable[[], object]) -> bytes:
-        """Have a reader do it, as JSON."""
+        """Have a reader thread call `work`, and return its result as JSON."""
         done: Future[bytes] = Future()
 
         def read() -> None:
@@ -104,23 +105,23 @@ class Status:
         except RuntimeError as error:
             if not is_short(error):
                 raise
-            # no further thread can be started: it is queued, for the one that is there
+            # no further thread can be started: the work is queued for the one that runs
         return await asyncio.wrap_future(done)
 
     def _count(self) -> Figures:
-        s = self._scheduler
+        scheduler = self._scheduler
         return Figures(
-            counts=dict(s.counts),
-            lags=dict(s.parts.runner.lag_counts),
-            lag_sum=s.parts.runner.lag_sum,
-            lease_left_s=s.lease_left_s(),
-            running=len(s.parts.runner.live()),
-            backlog=self._ledger.backlog,
-            healthy=not s.healthy(),
+            counts=dict(scheduler.counts),
+            lags=dict(scheduler.parts.runner.lag_counts),
+            lag_sum=scheduler.parts.runner.lag_sum,
+            lease_left_s=scheduler.lease_left_s(),
+            running=len(scheduler.parts.runner.live()),
+            backlog=self._run_log.backlog,
+            healthy=not scheduler.healthy(),
         )
 
-    async def _make_cron(self) -> bytes:
-        # the scheduler's thread only hands out what it has
+    async def _read_cron(self) -> bytes:
+        # the scheduler's thread only copies its lists; etcd is read elsewhere
         jobs, runs = await self._ask(
             lambda: (
                 list(self._scheduler.parts.planner.upcoming()),
@@ -130,8 +131,8 @@ class Status:
         return await self._read(lambda: self._cron(jobs, runs))
 
     def _cron(self, jobs: list[tuple[Job, int | None]], runs: list[Entry]) -> dict[str, Any]:
-        """The jobs with their next and newest ticks, and the runs of this host."""
-        jobs.sort(key=lambda one: one[0].name)
+        """Return the jobs with their next and newest ticks, and the runs of this host."""
+        jobs.sort(key=lambda upcoming: upcoming[0].name)
         names = [job.name for job, _ in jobs]
         last, _ = last_rows(self._store, self._keys, names, timeout_s=self._timeout_s, within_s=_READ_S)
         shown = []
@@ -153,7 +154,7 @@ class Status:
         return {"jobs": shown, "running": running}
 
     def _elect(self) -> list[dict[str, Any]]:
-        """The offices with their leaders, and how many wait."""
+        """Return the offices with their leaders, and how many wait for each."""
         queues = self._queues(f"{self._keys.prefix}/elect/")
         return [
             {"office": key.name, **self._contender(kv), "waiting": len(queue) - 1}
@@ -162,7 +163,7 @@ class Status:
         ]
 
     def _sema(self) -> list[dict[str, Any]]:
-        """The contenders of all semaphores, in the order of their queues."""
+        """Return the contenders of all semaphores, in the order of their queues."""
         return [
             {
                 "name": key.name,
@@ -176,7 +177,7 @@ class Status:
         ]
 
     def _queues(self, prefix: str) -> dict[tuple[str, int], list[tuple[ContenderKey, KeyValue]]]:
-        """All that is in queues, first in line first. Keys that are in none are reported."""
+        """Read all queues, the first in line first. Keys that belong to no queue are reported."""
         found = self._store.range(everything(prefix), timeout_s=self._timeout_s).kvs
         queues: dict[tuple[str, int], list[tuple[ContenderKey, KeyValue]]] = {}
         for kv in sorted(found, key=lambda kv: kv.create_revision):
@@ -188,13 +189,13 @@ class Status:
         return queues
 
     def _contender(self, kv: KeyValue) -> dict[str, Any]:
-        """What is shown of a key in a queue. One that is unreadable keeps its place: it is shown there, by its key."""
+        """Return what is shown of a key in a queue. An unreadable one keeps its place and is shown by its key."""
         known: dict[str, Any] = {"host": None, "pid": None, "started": None, "cmd": None}
-        odd: dict[str, Any] = {}
+        unreadable: dict[str, Any] = {}
         try:
             holder = Holder.decode(kv.value)
             known = {"host": holder.host, "pid": holder.pid, "started": holder.started, "cmd": holder.cmd}
         except UnreadableHolder as error:
-            odd = {"unreadable": kv.key.decode("utf-8", "replace")}
+            unreadable = {"unreadable": kv.key.decode("utf-8", "replace")}
             self._unreadable(kv.key, str(error))
-        return {**known, "rev": kv.create_revision, "lease": f"{kv.lease:x}", **odd}
+        return {**known, "rev": kv.create_revision, "lease": f"{kv.lease:x}", **unreadable}

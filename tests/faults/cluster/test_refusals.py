@@ -15,8 +15,9 @@ import etcd3
 import pytest
 from etcd3 import etcdrpc
 
-from conch.cron.claim_store import Claims, Won
+from conch.cron.claim_store import ClaimStore, Won
 from conch.cron.job import decode
+from conch.cron.result_store import ResultStore
 from conch.cron.ticks import PendingTick, Registration
 from conch.dev import Cluster
 from conch.etcd.connection import Connection
@@ -372,7 +373,7 @@ def cross_the_quota(cluster: Cluster) -> int:
 
     def claim(first: int) -> None:
         large = Large(Connection(parse_endpoints(cluster.endpoints)))
-        claims = Claims(large, keys, "a")
+        claims = ClaimStore(large, keys, "a", ResultStore(large, keys))
         for tick in range(first, first + 1000):
             due = PendingTick(job, rev, tick, tick + 60.0, secrets.token_hex(8))
             try:

@@ -1,10 +1,12 @@
 """Parts of the scheduler on a clock of their own, with ports of ours in place of the other parts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from conch.core import clock
+from conch.cron.wal import Wal
 from tests.support.virtual_loop import Log, VirtualLoop
 
 
@@ -21,3 +23,17 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualLoop]:
 def log() -> Log:
     """What is logged."""
     return Log()
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[..., Wal]]:
+    """Opens wals in a folder and closes them in the end; until then, those before are as if killed."""
+    wals: list[Wal] = []
+
+    def open_one(folder: Path | None = None, **options: int) -> Wal:
+        wals.append(Wal(str(folder or tmp_path), **options))
+        return wals[-1]
+
+    yield open_one
+    for wal in wals:
+        wal.close()

@@ -1,54 +1,41 @@
-"""What each transaction of a tick compares: planted bugs (`tools/planted.py`) got past `test_claims.py`."""
+"""What each claim compares; the planted bugs (`tools/planted`) that drop one comparison got past `test_claims.py`."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable
+from typing import cast
 
 import pytest
 
-from conch.cron.claim_store import Claims
+from conch.cron.claim_store import ClaimStore
 from conch.cron.job import decode
+from conch.cron.result_store import ResultStore
 from conch.cron.ticks import PendingTick, Registration
-from conch.cron.values import Result
 from conch.etcd.store import (
     Compare,
     CreateRevisionIs,
     KeyValue,
     ModRevisionIs,
-    Operation,
     Store,
-    TxnResult,
     Unreachable,
     ValueBelow,
 )
 from conch.holder import Holder
 from conch.keys import Keys
+from tests.support.unsent import Unsent
 
 ME = Holder("a", 1, "2026-01-01T00:00:00Z", "conchd")
 BUSY = KeyValue(b"/p/cron/run/j", b"{}", 31, 31, 1)
 TICK = 1_900_000_000
 
 
-class Unsent:
-    """Takes note of what a transaction compares, and never sends it: etcd plays no part in this."""
-
-    compare: Sequence[Compare] = ()
-
-    def txn(
-        self, compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation], **how: Any
-    ) -> TxnResult:
-        self.compare = compare
-        raise Unreachable("not sent")
-
-
-def claim(claims: Claims, due: PendingTick, has_floor: bool) -> None:
+def claim(claims: ClaimStore, due: PendingTick, has_floor: bool) -> None:
     claims.claim(due, Registration(1, 2, 11), ME, 0.0, has_floor=has_floor, timeout_s=1)
 
 
-def claim_to_wait(claims: Claims, due: PendingTick, has_floor: bool) -> None:
+def claim_to_wait(claims: ClaimStore, due: PendingTick, has_floor: bool) -> None:
     claims.claim_to_wait(due, Registration(1, 2, 11), ME, 0.0, BUSY, has_floor=has_floor, timeout_s=1)
 
 
-def claim_to_skip(claims: Claims, due: PendingTick, has_floor: bool) -> None:
+def claim_to_skip(claims: ClaimStore, due: PendingTick, has_floor: bool) -> None:
     claims.claim_to_skip(due, Registration(1, 2, 11), ME, 0.0, BUSY, "why", has_floor=has_floor, timeout_s=1)
 
 
@@ -56,14 +43,14 @@ def claim_to_skip(claims: Claims, due: PendingTick, has_floor: bool) -> None:
 @pytest.mark.parametrize("has_floor", [False, True])
 @pytest.mark.parametrize("how", [claim, claim_to_wait, claim_to_skip])
 def test_every_claim_compares_all_that_may_stand_against_it(
-    how: Callable[[Claims, PendingTick, bool], None], has_floor: bool, overlap: str
+    how: Callable[[ClaimStore, PendingTick, bool], None], has_floor: bool, overlap: str
 ) -> None:
     """One comparison must not hide that another is missing: the run key of a forbid job, say, that of its claim."""
     job = decode("j", {"schedule": "@every 1s", "cmd": ["true"], "overlap": overlap})
     store = Unsent()
     with pytest.raises(Unreachable):
         how(
-            Claims(cast(Store, store), Keys("/p"), "a"),
+            ClaimStore(cast(Store, store), Keys("/p"), "a", ResultStore(cast(Store, store), Keys("/p"))),
             PendingTick(job, 21, TICK, 0.0, "r", request_rev=41, number=TICK - 9),
             has_floor,
         )
@@ -80,22 +67,4 @@ def test_every_claim_compares_all_that_may_stand_against_it(
         wanted.add(CreateRevisionIs(BUSY.key, 31))
     elif overlap != "allow":
         wanted.add(CreateRevisionIs(BUSY.key, 0))
-    assert set(store.compare) == wanted
-
-
-@pytest.mark.parametrize("run_rev", [None, 31])
-@pytest.mark.parametrize("has_floor", [False, True])
-def test_every_result_is_created_once_and_above_the_floor(has_floor: bool, run_rev: int | None) -> None:
-    """Also where no run key is there to be compared: that of an allow job."""
-    store = Unsent()
-    claims = Claims(cast(Store, store), Keys("/p"), "a")
-    with pytest.raises(Unreachable):
-        claims.deliver("j", TICK, Result("a", "ok"), run_rev, (), 0.0, has_floor=has_floor, timeout_s=1)
-    floor = b"/p/cron/floor/j"
-    wanted: set[Compare] = {
-        CreateRevisionIs(b"/p/cron/result/j/%d" % TICK, 0),
-        ValueBelow(floor, b"%d" % TICK) if has_floor else CreateRevisionIs(floor, 0),
-    }
-    if run_rev is not None:
-        wanted.add(CreateRevisionIs(b"/p/cron/run/j", run_rev))
     assert set(store.compare) == wanted

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from conch.cron.run_log import Entry, Ledger, ended
+from conch.cron.run_log import Entry, RunLog, ended
 from conch.cron.values import Result
-from conch.cron.wal import Journal
+from conch.cron.wal import Wal
 
 OK = Result("a", "ok", 0, 1.5, 0.25, 1)
 
@@ -28,37 +28,37 @@ def entry(run: str, tick: int = 1_700_000_000) -> Entry:
 
 
 def test_runs_are_remembered_until_their_results_are_delivered(tmp_path: Path) -> None:
-    """Across a crash: nothing is closed before the next ledger opens."""
+    """Across a crash: nothing is closed before the next log opens."""
     told = Told()
-    first = Ledger(str(tmp_path), told)
+    first = RunLog(str(tmp_path), told)
     for run in ("a", "b", "c"):
         first.write(entry(run))
     first.write(ended(entry("b"), OK))
     first.write(ended(entry("c"), OK))
     first.delivered("c")
     assert first.backlog == 1
-    second = Ledger(str(tmp_path), told)
+    second = RunLog(str(tmp_path), told)
     found = {one.run: one for one in second.entries}
     assert found["a"] == entry("a")
     assert found["b"].result == OK
     for run in found:  # one that stands behind an open one may be shown again
         second.delivered(run)
     assert second.entries == []
-    assert Ledger(str(tmp_path), told).entries == []
+    assert RunLog(str(tmp_path), told).entries == []
     assert told.events == []
 
 
 def test_long_run_does_not_keep_the_journal_of_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is still open is written anew, and the old segments go."""
-    monkeypatch.setattr("conch.cron.run_log.Journal", lambda folder: Journal(folder, segment_bytes=2000))
-    ledger = Ledger(str(tmp_path), Told())
-    ledger.write(entry("long"))
+    monkeypatch.setattr("conch.cron.run_log.Wal", lambda folder: Wal(folder, segment_bytes=2000))
+    log = RunLog(str(tmp_path), Told())
+    log.write(entry("long"))
     for number in range(300):
-        ledger.write(entry(f"r{number}"))
-        ledger.write(ended(entry(f"r{number}"), OK))
-        ledger.delivered(f"r{number}")
+        log.write(entry(f"r{number}"))
+        log.write(ended(entry(f"r{number}"), OK))
+        log.delivered(f"r{number}")
         assert len(list(tmp_path.glob("*.wal"))) <= 6
-    assert [one.run for one in Ledger(str(tmp_path), Told()).entries if one.result is None] == ["long"]
+    assert [one.run for one in RunLog(str(tmp_path), Told()).entries if one.result is None] == ["long"]
 
 
 def test_disk_that_takes_nothing_is_said_once_and_the_runs_go_on(
@@ -66,8 +66,8 @@ def test_disk_that_takes_nothing_is_said_once_and_the_runs_go_on(
 ) -> None:
     """From memory; and it is said when the disk works again."""
     told = Told()
-    ledger = Ledger(str(tmp_path), told)
-    ledger.write(entry("a"))
+    log = RunLog(str(tmp_path), told)
+    log.write(entry("a"))
     real = os.pwrite
 
     def full(*_: object) -> int:
@@ -75,25 +75,25 @@ def test_disk_that_takes_nothing_is_said_once_and_the_runs_go_on(
 
     monkeypatch.setattr(os, "pwrite", full)
     monkeypatch.setattr(os, "write", full)
-    ledger.write(entry("b"))
-    ledger.write(ended(entry("b"), OK))
-    assert {one.run for one in ledger.entries} == {"a", "b"}
+    log.write(entry("b"))
+    log.write(ended(entry("b"), OK))
+    assert {one.run for one in log.entries} == {"a", "b"}
     assert told.events == ["journal-failed"]
     monkeypatch.undo()
     assert os.pwrite is real
-    ledger.write(ended(entry("a"), OK))
+    log.write(ended(entry("a"), OK))
     assert told.events == ["journal-failed", "journal-works"]
-    ledger.delivered("b")
-    ledger.delivered("a")
-    assert ledger.backlog == 0
+    log.delivered("b")
+    log.delivered("a")
+    assert log.backlog == 0
 
 
 def test_journal_of_something_else_is_said_and_skipped(tmp_path: Path) -> None:
     """Records that are no runs do not stop a daemon."""
-    journal = Journal(str(tmp_path))
+    wal = Wal(str(tmp_path))
     for data in (b"", b"{", b"[]", b'{"run": 1}', b"\xff", replace(entry("x")).encode()):
-        journal.append(data)
-    journal.close()
+        wal.append(data)
+    wal.close()
     told = Told()
-    assert [one.run for one in Ledger(str(tmp_path), told).entries] == ["x"]
+    assert [one.run for one in RunLog(str(tmp_path), told).entries] == ["x"]
     assert told.events == ["journal-damaged"] * 5

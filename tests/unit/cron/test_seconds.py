@@ -1,17 +1,12 @@
-"""Which second a request gets, what lies between jobs, and what a definition changes: the pure pieces."""
+"""Which second a request gets."""
 
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from conch.cron.changes import changes
-from conch.cron.job import decode
 from conch.cron.schedule import parse_schedule
 from conch.cron.seconds import REACH, free_second, seconds_from
-from conch.cron.sweep import gaps_between
-from conch.etcd.store import KeyValue, Range
+from conch.etcd.store import KeyValue
 from conch.keys import Keys
 
 NOW = 1_900_000_001
@@ -65,51 +60,3 @@ def test_requests_lie_above_those_before_them_and_above_the_floor(
     found = seconds_from(Keys("/p"), NOW, floor, claims, [key("result", NOW + 1)])
     assert found.lowest == NOW + lowest
     assert found.taken == {*(int(kv.key.rpartition(b"/")[2]) for kv in claims), NOW + 1}
-
-
-@given(st.lists(st.binary(min_size=1, max_size=3), max_size=8), st.binary(min_size=1, max_size=5))
-def test_gaps_hold_what_begins_with_none_of_the_prefixes(names: list[bytes], tail: bytes) -> None:
-    """Every key is in a gap or begins with a prefix, and never both."""
-    prefixes = [b"k/" + name + b"/" for name in names]
-    gaps = gaps_between(Range(b"k/", b"k0"), prefixes)
-    one = b"k/" + tail
-    inside = [gap for gap in gaps if gap.key <= one < gap.end]
-    assert len(inside) == (0 if any(one.startswith(prefix) for prefix in prefixes) else 1)
-
-
-def test_job_that_changes_nothing_has_no_changes() -> None:
-    """Whoever wrote it, when, and with which defaults."""
-    bare = {"schedule": "@daily", "cmd": ["a"]}
-    full = {
-        **bare,
-        "tz": "UTC",
-        "run_ttl": 600,
-        "overlap": "forbid",
-        "env": {},
-        "added_by": "x",
-        "added_at": "y",
-        "sig": "z",
-    }
-    assert changes(decode("j", bare), decode("j", full)) == []
-
-
-def test_changes_are_told_field_by_field() -> None:
-    """As a person would write them."""
-    before = {
-        "schedule": "@daily",
-        "cmd": ["a b", "c"],
-        "tz": "Europe/Berlin",
-        "run_ttl": 90,
-        "sema": "s:1",
-        "env": {"A": "1"},
-    }
-    after = {"schedule": "@daily", "cmd": ["a"], "retries": 2, "env": {"A": "2", "B": ""}, "later": {"x": 1}}
-    assert changes(decode("j", before), decode("j", after)) == [
-        "tz: Europe/Berlin → UTC",
-        "cmd: 'a b' c → a",
-        "run_ttl: 90 → 600",
-        "retries: 0 → 2",
-        "sema: s:1 → -",
-        "env: B added, A changed",
-        'later: - → {"x": 1}',
-    ]

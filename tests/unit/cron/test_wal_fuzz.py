@@ -8,13 +8,13 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conch.cron.wal import Journal
+from conch.cron.wal import Wal
 from tests.support.fuzz import torn
 
 
 def filled(folder: Path, records: list[bytes]) -> dict[str, bytes]:
     """Return the files of a log with these records."""
-    journal = Journal(str(folder), segment_bytes=120)
+    journal = Wal(str(folder), segment_bytes=120)
     for record in records:
         journal.append(record)
     journal.close()
@@ -26,14 +26,14 @@ def opened_with(files: dict[str, bytes]) -> tuple[list[bytes], str]:
     with tempfile.TemporaryDirectory() as name:
         for file, data in files.items():
             (Path(name) / file).write_bytes(data)
-        journal = Journal(name, segment_bytes=120)
+        journal = Wal(name, segment_bytes=120)
         found = list(journal.replay())
         seqs = [record.seq for record in found]
         assert seqs == sorted(set(seqs))
         seq = journal.append(b"one more")
         assert seq > max(seqs, default=0)
         journal.close()
-        again = Journal(name, segment_bytes=120)
+        again = Wal(name, segment_bytes=120)
         assert list(again.replay()) == [*found, type(found[0])(seq, b"one more")] if found else list(again.replay())
         again.close()
         return [record.data for record in found], journal.damage

@@ -63,14 +63,14 @@ def test_a_change_is_noticed_by_the_bytes_of_the_zones_in_use(database: Zones) -
     database.zone("Europe/Paris", 3600)
     before = zones.load("Europe/Berlin")
     assert zones.load("Europe/Berlin") is before
-    assert zones.look() == ([], "2026a", "")
+    assert zones.scan() == ([], "2026a", "")
     database.zone("Europe/Berlin", 3600)  # the same again
     database.zone("Europe/Paris", 0)  # not in use
     database.release("2026b")
-    assert zones.look() == ([], "2026b", "")
+    assert zones.scan() == ([], "2026b", "")
     assert zones.load("Europe/Berlin") is before
     database.zone("Europe/Berlin", 7200)
-    assert zones.look() == (["Europe/Berlin"], "2026b", "")
+    assert zones.scan() == (["Europe/Berlin"], "2026b", "")
     assert offset("Europe/Berlin") == 7200
     assert before is not None
     assert zones.offset_at(before, 0) == 3600
@@ -92,7 +92,7 @@ def test_what_is_no_zone_just_now_leaves_the_old_rules(database: Zones, data: by
     database.zone("Europe/Berlin", 4321)
     assert offset("Europe/Berlin") == 4321
     database.write("Europe/Berlin", data)
-    assert zones.look().changed == []
+    assert zones.scan().changed == []
     assert offset("Europe/Berlin") == 4321
 
 
@@ -105,7 +105,7 @@ def test_a_system_without_descriptors_changes_nothing(database: Zones, monkeypat
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr("builtins.open", full)
-    assert zones.look() == ([], "", "Too many open files")
+    assert zones.scan() == ([], "", "Too many open files")
     assert offset("Europe/Berlin") == 4321
 
 
