@@ -10,6 +10,7 @@ from collections.abc import Callable
 from conch.etcd.auth import Login
 from conch.etcd.certificates import unusable_files
 from conch.etcd.connection import Connection
+from conch.etcd.dial import accepts
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.error_codes import (
     BAD_LOGIN,
@@ -35,7 +36,6 @@ from conch.etcd.error_codes import (
     USER_EMPTY,
 )
 from conch.etcd.error_text import NO_ANSWER, reason
-from conch.etcd.gateway_http import accepts
 from conch.etcd.store import (
     Full,
     Header,

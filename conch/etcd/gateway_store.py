@@ -1,8 +1,6 @@
 """The light driver: etcd's JSON gateway instead of gRPC, for commands that must start fast and stay small."""
 
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from conch.etcd import gateway_codec as codec
 from conch.etcd.answers import BadAnswer
@@ -11,10 +9,11 @@ from conch.etcd.connection import Connection
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.failover import CallError, FailOver, granted
 from conch.etcd.gateway_codec import GatewayError
-from conch.etcd.gateway_http import SILENCE_S, Gateway, HungUp, NoGateway, Stream
+from conch.etcd.gateway_http import Gateway, HungUp, NoGateway
+from conch.etcd.gateway_watch import ALIVE_S, WatchStream
 from conch.etcd.store import Compare, Header, Lease, LeaseGone, Operation, Range, RangeResult, TxnResult
 from conch.etcd.timeline import Timeline
-from conch.etcd.watch import Answer, DriverWatch
+from conch.etcd.watch import DriverWatch
 from conch.static_typing import Any, TypeVar
 
 _Read = TypeVar("_Read")
@@ -22,10 +21,6 @@ _Call = Callable[[Gateway, str | None, float], _Read]
 
 _LOGIN_S = 2.0
 _OPEN_S = 2.0
-_ALIVE_S = 1.5
-_QUIET_S = 15.0
-# What is sent on a stream of watches.
-_WATCH, _PROBE = "watch", "probe"
 
 
 class HttpStore(FailOver[Gateway]):
@@ -139,7 +134,7 @@ class HttpStore(FailOver[Gateway]):
         """See `Store`."""
         ended = False
 
-        def open_stream(wanted: Sequence[tuple[Range, int]]) -> "_Stream":
+        def open_stream(wanted: Sequence[tuple[Range, int]]) -> WatchStream:
             nonlocal ended
             client = self.connected()
             try:
@@ -147,7 +142,9 @@ class HttpStore(FailOver[Gateway]):
                 requests = b"".join(codec.watch(one, revision, deletes_only=deletes_only) for one, revision in wanted)
                 alive = self._ask("/v3/kv/range", codec.local_read(wanted[0][0].key), codec.head)
                 stream = client.stream("/v3/watch", requests, token, _OPEN_S, ended=ended)
-                return _Stream(client, stream, len(wanted), deletes_only, lambda: _check_alive(alive, client, token))
+                return WatchStream(
+                    client, stream, len(wanted), deletes_only, lambda: _check_alive(alive, client, token)
+                )
             except self._watch_failures as raised:
                 ended = not ended  # what is between us and etcd may take no request that goes on
                 try:
@@ -165,71 +162,6 @@ def _check_alive(ask: "_Call[Header]", client: Gateway, token: str | None) -> No
     if client.answered_lately:
         return
     try:
-        ask(client, token, _ALIVE_S)
+        ask(client, token, ALIVE_S)
     except GatewayError:
         pass  # it answers
-
-
-class _Stream:
-    """A watch's stream. After a silence it asks whether it still is one, and whether all its watches were made."""
-
-    def __init__(
-        self, client: Gateway, stream: Stream, asked: int, deletes_only: bool, check_alive: Callable[[], None]
-    ) -> None:
-        self.client = client
-        self._stream = stream
-        self._asked = asked
-        self._confirmed = 0
-        self._asked_before = -1  # at the silence before
-        self._probed = False  # and nothing was heard since
-        # what was sent and not yet answered, in order, as etcd answers it: a watch, or a probe
-        self._sent = deque([_WATCH] * asked)
-        self._sending = threading.Lock()
-        self._deletes_only = deletes_only
-        self._check_alive = check_alive
-        stream.on_silence = self._check
-        stream.silence_s = self._silence_s
-
-    def __iter__(self) -> Iterator[Answer]:
-        for answer in self._stream:
-            made = codec.watch_answer(answer)
-            self._probed = False
-            if made.created and self._sent and self._sent.popleft() is _PROBE:
-                continue
-            self._confirmed += made.created
-            yield made
-
-    def add(self, what: Range, revision: int) -> bool:
-        self._asked += 1
-        return self._send(_WATCH, codec.watch(what, revision, deletes_only=self._deletes_only))
-
-    def _send(self, kind: str, request: bytes) -> bool:
-        with self._sending:
-            self._sent.append(kind)  # before its answer can be here
-            sent = self._stream.add(request)
-            if not sent:
-                self._sent.pop()
-            return sent
-
-    def cancel(self) -> None:
-        self._stream.cancel()
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def _silence_s(self) -> float:
-        if self._probed:
-            return _ALIVE_S
-        # who watches for deletions alone is a keeper: its renewals notice a silent member sooner
-        return _QUIET_S if self._deletes_only and self._confirmed >= self._asked else SILENCE_S
-
-    def _check(self) -> None:
-        if self._probed:
-            raise TimeoutError("the stream does not answer")
-        if self._confirmed < self._asked == self._asked_before:  # what is between us and etcd may hold requests back
-            raise BadAnswer("not all watches of a stream were confirmed")
-        self._asked_before = self._asked
-        # the stream itself is asked where it can be: other requests may go to another member
-        self._probed = self._send(_PROBE, codec.probe())
-        if not self._probed:
-            self._check_alive()

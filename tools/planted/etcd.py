@@ -20,9 +20,9 @@ BUGS = (
     ),
     Bug(
         "watches over HTTP are asked for by a request that ends when the answer begins",
-        "etcd/gateway_http.py",
-        '_CLOSE = b"Connection: close"',
-        '_CLOSE = b"Connection: keep-alive"',
+        "etcd/gateway_protocol.py",
+        'CLOSE = b"Connection: close"',
+        'CLOSE = b"Connection: keep-alive"',
         (f"{_STORE}::test_watch_of_many_keys_hears_of_each_however_slowly_it_was_asked_for",),
     ),
     Bug(
