@@ -54,7 +54,7 @@ class Login:
                     self._token = self._log_in(self._user, limit_s, authenticate, trouble)
             except Exception as raised:
                 refusal = trouble(raised)
-                if not NOT_ENABLED.match(refusal.code, refusal.details):
+                if not NOT_ENABLED.matches(refusal.code, refusal.details):
                     raise
                 self._not_enabled = True  # as etcdctl does: a user is no harm where nobody asks for one
             finally:
@@ -73,7 +73,7 @@ class Login:
             return authenticate(user, self._password, timeout_s)
         except Exception as raised:
             refusal = trouble(raised)
-            if not WRONG_PASSWORD.match(refusal.code, refusal.details) or not self._password_changed():
+            if not WRONG_PASSWORD.matches(refusal.code, refusal.details) or not self._password_changed():
                 raise
         return authenticate(user, self._password, max(0.001, until - time.monotonic()))
 
@@ -113,9 +113,9 @@ class Login:
             token = authenticate(self._user, found, timeout_s)
         except Exception as raised:
             refusal = trouble(raised)
-            if any(words.match(refusal.code, refusal.details) for words in BAD_LOGIN):
+            if any(known.matches(refusal.code, refusal.details) for known in BAD_LOGIN):
                 return f"etcd refuses what is in {path}"
-            if not NOT_ENABLED.match(refusal.code, refusal.details):
+            if not NOT_ENABLED.matches(refusal.code, refusal.details):
                 return "cannot log in: " + refusal.details.partition("\n")[0]
             self._password = found
         else:
@@ -125,7 +125,7 @@ class Login:
             self._lock.release()
         return ""
 
-    def forget(self) -> None:
+    def invalidate_token(self) -> None:
         """Log in anew before the next call."""
         self._token = None
         self._not_enabled = False  # it may have been switched on
@@ -135,14 +135,14 @@ class Login:
         """Judge a call's failure: whether a new login may help. A token that one member has lost, others still know."""
         if self._user is None:
             return False
-        if any(words.match(code, details) for words in TOO_OLD):
-            self.forget()
-        elif USER_EMPTY.match(code, details):
+        if any(known.matches(code, details) for known in TOO_OLD):
+            self.invalidate_token()
+        elif USER_EMPTY.matches(code, details):
             self._not_enabled = False  # it went without a token, as long as nobody asked for one
         elif code == UNAUTHENTICATED:
             self._refused_by.add(endpoint)
             if len(self._refused_by) >= self._members:
-                self.forget()
+                self.invalidate_token()
         else:
             return False
         return True

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from conch.etcd.auth import Login
 from conch.etcd.certificates import unusable_files
@@ -52,6 +52,7 @@ from conch.etcd.store import (
     Unreachable,
 )
 from conch.etcd.timeline import Timeline
+from conch.etcd.watch import DriverWatch, Stream
 from conch.record import Record, replace
 from conch.static_typing import Any, Generic, Protocol, TypeVar
 
@@ -152,7 +153,7 @@ class FailOver(ABC, Generic[_Client]):
                 self._client = self._open(self._endpoints[-1])
             return self._client
 
-    def leave(self, client: _Client) -> None:
+    def drop_connection(self, client: _Client) -> None:
         """Close a client that failed; the next call opens one to another endpoint."""
         with self._lock:
             if client is self._client:
@@ -223,6 +224,26 @@ class FailOver(ABC, Generic[_Client]):
             path, timeout_s, lambda u, p, left_s: self._authenticate(client, u, p, left_s), self._trouble
         )
 
+    def _new_watch(
+        self,
+        what: Sequence[tuple[Range, int]],
+        open_stream: Callable[[Sequence[tuple[Range, int]]], Stream],
+        failures: tuple[type[Exception], ...],
+        report: Callable[[str], None],
+        on_unavailable: Callable[[], None],
+    ) -> DriverWatch:
+        return DriverWatch(
+            what,
+            open_stream,
+            drop_connection=self.drop_connection,
+            invalidate_token=self._login.invalidate_token,
+            failures=failures,
+            report=report,
+            on_unavailable=on_unavailable,
+            timeline=self.timeline,
+            confirm=self.confirm,
+        )
+
     def moments(self, revision: int) -> tuple[float | None, float | None]:
         """See `Store`."""
         return self.timeline.moments(revision)
@@ -269,7 +290,7 @@ class FailOver(ABC, Generic[_Client]):
                     before, sent_at = self.timeline.newest, time.clock_gettime(time.CLOCK_BOOTTIME)
                     answer = call(client, token, max(0.001, ends_at - time.monotonic()))
                     self._patience_s = 0.0
-                    return self.timeline.heard(answer, before, sent_at)
+                    return self.timeline.note_answer(answer, before, sent_at)
                 except self.failures as raised:
                     trouble = self._trouble(raised)
                     if trouble.code is not None and client is not None:
@@ -285,13 +306,13 @@ class FailOver(ABC, Generic[_Client]):
                         error.unclear = unclear
                         raise
                     # a learner serves nothing, however long one waits for it
-                    answered = answered or (OWN in trouble.details and not LEARNER.told(trouble.details))
+                    answered = answered or (OWN in trouble.details and not LEARNER.is_in(trouble.details))
                     if isinstance(raised, Unfit):
                         unfit.add(endpoint)
                     else:
                         mixed = True
                     if client is not None:
-                        self.leave(client)
+                        self.drop_connection(client)
             left_s = until - time.monotonic()
             if len(unfit) == len(self._endpoints) and not mixed:
                 refused = Refused(f"cannot {what}: {_tried(failures)}")
@@ -323,15 +344,15 @@ class FailOver(ABC, Generic[_Client]):
         code, details = trouble.code, trouble.details.partition("\n")[0]
         if code is None or self._login.handle_auth_error(code, details, endpoint):
             return reason(code, trouble.details)
-        if any(words.match(code, details) for words in BAD_LOGIN):
+        if any(error.matches(code, details) for error in BAD_LOGIN):
             raise Refused(f"cannot {what}: etcd refuses the user or password")
-        if code == PERMISSION_DENIED or USER_EMPTY.match(code, details):
+        if code == PERMISSION_DENIED or USER_EMPTY.matches(code, details):
             raise Refused(f"cannot {what}: etcd refuses it ({details})")
-        if LEASE_GONE.match(code, details):
+        if LEASE_GONE.matches(code, details):
             raise LeaseGone(f"cannot {what}: the lease is gone")
-        if FULL.match(code, details):
+        if FULL.matches(code, details):
             raise Full(f"cannot {what}: etcd answered: {details}")
-        if code in _TRY_ELSEWHERE or any(words.match(code, details) for words in ELSEWHERE):
+        if code in _TRY_ELSEWHERE or any(error.matches(code, details) for error in ELSEWHERE):
             return reason(code, trouble.details)
         raise Rejected(f"cannot {what}: etcd answered: {details or f'code {code}'}")
 
@@ -347,7 +368,7 @@ def _tried(failures: dict[Endpoint, str]) -> str:
 
 def granted(trouble: CallError, again: bool, lease: int, ttl_s: int) -> Lease | None:
     """A grant that is refused because its lease is there: an earlier try was made, or it is another's."""
-    if not LEASE_EXISTS.match(trouble.code, trouble.details):
+    if not LEASE_EXISTS.matches(trouble.code, trouble.details):
         return None
     if again:
         return Lease(Header(0, 0, 0), ttl_s)

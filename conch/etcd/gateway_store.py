@@ -150,11 +150,10 @@ class HttpStore(FailOver[Gateway]):
                 try:
                     self._judge("watch", self._trouble(raised), str(client.conch_endpoint))
                 finally:
-                    self.leave(client)
+                    self.drop_connection(client)
                 raise
 
-        forget, failures = self._login.forget, self._watch_failures
-        return DriverWatch(what, open_stream, self.leave, forget, failures, tell, blind, self.timeline, self.confirm)
+        return self._new_watch(what, open_stream, self._watch_failures, tell, blind)
 
 
 def _check_alive(ask: "_Call[Header]", client: Gateway, token: str | None) -> None:

@@ -250,12 +250,11 @@ class GrpcStore(FailOver[Any]):
             except _FAILURES as raised:
                 endpoint = str(client.conch_endpoint)
                 why = self._judge("log in", self._trouble(raised), endpoint)
-                self.leave(client)
+                self.drop_connection(client)
                 raise ValueError(f"{endpoint}: {why}") from None
             return _Stream(client, token, request, wanted)
 
-        forget, timeline, confirm = self._login.forget, self.timeline, self.confirm
-        return DriverWatch(what, open_stream, self.leave, forget, _FAILURES, tell, blind, timeline, confirm)
+        return self._new_watch(what, open_stream, _FAILURES, tell, blind)
 
 
 class _Stream:

@@ -99,7 +99,7 @@ class AutoStore:
             why = str(error)
         except Refused as error:
             known_by_certificate = self._connection.cert is not None and self._connection.user is None
-            if not known_by_certificate or not USER_EMPTY.told(str(error)) or store is not self._store:
+            if not known_by_certificate or not USER_EMPTY.is_in(str(error)) or store is not self._store:
                 raise
             why = str(error)
         if store is self._store:

@@ -48,16 +48,16 @@ class Timeline:
         self._moments: deque[tuple[int, float, float]] = deque(maxlen=_KEPT)  # revision; when it was asked for, heard
 
     def follow(self, on_back: Callable[[], None]) -> None:
-        """Have this called, from any thread, whenever the revision goes back, until `leave`."""
+        """Have this called, from any thread, whenever the revision goes back, until `unfollow`."""
         with self._lock:
             self._followers.add(on_back)
 
-    def leave(self, on_back: Callable[[], None]) -> None:
+    def unfollow(self, on_back: Callable[[], None]) -> None:
         """Call it no more."""
         with self._lock:
             self._followers.discard(on_back)
 
-    def heard(self, answer: _Answer, before: Mark, sent_at: float | None = None) -> _Answer:
+    def note_answer(self, answer: _Answer, before: Mark, sent_at: float | None = None) -> _Answer:
         """Take note of an answer to what was asked when `before` was the newest, and return it.
 
         `sent_at` is the moment from before the request was sent (CLOCK_BOOTTIME, seconds).
@@ -87,7 +87,7 @@ class Timeline:
             if before.turn == self.newest.turn and (not self._moments or sent_at >= self._moments[-1][1] + _APART_S):
                 self._moments.append((revision, sent_at, heard_at))
 
-    def seen(self, revision: int, since: Mark) -> None:
+    def note_event(self, revision: int, since: Mark) -> None:
         """Take note of an event at this revision, on a watch that was begun when `since` was the newest."""
         self._note(Header(revision, 0, 0), since, linearizable=False)
 

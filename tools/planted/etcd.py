@@ -63,9 +63,19 @@ BUGS = (
     Bug(
         "a watch without permission is opened for ever",
         "etcd/watch.py",
-        "(DENIED.told(answer.cancel_reason) or USER_EMPTY.told(answer.cancel_reason))",
-        "USER_EMPTY.told(answer.cancel_reason)",
+        "DENIED.is_in(answer.cancel_reason) or USER_EMPTY.is_in(answer.cancel_reason)",
+        "USER_EMPTY.is_in(answer.cancel_reason)",
         (f"{_RELEASES}::test_watch_that_is_refused",),
+    ),
+    Bug(
+        "a watch without permission for a later range is opened for ever",
+        "etcd/watch.py",
+        "if len(current.index) == len(self._what):",
+        "if True:",
+        (
+            "tests/unit/etcd/test_watch.py::test_watch_ends_when_a_later_range_is_refused_again",
+            "tests/faults/cluster/test_users.py::test_watch_of_which_a_later_range_is_denied_ends",
+        ),
     ),
     Bug(
         "what asks a silent stream takes the number of its first watch",
@@ -77,8 +87,8 @@ BUGS = (
     Bug(
         "a learner of 3.6 is no member to pass over",
         "etcd/error_codes.py",
-        'Words((UNAVAILABLE, FAILED_PRECONDITION), "etcdserver: rpc not supported for learner")',
-        'Words((UNAVAILABLE,), "etcdserver: rpc not supported for learner")',
+        'EtcdError((UNAVAILABLE, FAILED_PRECONDITION), "etcdserver: rpc not supported for learner")',
+        'EtcdError((UNAVAILABLE,), "etcdserver: rpc not supported for learner")',
         (f"{_FAILOVER}::test_what_a_member_cannot_do_another_may",),
     ),
     Bug(

@@ -17,7 +17,7 @@ from conch.dev import Cluster
 from conch.etcd import error_codes
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
-from conch.etcd.error_codes import Words
+from conch.etcd.error_codes import EtcdError
 from conch.etcd.failover import CallError, FailOver
 from conch.etcd.gateway_store import HttpStore
 from conch.etcd.grpc_store import GrpcStore
@@ -42,9 +42,9 @@ class Noting(FailOver[Any]):
         self.seen.append(super()._trouble(raised))  # type: ignore[safe-super]  # a driver's
         return self.seen[-1]
 
-    def check(self, *expected: Words) -> None:
+    def check(self, *expected: EtcdError) -> None:
         """One of these errors was answered."""
-        found = [one for one in self.seen if any(row.match(one.code, one.details) for row in expected)]
+        found = [one for one in self.seen if any(row.matches(one.code, one.details) for row in expected)]
         assert found, (expected, self.seen)
 
     def send(self, token: str) -> None:
@@ -231,7 +231,7 @@ def test_member_without_a_leader_says_so(kind: Kind) -> None:
         def said() -> bool:
             with pytest.raises(Unreachable):
                 store.range(KEY, timeout_s=1)
-            return any(error_codes.NO_LEADER.match(one.code, one.details) for one in store.seen)
+            return any(error_codes.NO_LEADER.matches(one.code, one.details) for one in store.seen)
 
         wait_for(said, "no leader")
         with pytest.raises(Unreachable, match="it has no leader"):
