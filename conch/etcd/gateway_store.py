@@ -97,14 +97,14 @@ class HttpStore(FailOver[Gateway]):
             self._call(
                 f"revoke lease {lease:x}",
                 timeout_s,
-                self._ask("/v3/lease/revoke", codec.lease_id(lease), codec.head),
+                self._ask("/v3/lease/revoke", codec.lease_id(lease), codec.header),
             )
         except LeaseGone:
             pass  # it expired, or an earlier try was made and its answer lost
 
     def range(self, what: Range, *, timeout_s: float) -> RangeResult:
         """See `Store`."""
-        ask = self._ask("/v3/kv/range", codec.read(what), lambda answer: codec.found(what, answer))
+        ask = self._ask("/v3/kv/range", codec.read_range(what), lambda answer: codec.found(what, answer))
         return self._call(f"read {what.key.decode('utf-8', 'replace')}", timeout_s, ask)
 
     def txn(
@@ -140,7 +140,7 @@ class HttpStore(FailOver[Gateway]):
             try:
                 token = self._token(client, _LOGIN_S)
                 requests = b"".join(codec.watch(one, revision, deletes_only=deletes_only) for one, revision in wanted)
-                alive = self._ask("/v3/kv/range", codec.local_read(wanted[0][0].key), codec.head)
+                alive = self._ask("/v3/kv/range", codec.local_read(wanted[0][0].key), codec.header)
                 stream = client.stream("/v3/watch", requests, token, _OPEN_S, ended=ended)
                 return WatchStream(
                     client, stream, len(wanted), deletes_only, lambda: _check_alive(alive, client, token)

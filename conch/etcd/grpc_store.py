@@ -36,7 +36,7 @@ import grpc  # noqa: E402
 from etcd3 import etcdrpc  # noqa: E402
 
 from conch.etcd import grpc_codec  # noqa: E402
-from conch.etcd.grpc_codec import compare_request, operation, range_request  # noqa: E402
+from conch.etcd.grpc_codec import compare_request, operation_request, range_request  # noqa: E402
 
 # ValueError is gRPC's word for a channel that another thread has closed.
 # OSError is a certificate file that is not there just now.
@@ -186,7 +186,7 @@ class GrpcStore(FailOver[Any]):
             self._call(
                 f"revoke lease {lease:x}",
                 timeout_s,
-                lambda client, token, limit_s: grpc_codec.head_of(
+                lambda client, token, limit_s: grpc_codec.header(
                     client.leasestub.LeaseRevoke(request, **_how(token, limit_s))
                 ),
             )
@@ -214,9 +214,9 @@ class GrpcStore(FailOver[Any]):
     ) -> TxnResult:
         """See `Store`."""
         request = etcdrpc.TxnRequest(
-            compare=[compare_request(one) for one in compare],
-            success=[operation(one) for one in success],
-            failure=[operation(one) for one in failure],
+            compare=[compare_request(condition) for condition in compare],
+            success=[operation_request(operation) for operation in success],
+            failure=[operation_request(operation) for operation in failure],
         )
 
         def call(client: Any, token: str | None, timeout_s: float) -> TxnResult:

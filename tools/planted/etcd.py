@@ -35,7 +35,7 @@ BUGS = (
     Bug(
         "transaction is believed that does not show the key that it made",
         "etcd/answers.py",
-        "_check_known(one, result, known, made_now=head.revision)",
+        "_check_known(operation, result, known, written_at=header.revision)",
         "pass",
         (f"{_ODD}::test_transaction_without_what_it_read_is_no_hold",),
     ),
@@ -94,8 +94,8 @@ BUGS = (
     Bug(
         "the gateway's errors are read in the form of 3.5 alone",
         "etcd/gateway_codec.py",
-        '_words(answer, "message") or _words(answer, "error")',
-        '_words(answer, "error")',
+        'fields.text(answer, "message") or fields.text(answer, "error")',
+        'fields.text(answer, "error")',
         (f"{_ANSWERS}::test_error_is_read_in_the_form_of_every_release",),
     ),
 )

@@ -41,7 +41,7 @@ FAILURE: list[Operation] = [Range(b"q/k")]
 HEADER = {"cluster_id": "9", "member_id": "17637856514436962721", "revision": "5", "raft_term": "2"}
 KV = {"key": b64encode(b"q/k").decode(), "create_revision": "5", "mod_revision": "5", "version": "1", "lease": "77"}
 GOOD: dict[str, dict[str, Any]] = {
-    "head": {"header": HEADER},
+    "header": {"header": HEADER},
     "granted": {"header": HEADER, "ID": "77", "TTL": "10"},
     "renewed": {"header": HEADER, "ID": "77"},
     "found": {"header": HEADER, "kvs": [KV], "count": "1"},
@@ -67,7 +67,7 @@ def transaction(answer: dict[str, Any]) -> TxnResult:
 
 
 READ: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "head": codec.head,
+    "header": codec.header,
     "granted": lambda answer: codec.granted(LEASE, answer),
     "renewed": lambda answer: codec.renewed(LEASE, answer),
     "found": lambda answer: codec.found(EVERYONE, answer),
@@ -319,8 +319,8 @@ messages_kv = type(etcdrpc.RangeResponse().kvs.add())
 @pytest.mark.parametrize(
     "read",
     [
-        lambda: grpc_codec.head_of(etcdrpc.LeaseRevokeResponse()),
-        lambda: grpc_codec.head_of(etcdrpc.LeaseRevokeResponse(header=header(raft_term=0))),
+        lambda: grpc_codec.header(etcdrpc.LeaseRevokeResponse()),
+        lambda: grpc_codec.header(etcdrpc.LeaseRevokeResponse(header=header(raft_term=0))),
         lambda: grpc_codec.token(etcdrpc.AuthenticateResponse(header=header())),
         lambda: grpc_codec.granted(LEASE, etcdrpc.LeaseGrantResponse(ID=LEASE, TTL=10)),
         lambda: grpc_codec.granted(LEASE, etcdrpc.LeaseGrantResponse(header=header(), ID=LEASE)),

@@ -25,7 +25,8 @@ class Server:
         self.asked = threading.Semaphore(0)
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.endpoint = Endpoint("127.0.0.1", self._listening.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def _accept(self) -> None:
         while True:
@@ -50,6 +51,7 @@ class Server:
 
     def close(self) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
         self._listening.close()
         for client in self.clients:
             client.close()
