@@ -10,7 +10,7 @@ from conch.etcd.error_codes import BAD_LOGIN, NOT_ENABLED, TOO_OLD, UNAUTHENTICA
 from conch.static_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from conch.etcd.failover import CallError
+    from conch.etcd.call_errors import CallError
 
 # A login is slow by design (bcrypt). Cut short and begun again by many at once, it would never be done.
 _ALONE_S = 3.0
@@ -37,7 +37,7 @@ class Login:
         self,
         timeout_s: float,
         authenticate: Callable[[str, str, float], str],
-        trouble: "Callable[[Exception], CallError]",
+        call_error: "Callable[[Exception], CallError]",
     ) -> str | None:
         """What to send with a call so that etcd knows us; logs in if there is no token yet.
 
@@ -51,9 +51,9 @@ class Login:
             try:
                 if self._token is None:
                     limit_s = max(timeout_s, _ALONE_S) if self._alone else timeout_s
-                    self._token = self._log_in(self._user, limit_s, authenticate, trouble)
+                    self._token = self._log_in(self._user, limit_s, authenticate, call_error)
             except Exception as raised:
-                refusal = trouble(raised)
+                refusal = call_error(raised)
                 if not NOT_ENABLED.matches(refusal.code, refusal.details):
                     raise
                 self._not_enabled = True  # as etcdctl does: a user is no harm where nobody asks for one
@@ -66,13 +66,13 @@ class Login:
         user: str,
         timeout_s: float,
         authenticate: Callable[[str, str, float], str],
-        trouble: "Callable[[Exception], CallError]",
+        call_error: "Callable[[Exception], CallError]",
     ) -> str:
         until = time.monotonic() + timeout_s
         try:
             return authenticate(user, self._password, timeout_s)
         except Exception as raised:
-            refusal = trouble(raised)
+            refusal = call_error(raised)
             if not WRONG_PASSWORD.matches(refusal.code, refusal.details) or not self._password_changed():
                 raise
         return authenticate(user, self._password, max(0.001, until - time.monotonic()))
@@ -96,7 +96,7 @@ class Login:
         path: str,
         timeout_s: float,
         authenticate: Callable[[str, str, float], str],
-        trouble: "Callable[[Exception], CallError]",
+        call_error: "Callable[[Exception], CallError]",
     ) -> str:
         """Read the password's file, and go over to what is there if etcd takes it; else say why the old one stays."""
         try:
@@ -112,7 +112,7 @@ class Login:
         try:
             token = authenticate(self._user, found, timeout_s)
         except Exception as raised:
-            refusal = trouble(raised)
+            refusal = call_error(raised)
             if any(known.matches(refusal.code, refusal.details) for known in BAD_LOGIN):
                 return f"etcd refuses what is in {path}"
             if not NOT_ENABLED.matches(refusal.code, refusal.details):

@@ -1,13 +1,15 @@
 """The light driver: etcd's JSON gateway instead of gRPC, for commands that must start fast and stay small."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from conch.etcd import gateway_codec as codec
 from conch.etcd.answers import BadAnswer
+from conch.etcd.call_errors import CallError, granted_before
 from conch.etcd.certificates import tls_context
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import Endpoint
-from conch.etcd.failover import CallError, FailOver, granted
+from conch.etcd.failover import FailOver
 from conch.etcd.gateway_codec import GatewayError
 from conch.etcd.gateway_http import Gateway, HungUp, NoGateway
 from conch.etcd.gateway_watch import ALIVE_S, WatchStream
@@ -45,7 +47,7 @@ class HttpStore(FailOver[Gateway]):
         # certificates are read anew for each connection: they may have been replaced
         return Gateway(endpoint, tls_context(self._connection) if endpoint.tls else None, turn)
 
-    def _trouble(self, raised: Exception) -> CallError:
+    def _call_error(self, raised: Exception) -> CallError:
         if isinstance(raised, GatewayError):
             return CallError(raised.code, str(raised))
         if isinstance(raised, TimeoutError):
@@ -84,7 +86,7 @@ class HttpStore(FailOver[Gateway]):
     def grant(self, lease: int, ttl_s: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
         ask = self._ask("/v3/lease/grant", codec.grant(lease, ttl_s), lambda answer: codec.granted(lease, answer))
-        return self._call("get a lease", timeout_s, ask, lambda trouble, again: granted(trouble, again, lease, ttl_s))
+        return self._call("get a lease", timeout_s, ask, partial(granted_before, lease, ttl_s))
 
     def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
@@ -148,7 +150,7 @@ class HttpStore(FailOver[Gateway]):
             except self._watch_failures as raised:
                 ended = not ended  # what is between us and etcd may take no request that goes on
                 try:
-                    self._judge("watch", self._trouble(raised), str(client.conch_endpoint))
+                    self._classify("watch", self._call_error(raised), str(client.conch_endpoint))
                 finally:
                     self.drop_connection(client)
                 raise

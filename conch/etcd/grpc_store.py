@@ -4,12 +4,14 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from conch.etcd import grpc_descriptors
 from conch.etcd.answers import BadAnswer
+from conch.etcd.call_errors import CallError, granted_before
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import Endpoint
-from conch.etcd.failover import CallError, FailOver, granted
+from conch.etcd.failover import FailOver
 from conch.etcd.store import (
     Compare,
     Lease,
@@ -121,7 +123,7 @@ class GrpcStore(FailOver[Any]):
         client.conch_member = False  # until it was asked
         return client
 
-    def _trouble(self, raised: Exception) -> CallError:
+    def _call_error(self, raised: Exception) -> CallError:
         error = grpc_error(raised)
         if error is not None:
             return CallError(error.code().value[0], str(error.details() or ""))
@@ -164,7 +166,12 @@ class GrpcStore(FailOver[Any]):
         def call(client: Any, token: str | None, timeout_s: float) -> Lease:
             return grpc_codec.granted(lease, client.leasestub.LeaseGrant(request, **_how(token, timeout_s)))
 
-        return self._call("get a lease", timeout_s, call, lambda trouble, again: granted(trouble, again, lease, ttl_s))
+        return self._call(
+            "get a lease",
+            timeout_s,
+            call,
+            partial(granted_before, lease, ttl_s),
+        )
 
     def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
@@ -249,7 +256,7 @@ class GrpcStore(FailOver[Any]):
                 token = self._token(client, _LOGIN_S)
             except _FAILURES as raised:
                 endpoint = str(client.conch_endpoint)
-                why = self._judge("log in", self._trouble(raised), endpoint)
+                why = self._classify("log in", self._call_error(raised), endpoint)
                 self.drop_connection(client)
                 raise ValueError(f"{endpoint}: {why}") from None
             return _Stream(client, token, request, wanted)

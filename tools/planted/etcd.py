@@ -49,8 +49,8 @@ BUGS = (
     Bug(
         "refusal after a lost answer is clear",
         "etcd/failover.py",
-        "unclear = unclear or (sent_at is not None and not _refused(trouble))",
-        "unclear = sent_at is not None and not _refused(trouble)",
+        "self.unclear = self.unclear or (sent and not error.nothing_written)",
+        "self.unclear = sent and not error.nothing_written",
         ("tests/unit/etcd/test_failover.py::test_refusal_after_a_lost_answer_is_unclear",),
     ),
     Bug(

@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 
 from conch.dev import Cluster
 from conch.etcd import error_codes
+from conch.etcd.call_errors import CallError
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
 from conch.etcd.error_codes import EtcdError
-from conch.etcd.failover import CallError, FailOver
+from conch.etcd.failover import FailOver
 from conch.etcd.gateway_store import HttpStore
 from conch.etcd.grpc_store import GrpcStore
 from conch.etcd.store import Compacted, Full, LeaseExists, LeaseGone, Put, Range, Refused, Rejected, Unreachable
@@ -38,8 +39,8 @@ class Noting(FailOver[Any]):
         self._endpoints = list(connection.endpoints)
         self.seen: list[CallError] = []
 
-    def _trouble(self, raised: Exception) -> CallError:
-        self.seen.append(super()._trouble(raised))  # type: ignore[safe-super]  # a driver's
+    def _call_error(self, raised: Exception) -> CallError:
+        self.seen.append(super()._call_error(raised))  # type: ignore[safe-super]  # a driver's
         return self.seen[-1]
 
     def check(self, *expected: EtcdError) -> None:
