@@ -1,4 +1,4 @@
-"""etcd's own words: all errors that conch tells apart, with gRPC's code and text, in one table.
+"""The errors of etcd that conch distinguishes, with gRPC's code and etcd's text, in one table.
 
 Each row was seen on 3.4.23, 3.5.1, 3.5.35, 3.6.16 and 3.7.3 unless it says otherwise. The codes of the first block
 differ by release, so they are known by their texts.
@@ -11,26 +11,26 @@ CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, PERMISSION_D
 RESOURCE_EXHAUSTED, FAILED_PRECONDITION, OUT_OF_RANGE = 8, 9, 11
 INTERNAL, UNAVAILABLE, DATA_LOSS, UNAUTHENTICATED = 13, 14, 15, 16
 
-# What etcd's own errors begin with: who says this serves.
+# How etcd's own errors begin: whoever says this is etcd, and works.
 OWN = "etcdserver:"
 
 
 class EtcdError(Record):
-    """An error: the codes that it comes with, and what its text contains."""
+    """An error: the codes that it comes with, and a part of its text."""
 
     codes: tuple[int, ...]
     text: str
 
     def matches(self, code: int | None, details: str) -> bool:
-        """Whether this error was answered."""
+        """Return whether this error was answered."""
         return code in self.codes and self.text in details
 
     def is_in(self, text: str) -> bool:
-        """Whether a text alone says this, as the one that a watch is cancelled with."""
+        """Return whether a text without a code names this error, as the reason of a cancelled watch does."""
         return self.text in text
 
 
-# -- of the member that was asked; another may serve. 14 up to 3.5, 9 from 3.6 on
+# -- the member that was asked cannot serve; another may. The code is 14 up to 3.5, 9 from 3.6 on
 LEARNER = EtcdError((UNAVAILABLE, FAILED_PRECONDITION), "etcdserver: rpc not supported for learner")
 NOT_CAPABLE = EtcdError(
     (UNAVAILABLE, FAILED_PRECONDITION), "etcdserver: not capable"
@@ -42,7 +42,7 @@ TOO_MANY_REQUESTS = EtcdError((RESOURCE_EXHAUSTED,), "etcdserver: too many reque
 # -- logins and tokens
 NOT_ENABLED = EtcdError((FAILED_PRECONDITION,), "etcdserver: authentication is not enabled")
 WRONG_PASSWORD = EtcdError((INVALID_ARGUMENT,), "etcdserver: authentication failed, invalid user ID or password")
-# which no release translates
+# no release translates this one
 NO_PASSWORD = EtcdError((UNKNOWN,), "auth: authentication failed, password was given for no password user")
 USER_EMPTY = EtcdError((INVALID_ARGUMENT,), "etcdserver: user name is empty")
 DENIED = EtcdError((PERMISSION_DENIED,), "etcdserver: permission denied")
@@ -64,5 +64,5 @@ ELSEWHERE = (LEARNER, NOT_CAPABLE, NOT_LEADER, NO_LEADER, TOO_MANY_REQUESTS)
 BAD_LOGIN = (WRONG_PASSWORD, NO_PASSWORD)
 TOO_OLD = (OLD_REVISION, OLD_REVISION_RAW)
 
-# How etcd says, in the plain text of a 400, that through the gateway it cannot know us by our certificate.
+# In the plain text of a 400, etcd says so that it cannot know us by our certificate through the gateway.
 BY_NAME = "CommonName of client"

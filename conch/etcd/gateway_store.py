@@ -1,4 +1,4 @@
-"""The light driver: etcd's JSON gateway instead of gRPC, for commands that must start fast and stay small."""
+"""The driver on etcd's JSON gateway instead of gRPC, for commands that must start fast and stay small."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,7 +33,7 @@ class HttpStore(FailOver[Gateway]):
     _watch_failures: tuple[type[Exception], ...] = (*failures, NoGateway)
 
     def __init__(self, connection: Connection, timeline: Timeline | None = None, *, tentative: bool = False) -> None:
-        """`tentative`: unless something answers as a gateway does, raise `NoGateway` for whatever else it says."""
+        """`tentative`: until the first well-formed answer, raise `NoGateway` for a malformed one."""
         super().__init__(connection, timeline)
         self._tentative = tentative
         self._opened: dict[Endpoint, int] = {}
@@ -41,11 +41,11 @@ class HttpStore(FailOver[Gateway]):
             self.failures = self._watch_failures  # there is no other driver: another endpoint may have a gateway
 
     def _open(self, endpoint: Endpoint) -> Gateway:
-        # An address that takes connections and answers nothing must not be the first again.
-        turn = self._opened.get(endpoint, 0)
-        self._opened[endpoint] = turn + 1
+        # an address that accepts connections and answers nothing must not be the first again
+        first_address = self._opened.get(endpoint, 0)
+        self._opened[endpoint] = first_address + 1
         # certificates are read anew for each connection: they may have been replaced
-        return Gateway(endpoint, tls_context(self._connection) if endpoint.tls else None, turn)
+        return Gateway(endpoint, tls_context(self._connection) if endpoint.tls else None, first_address)
 
     def _call_error(self, raised: Exception) -> CallError:
         if isinstance(raised, GatewayError):
@@ -64,7 +64,7 @@ class HttpStore(FailOver[Gateway]):
         return self._ask("/v3/auth/authenticate", codec.login(user, password), codec.token)(client, None, timeout_s)
 
     def _ask(self, path: str, body: bytes, read: Callable[[dict[str, Any]], _Read]) -> "_Call[_Read]":
-        """A call that sends a request and reads its answer; `read` raises `BadAnswer`."""
+        """Return a call that sends a request and reads its answer; `read` may raise `BadAnswer`."""
 
         def call(client: Gateway, token: str | None, limit_s: float) -> _Read:
             try:
@@ -134,21 +134,21 @@ class HttpStore(FailOver[Gateway]):
         blind: Callable[[], None] = lambda: None,
     ) -> DriverWatch:
         """See `Store`."""
-        ended = False
+        ended = False  # whether the next stream's request ends before its answer begins
 
         def open_stream(wanted: Sequence[tuple[Range, int]]) -> WatchStream:
             nonlocal ended
             client = self.connected()
             try:
                 token = self._token(client, _LOGIN_S)
-                requests = b"".join(codec.watch(one, revision, deletes_only=deletes_only) for one, revision in wanted)
+                requests = b"".join(codec.watch(*watched, deletes_only=deletes_only) for watched in wanted)
                 alive = self._ask("/v3/kv/range", codec.local_read(wanted[0][0].key), codec.header)
                 stream = client.stream("/v3/watch", requests, token, _OPEN_S, ended=ended)
                 return WatchStream(
                     client, stream, len(wanted), deletes_only, lambda: _check_alive(alive, client, token)
                 )
             except self._watch_failures as raised:
-                ended = not ended  # what is between us and etcd may take no request that goes on
+                ended = not ended  # a proxy between us and etcd may accept no request that goes on
                 try:
                     self._classify("watch", self._call_error(raised), str(client.conch_endpoint))
                 finally:
@@ -159,7 +159,7 @@ class HttpStore(FailOver[Gateway]):
 
 
 def _check_alive(ask: "_Call[Header]", client: Gateway, token: str | None) -> None:
-    """Raise unless the member answers something: a stopped one keeps a silent stream open for ever."""
+    """Raise unless the member answers a request: a stopped one keeps a silent stream open for ever."""
     if client.answered_lately:
         return
     try:
