@@ -228,7 +228,7 @@ class _Request:
         asked = [Range(self._request), Range(self._job), fires]
         answer = self._store.txn([], asked, timeout_s=self._limit_s)
         request, job = (found.kvs[0] if found.kvs else None for found in answer.ranges[:2])
-        return answer.head.revision, request, job, answer.ranges[2].kvs
+        return answer.header.revision, request, job, answer.ranges[2].kvs
 
     def _claimed(self, found: tuple[int, KeyValue | None, KeyValue | None, tuple[KeyValue, ...]]) -> int | None:
         for kv in found[3]:

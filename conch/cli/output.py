@@ -89,7 +89,7 @@ def first_in_line(store: Store, queue: str, connection: Connection, log: Log) ->
             time.sleep(_RETRY_S)
             continue
         waiting = {kv.key: kv for kv in listed.kvs}
-        for now in _after_each_revision(store, queue, waiting, listed.head.revision, log):
+        for now in _after_each_revision(store, queue, waiting, listed.header.revision, log):
             mark = None if now is None else (now.key, now.create_revision, now.value)
             if not started or mark != shown:
                 started, shown = True, mark

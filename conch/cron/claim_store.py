@@ -237,7 +237,7 @@ class Claims:
             timeout_s=timeout_s,
         )
         if result.succeeded:
-            return Won(rev, result.ranges[0].kvs[0].lease, result.head.revision)
+            return Won(rev, result.ranges[0].kvs[0].lease, result.header.revision)
         at, running, claimed, over = (found.kvs[0] if found.kvs else None for found in result.ranges)
         if over is not None:
             return Taken("it has a result")
@@ -337,7 +337,7 @@ class Claims:
             return NodeGone()
         if result.succeeded:
             taken = any(isinstance(one, Put) and one.key == self._key("run", name) for one in success)
-            rev, old = result.head.revision, self.over(*result.ranges, most=TRIM) if result.ranges else None
+            rev, old = result.header.revision, self.over(*result.ranges, most=TRIM) if result.ranges else None
             return Won(rev, self._claim_lease(now), rev if taken else None, old)
         return self._why_not(due, node, result, has_floor=has_floor)
 

@@ -144,15 +144,20 @@ Compare = CreateRevisionIs | ModRevisionIs | ValueBelow
 class RangeResult(Record):
     """The keys found; `count` is the number of all keys in the range, whatever the limit and filters say."""
 
-    head: Header
+    header: Header
     kvs: tuple[KeyValue, ...]
     count: int
+
+    @property
+    def head(self) -> Header:
+        """The header, under its old name."""
+        return self.header
 
 
 class TxnResult(Record):
     """Which branch ran; `ranges` has the answers to its `Range` operations in their order."""
 
-    head: Header
+    header: Header
     succeeded: bool
     ranges: tuple[RangeResult, ...]
 
@@ -160,7 +165,7 @@ class TxnResult(Record):
 class Lease(Record):
     """A lease's TTL in seconds as etcd has it; 0 means that the lease is gone."""
 
-    head: Header
+    header: Header
     ttl_s: int
 
 

@@ -64,11 +64,11 @@ class Timeline:
         `sent_at` is the time just before the request was sent (CLOCK_BOOTTIME, seconds).
         """
         if isinstance(answer, RangeResult | TxnResult):
-            self._note(answer.head, before, linearizable=True)
+            self._note(answer.header, before, linearizable=True)
             if sent_at is not None:
-                self._remember(answer.head.revision, before, sent_at, _now())
+                self._remember(answer.header.revision, before, sent_at, _now())
         elif isinstance(answer, Lease):
-            self._note(answer.head, before, linearizable=False)
+            self._note(answer.header, before, linearizable=False)
         return answer
 
     def moments(self, revision: int) -> tuple[float | None, float | None]:

@@ -143,8 +143,8 @@ def test_login_that_nobody_asks_for(plain: Cluster, kind: Kind) -> None:
 def test_history_that_is_gone(plain: Cluster, kind: Kind) -> None:
     """A watch says so."""
     store = opened(kind, plain.endpoints)
-    first = store.txn([], PUT, timeout_s=5).head.revision
-    revision = store.txn([], PUT, timeout_s=5).head.revision
+    first = store.txn([], PUT, timeout_s=5).header.revision
+    revision = store.txn([], PUT, timeout_s=5).header.revision
     etcdctl("--endpoints", plain.endpoints, "compact", str(revision))
     with closing(iter(store.watch([(KEY, first)]))) as events, pytest.raises(Compacted):
         next(events)
