@@ -57,7 +57,7 @@ def watch_first(store: Store, queue: str, connection: Connection, log: Log) -> I
             time.sleep(_RETRY_S)
             continue
         waiting = {kv.key: kv for kv in listed.kvs}
-        for first in _first_at_each_revision(store, queue, waiting, listed.head.revision, log):
+        for first in _first_at_each_revision(store, queue, waiting, listed.header.revision, log):
             identity = None if first is None else (first.key, first.create_revision, first.value)
             if not started or identity != shown:
                 started, shown = True, identity

@@ -237,7 +237,7 @@ class _Request:
         claims = everything(self._keys.ticks("fire", self._name))
         answer = self._store.txn([], [Range(self._request), Range(self._job), claims], timeout_s=self._timeout_s)
         request, job = (found.kvs[0] if found.kvs else None for found in answer.ranges[:2])
-        return _RequestState(answer.head.revision, request, job, answer.ranges[2].kvs)
+        return _RequestState(answer.header.revision, request, job, answer.ranges[2].kvs)
 
     def _claimed_tick(self, state: _RequestState) -> int | None:
         """Return the tick of the claim that names the request, None if there is none."""

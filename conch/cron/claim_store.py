@@ -210,7 +210,7 @@ class ClaimStore:
             return NodeGone()
         if answer.succeeded:
             has_run = self._key("run", name) in [operation.key for operation in success if isinstance(operation, Put)]
-            rev = answer.head.revision
+            rev = answer.header.revision
             expired = self._results.over(*answer.ranges, most=TRIM) if answer.ranges else None
             return Won(rev, self._leases.for_claims(now), rev if has_run else None, expired)
         return self._explain(pending, node, answer, has_floor=has_floor)
@@ -267,7 +267,7 @@ class ClaimStore:
             timeout_s=timeout_s,
         )
         if answer.succeeded:
-            return Won(rev, answer.ranges[0].kvs[0].lease, answer.head.revision)
+            return Won(rev, answer.ranges[0].kvs[0].lease, answer.header.revision)
         ours, run, claim, result = (found.kvs[0] if found.kvs else None for found in answer.ranges)
         if result is not None:
             return Taken("it has a result")

@@ -83,7 +83,7 @@ class Inventory:
         """Everything that is there; what is not there any more has gone. `run_ids` had run keys before it was read."""
         self._read_until = clock.now() + SLICE_S
         there = keys_of(listing)
-        revision = min(found.head.revision for _, found in listing)
+        revision = min(found.header.revision for _, found in listing)
         for name in [*self._planner.jobs, *self._arrived]:
             if self._keys.cron("job", name).encode() not in there:
                 self.remove_job(name)

@@ -77,7 +77,7 @@ class Watcher:
             limit = 1 if what.key == self._keys.cron("fire").encode() else 0
             listed.append((what, self._store.range(replace(what, limit=limit), timeout_s=timeout_s)))
         self._call(self._listed, listed, run_ids)
-        return [(what, found.head.revision + 1) for what, found in listed]
+        return [(what, found.header.revision + 1) for what, found in listed]
 
     def _run(self, watched: list[tuple[Range, int]] | None) -> None:
         """List, watch until the watch breaks, pause, and so on until the process ends."""

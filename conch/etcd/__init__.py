@@ -1,1 +1,1 @@
-"""etcd behind a few calls: `store` has the protocol and the errors, the drivers implement it."""
+"""Access to etcd: `store` has the protocol and the errors, two drivers implement it."""

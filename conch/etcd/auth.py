@@ -1,4 +1,4 @@
-"""Our token in etcd's authentication: got once, kept across connections, got anew when etcd no longer takes it."""
+"""Our token for etcd's authentication: kept across connections, replaced when etcd no longer accepts it."""
 
 import os
 import threading
@@ -10,23 +10,23 @@ from conch.etcd.error_codes import BAD_LOGIN, NOT_ENABLED, TOO_OLD, UNAUTHENTICA
 from conch.static_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from conch.etcd.failover import CallError
+    from conch.etcd.call_errors import CallError
 
-# A login is slow by design (bcrypt). Cut short and begun again by many at once, it would never be done.
-_ALONE_S = 3.0
+# A login is slow by design (bcrypt). If many cut it short and began again, none would ever finish.
+_SINGLE_ENDPOINT_S = 3.0
 
 
 class Login:
-    """One login at a time for all calls of a store. The password is never shown.
+    """Logs in for all calls of a store, one login at a time. The password is never shown.
 
-    A password that etcd refuses is read again from its file, and tried once more if it is another.
+    A password that etcd refuses is read again from its file, and tried once more if it has changed.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._user = connection.user
         self._password = connection.password or ""
         self._password_file = connection.password_file
-        self._alone = len(connection.endpoints) == 1
+        self._single_endpoint = len(connection.endpoints) == 1
         self._members = len(connection.endpoints)
         self._lock = threading.Lock()
         self._token: str | None = None
@@ -37,11 +37,11 @@ class Login:
         self,
         timeout_s: float,
         authenticate: Callable[[str, str, float], str],
-        trouble: "Callable[[Exception], CallError]",
+        call_error: "Callable[[Exception], CallError]",
     ) -> str | None:
-        """What to send with a call so that etcd knows us; logs in if there is no token yet.
+        """Return the token to send with a call; logs in if there is none yet. None: no user, or none is needed.
 
-        Raises what `authenticate` does, or `ValueError` if another call's login took all the time.
+        Raises the errors of `authenticate`, or `ValueError` if another call's login took all the time.
         """
         if self._user is None or self._not_enabled:
             return None
@@ -50,13 +50,13 @@ class Login:
                 raise ValueError("no login within the time")
             try:
                 if self._token is None:
-                    limit_s = max(timeout_s, _ALONE_S) if self._alone else timeout_s
-                    self._token = self._log_in(self._user, limit_s, authenticate, trouble)
+                    limit_s = max(timeout_s, _SINGLE_ENDPOINT_S) if self._single_endpoint else timeout_s
+                    self._token = self._log_in(self._user, limit_s, authenticate, call_error)
             except Exception as raised:
-                refusal = trouble(raised)
-                if not NOT_ENABLED.match(refusal.code, refusal.details):
+                error = call_error(raised)
+                if not NOT_ENABLED.matches(error.code, error.details):
                     raise
-                self._not_enabled = True  # as etcdctl does: a user is no harm where nobody asks for one
+                self._not_enabled = True  # as etcdctl does: a user is harmless where authentication is off
             finally:
                 self._lock.release()
         return self._token
@@ -66,21 +66,21 @@ class Login:
         user: str,
         timeout_s: float,
         authenticate: Callable[[str, str, float], str],
-        trouble: "Callable[[Exception], CallError]",
+        call_error: "Callable[[Exception], CallError]",
     ) -> str:
         until = time.monotonic() + timeout_s
         try:
             return authenticate(user, self._password, timeout_s)
         except Exception as raised:
-            refusal = trouble(raised)
-            if not WRONG_PASSWORD.match(refusal.code, refusal.details) or not self._password_changed():
+            error = call_error(raised)
+            if not WRONG_PASSWORD.matches(error.code, error.details) or not self._password_changed():
                 raise
         return authenticate(user, self._password, max(0.001, until - time.monotonic()))
 
     def _password_changed(self) -> bool:
-        """Read the password again; a file that is not there just now, or empty, is being rewritten."""
+        """Read the password again and return whether it changed; a missing or empty file is being rewritten."""
         path = self._password_file
-        if path is None or not os.path.isfile(path):  # a pipe has said what it had to say, and may block us
+        if path is None or not os.path.isfile(path):  # a pipe cannot be read again, and may block us
             return False
         try:
             found = read_password(path)
@@ -96,9 +96,9 @@ class Login:
         path: str,
         timeout_s: float,
         authenticate: Callable[[str, str, float], str],
-        trouble: "Callable[[Exception], CallError]",
+        call_error: "Callable[[Exception], CallError]",
     ) -> str:
-        """Read the password's file, and go over to what is there if etcd takes it; else say why the old one stays."""
+        """Read the password's file and use its password if etcd accepts it; else return why the old one stays."""
         try:
             found = read_password(path)
         except (OSError, UnicodeDecodeError) as error:
@@ -112,10 +112,10 @@ class Login:
         try:
             token = authenticate(self._user, found, timeout_s)
         except Exception as raised:
-            refusal = trouble(raised)
-            if any(words.match(refusal.code, refusal.details) for words in BAD_LOGIN):
+            refusal = call_error(raised)
+            if any(known.matches(refusal.code, refusal.details) for known in BAD_LOGIN):
                 return f"etcd refuses what is in {path}"
-            if not NOT_ENABLED.match(refusal.code, refusal.details):
+            if not NOT_ENABLED.matches(refusal.code, refusal.details):
                 return "cannot log in: " + refusal.details.partition("\n")[0]
             self._password = found
         else:
@@ -125,24 +125,24 @@ class Login:
             self._lock.release()
         return ""
 
-    def forget(self) -> None:
-        """Log in anew before the next call."""
+    def invalidate_token(self) -> None:
+        """Have the next call log in again."""
         self._token = None
-        self._not_enabled = False  # it may have been switched on
+        self._not_enabled = False  # authentication may have been switched on
         self._refused_by.clear()
 
     def handle_auth_error(self, code: int, details: str, endpoint: str) -> bool:
-        """Judge a call's failure: whether a new login may help. A token that one member has lost, others still know."""
+        """Return whether a new login may help after this error. Other members may know a token that one has lost."""
         if self._user is None:
             return False
-        if any(words.match(code, details) for words in TOO_OLD):
-            self.forget()
-        elif USER_EMPTY.match(code, details):
-            self._not_enabled = False  # it went without a token, as long as nobody asked for one
+        if any(known.matches(code, details) for known in TOO_OLD):
+            self.invalidate_token()
+        elif USER_EMPTY.matches(code, details):
+            self._not_enabled = False  # authentication was off; it has been switched on
         elif code == UNAUTHENTICATED:
             self._refused_by.add(endpoint)
             if len(self._refused_by) >= self._members:
-                self.forget()
+                self.invalidate_token()
         else:
             return False
         return True

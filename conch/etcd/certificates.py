@@ -1,11 +1,11 @@
-"""The certificate files of a connection, as they are now."""
+"""Reads the certificate files of a connection as they are now."""
 
 from conch.etcd.connection import Connection
 from conch.static_typing import Any
 
 
 def tls_context(connection: Connection) -> Any:
-    """Certificates and host names are always verified. `OSError` that names a file that cannot be read."""
+    """Return a context that verifies certificates and host names; raises `OSError` that names an unreadable file."""
     import ssl  # late: only https pays for it
 
     for path in (connection.cacert, connection.cert, connection.key):

@@ -1,4 +1,4 @@
-"""The connection to etcd, as the common options say it."""
+"""The connection to etcd, as the common options describe it."""
 
 from conch.etcd.endpoints import Endpoint
 from conch.keys import Keys
@@ -6,7 +6,7 @@ from conch.record import Record
 
 
 def read_password(path: str) -> str:
-    """The first line of a file. Raises `OSError` or `UnicodeDecodeError`."""
+    """Return the first line of a file. Raises `OSError` or `UnicodeDecodeError`."""
     with open(path, encoding="utf-8") as file:
         return file.readline().rstrip("\r\n")
 
@@ -14,8 +14,8 @@ def read_password(path: str) -> str:
 class Connection(Record):
     """Where etcd is, how long to wait for it (seconds), and who we are there. The password is never shown.
 
-    `password_file` is the file that the password was read from, if it was: it may have another one by now.
-    `transport` is `grpc`, `http` (etcd's JSON gateway), or `auto`: http where that works.
+    `password_file` is the file that the password was read from, if any; it may have changed since.
+    `transport` is `grpc`, `http` (etcd's JSON gateway), or `auto`: http if that works.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -30,7 +30,7 @@ class Connection(Record):
     transport: str = "auto"
 
     def __repr__(self) -> str:
-        """All but the password."""
+        """Show all fields but the password."""
         shown = {name: value for name, value in self.__dict__.items() if name != "password"}
         return f"Connection({shown})"
 

@@ -1,4 +1,4 @@
-"""Endpoints as people write them: `host`, `host:2379`, `http://host:2379`, `https://host`, `[::1]:2379`."""
+"""Parses endpoints as people write them: `host`, `host:2379`, `http://host:2379`, `https://host`, `[::1]:2379`."""
 
 import re
 
@@ -6,7 +6,7 @@ from conch.errors import BadInput
 from conch.record import Record
 
 DEFAULT_PORT = 2379
-# compiled when they are used: not every process reads endpoints
+# compiled when they are used: not every process parses endpoints
 _HOST = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?"
 _ADDRESS = r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?"
 
@@ -27,7 +27,7 @@ class Endpoint(Record):
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """Read one endpoint; raises `BadInput` that names it."""
+    """Parse one endpoint; raises `BadInput` that names it."""
 
     def bad(why: str) -> BadInput:
         return BadInput(f"bad endpoint {text!r}: {why}")
@@ -62,7 +62,7 @@ def parse_endpoint(text: str) -> Endpoint:
 
 
 def parse_endpoints(text: str) -> tuple[Endpoint, ...]:
-    """Read a comma-separated list; blanks and duplicates are dropped, their order kept."""
+    """Parse a comma-separated list; blanks and duplicates are dropped, the order is kept."""
     found = tuple(dict.fromkeys(parse_endpoint(part.strip()) for part in text.split(",") if part.strip()))
     if not found:
         raise BadInput(f"no endpoint in {text!r}")

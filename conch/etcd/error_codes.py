@@ -1,4 +1,4 @@
-"""etcd's own words: all errors that conch tells apart, with gRPC's code and text, in one table.
+"""The errors of etcd that conch distinguishes, with gRPC's code and etcd's text, in one table.
 
 Each row was seen on 3.4.23, 3.5.1, 3.5.35, 3.6.16 and 3.7.3 unless it says otherwise. The codes of the first block
 differ by release, so they are known by their texts.
@@ -11,56 +11,58 @@ CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, PERMISSION_D
 RESOURCE_EXHAUSTED, FAILED_PRECONDITION, OUT_OF_RANGE = 8, 9, 11
 INTERNAL, UNAVAILABLE, DATA_LOSS, UNAUTHENTICATED = 13, 14, 15, 16
 
-# What etcd's own errors begin with: who says this serves.
+# How etcd's own errors begin: whoever says this is etcd, and works.
 OWN = "etcdserver:"
 
 
-class Words(Record):
-    """An error: the codes that it comes with, and what its text contains."""
+class EtcdError(Record):
+    """An error: the codes that it comes with, and a part of its text."""
 
     codes: tuple[int, ...]
     text: str
 
-    def match(self, code: int | None, details: str) -> bool:
-        """Whether this error was answered."""
+    def matches(self, code: int | None, details: str) -> bool:
+        """Return whether this error was answered."""
         return code in self.codes and self.text in details
 
-    def told(self, reason: str) -> bool:
-        """Whether a text alone says this, as the one that a watch is cancelled with."""
-        return self.text in reason
+    def is_in(self, text: str) -> bool:
+        """Return whether a text without a code names this error, as the reason of a cancelled watch does."""
+        return self.text in text
 
 
-# -- of the member that was asked; another may serve. 14 up to 3.5, 9 from 3.6 on
-LEARNER = Words((UNAVAILABLE, FAILED_PRECONDITION), "etcdserver: rpc not supported for learner")
-NOT_CAPABLE = Words((UNAVAILABLE, FAILED_PRECONDITION), "etcdserver: not capable")  # as it starts; from etcd's source
-NOT_LEADER = Words((FAILED_PRECONDITION,), "etcdserver: not leader")  # from etcd's source
-NO_LEADER = Words((UNAVAILABLE,), "etcdserver: no leader")
-TOO_MANY_REQUESTS = Words((RESOURCE_EXHAUSTED,), "etcdserver: too many requests")  # from etcd's source
+# -- the member that was asked cannot serve; another may. The code is 14 up to 3.5, 9 from 3.6 on
+LEARNER = EtcdError((UNAVAILABLE, FAILED_PRECONDITION), "etcdserver: rpc not supported for learner")
+NOT_CAPABLE = EtcdError(
+    (UNAVAILABLE, FAILED_PRECONDITION), "etcdserver: not capable"
+)  # as it starts; from etcd's source
+NOT_LEADER = EtcdError((FAILED_PRECONDITION,), "etcdserver: not leader")  # (from source)
+NO_LEADER = EtcdError((UNAVAILABLE,), "etcdserver: no leader")
+TOO_MANY_REQUESTS = EtcdError((RESOURCE_EXHAUSTED,), "etcdserver: too many requests")  # (from source)
 
 # -- logins and tokens
-NOT_ENABLED = Words((FAILED_PRECONDITION,), "etcdserver: authentication is not enabled")
-WRONG_PASSWORD = Words((INVALID_ARGUMENT,), "etcdserver: authentication failed, invalid user ID or password")
-# which no release translates
-NO_PASSWORD = Words((UNKNOWN,), "auth: authentication failed, password was given for no password user")
-USER_EMPTY = Words((INVALID_ARGUMENT,), "etcdserver: user name is empty")
-DENIED = Words((PERMISSION_DENIED,), "etcdserver: permission denied")
-INVALID_TOKEN = Words((UNAUTHENTICATED,), "etcdserver: invalid auth token")
-OLD_REVISION = Words((INVALID_ARGUMENT,), "etcdserver: revision of auth store is old")  # not on 3.5.1
+NOT_ENABLED = EtcdError((FAILED_PRECONDITION,), "etcdserver: authentication is not enabled")
+WRONG_PASSWORD = EtcdError((INVALID_ARGUMENT,), "etcdserver: authentication failed, invalid user ID or password")
+# no release translates this one
+NO_PASSWORD = EtcdError((UNKNOWN,), "auth: authentication failed, password was given for no password user")
+USER_EMPTY = EtcdError((INVALID_ARGUMENT,), "etcdserver: user name is empty")
+DENIED = EtcdError((PERMISSION_DENIED,), "etcdserver: permission denied")
+INVALID_TOKEN = EtcdError((UNAUTHENTICATED,), "etcdserver: invalid auth token")
+OLD_REVISION = EtcdError((INVALID_ARGUMENT,), "etcdserver: revision of auth store is old")  # not on 3.5.1
 # the same on 3.5.1, which does not translate it (code 2)
-OLD_REVISION_RAW = Words((UNKNOWN, INVALID_ARGUMENT), "revision in header is old")
+OLD_REVISION_RAW = EtcdError((UNKNOWN, INVALID_ARGUMENT), "revision in header is old")
 
 # -- leases
-LEASE_GONE = Words((NOT_FOUND,), "etcdserver: requested lease not found")
-LEASE_EXISTS = Words((FAILED_PRECONDITION,), "etcdserver: lease already exists")
+LEASE_GONE = EtcdError((NOT_FOUND,), "etcdserver: requested lease not found")
+LEASE_EXISTS = EtcdError((FAILED_PRECONDITION,), "etcdserver: lease already exists")
 
 # -- writes
-FULL = Words((RESOURCE_EXHAUSTED,), "etcdserver: mvcc: database space exceeded")
-TOO_LARGE = Words((INVALID_ARGUMENT,), "etcdserver: request is too large")
-TOO_MANY_OPERATIONS = Words((INVALID_ARGUMENT,), "etcdserver: too many operations in txn request")
+FULL = EtcdError((RESOURCE_EXHAUSTED,), "etcdserver: mvcc: database space exceeded")
+TOO_LARGE = EtcdError((INVALID_ARGUMENT,), "etcdserver: request is too large")
+TOO_MANY_OPERATIONS = EtcdError((INVALID_ARGUMENT,), "etcdserver: too many operations in txn request")
 
 ELSEWHERE = (LEARNER, NOT_CAPABLE, NOT_LEADER, NO_LEADER, TOO_MANY_REQUESTS)
 BAD_LOGIN = (WRONG_PASSWORD, NO_PASSWORD)
 TOO_OLD = (OLD_REVISION, OLD_REVISION_RAW)
 
-# How etcd says, in the plain text of a 400, that through the gateway it cannot know us by our certificate.
+# In the plain text of a 400, etcd says so that it cannot know us by our certificate through the gateway.
 BY_NAME = "CommonName of client"

@@ -1,4 +1,4 @@
-"""Why a call failed, in a few words for people."""
+"""Describes in a few words why a call failed."""
 
 import re
 
@@ -26,8 +26,8 @@ _MEANINGS = {
 }
 
 
-def reason(code: int | None, details: str) -> str:
-    """A few words on why a call failed: gRPC's code (None: it never came to that) and words."""
+def describe(code: int | None, details: str) -> str:
+    """Describe a failure by its code in gRPC (None: it never got that far) and its text."""
     invalid = re.search(r"CERTIFICATE_VERIFY_FAILED(?:: ([a-zA-Z ]+))?", details)
     if invalid:
         return f"its certificate is not valid: {invalid[1] or 'verification failed'}"

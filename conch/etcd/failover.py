@@ -1,95 +1,39 @@
-"""What the drivers share: one endpoint after the other until one answers, a login, and what an error means."""
+"""The base of the drivers: asks one endpoint after the other until one answers, within the caller's deadline."""
 
 import math
 import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from conch.etcd.auth import Login
+from conch.etcd.backoff import Backoff
+from conch.etcd.call_errors import CallError, classify
 from conch.etcd.certificates import unusable_files
 from conch.etcd.connection import Connection
+from conch.etcd.dial import accepts
 from conch.etcd.endpoints import Endpoint
-from conch.etcd.error_codes import (
-    BAD_LOGIN,
-    CANCELLED,
-    DATA_LOSS,
-    DEADLINE_EXCEEDED,
-    ELSEWHERE,
-    FAILED_PRECONDITION,
-    FULL,
-    INTERNAL,
-    INVALID_ARGUMENT,
-    LEARNER,
-    LEASE_EXISTS,
-    LEASE_GONE,
-    NOT_FOUND,
-    OUT_OF_RANGE,
-    OWN,
-    PERMISSION_DENIED,
-    RESOURCE_EXHAUSTED,
-    UNAUTHENTICATED,
-    UNAVAILABLE,
-    UNKNOWN,
-    USER_EMPTY,
-)
-from conch.etcd.error_text import NO_ANSWER, reason
-from conch.etcd.gateway_http import accepts
-from conch.etcd.store import (
-    Full,
-    Header,
-    Lease,
-    LeaseExists,
-    LeaseGone,
-    Range,
-    RangeResult,
-    Refused,
-    Rejected,
-    Renewal,
-    StoreError,
-    Unfit,
-    Unreachable,
-)
+from conch.etcd.error_codes import LEARNER, OWN
+from conch.etcd.error_text import NO_ANSWER, describe
+from conch.etcd.store import Range, RangeResult, Refused, Renewal, StoreError, Unfit, Unreachable
 from conch.etcd.timeline import Timeline
-from conch.record import Record, replace
+from conch.etcd.watch import DriverWatch, Stream
+from conch.record import replace
 from conch.static_typing import Any, Generic, Protocol, TypeVar
 
 # One try on one endpoint; it doubles from round to round, for an etcd that is slow rather than gone.
 _TRY_S = 2.0
-# What an endpoint gets at least, when many are to be asked in little time.
-_SHARE_LEAST_S = 0.3
-# What a slow one gets at most of it while others are still to be asked.
-_PATIENT_SHARE = 0.7
-# For a read that tells whether a watch may go on.
+# The least share of an endpoint, when many are to be asked in little time.
+_LEAST_SHARE_S = 0.3
+# The largest share of a slow endpoint while others are still to be asked.
+_SLOW_SHARE = 0.7
+# The timeout of a read that shows whether a watch may go on.
 _CONFIRM_S = 5.0
-# Short to the end: sleeping through the end of a fault may cost a hold, and there is one requester a lease.
-_PAUSE_S, _PAUSE_MOST_S = 0.05, 0.25
-# To find out whether anybody takes connections at an endpoint that did not answer.
+# Never long: sleeping through the end of a fault may cost a hold, and there is one requester per lease.
+_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.25
+# The timeout for finding out whether an endpoint that did not answer accepts connections.
 _ACCEPT_S = 0.5
-
-_TRY_ELSEWHERE = frozenset({UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNKNOWN, INTERNAL, UNAUTHENTICATED})
-# With these codes etcd says that a request is refused before anything of it is made; the one exception is that the
-# request which crosses the quota is made first.
-_FIRM = frozenset(
-    {
-        INVALID_ARGUMENT,
-        NOT_FOUND,
-        PERMISSION_DENIED,
-        RESOURCE_EXHAUSTED,
-        FAILED_PRECONDITION,
-        OUT_OF_RANGE,
-        DATA_LOSS,
-        UNAUTHENTICATED,
-    }
-)
-
-
-class CallError(Record):
-    """What etcd or the way to it said instead of an answer: gRPC's code, None if it never came to that; and words."""
-
-    code: int | None
-    details: str
 
 
 class Client(Protocol):
@@ -108,51 +52,51 @@ _Self = TypeVar("_Self", bound="FailOver[Any]")
 class FailOver(ABC, Generic[_Client]):
     """One connection serves all calls; it moves to another endpoint when one fails."""
 
-    # what a failed call raises; `_trouble` reads it
+    # the exceptions of a failed call; `_call_error` reads them
     failures: tuple[type[Exception], ...]
 
     def __init__(self, connection: Connection, timeline: Timeline | None = None) -> None:
         self._connection = connection
         self.timeline = timeline or Timeline()
-        # a fleet spreads over the members
+        # in random order, so that a fleet spreads over the members
         self._endpoints = sorted(connection.endpoints, key=lambda _: os.urandom(4))
         self._lock = threading.Lock()
         self._client: _Client | None = None
         self._login = Login(connection)
         self._try_s = _TRY_S
-        # what a try gets at least: all, after a call that nobody answered in time, for an etcd that is slow all over
-        self._patience_s = 0.0
+        # the least time for a try: all of it after a call that nobody answered in time, as every member may be slow
+        self._slow_s = 0.0
 
     @abstractmethod
     def _open(self, endpoint: Endpoint) -> _Client:
-        """A connection to this endpoint; may be made at its first use."""
+        """Open a connection to this endpoint; it may really be made at its first use."""
 
     @abstractmethod
-    def _trouble(self, raised: Exception) -> CallError:
-        """What a failure means."""
+    def _call_error(self, raised: Exception) -> CallError:
+        """Read the exception of a failed call."""
 
     @abstractmethod
     def _authenticate(self, client: _Client, user: str, password: str, timeout_s: float) -> str:
-        """A token of etcd's authentication."""
+        """Log in and return a token of etcd's authentication."""
 
     @abstractmethod
     def range(self, what: Range, *, timeout_s: float) -> RangeResult:
         """See `Store`."""
 
     def confirm(self, what: Range) -> None:
-        """Have the timeline judge etcd's revision by a small linearizable read. May raise `StoreError`."""
+        """Have the timeline check etcd's revision, by a small linearizable read. May raise `StoreError`."""
         self.range(replace(what, limit=1, keys_only=True), timeout_s=_CONFIRM_S)
 
     def connected(self) -> _Client:
-        """The open client, or a new one to the next endpoint of the list."""
+        """Return the open client, or a new one to the next endpoint of the list."""
         with self._lock:
             if self._client is None:
-                # rotated first: one that cannot be opened is not the next to be tried
+                # rotated before it is opened: an endpoint that cannot be opened must not be the next to be tried
                 self._endpoints.append(self._endpoints.pop(0))
                 self._client = self._open(self._endpoints[-1])
             return self._client
 
-    def leave(self, client: _Client) -> None:
+    def drop_connection(self, client: _Client) -> None:
         """Close a client that failed; the next call opens one to another endpoint."""
         with self._lock:
             if client is self._client:
@@ -160,7 +104,7 @@ class FailOver(ABC, Generic[_Client]):
         client.close()
 
     def each_member(self: _Self) -> list[_Self]:
-        """See `Store`; the one that was asked last comes last. A try has all the time of its call."""
+        """See `Store`; the endpoint in use comes last. A try has all the time of its call."""
         members = []
         with self._lock:
             endpoints = list(self._endpoints)
@@ -177,12 +121,12 @@ class FailOver(ABC, Generic[_Client]):
         if any(endpoint.tls for endpoint in self._endpoints):
             renewed.append(Renewal("certificates", self._renew_connection(probe, timeout_s)))
         path = self._connection.password_file
-        if path is not None and (os.path.isfile(path) or not os.path.exists(path)):  # a pipe has said all it had to say
+        if path is not None and (os.path.isfile(path) or not os.path.exists(path)):  # a pipe cannot be read again
             renewed.append(Renewal("password", self._renew_password(path, timeout_s)))
         return renewed
 
     def _renew_connection(self: _Self, probe: Range, timeout_s: float) -> str:
-        """Go over to a new connection, made with the files as they are now; or say why the old one stays."""
+        """Replace the connection by one made with the files as they are now; or say why the old one stays."""
         problem = unusable_files(self._connection)
         members = [] if problem else self.each_member()
         for member in reversed(members):  # the one in use is asked first
@@ -191,7 +135,7 @@ class FailOver(ABC, Generic[_Client]):
                 with member._lock:
                     new, member._client = member._client, None
                 if new is not None:
-                    self._go_over(new, timeout_s)
+                    self._replace_client(new, timeout_s)
                     return ""
             except StoreError as error:
                 problem = problem or str(error)
@@ -199,8 +143,8 @@ class FailOver(ABC, Generic[_Client]):
                 member.close()
         return problem or "the new connection was lost"
 
-    def _go_over(self, new: _Client, timeout_s: float) -> None:
-        """Use this connection from now on; the old one ends when all calls on it must be done."""
+    def _replace_client(self, new: _Client, timeout_s: float) -> None:
+        """Replace the connection; the old one is closed when all calls on it must be done."""
         with self._lock:
             old, self._client = self._client, new
             others = [endpoint for endpoint in self._endpoints if endpoint != new.conch_endpoint]
@@ -218,9 +162,29 @@ class FailOver(ABC, Generic[_Client]):
         try:
             client = self.connected()
         except self.failures as raised:
-            return self._trouble(raised).details
+            return self._call_error(raised).details
         return self._login.renew(
-            path, timeout_s, lambda u, p, left_s: self._authenticate(client, u, p, left_s), self._trouble
+            path, timeout_s, lambda u, p, left_s: self._authenticate(client, u, p, left_s), self._call_error
+        )
+
+    def _new_watch(
+        self,
+        what: Sequence[tuple[Range, int]],
+        open_stream: Callable[[Sequence[tuple[Range, int]]], Stream],
+        failures: tuple[type[Exception], ...],
+        report: Callable[[str], None],
+        on_unavailable: Callable[[], None],
+    ) -> DriverWatch:
+        return DriverWatch(
+            what,
+            open_stream,
+            drop_connection=self.drop_connection,
+            invalidate_token=self._login.invalidate_token,
+            failures=failures,
+            report=report,
+            on_unavailable=on_unavailable,
+            timeline=self.timeline,
+            confirm=self.confirm,
         )
 
     def moments(self, revision: int) -> tuple[float | None, float | None]:
@@ -239,28 +203,20 @@ class FailOver(ABC, Generic[_Client]):
         what: str,
         timeout_s: float,
         call: Callable[[_Client, str | None, float], _Answer],
-        verdict: Callable[[CallError, bool], _Answer | None] = lambda _trouble, _again: None,
+        settle: Callable[[CallError, bool], _Answer | None] = lambda _error, _tried_before: None,
     ) -> _Answer:
         """Call on one endpoint after the other until one answers; in rounds, with back-off, until the timeout.
 
-        `verdict(error, again)` may turn an error into an answer; `again` says that the call was tried before.
+        `settle(error, tried_before)` may turn an error into an answer.
         """
-        until = time.monotonic() + timeout_s
-        try_s, pause_s, tries = self._try_s, _PAUSE_S, 0
-        failures: dict[Endpoint, str] = {}
-        answered = False
-        unfit: set[Endpoint] = set()
-        mixed = False  # not all that failed is unfit
-        unclear = False  # a try may have been served all the same, or may yet be
+        tries = _Tries(what, timeout_s)
+        backoff, try_s = Backoff(_PAUSE_S, _LONGEST_PAUSE_S, jitter=True), self._try_s
         while True:
-            for still in range(len(self._endpoints), 0, -1):
-                left_s = until - time.monotonic()
+            for unasked in range(len(self._endpoints), 0, -1):
+                left_s = tries.left_s()
                 if left_s <= 0:
                     break
-                # those that are still to be asked in this round get their share of the time
-                most_s = left_s if still == 1 else left_s * _PATIENT_SHARE
-                share_s = min(try_s, max(_SHARE_LEAST_S, left_s / still))
-                limit_s = min(left_s, max(min(self._patience_s, most_s), share_s))
+                limit_s = self._limit_s(left_s, unasked, try_s)
                 ends_at = time.monotonic() + limit_s
                 client, sent_at = None, None
                 try:
@@ -268,87 +224,103 @@ class FailOver(ABC, Generic[_Client]):
                     token = self._token(client, limit_s)
                     before, sent_at = self.timeline.newest, time.clock_gettime(time.CLOCK_BOOTTIME)
                     answer = call(client, token, max(0.001, ends_at - time.monotonic()))
-                    self._patience_s = 0.0
-                    return self.timeline.heard(answer, before, sent_at)
+                    self._slow_s = 0.0
+                    return self.timeline.note_answer(answer, before, sent_at)
                 except self.failures as raised:
-                    trouble = self._trouble(raised)
-                    if trouble.code is not None and client is not None:
-                        settled = verdict(trouble, tries > 0)
+                    error = self._call_error(raised)
+                    if error.code is not None and client is not None:
+                        settled = settle(error, tries.count > 0)
                         if settled is not None:
                             return settled
-                    tries += 1
-                    unclear = unclear or (sent_at is not None and not _refused(trouble))
                     endpoint = client.conch_endpoint if client is not None else self._endpoints[-1]
+                    tries.note(endpoint, error, sent=sent_at is not None, unfit=isinstance(raised, Unfit))
                     try:
-                        failures[endpoint] = self._judge(what, trouble, str(endpoint))
-                    except StoreError as error:
-                        error.unclear = unclear
+                        tries.failures[endpoint] = self._classify(what, error, str(endpoint))
+                    except StoreError as refusal:
+                        refusal.unclear = tries.unclear
                         raise
-                    # a learner serves nothing, however long one waits for it
-                    answered = answered or (OWN in trouble.details and not LEARNER.told(trouble.details))
-                    if isinstance(raised, Unfit):
-                        unfit.add(endpoint)
-                    else:
-                        mixed = True
                     if client is not None:
-                        self.leave(client)
-            left_s = until - time.monotonic()
-            if len(unfit) == len(self._endpoints) and not mixed:
-                refused = Refused(f"cannot {what}: {_tried(failures)}")
-                refused.unclear = unclear
-                raise refused
-            if left_s <= 0:
-                gone = self._unreachable(what, timeout_s, failures, answered=answered)
-                gone.unclear = unclear
-                raise gone
-            time.sleep(min(left_s, pause_s * (0.5 + os.urandom(1)[0] / 512)))
-            pause_s, try_s = min(2 * pause_s, _PAUSE_MOST_S), 2 * try_s
+                        self.drop_connection(client)
+            self._raise_if_over(tries)
+            time.sleep(min(max(0.0, tries.left_s()), backoff.next_s()))
+            try_s *= 2
 
-    def _unreachable(
-        self, what: str, timeout_s: float, failures: dict[Endpoint, str], *, answered: bool
-    ) -> Unreachable:
-        silent = [endpoint for endpoint, why in failures.items() if why == NO_ANSWER]
-        if silent and timeout_s >= _TRY_S:
-            self._patience_s = math.inf
-        return Unreachable(
-            f"cannot {what}: no endpoint answered within {timeout_s:.3g} s ({_tried(failures)})",
-            lambda: answered or any(accepts(endpoint, _ACCEPT_S) for endpoint in silent),
-        )
+    def _limit_s(self, left_s: float, unasked: int, try_s: float) -> float:
+        """Return the time for the next try, while `unasked` endpoints of this round are still to be asked."""
+        # all of them get their share of the time that is left
+        share_s = min(try_s, max(_LEAST_SHARE_S, left_s / unasked))
+        most_s = left_s if unasked == 1 else left_s * _SLOW_SHARE
+        return min(left_s, max(min(self._slow_s, most_s), share_s))
+
+    def _raise_if_over(self, tries: "_Tries") -> None:
+        """Raise the error of a call that no endpoint can serve, or whose time is up."""
+        error: StoreError
+        if tries.all_unfit(len(self._endpoints)):
+            error = Refused(f"cannot {tries.what}: {tries.reasons()}")
+        elif tries.left_s() <= 0:
+            if tries.silent() and tries.timeout_s >= _TRY_S:
+                self._slow_s = math.inf
+            error = tries.unreachable()
+        else:
+            return
+        error.unclear = tries.unclear
+        raise error
 
     def _token(self, client: _Client, limit_s: float) -> str | None:
-        return self._login.token(limit_s, lambda u, p, left_s: self._authenticate(client, u, p, left_s), self._trouble)
+        return self._login.token(
+            limit_s, lambda u, p, left_s: self._authenticate(client, u, p, left_s), self._call_error
+        )
 
-    def _judge(self, what: str, trouble: CallError, endpoint: str) -> str:
-        """Why another endpoint is worth a try; raises what is an answer."""
-        code, details = trouble.code, trouble.details.partition("\n")[0]
-        if code is None or self._login.handle_auth_error(code, details, endpoint):
-            return reason(code, trouble.details)
-        if any(words.match(code, details) for words in BAD_LOGIN):
-            raise Refused(f"cannot {what}: etcd refuses the user or password")
-        if code == PERMISSION_DENIED or USER_EMPTY.match(code, details):
-            raise Refused(f"cannot {what}: etcd refuses it ({details})")
-        if LEASE_GONE.match(code, details):
-            raise LeaseGone(f"cannot {what}: the lease is gone")
-        if FULL.match(code, details):
-            raise Full(f"cannot {what}: etcd answered: {details}")
-        if code in _TRY_ELSEWHERE or any(words.match(code, details) for words in ELSEWHERE):
-            return reason(code, trouble.details)
-        raise Rejected(f"cannot {what}: etcd answered: {details or f'code {code}'}")
+    def _classify(self, what: str, error: CallError, endpoint: str) -> str:
+        """Return why another endpoint, or another login, is worth a try; raise the error that is an answer."""
+        first_line = error.details.partition("\n")[0]
+        if error.code is not None and self._login.handle_auth_error(error.code, first_line, endpoint):
+            return describe(error.code, error.details)
+        return classify(what, error)
 
 
-def _refused(trouble: CallError) -> bool:
-    """Whether etcd itself says that nothing was made, or (when it is full) that nothing will be made later."""
-    return trouble.code in _FIRM and trouble.details.startswith(OWN)
+class _Tries:
+    """The tries of one call: how each endpoint failed, and whether a write may have been made."""
 
+    def __init__(self, what: str, timeout_s: float) -> None:
+        self.what = what
+        self.timeout_s = timeout_s
+        self.count = 0
+        self.failures: dict[Endpoint, str] = {}  # why the newest try on each endpoint failed
+        self._deadline = time.monotonic() + timeout_s
+        self.unclear = False  # a try may have been served, or may yet be
+        self._etcd_answered = False  # etcd itself said that it cannot serve now
+        self._unfit: set[Endpoint] = set()
+        self._others_failed = False  # for another reason than being unfit
 
-def _tried(failures: dict[Endpoint, str]) -> str:
-    return "; ".join(f"{endpoint}: {why}" for endpoint, why in failures.items()) or "no time was left"
+    def left_s(self) -> float:
+        return self._deadline - time.monotonic()
 
+    def note(self, endpoint: Endpoint, error: CallError, *, sent: bool, unfit: bool) -> None:
+        """Note a try that failed; `sent`: its request may have reached etcd."""
+        self.count += 1
+        self.unclear = self.unclear or (sent and not error.nothing_written)
+        # a learner serves nothing, however long one waits for it
+        self._etcd_answered = self._etcd_answered or (OWN in error.details and not LEARNER.is_in(error.details))
+        if unfit:
+            self._unfit.add(endpoint)
+        else:
+            self._others_failed = True
 
-def granted(trouble: CallError, again: bool, lease: int, ttl_s: int) -> Lease | None:
-    """A grant that is refused because its lease is there: an earlier try was made, or it is another's."""
-    if not LEASE_EXISTS.match(trouble.code, trouble.details):
-        return None
-    if again:
-        return Lease(Header(0, 0, 0), ttl_s)
-    raise LeaseExists(f"cannot get lease {lease:x}: it exists already")
+    def all_unfit(self, endpoints: int) -> bool:
+        """Return whether none of so many endpoints will ever do."""
+        return len(self._unfit) == endpoints and not self._others_failed
+
+    def silent(self) -> list[Endpoint]:
+        """Return the endpoints that did not answer in time."""
+        return [endpoint for endpoint, why in self.failures.items() if why == NO_ANSWER]
+
+    def reasons(self) -> str:
+        return "; ".join(f"{endpoint}: {why}" for endpoint, why in self.failures.items()) or "no time was left"
+
+    def unreachable(self) -> Unreachable:
+        silent, answered = self.silent(), self._etcd_answered
+        return Unreachable(
+            f"cannot {self.what}: no endpoint answered within {self.timeout_s:.3g} s ({self.reasons()})",
+            lambda: answered or any(accepts(endpoint, _ACCEPT_S) for endpoint in silent),
+        )

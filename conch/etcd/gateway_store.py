@@ -1,20 +1,21 @@
-"""The light driver: etcd's JSON gateway instead of gRPC, for commands that must start fast and stay small."""
+"""The driver on etcd's JSON gateway instead of gRPC, for commands that must start fast and stay small."""
 
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from conch.etcd import gateway_codec as codec
 from conch.etcd.answers import BadAnswer
+from conch.etcd.call_errors import CallError, granted_before
 from conch.etcd.certificates import tls_context
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import Endpoint
-from conch.etcd.failover import CallError, FailOver, granted
+from conch.etcd.failover import FailOver
 from conch.etcd.gateway_codec import GatewayError
-from conch.etcd.gateway_http import SILENCE_S, Gateway, HungUp, NoGateway, Stream
+from conch.etcd.gateway_http import Gateway, HungUp, NoGateway
+from conch.etcd.gateway_watch import ALIVE_S, WatchStream
 from conch.etcd.store import Compare, Header, Lease, LeaseGone, Operation, Range, RangeResult, TxnResult
 from conch.etcd.timeline import Timeline
-from conch.etcd.watch import Answer, DriverWatch
+from conch.etcd.watch import DriverWatch
 from conch.static_typing import Any, TypeVar
 
 _Read = TypeVar("_Read")
@@ -22,10 +23,6 @@ _Call = Callable[[Gateway, str | None, float], _Read]
 
 _LOGIN_S = 2.0
 _OPEN_S = 2.0
-_ALIVE_S = 1.5
-_QUIET_S = 15.0
-# What is sent on a stream of watches.
-_WATCH, _PROBE = "watch", "probe"
 
 
 class HttpStore(FailOver[Gateway]):
@@ -36,7 +33,7 @@ class HttpStore(FailOver[Gateway]):
     _watch_failures: tuple[type[Exception], ...] = (*failures, NoGateway)
 
     def __init__(self, connection: Connection, timeline: Timeline | None = None, *, tentative: bool = False) -> None:
-        """`tentative`: unless something answers as a gateway does, raise `NoGateway` for whatever else it says."""
+        """`tentative`: until the first well-formed answer, raise `NoGateway` for a malformed one."""
         super().__init__(connection, timeline)
         self._tentative = tentative
         self._opened: dict[Endpoint, int] = {}
@@ -44,13 +41,13 @@ class HttpStore(FailOver[Gateway]):
             self.failures = self._watch_failures  # there is no other driver: another endpoint may have a gateway
 
     def _open(self, endpoint: Endpoint) -> Gateway:
-        # An address that takes connections and answers nothing must not be the first again.
-        turn = self._opened.get(endpoint, 0)
-        self._opened[endpoint] = turn + 1
+        # an address that accepts connections and answers nothing must not be the first again
+        first_address = self._opened.get(endpoint, 0)
+        self._opened[endpoint] = first_address + 1
         # certificates are read anew for each connection: they may have been replaced
-        return Gateway(endpoint, tls_context(self._connection) if endpoint.tls else None, turn)
+        return Gateway(endpoint, tls_context(self._connection) if endpoint.tls else None, first_address)
 
-    def _trouble(self, raised: Exception) -> CallError:
+    def _call_error(self, raised: Exception) -> CallError:
         if isinstance(raised, GatewayError):
             return CallError(raised.code, str(raised))
         if isinstance(raised, TimeoutError):
@@ -67,7 +64,7 @@ class HttpStore(FailOver[Gateway]):
         return self._ask("/v3/auth/authenticate", codec.login(user, password), codec.token)(client, None, timeout_s)
 
     def _ask(self, path: str, body: bytes, read: Callable[[dict[str, Any]], _Read]) -> "_Call[_Read]":
-        """A call that sends a request and reads its answer; `read` raises `BadAnswer`."""
+        """Return a call that sends a request and reads its answer; `read` may raise `BadAnswer`."""
 
         def call(client: Gateway, token: str | None, limit_s: float) -> _Read:
             try:
@@ -89,7 +86,7 @@ class HttpStore(FailOver[Gateway]):
     def grant(self, lease: int, ttl_s: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
         ask = self._ask("/v3/lease/grant", codec.grant(lease, ttl_s), lambda answer: codec.granted(lease, answer))
-        return self._call("get a lease", timeout_s, ask, lambda trouble, again: granted(trouble, again, lease, ttl_s))
+        return self._call("get a lease", timeout_s, ask, partial(granted_before, lease, ttl_s))
 
     def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
@@ -102,14 +99,14 @@ class HttpStore(FailOver[Gateway]):
             self._call(
                 f"revoke lease {lease:x}",
                 timeout_s,
-                self._ask("/v3/lease/revoke", codec.lease_id(lease), codec.head),
+                self._ask("/v3/lease/revoke", codec.lease_id(lease), codec.header),
             )
         except LeaseGone:
             pass  # it expired, or an earlier try was made and its answer lost
 
     def range(self, what: Range, *, timeout_s: float) -> RangeResult:
         """See `Store`."""
-        ask = self._ask("/v3/kv/range", codec.read(what), lambda answer: codec.found(what, answer))
+        ask = self._ask("/v3/kv/range", codec.read_range(what), lambda answer: codec.found(what, answer))
         return self._call(f"read {what.key.decode('utf-8', 'replace')}", timeout_s, ask)
 
     def txn(
@@ -137,99 +134,35 @@ class HttpStore(FailOver[Gateway]):
         blind: Callable[[], None] = lambda: None,
     ) -> DriverWatch:
         """See `Store`."""
-        ended = False
+        ended = False  # whether the next stream's request ends before its answer begins
 
-        def open_stream(wanted: Sequence[tuple[Range, int]]) -> "_Stream":
+        def open_stream(wanted: Sequence[tuple[Range, int]]) -> WatchStream:
             nonlocal ended
             client = self.connected()
             try:
                 token = self._token(client, _LOGIN_S)
-                requests = b"".join(codec.watch(one, revision, deletes_only=deletes_only) for one, revision in wanted)
-                alive = self._ask("/v3/kv/range", codec.local_read(wanted[0][0].key), codec.head)
+                requests = b"".join(codec.watch(*watched, deletes_only=deletes_only) for watched in wanted)
+                alive = self._ask("/v3/kv/range", codec.local_read(wanted[0][0].key), codec.header)
                 stream = client.stream("/v3/watch", requests, token, _OPEN_S, ended=ended)
-                return _Stream(client, stream, len(wanted), deletes_only, lambda: _check_alive(alive, client, token))
+                return WatchStream(
+                    client, stream, len(wanted), deletes_only, lambda: _check_alive(alive, client, token)
+                )
             except self._watch_failures as raised:
-                ended = not ended  # what is between us and etcd may take no request that goes on
+                ended = not ended  # a proxy between us and etcd may accept no request that goes on
                 try:
-                    self._judge("watch", self._trouble(raised), str(client.conch_endpoint))
+                    self._classify("watch", self._call_error(raised), str(client.conch_endpoint))
                 finally:
-                    self.leave(client)
+                    self.drop_connection(client)
                 raise
 
-        forget, failures = self._login.forget, self._watch_failures
-        return DriverWatch(what, open_stream, self.leave, forget, failures, tell, blind, self.timeline, self.confirm)
+        return self._new_watch(what, open_stream, self._watch_failures, tell, blind)
 
 
 def _check_alive(ask: "_Call[Header]", client: Gateway, token: str | None) -> None:
-    """Raise unless the member answers something: a stopped one keeps a silent stream open for ever."""
+    """Raise unless the member answers a request: a stopped one keeps a silent stream open for ever."""
     if client.answered_lately:
         return
     try:
-        ask(client, token, _ALIVE_S)
+        ask(client, token, ALIVE_S)
     except GatewayError:
         pass  # it answers
-
-
-class _Stream:
-    """A watch's stream. After a silence it asks whether it still is one, and whether all its watches were made."""
-
-    def __init__(
-        self, client: Gateway, stream: Stream, asked: int, deletes_only: bool, check_alive: Callable[[], None]
-    ) -> None:
-        self.client = client
-        self._stream = stream
-        self._asked = asked
-        self._confirmed = 0
-        self._asked_before = -1  # at the silence before
-        self._probed = False  # and nothing was heard since
-        # what was sent and not yet answered, in order, as etcd answers it: a watch, or a probe
-        self._sent = deque([_WATCH] * asked)
-        self._sending = threading.Lock()
-        self._deletes_only = deletes_only
-        self._check_alive = check_alive
-        stream.on_silence = self._check
-        stream.silence_s = self._silence_s
-
-    def __iter__(self) -> Iterator[Answer]:
-        for answer in self._stream:
-            made = codec.watch_answer(answer)
-            self._probed = False
-            if made.created and self._sent and self._sent.popleft() is _PROBE:
-                continue
-            self._confirmed += made.created
-            yield made
-
-    def add(self, what: Range, revision: int) -> bool:
-        self._asked += 1
-        return self._send(_WATCH, codec.watch(what, revision, deletes_only=self._deletes_only))
-
-    def _send(self, kind: str, request: bytes) -> bool:
-        with self._sending:
-            self._sent.append(kind)  # before its answer can be here
-            sent = self._stream.add(request)
-            if not sent:
-                self._sent.pop()
-            return sent
-
-    def cancel(self) -> None:
-        self._stream.cancel()
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def _silence_s(self) -> float:
-        if self._probed:
-            return _ALIVE_S
-        # who watches for deletions alone is a keeper: its renewals notice a silent member sooner
-        return _QUIET_S if self._deletes_only and self._confirmed >= self._asked else SILENCE_S
-
-    def _check(self) -> None:
-        if self._probed:
-            raise TimeoutError("the stream does not answer")
-        if self._confirmed < self._asked == self._asked_before:  # what is between us and etcd may hold requests back
-            raise BadAnswer("not all watches of a stream were confirmed")
-        self._asked_before = self._asked
-        # the stream itself is asked where it can be: other requests may go to another member
-        self._probed = self._send(_PROBE, codec.probe())
-        if not self._probed:
-            self._check_alive()

@@ -1,4 +1,4 @@
-"""Between etcd's own messages and ours: no protobuf type leaves the driver.
+"""Translates between the store's calls and etcd's own messages: no protobuf type leaves the driver.
 
 An answer is read to a record, or raises `BadAnswer`.
 """
@@ -51,9 +51,9 @@ def range_request(what: Range) -> Any:
     )
 
 
-def compare_request(one: Compare) -> Any:
+def compare_request(condition: Compare) -> Any:
     kind = etcdrpc.Compare
-    match one:
+    match condition:
         case CreateRevisionIs(key, revision):
             return kind(result=kind.EQUAL, target=kind.CREATE, key=key, create_revision=revision)
         case ModRevisionIs(key, revision):
@@ -62,69 +62,74 @@ def compare_request(one: Compare) -> Any:
             return kind(result=kind.LESS, target=kind.VALUE, key=key, value=value)
 
 
-def operation(one: Operation) -> Any:
-    match one:
+def operation_request(operation: Operation) -> Any:
+    match operation:
         case Range():
-            return etcdrpc.RequestOp(request_range=range_request(one))
+            return etcdrpc.RequestOp(request_range=range_request(operation))
         case Put(key, value, lease):
             return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=key, value=value, lease=lease))
         case Delete(key):
             return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key))
 
 
-def head_of(answer: Any) -> Header:
-    """The header, that every answer has."""
-    header = answer.header
-    return answers.head(header.revision, header.member_id, header.raft_term)
+def header(answer: Any) -> Header:
+    """Read the header, which every answer has."""
+    return answers.header(answer.header.revision, answer.header.member_id, answer.header.raft_term)
 
 
 def token(answer: Any) -> str:
-    """The token of a login; it can stand in a header."""
+    """Read the token of a login; it can be sent as a header."""
     return answers.token(answer.token)
 
 
 def granted(asked: int, answer: Any) -> Lease:
-    """The lease as granted."""
-    return answers.granted(asked, head_of(answer), answer.ID, answer.TTL)
+    """Read a lease as granted."""
+    return answers.granted(asked, header(answer), answer.ID, answer.TTL)
 
 
 def renewed(asked: int, answer: Any) -> Lease:
-    """The lease as renewed; a TTL of 0 says that it is gone."""
-    return answers.renewed(asked, head_of(answer), answer.ID, answer.TTL)
+    """Read a lease as renewed; a TTL of 0 says that it is gone."""
+    return answers.renewed(asked, header(answer), answer.ID, answer.TTL)
 
 
 def range_result(what: Range, answer: Any) -> RangeResult:
-    """The keys of a range."""
-    return answers.found(what, head_of(answer), _keys(answer), answer.count)
+    """Read the keys of a range."""
+    return answers.found(what, header(answer), _keys(answer), answer.count)
 
 
 def txn_result(
     compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation], answer: Any
 ) -> TxnResult:
-    """What a transaction did."""
-    responses = [_response(one) for one in answer.responses]
+    """Read what a transaction did."""
+    responses = [_response(response) for response in answer.responses]
     return answers.transaction(
-        compare, success, failure, head_of(answer), succeeded=answer.succeeded, responses=responses
+        compare, success, failure, header(answer), succeeded=answer.succeeded, responses=responses
     )
 
 
 def watch_answer(answer: Any) -> Answer:
-    """One answer of a stream of watches."""
+    """Read one answer of a stream of watches."""
     if not answer.HasField("header"):
         raise BadAnswer("an odd answer: it has no header")
-    events = tuple(answers.event(_key_value(one.kv), deleted=one.type == one.DELETE) for one in answer.events)
-    header = Header(answer.header.revision, answer.header.member_id, answer.header.raft_term)
+    events = tuple(answers.event(_key_value(event.kv), deleted=event.type == event.DELETE) for event in answer.events)
+    unchecked = Header(answer.header.revision, answer.header.member_id, answer.header.raft_term)
     return Answer(
-        answer.watch_id, answer.created, answer.canceled, answer.cancel_reason, answer.compact_revision, events, header
+        answer.watch_id,
+        answer.created,
+        answer.canceled,
+        answer.cancel_reason,
+        answer.compact_revision,
+        events,
+        unchecked,
     )
 
 
-def _response(one: Any) -> answers.Response:
-    name = one.WhichOneof("response")
+def _response(response: Any) -> answers.Response:
+    name = response.WhichOneof("response")
     if name not in _KINDS:
         raise BadAnswer("an odd answer: a part of a transaction that was not asked for")
-    made = getattr(one, name)
-    return (Range, _keys(made), made.count) if name == "response_range" else (_KINDS[name], (), 0)
+    result = getattr(response, name)
+    return (Range, _keys(result), result.count) if name == "response_range" else (_KINDS[name], (), 0)
 
 
 def _keys(answer: Any) -> tuple[KeyValue, ...]:

@@ -4,12 +4,14 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from conch.etcd import grpc_descriptors
 from conch.etcd.answers import BadAnswer
+from conch.etcd.call_errors import CallError, granted_before
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import Endpoint
-from conch.etcd.failover import CallError, FailOver, granted
+from conch.etcd.failover import FailOver
 from conch.etcd.store import (
     Compare,
     Lease,
@@ -26,9 +28,9 @@ from conch.etcd.watch import Answer, DriverWatch
 from conch.static_typing import Any
 
 grpc_descriptors.install()
-# gRPC writes to stderr by itself; what it has to say is in the errors
+# gRPC writes to stderr by itself; the errors have the same text
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-# its own resolver tries one address of a name that has several in /etc/hosts; the system's gives it all of them
+# gRPC's own resolver tries one address of a name that has several in /etc/hosts; the system's returns all of them
 os.environ.setdefault("GRPC_DNS_RESOLVER", "native")
 
 import etcd3  # noqa: E402 - after its protobuf modules can be loaded
@@ -36,17 +38,16 @@ import grpc  # noqa: E402
 from etcd3 import etcdrpc  # noqa: E402
 
 from conch.etcd import grpc_codec  # noqa: E402
-from conch.etcd.grpc_codec import compare_request, operation, range_request  # noqa: E402
+from conch.etcd.grpc_codec import compare_request, operation_request, range_request  # noqa: E402
 
-# ValueError is gRPC's word for a channel that another thread has closed.
-# OSError is a certificate file that is not there just now.
+# gRPC raises ValueError for a channel that another thread has closed; OSError is a missing certificate file.
 _FAILURES = (grpc.RpcError, etcd3.Etcd3Exception, BadAnswer, ValueError, OSError, Unfit)
 
 _NEEDS_LEADER = ("hasleader", "true")
 
 _LOGIN_S = 2.0
 
-# Every member of etcd serves this, without a login; `etcd grpc-proxy` does not, however it is set up.
+# Every member of etcd serves this without a login; `etcd grpc-proxy` never does.
 _HEALTH = "/grpc.health.v1.Health/Check"
 _PROXY = (
     "it is no member of etcd but its grpc-proxy, which answers renewals by a timer of its own: "
@@ -66,7 +67,7 @@ _OPTIONS = (
 
 
 def system_certificates() -> str:
-    """The system's certificate authorities in one file, for https endpoints without `--cacert`."""
+    """Return the file with the system's certificate authorities, for https endpoints without `--cacert`."""
     import ssl
 
     known = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
@@ -77,7 +78,7 @@ def system_certificates() -> str:
 
 
 def grpc_error(error: BaseException) -> grpc.RpcError | None:
-    """The gRPC error behind one of etcd3's exceptions, or the error itself if it is one."""
+    """Return the gRPC error behind one of etcd3's exceptions, or the error itself if it is one."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, grpc.RpcError):
@@ -87,11 +88,11 @@ def grpc_error(error: BaseException) -> grpc.RpcError | None:
 
 
 def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
-    # a member without a leader says so at once, asked this way, instead of leaving us to wait
+    # with `hasleader`, a member without a leader says so immediately, instead of keeping us waiting
     return (_NEEDS_LEADER,) if token is None else (("token", token), _NEEDS_LEADER)
 
 
-def _how(token: str | None, timeout_s: float) -> dict[str, Any]:
+def _call_options(token: str | None, timeout_s: float) -> dict[str, Any]:
     return {"timeout": timeout_s, "metadata": _metadata(token)}
 
 
@@ -101,27 +102,27 @@ class GrpcStore(FailOver[Any]):
     failures = _FAILURES
 
     def __init__(self, connection: Connection, timeline: Timeline | None = None, *, members_only: bool = False) -> None:
-        """`members_only`: leave an endpoint that is etcd's grpc-proxy. Renewals go to members in any case."""
+        """`members_only`: do not use an endpoint that is etcd's grpc-proxy. Renewals never do."""
         super().__init__(connection, timeline)
         self._members_only = members_only
 
     def _open(self, endpoint: Endpoint) -> Any:
-        c = self._connection
-        # named as DNS's, else gRPC takes a host called "unix" or "ipv4" for a scheme
+        connection = self._connection
+        # with the scheme dns, else gRPC takes a host called "unix" or "ipv4" for a scheme
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         client = etcd3.client(
             host=f"dns:///{host}",
             port=endpoint.port,
-            ca_cert=(c.cacert or system_certificates()) if endpoint.tls else None,
-            cert_key=c.key if endpoint.tls else None,
-            cert_cert=c.cert if endpoint.tls else None,
+            ca_cert=(connection.cacert or system_certificates()) if endpoint.tls else None,
+            cert_key=connection.key if endpoint.tls else None,
+            cert_cert=connection.cert if endpoint.tls else None,
             grpc_options=_OPTIONS,
         )
         client.conch_endpoint = endpoint
-        client.conch_member = False  # until it was asked
+        client.conch_member = False  # not known yet
         return client
 
-    def _trouble(self, raised: Exception) -> CallError:
+    def _call_error(self, raised: Exception) -> CallError:
         error = grpc_error(raised)
         if error is not None:
             return CallError(error.code().value[0], str(error.details() or ""))
@@ -137,17 +138,17 @@ class GrpcStore(FailOver[Any]):
 
     @staticmethod
     def _check_member(client: Any, timeout_s: float) -> float:
-        """Raise `Unfit` unless a member of etcd itself answers; return what is left of the time.
+        """Raise `Unfit` unless a member of etcd itself answers; return the time that is left.
 
         The answer to a keepalive proves a renewal only if etcd gave it, to this very keepalive. (A proxy's keepalives
-        are sent when its timer says so, to any member; it hands out the latest answer, or none.)
+        are sent by a timer, to any member; it returns the latest answer, or none.)
         """
         until = time.monotonic() + timeout_s
         if not client.conch_member:
-            asked = client.channel.unary_unary(_HEALTH, bytes, bytes).future(b"", timeout=timeout_s)
-            if asked.code() is grpc.StatusCode.UNIMPLEMENTED:
+            health = client.channel.unary_unary(_HEALTH, bytes, bytes).future(b"", timeout=timeout_s)
+            if health.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise Unfit(_PROXY)
-            asked.result()  # raises what went wrong
+            health.result()  # raises the error, if there was one
             client.conch_member = True
         return max(0.001, until - time.monotonic())
 
@@ -162,9 +163,14 @@ class GrpcStore(FailOver[Any]):
         request = etcdrpc.LeaseGrantRequest(TTL=ttl_s, ID=lease)
 
         def call(client: Any, token: str | None, timeout_s: float) -> Lease:
-            return grpc_codec.granted(lease, client.leasestub.LeaseGrant(request, **_how(token, timeout_s)))
+            return grpc_codec.granted(lease, client.leasestub.LeaseGrant(request, **_call_options(token, timeout_s)))
 
-        return self._call("get a lease", timeout_s, call, lambda trouble, again: granted(trouble, again, lease, ttl_s))
+        return self._call(
+            "get a lease",
+            timeout_s,
+            call,
+            partial(granted_before, lease, ttl_s),
+        )
 
     def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
@@ -172,7 +178,7 @@ class GrpcStore(FailOver[Any]):
 
         def call(client: Any, token: str | None, timeout_s: float) -> Lease:
             left_s = self._check_member(client, timeout_s)
-            stream = client.leasestub.LeaseKeepAlive(iter((request,)), **_how(token, left_s))
+            stream = client.leasestub.LeaseKeepAlive(iter((request,)), **_call_options(token, left_s))
             for answer in stream:
                 return grpc_codec.renewed(lease, answer)
             raise ValueError("the stream ended without an answer")
@@ -186,8 +192,8 @@ class GrpcStore(FailOver[Any]):
             self._call(
                 f"revoke lease {lease:x}",
                 timeout_s,
-                lambda client, token, limit_s: grpc_codec.head_of(
-                    client.leasestub.LeaseRevoke(request, **_how(token, limit_s))
+                lambda client, token, limit_s: grpc_codec.header(
+                    client.leasestub.LeaseRevoke(request, **_call_options(token, limit_s))
                 ),
             )
         except LeaseGone:
@@ -200,7 +206,7 @@ class GrpcStore(FailOver[Any]):
             f"read {what.key.decode('utf-8', 'replace')}",
             timeout_s,
             lambda client, token, limit_s: grpc_codec.range_result(
-                what, client.kvstub.Range(request, **_how(token, limit_s))
+                what, client.kvstub.Range(request, **_call_options(token, limit_s))
             ),
         )
 
@@ -214,13 +220,13 @@ class GrpcStore(FailOver[Any]):
     ) -> TxnResult:
         """See `Store`."""
         request = etcdrpc.TxnRequest(
-            compare=[compare_request(one) for one in compare],
-            success=[operation(one) for one in success],
-            failure=[operation(one) for one in failure],
+            compare=[compare_request(condition) for condition in compare],
+            success=[operation_request(operation) for operation in success],
+            failure=[operation_request(operation) for operation in failure],
         )
 
         def call(client: Any, token: str | None, timeout_s: float) -> TxnResult:
-            answer = client.kvstub.Txn(request, **_how(token, timeout_s))
+            answer = client.kvstub.Txn(request, **_call_options(token, timeout_s))
             return grpc_codec.txn_result(compare, success, failure, answer)
 
         return self._call("make a transaction", timeout_s, call)
@@ -236,10 +242,10 @@ class GrpcStore(FailOver[Any]):
         """See `Store`."""
         filters = [etcdrpc.WatchCreateRequest.NOPUT] if deletes_only else []
 
-        def request(one: Range, revision: int) -> Any:
+        def request(what: Range, revision: int) -> Any:
             return etcdrpc.WatchRequest(
                 create_request=etcdrpc.WatchCreateRequest(
-                    key=one.key, range_end=one.end, start_revision=revision, filters=filters
+                    key=what.key, range_end=what.end, start_revision=revision, filters=filters
                 )
             )
 
@@ -249,13 +255,12 @@ class GrpcStore(FailOver[Any]):
                 token = self._token(client, _LOGIN_S)
             except _FAILURES as raised:
                 endpoint = str(client.conch_endpoint)
-                why = self._judge("log in", self._trouble(raised), endpoint)
-                self.leave(client)
+                why = self._classify("log in", self._call_error(raised), endpoint)
+                self.drop_connection(client)
                 raise ValueError(f"{endpoint}: {why}") from None
             return _Stream(client, token, request, wanted)
 
-        forget, timeline, confirm = self._login.forget, self.timeline, self.confirm
-        return DriverWatch(what, open_stream, self.leave, forget, _FAILURES, tell, blind, timeline, confirm)
+        return self._new_watch(what, open_stream, _FAILURES, tell, blind)
 
 
 class _Stream:
@@ -272,8 +277,8 @@ class _Stream:
         self._request = request
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._call = etcdrpc.WatchStub(client.channel).Watch(iter(self._requests.get, None), metadata=_metadata(token))
-        for one, revision in wanted:
-            self.add(one, revision)
+        for what, revision in wanted:
+            self.add(what, revision)
 
     def __iter__(self) -> Iterator[Answer]:
         return map(grpc_codec.watch_answer, self._call)

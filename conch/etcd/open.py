@@ -1,4 +1,4 @@
-"""Which driver talks to etcd: the light one where it can, else gRPC; and how it is told that gRPC cannot be had."""
+"""Chooses the driver: etcd's JSON gateway where that works, else gRPC; says why if gRPC cannot be used."""
 
 import os
 import time
@@ -29,14 +29,14 @@ from conch.limits import lacking
 from conch.static_typing import TypeVar
 
 _Answer = TypeVar("_Answer")
-# What the other driver has at least, where the first one used up the time.
+# The least time for the second driver, where the first one used up the timeout.
 _LEAST_S = 0.5
-# What gRPC was seen to take, besides a thread a processor (4 to 16 of them), and we beside it.
+# What gRPC was seen to use, besides a thread per processor (4 to 16 of them), and what we need beside it.
 _GRPC_THREADS, _GRPC_DESCRIPTORS = 16, 24
 
 
 class NoGrpc(StoreError):
-    """gRPC is not installed, or the system does not let it have what it needs."""
+    """gRPC is not installed, or the system lacks the resources that it needs."""
 
 
 def open_store(
@@ -46,11 +46,11 @@ def open_store(
     prefer_grpc: bool = False,
     members_only: bool = False,
 ) -> Store:
-    """The store for a connection's transport; nothing is sent yet. Raises `NoGrpc` where only that is wanted.
+    """Return the store for a connection's transport; nothing is sent yet. Raises `NoGrpc` if only gRPC is allowed.
 
-    `tell` hears warnings, an event and a text each. With `prefer_grpc`, `auto` is gRPC, and the gateway without it.
-    `members_only` is for whoever is to hold something: an etcd grpc-proxy, which cannot prove a renewal, is not used.
-    (It has no JSON gateway.)
+    `tell` is called with the event and text of each warning. With `prefer_grpc`, `auto` tries gRPC before the gateway.
+    `members_only` is for a caller that will hold something: an etcd grpc-proxy, which cannot prove a renewal (and has
+    no JSON gateway), is not used.
     """
     timeline = Timeline(tell)
     if connection.transport == "grpc":
@@ -67,7 +67,7 @@ def open_store(
 
 
 def _grpc(connection: Connection, timeline: Timeline, *, members_only: bool) -> Store:
-    # once it is loaded it aborts or hangs, in C, for want of a thread
+    # gRPC aborts or hangs, in C code, if it cannot start a thread once it is loaded
     lack = lacking(threads=_GRPC_THREADS + min(max(os.cpu_count() or 1, 4), 16), descriptors=_GRPC_DESCRIPTORS)
     if lack:
         raise NoGrpc(f"cannot use gRPC: {lack}")
@@ -79,7 +79,7 @@ def _grpc(connection: Connection, timeline: Timeline, *, members_only: bool) -> 
 
 
 class AutoStore:
-    """The light driver, until it meets an etcd without a gateway, or one that knows us by our certificate.
+    """Uses the gateway, until it meets an etcd without one, or one that knows us by our certificate.
 
     (Through the gateway etcd does not see the client's certificate, and finds no user name.)
     """
@@ -99,7 +99,7 @@ class AutoStore:
             why = str(error)
         except Refused as error:
             known_by_certificate = self._connection.cert is not None and self._connection.user is None
-            if not known_by_certificate or not USER_EMPTY.told(str(error)) or store is not self._store:
+            if not known_by_certificate or not USER_EMPTY.is_in(str(error)) or store is not self._store:
                 raise
             why = str(error)
         if store is self._store:
@@ -121,7 +121,7 @@ class AutoStore:
         except LeaseExists:
             if store is self._store:
                 raise
-            return Lease(Header(0, 0, 0), ttl_s)  # the other driver's try was made, and its answer lost
+            return Lease(Header(0, 0, 0), ttl_s)  # the first driver's try was served, and its answer lost
 
     def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
@@ -154,15 +154,15 @@ class AutoStore:
         tell: Callable[[str], None] = lambda _event: None,
         blind: Callable[[], None] = lambda: None,
     ) -> Watch:
-        """See `Store`. It stays with the driver that answers now."""
+        """See `Store`. The watch keeps the driver that is in use now."""
         return self._store.watch(what, deletes_only=deletes_only, tell=tell, blind=blind)
 
     def each_member(self) -> Sequence[Store]:
-        """See `Store`. Over the driver that answers now."""
+        """See `Store`. The stores keep the driver that is in use now."""
         return self._store.each_member()
 
     def renew(self, probe: Range, *, timeout_s: float) -> Sequence[Renewal]:
-        """See `Store`. Of the driver that answers now."""
+        """See `Store`. For the driver that is in use now."""
         return self._store.renew(probe, timeout_s=timeout_s)
 
     def moments(self, revision: int) -> tuple[float | None, float | None]:

@@ -1,4 +1,4 @@
-"""How long to wait for etcd's first answer: slow is not away."""
+"""Waits for etcd's first answer: a slow etcd gets more time than an absent one."""
 
 import time
 from collections.abc import Callable
@@ -19,8 +19,9 @@ def first_answer(
 ) -> _Answer:
     """Call `ask(timeout_s)` until etcd answers; raises `Unreachable` when that takes too long.
 
-    That is after the dial timeout where nobody takes connections; where somebody does, or etcd itself says that it
-    cannot now, after `within_s`, with the command timeout for each try. `again` is called in between, and may raise.
+    That is after the dial timeout if no endpoint accepts connections. If one does, or etcd itself says that it cannot
+    serve now, it is after `within_s`, with the command timeout for each try; `again` is called between the tries, and
+    may raise.
     """
     until = time.monotonic() + within_s
     limit_s = min(connection.dial_timeout_s, within_s)

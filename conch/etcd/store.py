@@ -1,4 +1,4 @@
-"""What conch asks of etcd: a few calls, each with a time limit, and the errors that they raise.
+"""The calls that conch makes to etcd, each with a timeout, and the errors that they raise.
 
 Timeouts are float seconds and cover the whole call, retries on other endpoints included.
 """
@@ -13,18 +13,18 @@ from conch.static_typing import Protocol
 class StoreError(ConchError):
     """etcd did not do what was asked.
 
-    `unclear` says that a write may have been made all the same, or may yet be; it is false only where etcd refused
-    each try before it made anything, or none was sent.
+    `unclear`: a write may have been made nevertheless, or may yet be. It is false only if etcd refused each try before
+    it wrote anything, or none was sent.
     """
 
     unclear = True
 
 
 class Unreachable(StoreError):
-    """No endpoint answered in time. A write may have been made all the same."""
+    """No endpoint answered in time. A write may have been made nevertheless."""
 
     def __init__(self, text: str, accepted: Callable[[], bool] = lambda: False) -> None:
-        """`accepted` finds out whether somebody serves there all the same: slow is not away."""
+        """`accepted` finds out whether an endpoint accepts connections nevertheless: it may merely be slow."""
         super().__init__(text)
         self.accepted = accepted
 
@@ -40,13 +40,13 @@ class Rejected(StoreError):
 class Full(Rejected):
     """etcd's quota is used up, and it takes no writes (the NOSPACE alarm).
 
-    The one request that crosses the quota is made and refused in the same answer, so a read must tell whether ours
-    was; it cannot be made later.
+    The one request that crosses the quota is written and refused at the same time, so a read must show whether ours was
+    that one; it cannot be written later.
     """
 
 
 class Unfit(StoreError):
-    """What answers at an endpoint will not do, however often it is asked; another endpoint may."""
+    """An endpoint will never do, however often it is asked; another one may."""
 
 
 class LeaseExists(Rejected):
@@ -60,15 +60,15 @@ class LeaseGone(StoreError):
 
 
 class Compacted(StoreError):
-    """The history that a watch asked for is gone: list again and go on from there."""
+    """The history that a watch asked for was compacted: list again and go on from there."""
 
 
 class WentBack(Compacted):
-    """etcd was wiped or restored: what a watch goes on from has never been. List again, and trust nothing known."""
+    """etcd was wiped or restored: the last revision seen by a watch does not exist. List again; trust nothing known."""
 
 
 class Header(Record):
-    """What every answer says of the member that gave it: the store's revision, the member, its raft term."""
+    """The header of every answer: the store's revision, the member that answered, its raft term."""
 
     revision: int
     member: int
@@ -88,9 +88,8 @@ class KeyValue(Record):
 class Range(Record):
     """Ask for a key, or for those from `key` to before `end`.
 
-    Newest first (by create-revision), oldest first, or last key first; `created_by` leaves out what was created after
-    that revision. `keys_only` leaves out values, and leases too: etcd 3.7 no longer tells them then, so no release does
-    here.
+    Newest first (by create-revision), oldest first, or last key first; `max_create_revision` leaves out keys created
+    after that revision. `keys_only` leaves out values, and leases too: etcd 3.7 does not return those, so we never do.
     """
 
     key: bytes
@@ -145,7 +144,7 @@ Compare = CreateRevisionIs | ModRevisionIs | ValueBelow
 class RangeResult(Record):
     """The keys found; `count` is the number of all keys in the range, whatever the limit and filters say."""
 
-    head: Header
+    header: Header
     kvs: tuple[KeyValue, ...]
     count: int
 
@@ -153,7 +152,7 @@ class RangeResult(Record):
 class TxnResult(Record):
     """Which branch ran; `ranges` has the answers to its `Range` operations in their order."""
 
-    head: Header
+    header: Header
     succeeded: bool
     ranges: tuple[RangeResult, ...]
 
@@ -161,7 +160,7 @@ class TxnResult(Record):
 class Lease(Record):
     """A lease's TTL in seconds as etcd has it; 0 means that the lease is gone."""
 
-    head: Header
+    header: Header
     ttl_s: int
 
 
@@ -173,14 +172,14 @@ class Event(Record):
 
 
 class Watch(Protocol):
-    """Events in order, none missed, across the loss of endpoints; ends by `cancel` from any thread."""
+    """Events in order, none missed, across the loss of endpoints; `cancel` ends it from any thread."""
 
     def __iter__(self) -> Iterator[Sequence[Event]]:
-        """Yield the events as they come. Raises `Compacted`, `WentBack` or `Refused`."""
+        """Yield the events as they arrive. Raises `Compacted`, `WentBack` or `Refused`."""
         ...
 
     def add(self, what: Range, start_revision: int) -> None:
-        """Watch this too, from a revision on; from any thread."""
+        """Watch another range, from a revision on; from any thread."""
         ...
 
     def cancel(self) -> None:
@@ -189,7 +188,7 @@ class Watch(Protocol):
 
 
 class Renewal(Record):
-    """`certificates` or a `password` that was read anew; or (`problem` is not empty) why the old one stays."""
+    """`certificates` or a `password` that was replaced; or (`problem` is not empty) why the old one stays."""
 
     what: str
     problem: str = ""
@@ -199,7 +198,7 @@ class Store(Protocol):
     """etcd. Every call may raise `Unreachable`, `Refused` or `Rejected`, and may be made from any thread."""
 
     def grant(self, lease: int, ttl_s: int, *, timeout_s: float) -> Lease:
-        """Create a lease with an id of our own; that makes a repeated grant recognisable."""
+        """Create a lease with an id of our own, which makes a repeated grant recognisable."""
         ...
 
     def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
@@ -207,11 +206,11 @@ class Store(Protocol):
         ...
 
     def revoke(self, lease: int, *, timeout_s: float) -> None:
-        """End a lease and delete its keys; one that is gone already is no error."""
+        """Revoke a lease, which deletes its keys; a lease that is gone already is no error."""
         ...
 
     def range(self, what: Range, *, timeout_s: float) -> RangeResult:
-        """A linearizable read."""
+        """Read keys, linearizably."""
         ...
 
     def txn(
@@ -222,7 +221,7 @@ class Store(Protocol):
         *,
         timeout_s: float,
     ) -> TxnResult:
-        """One transaction. It may be made twice if an answer is lost, so it must be safe to repeat."""
+        """Make a transaction. It may be made twice if an answer is lost, so it must be safe to repeat."""
         ...
 
     def watch(
@@ -233,26 +232,26 @@ class Store(Protocol):
         tell: Callable[[str], None] = lambda _event: None,
         blind: Callable[[], None] = lambda: None,
     ) -> Watch:
-        """Watch keys or ranges, each from a revision on; `tell` hears `watch-interrupted` and `watch-resumed`.
+        """Watch keys or ranges, each from a revision on; `tell` is called with `watch-interrupted` and `watch-resumed`.
 
         `blind` is called every few seconds while no endpoint lets it watch.
         """
         ...
 
     def each_member(self) -> "Sequence[Store]":
-        """A store for each endpoint, which asks that one alone; the caller closes them. They share one login."""
+        """Return a store for each endpoint, which asks only that one; the caller closes them. They share one login."""
         ...
 
     def renew(self, probe: Range, *, timeout_s: float) -> "Sequence[Renewal]":
-        """Read certificates and password anew and go over to them, if etcd lets us read `probe` with them.
+        """Read certificates and password again and use them, if etcd lets us read `probe` with them.
 
-        What cannot be read or is refused stays as it is. What is under way goes on over the connection that it has;
-        that is closed once it must be done, and watches go on over the new one. Raises nothing.
+        If they cannot be read or are refused, the old ones stay. Calls under way go on over their connection, which is
+        closed once they must be done; watches go on over the new one. Raises nothing.
         """
         ...
 
     def moments(self, revision: int) -> tuple[float | None, float | None]:
-        """Between which two moments (CLOCK_BOOTTIME, seconds) this revision was made; None where that is not known."""
+        """Return times (CLOCK_BOOTTIME, seconds) after and before which this revision was written; None: unknown."""
         ...
 
     def close(self) -> None:

@@ -2,9 +2,9 @@
 
 A linearizable answer has at least the revision and the raft term that etcd was known to have when it was asked. (A
 renewal's or a watch's header is that one member's own, which may lag; it proves nothing by being lower.) A term may
-rarely look lower for a moment, in an election; a false alarm costs one listing, a missed one would make us deaf.
+rarely look lower for an instant, in an election. A false alarm costs one listing; a missed one would cost all events.
 
-The same answers bound the moment at which a revision was made, on our own clock.
+The same answers bound the time at which a revision was written, on our own clock.
 """
 
 import threading
@@ -20,7 +20,7 @@ _Answer = TypeVar("_Answer")
 
 Tell = Callable[[str, str], None]
 
-# Of so many answers the moments are kept, each at least so long after the one before.
+# The times of so many answers are kept, each at least so long after the one before.
 _KEPT, _APART_S = 256, 0.1
 
 
@@ -29,7 +29,7 @@ def _now() -> float:
 
 
 class Mark(Record):
-    """The newest revision and term known at a moment; `turn` counts how often they went back before it."""
+    """The newest revision and term known at some time; `turn` counts how often they went back before it."""
 
     revision: int
     term: int
@@ -37,43 +37,44 @@ class Mark(Record):
 
 
 class Timeline:
-    """What one process knows of etcd's progress, and who must list anew when that is undone. From any thread."""
+    """What one process knows of etcd's progress, and who must list again when that is undone. From any thread."""
 
     def __init__(self, tell: Tell = lambda _event, _text: None) -> None:
-        """`tell` hears `revision-went-back` with a text, once each time."""
+        """`tell` is called with `revision-went-back` and a text, once each time."""
         self._tell = tell
         self._lock = threading.Lock()
         self._followers: set[Callable[[], None]] = set()
         self.newest = Mark(0, 0, 0)
-        self._moments: deque[tuple[int, float, float]] = deque(maxlen=_KEPT)  # revision; when it was asked for, heard
+        # revisions, each with the times at which its request was sent and its answer arrived
+        self._moments: deque[tuple[int, float, float]] = deque(maxlen=_KEPT)
 
     def follow(self, on_back: Callable[[], None]) -> None:
-        """Have this called, from any thread, whenever the revision goes back, until `leave`."""
+        """Call `on_back`, from any thread, whenever the revision goes back, until `unfollow`."""
         with self._lock:
             self._followers.add(on_back)
 
-    def leave(self, on_back: Callable[[], None]) -> None:
-        """Call it no more."""
+    def unfollow(self, on_back: Callable[[], None]) -> None:
+        """Stop calling `on_back`."""
         with self._lock:
             self._followers.discard(on_back)
 
-    def heard(self, answer: _Answer, before: Mark, sent_at: float | None = None) -> _Answer:
-        """Take note of an answer to what was asked when `before` was the newest, and return it.
+    def note_answer(self, answer: _Answer, before: Mark, sent_at: float | None = None) -> _Answer:
+        """Note an answer to a request that was sent when `before` was the newest mark, and return the answer.
 
-        `sent_at` is the moment from before the request was sent (CLOCK_BOOTTIME, seconds).
+        `sent_at` is the time just before the request was sent (CLOCK_BOOTTIME, seconds).
         """
         if isinstance(answer, RangeResult | TxnResult):
-            self._note(answer.head, before, linearizable=True)
+            self._note(answer.header, before, linearizable=True)
             if sent_at is not None:
-                self._remember(answer.head.revision, before, sent_at, _now())
+                self._remember(answer.header.revision, before, sent_at, _now())
         elif isinstance(answer, Lease):
-            self._note(answer.head, before, linearizable=False)
+            self._note(answer.header, before, linearizable=False)
         return answer
 
     def moments(self, revision: int) -> tuple[float | None, float | None]:
-        """Between which two moments (CLOCK_BOOTTIME, seconds) this revision was made; None where that is not known.
+        """Return times (CLOCK_BOOTTIME, seconds) after and before which this revision was written; None: unknown.
 
-        A linearizable answer of a lower revision was asked for before it was made; one that has it came after that.
+        The request for a linearizable answer with a lower revision was sent before it; one that has it arrived after.
         """
         with self._lock:
             known = tuple(self._moments)
@@ -87,27 +88,27 @@ class Timeline:
             if before.turn == self.newest.turn and (not self._moments or sent_at >= self._moments[-1][1] + _APART_S):
                 self._moments.append((revision, sent_at, heard_at))
 
-    def seen(self, revision: int, since: Mark) -> None:
-        """Take note of an event at this revision, on a watch that was begun when `since` was the newest."""
+    def note_event(self, revision: int, since: Mark) -> None:
+        """Note an event at this revision, on a watch that was begun when `since` was the newest mark."""
         self._note(Header(revision, 0, 0), since, linearizable=False)
 
-    def _note(self, head: Header, before: Mark, *, linearizable: bool) -> None:
+    def _note(self, header: Header, before: Mark, *, linearizable: bool) -> None:
         with self._lock:
             known = self.newest
             if before.turn != known.turn:
-                return  # asked before it went back: it says nothing of what is now
-            if not linearizable or (head.revision >= before.revision and head.term >= before.term):
-                # a member's own term may be that of an election which nobody wins
-                term = max(known.term, head.term) if linearizable else known.term
-                self.newest = Mark(max(known.revision, head.revision), term, known.turn)
+                return  # sent before the revision went back: it says nothing about etcd as it is now
+            if not linearizable or (header.revision >= before.revision and header.term >= before.term):
+                # a member's own term may be that of an election that nobody wins
+                term = max(known.term, header.term) if linearizable else known.term
+                self.newest = Mark(max(known.revision, header.revision), term, known.turn)
                 return
-            self.newest = Mark(head.revision, head.term, known.turn + 1)
+            self.newest = Mark(header.revision, header.term, known.turn + 1)
             self._moments.clear()
             followers = list(self._followers)
         self._tell(
             "revision-went-back",
             f"etcd was wiped or restored (revision {before.revision}, term {before.term}; "
-            f"now {head.revision}, {head.term}): all is listed anew",
+            f"now {header.revision}, {header.term}): all is listed anew",
         )
         for on_back in followers:
             on_back()

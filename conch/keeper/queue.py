@@ -74,7 +74,7 @@ class Queue(Record):
         if result.succeeded:
             elsewhere = tuple(kv.key for other in result.ranges[1:] for kv in other.kvs)
             return replace(
-                self._place(result.head.revision, result.ranges[0], result.head.revision), elsewhere=elsewhere
+                self._place(result.header.revision, result.ranges[0], result.header.revision), elsewhere=elsewhere
             )
         if not result.ranges[0].kvs:
             raise PlaceLost  # the key was there when compared and is not there now: etcd never does this
@@ -91,7 +91,7 @@ class Queue(Record):
         result = self.store.range(newest, timeout_s=timeout_s)
         if not result.kvs or (result.kvs[0].key, result.kvs[0].create_revision) != (self.key.encode(), rev):
             raise PlaceLost
-        return self._place(rev, result, result.head.revision)
+        return self._place(rev, result, result.header.revision)
 
     def _elsewhere(self) -> tuple[Range, ...]:
         """Return the ranges of one key each in the queues of other capacities, before and after ours in sort order."""

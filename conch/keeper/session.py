@@ -236,7 +236,7 @@ class Session:
             return "our key is gone"
         if read.kvs[0].lease != self.lease:
             return "our key was taken from its lease"
-        if (read.head.member, read.head.term) != (answer.head.member, answer.head.term):
+        if (read.header.member, read.header.term) != (answer.header.member, answer.header.term):
             raise Unconfirmed("the members or their leader changed in between")
         return None
 

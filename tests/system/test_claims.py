@@ -43,7 +43,7 @@ class Bed:
         self.rev = self.put(self.keys.cron("job", "j"), self.job.encode())
 
     def put(self, key: str, value: bytes, lease: int = 0) -> int:
-        return self.store.txn([], [Put(key.encode(), value, lease)], timeout_s=5).head.revision
+        return self.store.txn([], [Put(key.encode(), value, lease)], timeout_s=5).header.revision
 
     def due(self, tick: int = TICK, **how: Any) -> PendingTick:
         return PendingTick(self.job, self.rev, tick, tick + 60.0, secrets.token_hex(8), **how)
@@ -183,7 +183,7 @@ def test_month_of_ticks_leaves_etcds_size_flat(own: OwnEtcd) -> None:
             delivered = bed.deliver(tick, None, old, has_floor=has_floor)
             old, has_floor = delivered.old, delivered.has_floor
             if tick % 50 == 0:
-                revision = bed.store.range(Range(b"x"), timeout_s=5).head.revision
+                revision = bed.store.range(Range(b"x"), timeout_s=5).header.revision
                 etcdctl("--endpoints", own.bench.endpoints, "compaction", str(revision))
 
     run(TICK, 300)

@@ -90,7 +90,7 @@ def test_defect_in_a_command(conch: Bench, planted: Planted, file: str, line: st
         ("cli/elect.py", "common = settings(line)", "def again() -> None:\n    again()\nagain()"),
         ("cli/elect.py", "common = settings(line)", "raise SystemExit(0)"),
         ("cli/elect.py", "common = settings(line)", "os = __import__('os'); os.close(99)"),
-        ("etcd/gateway_http.py", "found.append(socket.getaddrinfo(", DEFECT),
+        ("etcd/dial.py", "found.append(socket.getaddrinfo(", DEFECT),
     ],
     ids=["import-at-the-end", "import", "recursion", "exit", "bad-descriptor", "thread"],
 )

@@ -160,7 +160,7 @@ def test_watch_sees_each_event_once_across_restarts_of_etcd(own: OwnEtcd, transp
     """From the revision that was asked for, in order, and ends by cancel."""
     store = new_store(own.bench.endpoints, transport=transport)
     base = f"{own.bench.prefix}/w/".encode()
-    first = store.txn([], [Put(base + b"0", b"")], timeout_s=5).head.revision
+    first = store.txn([], [Put(base + b"0", b"")], timeout_s=5).header.revision
     watch = store.watch([(Range(base, prefix_end(base)), first), (Range(b"other"), first)])
     seen: list[Event] = []
     thread = collect(watch, seen)
@@ -208,7 +208,7 @@ def test_watch_of_many_keys_hears_of_each_however_slowly_it_was_asked_for(
     proxy.dribble.set()
     store = new_store(proxy.endpoint, transport=transport)
     keys = [f"{conch.prefix}/many/{number:03}".encode() for number in range(12)]
-    revision = store.range(Range(b"/x"), timeout_s=5).head.revision
+    revision = store.range(Range(b"/x"), timeout_s=5).header.revision
     watch = store.watch([(Range(key), revision + 1) for key in keys])
     seen, reader = hear(watch)
     for key in keys:
@@ -224,7 +224,7 @@ def test_watch_that_grows_goes_on_over_the_same_stream(conch: Bench, proxy: Prox
     """What is added is heard of, without another stream; and an event before the adding is not lost either."""
     store = new_store(proxy.endpoint, transport=transport)
     keys = [f"{conch.prefix}/many/{number:03}".encode() for number in range(30)]
-    revision = store.range(Range(b"/x"), timeout_s=5).head.revision
+    revision = store.range(Range(b"/x"), timeout_s=5).header.revision
     watch = store.watch([(Range(keys[0]), revision + 1)])
     seen, reader = hear(watch)
     store.txn([], [Put(keys[0], b"x", lease)], timeout_s=5)
@@ -359,8 +359,8 @@ def test_deadline_counts_from_before_the_renewal_was_sent(watched: Watched) -> N
 @pytest.mark.parametrize(
     "bend",
     [
-        lambda read: replace(read, head=replace(read.head, term=read.head.term + 1)),
-        lambda read: replace(read, head=replace(read.head, member=read.head.member + 1)),
+        lambda read: replace(read, header=replace(read.header, term=read.header.term + 1)),
+        lambda read: replace(read, header=replace(read.header, member=read.header.member + 1)),
     ],
     ids=["another term", "another member"],
 )

@@ -20,9 +20,9 @@ BUGS = (
     ),
     Bug(
         "watches over HTTP are asked for by a request that ends when the answer begins",
-        "etcd/gateway_http.py",
-        '_CLOSE = b"Connection: close"',
-        '_CLOSE = b"Connection: keep-alive"',
+        "etcd/gateway_protocol.py",
+        'CLOSE = b"Connection: close"',
+        'CLOSE = b"Connection: keep-alive"',
         (f"{_STORE}::test_watch_of_many_keys_hears_of_each_however_slowly_it_was_asked_for",),
     ),
     Bug(
@@ -35,7 +35,7 @@ BUGS = (
     Bug(
         "transaction is believed that does not show the key that it made",
         "etcd/answers.py",
-        "_check_known(one, result, known, made_now=head.revision)",
+        "_check_known(operation, result, known, written_at=header.revision)",
         "pass",
         (f"{_ODD}::test_transaction_without_what_it_read_is_no_hold",),
     ),
@@ -49,8 +49,8 @@ BUGS = (
     Bug(
         "refusal after a lost answer is clear",
         "etcd/failover.py",
-        "unclear = unclear or (sent_at is not None and not _refused(trouble))",
-        "unclear = sent_at is not None and not _refused(trouble)",
+        "self.unclear = self.unclear or (sent and not error.nothing_written)",
+        "self.unclear = sent and not error.nothing_written",
         ("tests/unit/etcd/test_failover.py::test_refusal_after_a_lost_answer_is_unclear",),
     ),
     Bug(
@@ -63,9 +63,19 @@ BUGS = (
     Bug(
         "a watch without permission is opened for ever",
         "etcd/watch.py",
-        "(DENIED.told(answer.cancel_reason) or USER_EMPTY.told(answer.cancel_reason))",
-        "USER_EMPTY.told(answer.cancel_reason)",
+        "DENIED.is_in(answer.cancel_reason) or USER_EMPTY.is_in(answer.cancel_reason)",
+        "USER_EMPTY.is_in(answer.cancel_reason)",
         (f"{_RELEASES}::test_watch_that_is_refused",),
+    ),
+    Bug(
+        "a watch without permission for a later range is opened for ever",
+        "etcd/watch.py",
+        "if len(current.index) == len(self._what):",
+        "if True:",
+        (
+            "tests/unit/etcd/test_watch.py::test_watch_ends_when_a_later_range_is_refused_again",
+            "tests/faults/cluster/test_users.py::test_watch_of_which_a_later_range_is_denied_ends",
+        ),
     ),
     Bug(
         "what asks a silent stream takes the number of its first watch",
@@ -77,15 +87,15 @@ BUGS = (
     Bug(
         "a learner of 3.6 is no member to pass over",
         "etcd/error_codes.py",
-        'Words((UNAVAILABLE, FAILED_PRECONDITION), "etcdserver: rpc not supported for learner")',
-        'Words((UNAVAILABLE,), "etcdserver: rpc not supported for learner")',
+        'EtcdError((UNAVAILABLE, FAILED_PRECONDITION), "etcdserver: rpc not supported for learner")',
+        'EtcdError((UNAVAILABLE,), "etcdserver: rpc not supported for learner")',
         (f"{_FAILOVER}::test_what_a_member_cannot_do_another_may",),
     ),
     Bug(
         "the gateway's errors are read in the form of 3.5 alone",
         "etcd/gateway_codec.py",
-        '_words(answer, "message") or _words(answer, "error")',
-        '_words(answer, "error")',
+        'fields.text(answer, "message") or fields.text(answer, "error")',
+        'fields.text(answer, "error")',
         (f"{_ANSWERS}::test_error_is_read_in_the_form_of_every_release",),
     ),
 )

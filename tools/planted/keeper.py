@@ -35,8 +35,8 @@ BUGS = (
     Bug(
         "renewal counts at another raft term",
         "keeper/session.py",
-        "(read.head.member, read.head.term) != (answer.head.member, answer.head.term)",
-        "read.head.member != answer.head.member",
+        "(read.header.member, read.header.term) != (answer.header.member, answer.header.term)",
+        "read.header.member != answer.header.member",
         (f"{_STORE}::test_renewal_that_the_read_does_not_confirm_proves_nothing",),
     ),
     Bug(

@@ -79,7 +79,7 @@ class Service:
             try:
                 alive = store.keep_alive(self._lease, timeout_s=0.3)
                 read = store.range(Range(b"x"), timeout_s=0.3)
-                if (alive.head.member, alive.head.term) != (read.head.member, read.head.term):
+                if (alive.header.member, alive.header.term) != (read.header.member, read.header.term):
                     continue
                 if sent_at >= self._since:
                     self.served.append(sent_at)

@@ -161,7 +161,7 @@ def test_woken_former_leader_and_the_hold(three: Three, store_on: MakeStore, lon
     second.wait_event("queued")
     witness = store_on(",".join(member.endpoint for member in others(cluster, frozen)))
     key = bench.key("o", first.lease())
-    revision = witness.range(Range(key.encode()), timeout_s=5).head.revision
+    revision = witness.range(Range(key.encode()), timeout_s=5).header.revision
     deletion = Deletion(witness, f"{bench.prefix}/", revision)
     frozen_at = clock.now()
     stop(frozen)
@@ -233,7 +233,7 @@ class Renewing:
             lost=self.losses.append,
             tell=lambda *_args, **_fields: None,
         )
-        self.session.follow(self.key, made.head.revision)
+        self.session.follow(self.key, made.header.revision)
 
 
 @pytest.mark.timeout(120)
@@ -284,9 +284,9 @@ def test_renewal_through_a_follower_is_one_and_without_a_leader_none(
     answer = store.keep_alive(renewing.lease, timeout_s=5)
     read = store.range(Range(b"x"), timeout_s=5)
     assert answer.ttl_s == 3
-    assert (answer.head.member, answer.head.term) == (read.head.member, read.head.term)
+    assert (answer.header.member, answer.header.term) == (read.header.member, read.header.term)
     direct = store_on(leads.endpoint).range(Range(b"x"), timeout_s=5)
-    assert direct.head.member != read.head.member
+    assert direct.header.member != read.header.member
     stop(leads, other)
     stopped_at = clock.now()
     try:
@@ -363,7 +363,7 @@ def test_no_key_vanishes_before_its_last_renewal_and_ttl(store_on: MakeStore, ch
             for member in cluster.members:
                 if fault == "all restart":
                     cluster.restart(member)
-            deletion = Deletion(store, key, put.head.revision)
+            deletion = Deletion(store, key, put.header.revision)
             wait_for(lambda: deletion.at, "its end", 30)  # noqa: B023 - called at once
             lasted_s = deletion.at[key] - sent_at
             print(f"\netcd {'.'.join(map(str, patch()))}, {fault}: the key lasted {lasted_s:.2f} s of {ttl_s}")

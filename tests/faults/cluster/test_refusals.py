@@ -365,8 +365,8 @@ def cross_the_quota(cluster: Cluster) -> int:
     job = decode("j", {"schedule": "@every 1s", "cmd": ["true"], "overlap": "allow"})
     store = store_of(cluster.endpoints)
     store.grant(7, 600, timeout_s=5)
-    node = store.txn([], [Put(keys.node("a").encode(), b"{}", 7)], timeout_s=5).head.revision
-    rev = store.txn([], [Put(keys.cron("job", "j").encode(), job.encode())], timeout_s=5).head.revision
+    node = store.txn([], [Put(keys.node("a").encode(), b"{}", 7)], timeout_s=5).header.revision
+    rev = store.txn([], [Put(keys.cron("job", "j").encode(), job.encode())], timeout_s=5).header.revision
     made: list[int] = []
     clearly_not: list[int] = []
     found: list[bool] = []

@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 
 from conch.dev import Cluster
 from conch.etcd import error_codes
+from conch.etcd.call_errors import CallError
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
-from conch.etcd.error_codes import Words
-from conch.etcd.failover import CallError, FailOver
+from conch.etcd.error_codes import EtcdError
+from conch.etcd.failover import FailOver
 from conch.etcd.gateway_store import HttpStore
 from conch.etcd.grpc_store import GrpcStore
 from conch.etcd.store import Compacted, Full, LeaseExists, LeaseGone, Put, Range, Refused, Rejected, Unreachable
@@ -38,13 +39,13 @@ class Noting(FailOver[Any]):
         self._endpoints = list(connection.endpoints)
         self.seen: list[CallError] = []
 
-    def _trouble(self, raised: Exception) -> CallError:
-        self.seen.append(super()._trouble(raised))  # type: ignore[safe-super]  # a driver's
+    def _call_error(self, raised: Exception) -> CallError:
+        self.seen.append(super()._call_error(raised))  # type: ignore[safe-super]  # a driver's
         return self.seen[-1]
 
-    def check(self, *expected: Words) -> None:
+    def check(self, *expected: EtcdError) -> None:
         """One of these errors was answered."""
-        found = [one for one in self.seen if any(row.match(one.code, one.details) for row in expected)]
+        found = [one for one in self.seen if any(row.matches(one.code, one.details) for row in expected)]
         assert found, (expected, self.seen)
 
     def send(self, token: str) -> None:
@@ -142,8 +143,8 @@ def test_login_that_nobody_asks_for(plain: Cluster, kind: Kind) -> None:
 def test_history_that_is_gone(plain: Cluster, kind: Kind) -> None:
     """A watch says so."""
     store = opened(kind, plain.endpoints)
-    first = store.txn([], PUT, timeout_s=5).head.revision
-    revision = store.txn([], PUT, timeout_s=5).head.revision
+    first = store.txn([], PUT, timeout_s=5).header.revision
+    revision = store.txn([], PUT, timeout_s=5).header.revision
     etcdctl("--endpoints", plain.endpoints, "compact", str(revision))
     with closing(iter(store.watch([(KEY, first)]))) as events, pytest.raises(Compacted):
         next(events)
@@ -231,7 +232,7 @@ def test_member_without_a_leader_says_so(kind: Kind) -> None:
         def said() -> bool:
             with pytest.raises(Unreachable):
                 store.range(KEY, timeout_s=1)
-            return any(error_codes.NO_LEADER.match(one.code, one.details) for one in store.seen)
+            return any(error_codes.NO_LEADER.matches(one.code, one.details) for one in store.seen)
 
         wait_for(said, "no leader")
         with pytest.raises(Unreachable, match="it has no leader"):

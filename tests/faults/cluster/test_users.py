@@ -1,6 +1,7 @@
 """etcd with users: passwords, roles, tokens that expire."""
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
 
 from conch.dev import Cluster, find_etcd
+from conch.etcd.connection import Connection
+from conch.etcd.endpoints import parse_endpoints
+from conch.etcd.open import open_store
+from conch.etcd.store import Range, Refused
+from conch.keys import prefix_end
 from tests.conftest import OwnEtcd
 from tests.support.conch import Bench, Wrapper, alive, marked, throughout, wait_for
 from tests.support.etcdbin import release
@@ -149,6 +155,20 @@ def test_the_documented_role_suffices_for_everything(users: Users) -> None:
     done = users.bench.run("elect", "o", "--", "true", env={**LOGIN, "CONCH_PREFIX": "/elsewhere"})
     assert done.returncode == 69
     assert "permission denied" in done.stderr
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_watch_of_which_a_later_range_is_denied_ends(cluster: Cluster, transport: str) -> None:
+    """As a watch whose first range is denied does: the range that is allowed has no say in it."""
+    connection = Connection(parse_endpoints(cluster.endpoints), user="conch", password=PASSWORD, transport=transport)
+    store = open_store(connection)
+    watch = store.watch([(Range(PREFIX.encode(), prefix_end(PREFIX.encode())), 1), (Range(b"/elsewhere"), 1)])
+    limit = threading.Timer(15, watch.cancel)
+    limit.start()
+    with pytest.raises(Refused, match="permission denied"):
+        list(watch)
+    limit.cancel()
+    store.close()
 
 
 def test_password_is_in_no_command_line_and_no_value(users: Users) -> None:

@@ -17,7 +17,6 @@ from conch.etcd.store import (
     Compare,
     CreateRevisionIs,
     Delete,
-    Event,
     Header,
     KeyValue,
     Lease,
@@ -28,8 +27,7 @@ from conch.etcd.store import (
     RangeResult,
     TxnResult,
 )
-from conch.etcd.timeline import Timeline
-from conch.etcd.watch import Answer, DriverWatch
+from conch.etcd.watch import Answer
 from conch.record import replace
 
 etcdrpc: Any = vars(grpc_codec)["etcdrpc"]  # as the driver loads it
@@ -43,7 +41,7 @@ FAILURE: list[Operation] = [Range(b"q/k")]
 HEADER = {"cluster_id": "9", "member_id": "17637856514436962721", "revision": "5", "raft_term": "2"}
 KV = {"key": b64encode(b"q/k").decode(), "create_revision": "5", "mod_revision": "5", "version": "1", "lease": "77"}
 GOOD: dict[str, dict[str, Any]] = {
-    "head": {"header": HEADER},
+    "header": {"header": HEADER},
     "granted": {"header": HEADER, "ID": "77", "TTL": "10"},
     "renewed": {"header": HEADER, "ID": "77"},
     "found": {"header": HEADER, "kvs": [KV], "count": "1"},
@@ -69,7 +67,7 @@ def transaction(answer: dict[str, Any]) -> TxnResult:
 
 
 READ: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "head": codec.head,
+    "header": codec.header,
     "granted": lambda answer: codec.granted(LEASE, answer),
     "renewed": lambda answer: codec.renewed(LEASE, answer),
     "found": lambda answer: codec.found(EVERYONE, answer),
@@ -321,8 +319,8 @@ messages_kv = type(etcdrpc.RangeResponse().kvs.add())
 @pytest.mark.parametrize(
     "read",
     [
-        lambda: grpc_codec.head_of(etcdrpc.LeaseRevokeResponse()),
-        lambda: grpc_codec.head_of(etcdrpc.LeaseRevokeResponse(header=header(raft_term=0))),
+        lambda: grpc_codec.header(etcdrpc.LeaseRevokeResponse()),
+        lambda: grpc_codec.header(etcdrpc.LeaseRevokeResponse(header=header(raft_term=0))),
         lambda: grpc_codec.token(etcdrpc.AuthenticateResponse(header=header())),
         lambda: grpc_codec.granted(LEASE, etcdrpc.LeaseGrantResponse(ID=LEASE, TTL=10)),
         lambda: grpc_codec.granted(LEASE, etcdrpc.LeaseGrantResponse(header=header(), ID=LEASE)),
@@ -369,84 +367,3 @@ def test_compares_prove_what_is_there() -> None:
     for odd in (answer([], [b], [c]), answer([a], [], [c]), answer([a], [b], []), answer([key(b"a")], [b], [c])):
         with pytest.raises(BadAnswer):
             grpc_codec.txn_result(compare, success, (), odd)
-
-
-# -- watches --------------------------------------------------------------------------------------------------
-
-MADE = Answer(0, True, False, "", 0, ())
-KEY = KeyValue(b"q/k", b"", 6, 6, 0)
-NEWS = replace(MADE, created=False, events=(Event(KEY, False),))
-GONE = replace(NEWS, events=(Event(replace(KEY, create_revision=0, mod_revision=7), True),))
-
-
-class Script:
-    """A stream that says what a test wants, and ends."""
-
-    def __init__(self, answers: list[Answer | Exception]) -> None:
-        self.client = self
-        self._answers = answers
-
-    def __iter__(self) -> Any:
-        for one in self._answers:
-            if isinstance(one, Exception):
-                raise one
-            yield one
-
-    def add(self, what: Range, revision: int) -> bool:
-        return True
-
-    def cancel(self) -> None: ...
-    def close(self) -> None: ...
-
-
-def watched(*streams: list[Answer | Exception]) -> tuple[list[Event], list[str], int]:
-    """The events of a watch over these streams, what it told, how often it said that it is blind; then it is over."""
-    told: list[str] = []
-    blind: list[None] = []
-    rest = list(streams)
-
-    def open_stream(_: Any) -> Script:
-        if not rest:
-            watch.cancel()
-            return Script([])
-        return Script(rest.pop(0))
-
-    watch = DriverWatch(
-        [(Range(b"q/", b"q0"), 5)],
-        open_stream,
-        lambda _: None,
-        lambda: None,
-        (BadAnswer,),
-        told.append,
-        lambda: blind.append(None),
-        Timeline(),
-        lambda _: None,
-    )
-    return [one for events in watch for one in events], told, len(blind)
-
-
-@pytest.mark.parametrize(
-    "odd",
-    [
-        [NEWS],
-        [MADE, MADE],
-        [MADE, replace(MADE, watch_id=1)],
-        [MADE, replace(NEWS, watch_id=4)],
-        [MADE, replace(NEWS, events=(Event(replace(KEY, key=b"x"), False),))],
-        [MADE, replace(NEWS, events=(*GONE.events, *NEWS.events))],
-        [MADE, replace(MADE, created=False, canceled=True, compact_revision=4)],
-        [BadAnswer("odd")],
-    ],
-)
-def test_watch_leaves_a_stream_that_says_odd_things(odd: list[Answer | Exception]) -> None:
-    """No event is lost for it, or taken from it; a better stream brings them."""
-    assert watched(odd, [MADE, NEWS, GONE])[0] == [*NEWS.events, *GONE.events]
-
-
-def test_watch_whose_streams_promise_and_bring_nothing_says_so() -> None:
-    """A stream that was confirmed and ends was in vain: the watch is blind, pauses for longer and tells it once."""
-    vain: list[Answer | Exception] = [MADE, BadAnswer("odd")]
-    events, told, blind = watched(*[vain] * 5, [MADE, NEWS])
-    assert events == [*NEWS.events]
-    assert told == ["watch-interrupted", "watch-resumed"]
-    assert blind == 1

@@ -2,9 +2,10 @@
 
 import pytest
 
+from conch.etcd.call_errors import CallError
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
-from conch.etcd.failover import CallError, FailOver
+from conch.etcd.failover import FailOver
 from conch.etcd.store import Full, Range, RangeResult, StoreError, Unreachable
 from conch.static_typing import Any
 
@@ -41,7 +42,7 @@ class Failed(Exception):
 
     def __init__(self, code: int | None, details: str) -> None:
         super().__init__(details)
-        self.trouble = CallError(code, details)
+        self.error = CallError(code, details)
 
 
 class Client:
@@ -70,9 +71,9 @@ class Failing(FailOver[Client]):
     def _fail(self) -> Any:
         raise Failed(*(self._next.pop(0) if len(self._next) > 1 else self._next[0]))
 
-    def _trouble(self, raised: Exception) -> CallError:
+    def _call_error(self, raised: Exception) -> CallError:
         assert isinstance(raised, Failed)
-        return raised.trouble
+        return raised.error
 
     def _authenticate(self, client: Client, user: str, password: str, timeout_s: float) -> str:
         raise NotImplementedError

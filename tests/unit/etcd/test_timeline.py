@@ -29,7 +29,7 @@ class Heard:
     def hears(self, *answers: RangeResult | Lease) -> "Heard":
         """Each was asked when the one before had arrived."""
         for answer in answers:
-            self.line.heard(answer, self.line.newest)
+            self.line.note_answer(answer, self.line.newest)
         return self
 
 
@@ -60,17 +60,17 @@ def test_answers_that_cross() -> None:
     heard = Heard().hears(read(5))
     before = heard.line.newest
     heard.hears(read(9))
-    heard.line.heard(read(6), before)
+    heard.line.note_answer(read(6), before)
     assert heard.told == []
     heard.hears(read(3))
-    heard.line.heard(read(9), before)
+    heard.line.note_answer(read(9), before)
     assert (heard.line.newest.revision, len(heard.told)) == (3, 1)
 
 
 def test_events_count() -> None:
     """What a watch has shown was there."""
     heard = Heard().hears(read(5))
-    heard.line.seen(9, heard.line.newest)
+    heard.line.note_event(9, heard.line.newest)
     assert heard.hears(read(6)).told == ["revision-went-back"]
 
 
@@ -79,7 +79,7 @@ def test_moments_bound_when_a_revision_was_made() -> None:
     line = Timeline()
     assert line.moments(5) == (None, None)
     for sent_at, revision in ((100.0, 3), (101.0, 4), (102.0, 7), (103.0, 9)):
-        line.heard(read(revision), line.newest, sent_at)
+        line.note_answer(read(revision), line.newest, sent_at)
     assert line.moments(3)[0] is None
     after, before = line.moments(5)
     assert after == 101.0
@@ -91,14 +91,14 @@ def test_moments_bound_when_a_revision_was_made() -> None:
 def test_moments_are_of_linearizable_answers_and_are_forgotten_when_etcd_went_back() -> None:
     """A member's own header may lag; another history's revisions say nothing of this one."""
     line = Timeline()
-    line.heard(renewal(3), line.newest, 100.0)
+    line.note_answer(renewal(3), line.newest, 100.0)
     assert line.moments(5) == (None, None)
-    line.heard(read(4), line.newest, 101.0)
+    line.note_answer(read(4), line.newest, 101.0)
     before = line.newest
-    line.heard(read(2), line.newest, 102.0)
-    line.heard(read(8), before, 103.0)
+    line.note_answer(read(2), line.newest, 102.0)
+    line.note_answer(read(8), before, 103.0)
     assert line.moments(5) == (None, None)
-    line.heard(read(3), line.newest, 104.0)
+    line.note_answer(read(3), line.newest, 104.0)
     assert line.moments(5) == (104.0, None)
 
 
@@ -106,7 +106,7 @@ def test_moments_of_many_answers_are_few() -> None:
     """The bounds of an old revision get wider, then unknown; they are never wrong."""
     line = Timeline()
     for number in range(100_000):
-        line.heard(read(number + 1), line.newest, number / 1000)
+        line.note_answer(read(number + 1), line.newest, number / 1000)
     assert len(line._moments) <= 256
     for revision in (50, 75_000, 99_990):
         after, _ = line.moments(revision)
