@@ -39,7 +39,7 @@ def run(line: Line) -> int:
     from conch.keeper.hold_spec import QueueSpec
 
     name, slots = values["name"], values["max_"]
-    stage = QueueSpec(common.keys.slots(name, slots), slots, family=common.keys.semaphore(name))
+    stage = QueueSpec(common.keys.slots(name, slots), slots, sibling_prefix=common.keys.semaphore(name))
     stages: tuple[QueueSpec, ...] = (stage,)
     if values["spread"]:
         stages = (QueueSpec(common.keys.host(name, slots, _host()), 1), stage)

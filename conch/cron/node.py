@@ -211,7 +211,7 @@ class Node:
         needed = self._needed()
         for number in [number for number in self._old_leases if number not in needed]:
             lease = self._old_leases.pop(number)
-            self._watchdog.forget(number)
+            self._watchdog.drop_hold(number)
             self.revoke(lease)
 
     def revoke(self, lease: int) -> None:

@@ -112,10 +112,10 @@ class Registrar:
             lease,
             granted.ttl_s,
             granted_at,
-            wanted=lambda: True,
+            should_renew=lambda: True,
             renewed=lambda deadline: self._watchdog.renewed(number, deadline),
             lost=lost,
-            tell=tell,
+            log=tell,
         )
         registered.append(Registered(registration, session))
         rule = DeadlineRule(session.ttl_s, 0.0)

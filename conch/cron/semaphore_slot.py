@@ -9,8 +9,7 @@ from conch.core.messages import Acquire, Failed, Held, Message, Note, Release, R
 from conch.etcd.connection import Connection
 from conch.etcd.store import Store
 from conch.keeper.acquirer import Acquirer
-from conch.keeper.hold_spec import Job as Hold
-from conch.keeper.hold_spec import QueueSpec
+from conch.keeper.hold_spec import HoldSpec, QueueSpec
 from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
 
@@ -52,8 +51,8 @@ class SemaphoreSlot:
         self.released = threading.Event()
         self.lease: int | None = None
         name, slots = semaphore
-        stage = QueueSpec(keys.slots(name, slots), slots, family=keys.semaphore(name))
-        job = Hold(
+        stage = QueueSpec(keys.slots(name, slots), slots, sibling_prefix=keys.semaphore(name))
+        job = HoldSpec(
             connection=connection,
             what=f"semaphore {name}/{slots}",
             stages=(stage,),
@@ -105,9 +104,9 @@ class SemaphoreSlot:
         """See `Watchdog`."""
         self._watchdog.acquired(number, terms, deadline, run=run, renew_now=renew_now)
 
-    def forget(self, number: int) -> None:
+    def drop_hold(self, number: int) -> None:
         """See `Watchdog`."""
-        self._watchdog.forget(number)
+        self._watchdog.drop_hold(number)
 
     def renewed(self, number: int, deadline: float) -> None:
         """See `Watchdog`."""

@@ -37,7 +37,7 @@ class Holding(Protocol):
     def acquired(
         self, number: int, rule: DeadlineRule, deadline: float, *, run: str = "", renew_now: Callable[[], None] = ...
     ) -> None: ...
-    def forget(self, number: int) -> None: ...
+    def drop_hold(self, number: int) -> None: ...
     def renewed(self, number: int, deadline: float) -> None: ...
     def wants_renewals(self, number: int) -> bool: ...
     def lost(self, number: int, reason: str) -> None: ...
@@ -175,10 +175,10 @@ class Acquirer:
             lease,
             ttl_s,
             granted_at,
-            wanted=lambda: self._watchdog.wants_renewals(number),
+            should_renew=lambda: self._watchdog.wants_renewals(number),
             renewed=lambda deadline: self._on_renewed(number, lease, deadline),
             lost=lambda reason: self._inbox.put(SessionLost(serial, reason)),
-            tell=self._log,
+            log=self._log,
         )
         return self._session
 
@@ -281,7 +281,7 @@ class Acquirer:
         if session is not None:
             session.stop_quietly()
             lease = session.lease
-        self._watchdog.forget(self._number)
+        self._watchdog.drop_hold(self._number)
         reason = "" if lease is None else self._revoke(lease)
         # others may wait for the lease, but nobody waits for these threads to end
         if session is not None:

@@ -10,12 +10,12 @@ from conch.record import Record, fields_of
 class QueueSpec(Record):
     """A queue to get through: its prefix in etcd, and how many of its contenders hold at the same time.
 
-    `family` is the prefix of the queues that differ from this one in their number of slots only.
+    `sibling_prefix` is the prefix of the queues that differ from this one in their number of slots only.
     """
 
     prefix: str
     slots: int
-    family: str | None = None
+    sibling_prefix: str | None = None
 
 
 class HoldSpec(Record):
@@ -52,6 +52,3 @@ class HoldSpec(Record):
         connection["endpoints"] = tuple(Endpoint(*endpoint) for endpoint in connection["endpoints"])
         stages = tuple(QueueSpec(**stage) for stage in values["stages"])
         return cls(**{**values, "connection": Connection(**connection), "stages": stages})
-
-
-Job = HoldSpec

@@ -21,7 +21,7 @@ class Notices:
     def entered(self, spec: QueueSpec, place: Place) -> None:
         """Warn of contenders of the same semaphore with another number of slots: they are limited apart from us."""
         for key in place.elsewhere:
-            other = slots_of(spec.family or "", key)
+            other = slots_of(spec.sibling_prefix or "", key)
             if other is None:
                 self._log("warning", "unreadable", key=key.decode("utf-8", "replace"), msg="no capacity in the key")
             else:

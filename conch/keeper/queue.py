@@ -95,13 +95,13 @@ class Queue(Record):
 
     def _elsewhere(self) -> tuple[Range, ...]:
         """Return the ranges of one key each in the queues of other capacities, before and after ours in sort order."""
-        if self.spec.family is None:
+        if self.spec.sibling_prefix is None:
             return ()
-        family = self.spec.family.encode()
+        sibling_prefix = self.spec.sibling_prefix.encode()
         start, end = _contenders(self.spec)
         return (
-            Range(family, start, limit=1, keys_only=True),
-            Range(end, prefix_end(family), limit=1, keys_only=True),
+            Range(sibling_prefix, start, limit=1, keys_only=True),
+            Range(end, prefix_end(sibling_prefix), limit=1, keys_only=True),
         )
 
     def _place(self, rev: int, newest: RangeResult, seen_at: int) -> Place:

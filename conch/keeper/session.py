@@ -60,21 +60,21 @@ class Session:
         ttl_s: float,
         granted_at: float,
         *,
-        wanted: Callable[[], bool],
+        should_renew: Callable[[], bool],
         renewed: Callable[[float], None],
         lost: Callable[[str], None],
-        tell: Callable[..., None],
+        log: Callable[..., None],
     ) -> None:
-        """`granted_at`: CLOCK_BOOTTIME before the grant's first try; `wanted` is called before each renewal."""
+        """`granted_at`: CLOCK_BOOTTIME before the grant's first try; `should_renew` is called before each renewal."""
         self._store = store
         self.lease = lease
         self.ttl_s = ttl_s
         self._own_key: tuple[str, int] | None = None  # with its create-revision
         self._next_at = granted_at + ttl_s * RENEWED_EVERY
-        self._should_renew = wanted
+        self._should_renew = should_renew
         self._renewed = renewed
         self._lost = lost
-        self._log = tell
+        self._log = log
         self._stop = threading.Event()
         self._inbox: queue.SimpleQueue[Tried | _Wake] = queue.SimpleQueue()
         self._hedge: Hedge | None = None  # while a renewal does not come through

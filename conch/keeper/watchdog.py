@@ -93,7 +93,7 @@ class Watchdog:
         """Enforce hold `number` with this deadline from now on; `renew_now` is called to have it renewed earlier."""
         self._holds[number] = _Hold(rule, run, deadline, renew_now)
 
-    def forget(self, number: int) -> None:
+    def drop_hold(self, number: int) -> None:
         """Drop a hold that is about to be released: nothing runs under it, and a run that did would be killed."""
         self._holds.pop(number, None)
 

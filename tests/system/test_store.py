@@ -313,8 +313,8 @@ class Watched:
         self.rev = self.queue.enter(b"v", timeout_s=5).rev
         self.session = Session(
             self.store, self.lease, ttl_s, self.granted_at,
-            wanted=lambda: self.wanted, renewed=self.renewed, lost=self.losses.append,
-            tell=self.note,
+            should_renew=lambda: self.wanted, renewed=self.renewed, lost=self.losses.append,
+            log=self.note,
         )  # fmt: skip
 
     def start(self) -> None:

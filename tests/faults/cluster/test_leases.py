@@ -228,10 +228,10 @@ class Renewing:
             self.lease,
             ttl_s,
             granted_at,
-            wanted=lambda: True,
+            should_renew=lambda: True,
             renewed=self.deadlines.append,
             lost=self.losses.append,
-            tell=lambda *_args, **_fields: None,
+            log=lambda *_args, **_fields: None,
         )
         self.session.follow(self.key, made.header.revision)
 

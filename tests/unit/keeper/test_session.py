@@ -52,10 +52,10 @@ def test_renewals_of_many_holds_share_the_room_and_all_come_through() -> None:
             lease,
             10.0,
             began - 2.0,
-            wanted=lambda: True,
+            should_renew=lambda: True,
             renewed=note(lease),
             lost=lost.append,
-            tell=lambda *_, **__: None,
+            log=lambda *_, **__: None,
         )
         session.follow(str(lease), 3)
         sessions.append(session)
@@ -80,10 +80,10 @@ def test_renewals_go_on_where_they_were_not_wanted_for_a_while() -> None:
         1,
         10.0,
         began - 2.0,
-        wanted=lambda: not 2.4 < clock.now() - began < 3.1,
+        should_renew=lambda: not 2.4 < clock.now() - began < 3.1,
         renewed=lambda _deadline: confirmed.append(clock.now()),
         lost=lambda _reason: None,
-        tell=lambda *_, **__: None,
+        log=lambda *_, **__: None,
     )
     session.follow("1", 3)
     try:

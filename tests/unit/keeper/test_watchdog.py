@@ -179,6 +179,6 @@ def test_hold_that_was_given_back_under_a_run(bench: Bench) -> None:
     bench.watchdog.acquired(1, DeadlineRule(10.0, 0.3), clock.now() + 60)
     bench.channel.send(Running(71, "ta", [1], 0.3, "a"))
     wait_for(lambda: bench.delivered, "known")
-    bench.watchdog.forget(1)
+    bench.watchdog.drop_hold(1)
     bench.channel.send(Acquire(9))  # wakes it
     wait_for(lambda: bench.kills, "a kill")
