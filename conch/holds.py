@@ -73,7 +73,7 @@ def _first_at_each_revision(
         return min(waiting.values(), key=lambda kv: kv.create_revision, default=None)
 
     yield first()
-    watch = store.watch([(contenders(queue), revision + 1)], tell=lambda event: log("warning", event, queue=queue))
+    watch = store.watch([(contenders(queue), revision + 1)], log=lambda event: log("warning", event, queue=queue))
     try:
         for events in watch:
             for at, event in enumerate(events):

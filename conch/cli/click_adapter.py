@@ -90,7 +90,7 @@ class _ChildCommand(click.Command):
         args, child = spec.split_command(args)
         ctx.obj = child
         arguments = sum(isinstance(parameter, click.Argument) for parameter in self.params)
-        has_surplus = sum(not word.startswith("-") for word in args) > arguments
+        has_surplus = sum(not argument.startswith("-") for argument in args) > arguments
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:

@@ -77,12 +77,12 @@ def run(line: Line) -> int:
     from conch.cron.state_dir import lock, state_dir
     from conch.log import Log
 
-    me = _myself()
+    identity = _myself()
     log = Log(quiet=common.quiet, form=common.log_format, backlog=OUTPUT_BYTES)
     state = state_dir(values["state_dir"])
     locked = lock(state)
     _warn_of_risks(log, account, job_key, values["max_runs"], descriptors)
-    daemon = _daemon(common, values, me, state, job_key, min(values["max_runs"], descriptors.most_runs))
+    daemon = _daemon(common, values, identity, state, job_key, min(values["max_runs"], descriptors.most_runs))
     loop = DaemonLoop(
         partial(_keep, daemon),
         _environment(account),
@@ -168,12 +168,12 @@ def _myself() -> "Holder":
     from conch.holder import myself
     from conch.keys import check_name
 
-    me = myself(["conchd"])
+    identity = myself(["conchd"])
     try:
-        check_name(me.host)
+        check_name(identity.host)
     except BadInput as error:
         raise BadInput(f"the host name cannot be part of a key, set CONCH_HOST: {error}") from None
-    return me
+    return identity
 
 
 def _warn_of_risks(
@@ -193,14 +193,14 @@ def _warn_of_risks(
 
 
 def _daemon(
-    common: "Settings", values: dict[str, Any], me: "Holder", state: str, job_key: bytes | None, max_runs: int
+    common: "Settings", values: dict[str, Any], identity: "Holder", state: str, job_key: bytes | None, max_runs: int
 ) -> "Daemon":
     from conch.cron.daemon import Daemon
 
     return Daemon(
         connection=common.connection,
         keys=common.keys,
-        me=me,
+        identity=identity,
         state_dir=state,
         ttl_s=values["ttl"],
         max_runs=max_runs,
@@ -254,10 +254,10 @@ def _account(name: str | None) -> _Account | None:
 def _raise_descriptors() -> _Descriptors:
     """Raise our soft limit of open files as far as useful."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
-    limit = max(soft, wanted)
+    target = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    limit = max(soft, target)
     if limit < _OWN_DESCRIPTORS:
         raise ConchError(f"the limit of open files is {limit} (ulimit -n): conchd needs at least {_OWN_DESCRIPTORS}")
-    if wanted > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if target > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
     return _Descriptors((soft, hard), max(1, (limit - _OWN_DESCRIPTORS) // _DESCRIPTORS_A_RUN))

@@ -86,7 +86,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _put(client: CronClient, wanted: "Job", signing_key: bytes | None) -> "Job":
+def _put(client: CronClient, definition: "Job", signing_key: bytes | None) -> "Job":
     """Write a definition unless etcd has it already, log what changed, and return the job as it is now.
 
     A job that is paused stays paused.
@@ -94,17 +94,17 @@ def _put(client: CronClient, wanted: "Job", signing_key: bytes | None) -> "Job":
     from conch.cron.values import fields_of
     from conch.etcd.store import CreateRevisionIs, ModRevisionIs, Put, Range
 
-    key = client.keys.cron("job", wanted.name).encode()
-    job, sent, replaced = wanted, b"", None
+    key = client.keys.cron("job", definition.name).encode()
+    job, sent, replaced = definition, b"", None
     for _ in range(_TRIES):
         found = client.store.range(Range(key), timeout_s=client.timeout_s).kvs
         existing: KeyValue | None = found[0] if found else None
         if existing is not None and existing.value == sent:
             break  # an earlier try succeeded, but its answer was lost
         if existing is not None and fields_of(existing.value).get("paused") is True:
-            job = wanted.changed(paused=True)
+            job = definition.changed(paused=True)
         else:
-            job = wanted
+            job = definition
         job = job.signed(signing_key)
         before = None if existing is None else _readable(job.name, existing.value)
         if before is not None and _is_same(before, job, signing_key):

@@ -18,8 +18,8 @@ class _LeaveToClick(Exception):
 
 def find_command(words: list[str], group: Group) -> tuple[Command, list[str]] | None:
     """Return the command that the first words name, and the words after its name; None if they name none."""
-    for count, word in enumerate(words, start=1):
-        found = group.member(word)
+    for count, argument in enumerate(words, start=1):
+        found = group.member(argument)
         if isinstance(found, Command):
             return found, words[count:]
         if found is None:
@@ -60,11 +60,11 @@ def _sort_words(words: list[str], command: Command) -> tuple[dict[str, list[str]
     texts: dict[str, list[str]] = {}
     arguments: list[str] = []
     remaining = iter(words)
-    for word in remaining:
-        if not word.startswith("-"):
-            arguments.append(word)
+    for argument in remaining:
+        if not argument.startswith("-"):
+            arguments.append(argument)
             continue
-        flag, separator, text = word.partition("=")
+        flag, separator, text = argument.partition("=")
         option = by_flag.get(flag)
         if option is None or (separator and (option.kind is None or not flag.startswith("--"))):
             raise _LeaveToClick

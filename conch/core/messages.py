@@ -220,13 +220,17 @@ _KINDS: dict[str, type[Message]] = {
 def encode(message: Message) -> bytes:
     """Return the message as it is sent."""
     values = fields_of(message)
-    return json.dumps({"kind": message.kind, **(values if message.uncut else _cut(values))}).encode()
+    return json.dumps({"kind": message.kind, **(values if message.uncut else _shorten(values))}).encode()
 
 
-def _cut(data: dict[str, Any]) -> dict[str, Any]:
+def _shorten(data: dict[str, Any]) -> dict[str, Any]:
     """Keep messages small: cut long texts, also those of a note."""
     return {
-        name: value[:_TEXT_CHARACTERS] if isinstance(value, str) else _cut(value) if isinstance(value, dict) else value
+        name: value[:_TEXT_CHARACTERS]
+        if isinstance(value, str)
+        else _shorten(value)
+        if isinstance(value, dict)
+        else value
         for name, value in data.items()
     }
 

@@ -205,17 +205,17 @@ class Claimer:
             left_s = tick.deadline - self._clock.now()
             if left_s <= 0:
                 raise Unsent  # it queued for a worker for too long
-            store, me, timeout_s = self._store, self._identity, max(0.2, min(self._timeout_s, left_s))
+            store, identity, timeout_s = self._store, self._identity, max(0.2, min(self._timeout_s, left_s))
             if isinstance(decision, ClaimToSkip):
                 reason, busy = decision.reason, decision.busy
                 return store.claim_to_skip(
-                    tick, registration, me, now, busy, reason, expired, has_floor=has_floor, timeout_s=timeout_s
+                    tick, registration, identity, now, busy, reason, expired, has_floor=has_floor, timeout_s=timeout_s
                 )
             if isinstance(decision, ClaimToWait):
                 return store.claim_to_wait(
-                    tick, registration, me, now, decision.busy, has_floor=has_floor, timeout_s=timeout_s
+                    tick, registration, identity, now, decision.busy, has_floor=has_floor, timeout_s=timeout_s
                 )
-            outcome = store.claim(tick, registration, me, now, has_floor=has_floor, timeout_s=timeout_s)
+            outcome = store.claim(tick, registration, identity, now, has_floor=has_floor, timeout_s=timeout_s)
             if isinstance(outcome, Won):
                 self._run_log.write(Entry(tick.run, tick.job.name, tick.tick, outcome.rev, outcome.run_rev))
             return outcome

@@ -35,7 +35,7 @@ class Daemon:
 
     connection: Connection
     keys: Keys
-    me: Holder
+    identity: Holder
     state_dir: str
     ttl_s: int
     max_runs: int
@@ -107,7 +107,7 @@ class DaemonKeeper:
 
         daemon, supervised = self._daemon, {*begin.live, *begin.ended}
         try:
-            here = origin(daemon.me.pid)
+            here = origin(daemon.identity.pid)
             state_id, copied = identify(daemon.state_dir, daemon.keys.prefix, here, self._log)
             run_log = RunLog(daemon.state_dir, self._log, here)
         except OSError as error:
@@ -128,7 +128,7 @@ class DaemonKeeper:
             keys=daemon.keys,
             watchdog=self._watchdog,
             run_log=run_log,
-            identity=daemon.me,
+            identity=daemon.identity,
             origin=here,
             leases=frozenset(begin.leases),
             state_id=state_id,
@@ -144,7 +144,7 @@ class DaemonKeeper:
         from conch.cron.status import own_names, serve
 
         daemon, store = self._daemon, scheduler.spec.store
-        names = [*own_names(daemon.me.host), *daemon.status_hosts]
+        names = [*own_names(daemon.identity.host), *daemon.status_hosts]
         serve(address, names, scheduler, run_log, store, daemon.connection, daemon.keys, self._log)
 
     def _log(self, level: str, event: str, **fields: Any) -> None:
@@ -180,7 +180,7 @@ def _check_room() -> None:
         raise ConchError(f"cannot start the process that talks to etcd: {lack}")
 
 
-def _end_survivors(lost: set[str], tell: Any) -> None:
+def _end_survivors(lost: set[str], log: Any) -> None:
     """Kill what is left of runs whose conchd died with its keeper: nothing supervises them, and they hold nothing."""
     empty_looks = 0
     while lost and empty_looks < 2:
@@ -190,7 +190,7 @@ def _end_survivors(lost: set[str], tell: Any) -> None:
             threading.Event().wait(0.1)
             continue
         if not empty_looks and alive:
-            tell("warning", "survivors", pids=" ".join(str(entry.pid) for entry in alive))
+            log("warning", "survivors", pids=" ".join(str(entry.pid) for entry in alive))
         for entry in alive:
             procfs.signal_exactly(entry, 9)
         procfs.wait_for_ends(alive, 1.0)

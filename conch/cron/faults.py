@@ -9,7 +9,7 @@ from conch.core import clock
 _FIRST_S, _MOST_S = 0.1, 3.0
 _EVERY_S = 60.0
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 
 class Breaker:
@@ -57,15 +57,15 @@ class Lasting:
     def __init__(
         self,
         event: str,
-        tell: Tell,
+        log: Log,
         *,
         level: str = "warning",
         merge: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None,
         now: Callable[[], float] = clock.now,
     ) -> None:
-        """`tell(level, event, **fields)` writes a line; `now` is a clock in seconds."""
+        """`log(level, event, **fields)` writes a line; `now` is a clock in seconds."""
         self._event = event
-        self._tell = tell
+        self._log = log
         self._level = level
         self._merge = merge
         self._now = now
@@ -112,10 +112,10 @@ class Lasting:
             self._say()  # what is counted must be said
         if self._times > 1:
             for_s = round(self._now() - self._began, 1)
-            self._tell(self._level, "fault-over", fault=self._event, times=self._times, for_s=for_s)
+            self._log(self._level, "fault-over", fault=self._event, times=self._times, for_s=for_s)
         self._began, self._times, self._unsaid_times, self._unsaid = None, 0, 0, None
 
     def _say(self) -> None:
         counted = {"times": self._unsaid_times} if self._unsaid_times > 1 else {}
-        self._tell(self._level, self._event, **{**(self._unsaid or {}), **counted})
+        self._log(self._level, self._event, **{**(self._unsaid or {}), **counted})
         self._said_at, self._unsaid_times, self._unsaid = self._now(), 0, None

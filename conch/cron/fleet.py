@@ -9,7 +9,7 @@ from conch.cron.clock import SKEW_S, FleetClock
 from conch.cron.values import fields_of
 from conch.etcd.store import KeyValue
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 # Each host in line for a tick gives the ones before it this much time, in seconds.
 TURN_S = 0.1
 
@@ -40,7 +40,7 @@ def differing_zones(nodes: Mapping[str, Mapping[str, Any]]) -> str:
 class Fleet:
     """The hosts that are registered, with the fields of their registrations."""
 
-    def __init__(self, host: str, fleet_clock: FleetClock, log: Tell) -> None:
+    def __init__(self, host: str, fleet_clock: FleetClock, log: Log) -> None:
         """`host` is our own name."""
         self._host = host
         self._clock = fleet_clock

@@ -10,7 +10,7 @@ from conch.cron.values import LAST_TICK
 from conch.cron.workers import Tasks, Workers
 from conch.times import rfc3339
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 # How long a newcomer waits for the others' clocks before it claims.
 _MEET_S = 3.0
@@ -34,7 +34,7 @@ class ClockCheck:
         host: str,
         tasks: Tasks,
         workers: Workers,
-        log: Tell,
+        log: Log,
         *,
         etcd_time: Callable[[], float | None],
         publish: Callable[[], object],

@@ -226,9 +226,9 @@ def _flag(data: Mapping[str, Any], field: str) -> bool:
 
 
 def _command(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value):
+    if not isinstance(value, list) or not value or not all(isinstance(argument, str) for argument in value):
         raise BadInput("cmd: must be a list of texts, the command first")
-    if not value[0] or any("\0" in word for word in value):
+    if not value[0] or any("\0" in argument for argument in value):
         raise BadInput("cmd: the command is empty, or a NUL is in it")
     return tuple(value)
 

@@ -15,7 +15,7 @@ from conch.cron.writes import Faults, Unsent, Writes
 from conch.etcd.store import StoreError
 from conch.keeper.watchdog import Watchdog
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 # How often a node writes its time.
 _PUBLISH_EVERY_S = 60.0
@@ -49,7 +49,7 @@ class Node:
         workers: Workers,
         writes: Writes,
         faults: Faults,
-        log: Tell,
+        log: Log,
         *,
         own_time: Callable[[], float],
         flags: Callable[[], tuple[bool, bool]],
@@ -144,7 +144,7 @@ class Node:
             self._writes.failed("not-registered", error)
             await self._pause(PAUSE_MOST_S)
             return
-        self._writes.made()
+        self._writes.on_success()
         taken = self._faults("name-taken", level="error")
         if isinstance(outcome, NameTaken):
             taken.failed(

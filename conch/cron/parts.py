@@ -163,7 +163,7 @@ class Parts:
         return self.node.publish(probe=True)
 
     def _queue_for_slot(self, run: ActiveRun, job: Job, number: int, held: OnHeld, failed: OnFailed) -> SemaphoreSlot:
-        me, spec = self._spec.identity, self._spec
+        identity, spec = self._spec.identity, self._spec
         assert job.semaphore is not None  # noqa: S101 - asked by the runner
         return SemaphoreSlot(
             spec.store,
@@ -176,10 +176,10 @@ class Parts:
             ttl_s=spec.ttl_s,
             kill_after_s=job.kill_after_s,
             wait_s=job.run_ttl_s,
-            value=Holder(me.host, me.pid, rfc3339(spec.clock.own()), shown(job.cmd)).encode(),
+            value=Holder(identity.host, identity.pid, rfc3339(spec.clock.own()), shown(job.cmd)).encode(),
             held=held,
             failed=failed,
-            tell=self._port.log,
+            log=self._port.log,
         )
 
     # -- making the parts ---------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from conch.errors import BadInput
 from conch.etcd.store import KeyValue
 from conch.keys import check_name
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 # Outdated entries are removed from the heap when there are so many more entries than jobs.
 _OUTDATED = 1000
@@ -44,7 +44,7 @@ class Planner:
         self,
         fleet_clock: FleetClock,
         chores: Chores,
-        log: Tell,
+        log: Log,
         *,
         moments: Callable[[int], tuple[float | None, float | None]],
         due: Callable[[PendingTick], None],

@@ -16,7 +16,7 @@ from conch.cron.writes import ProbeQueue, Unsent, WriteKind, Writes, was_refused
 from conch.etcd.store import StoreError
 from conch.keeper.watchdog import Watchdog
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 _PAUSE_S, _PAUSE_MOST_S = 0.2, 10.0
 
@@ -34,7 +34,7 @@ class Recorder:
         workers: Workers,
         writes: Writes,
         counts: Counter[tuple[str, str]],
-        log: Tell,
+        log: Log,
         *,
         tracked: Callable[[str], TrackedJob | None],
         own_time: Callable[[], float],

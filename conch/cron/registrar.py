@@ -17,7 +17,7 @@ from conch.keeper.session import Session
 from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Registrar:
         leases: Collection[int],
         state_id: str,
         ttl_s: int,
-        log: Tell,
+        log: Log,
     ) -> None:
         """`origin` is our supervisor, `leases` were its earlier keeper's, `state_id` names our state directory."""
         self._leases = set(leases)
@@ -102,7 +102,7 @@ class Registrar:
         registration = Registration(number, lease, ours.create_revision)
         registered: list[Registered] = []
 
-        def tell(level: str, event: str, **fields: str | int | float) -> None:
+        def note_failures(level: str, event: str, **fields: str | int | float) -> None:
             for entry in registered:
                 entry.failing = event in ("renew-failed", "doubt")
             self._log(level, event, **fields)
@@ -115,7 +115,7 @@ class Registrar:
             should_renew=lambda: True,
             renewed=lambda deadline: self._watchdog.renewed(number, deadline),
             lost=lost,
-            log=tell,
+            log=note_failures,
         )
         registered.append(Registered(registration, session))
         rule = DeadlineRule(session.ttl_s, 0.0)

@@ -11,7 +11,7 @@ from conch.cron.workers import Chores, Tasks, Workers
 from conch.errors import BadInput
 from conch.etcd.store import Renewal, StoreError
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 # How often the zones are looked at; soon again while the database is being changed, file by file perhaps.
 _ZONES_EVERY_S, _CHECK_S = 3600.0, 60.0
@@ -26,7 +26,7 @@ class Reload:
         tasks: Tasks,
         workers: Workers,
         chores: Chores,
-        log: Tell,
+        log: Log,
         *,
         renew: Callable[[], Sequence[Renewal]],
         set_release: Callable[[str], None],

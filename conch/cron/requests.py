@@ -17,7 +17,7 @@ from conch.cron.workers import Alarm, Tasks, Workers
 from conch.etcd.store import KeyValue, Store, StoreError
 from conch.keys import Keys
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 # How many requests for jobs that nobody has are remembered.
 _UNKNOWN_MOST = 1000
@@ -67,7 +67,7 @@ class Requests:
         tasks: Tasks,
         workers: Workers,
         fleet_clock: FleetClock,
-        log: Tell,
+        log: Log,
         *,
         timeout_s: float,
     ) -> None:

@@ -36,7 +36,7 @@ class Delivered:
 
     old: tuple[int, ...]
     has_floor: bool
-    wanted: bool = True
+    is_wanted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class ResultStore:
             if existing is not None or too_old:
                 if run_rev is not None:
                     self.end_run(name, run_rev, timeout_s=timeout_s)
-                return Delivered((), floor is not None, wanted=existing is not None)
+                return Delivered((), floor is not None, is_wanted=existing is not None)
             expired_ticks = ()
             assumed = _Assumed(floor is not None, run_rev, unreadable)
 

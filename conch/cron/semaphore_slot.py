@@ -13,7 +13,7 @@ from conch.keeper.hold_spec import HoldSpec, QueueSpec
 from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 OnHeld = Callable[[Held], None]
 OnFailed = Callable[[str], None]
 
@@ -40,13 +40,13 @@ class SemaphoreSlot:
         value: bytes,
         held: Callable[[Held], None],
         failed: Callable[[str], None],
-        tell: Tell,
+        log: Log,
     ) -> None:
         self._watchdog = watchdog
         self.number = number
         self._held = held
         self._failed = failed
-        self._tell = tell
+        self._log = log
         self.in_use = False  # the run has started: the slot is held between its attempts, too
         self.released = threading.Event()
         self.lease: int | None = None
@@ -88,7 +88,7 @@ class SemaphoreSlot:
                 self.released.set()
                 self._acquirer.stop()
             case Note(level, event, text):
-                self._tell(level, event, **text)
+                self._log(level, event, **text)
             case _:
                 pass
 

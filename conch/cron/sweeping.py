@@ -7,7 +7,7 @@ from conch.cron.sweep import Sweep
 from conch.cron.workers import Tasks, Workers
 from conch.etcd.store import StoreError
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 _FIRST_S, EVERY_S = 20.0, 3600.0
 _PAUSE_S = 0.05
@@ -20,7 +20,7 @@ class Sweeping:
         self,
         tasks: Tasks,
         workers: Workers,
-        log: Tell,
+        log: Log,
         *,
         new_sweep: Callable[[float], Sweep],
         is_first: Callable[[int], bool],

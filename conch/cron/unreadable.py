@@ -4,7 +4,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 _MOST = 1000
 _SHOWN = 500
@@ -13,8 +13,8 @@ _SHOWN = 500
 class Unreadable:
     """Reports a key once, from any thread. It remembers 1,000 of them, and names no more than that."""
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+    def __init__(self, log: Log) -> None:
+        self._log = log
         self._lock = threading.Lock()
         self._known: set[bytes] = set()
 
@@ -28,4 +28,4 @@ class Unreadable:
             full = len(self._known) > _MOST
         if full:
             why = f"{why}; more than {_MOST} keys are unreadable: no others are named"
-        self._tell("warning", "unreadable", key=key.decode("utf-8", "replace")[:_SHOWN], msg=why)
+        self._log("warning", "unreadable", key=key.decode("utf-8", "replace")[:_SHOWN], msg=why)

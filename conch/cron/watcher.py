@@ -8,7 +8,7 @@ from conch.etcd.store import Compacted, Event, KeyValue, Range, RangeResult, Sto
 from conch.keys import Keys, prefix_end
 from conch.record import replace
 
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 _KINDS = ("job", "fire", "now", "run")
 _RETRY_S = 1.0
@@ -26,7 +26,7 @@ class Watcher:
         self,
         store: Store,
         keys: Keys,
-        log: Tell,
+        log: Log,
         *,
         call: Callable[..., None],
         run_ids: Callable[[], set[str]],
@@ -89,7 +89,7 @@ class Watcher:
                     watched = self.list_all(self._timeout_s, self._run_ids())
                 fault.over()
                 self._call(self._watching, True)
-                self._watch = self._store.watch(watched, tell=self._on_interruption)
+                self._watch = self._store.watch(watched, log=self._on_interruption)
                 if self._outdated.is_set():
                     self._watch.cancel()
                 for events in self._watch:

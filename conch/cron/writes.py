@@ -12,7 +12,7 @@ from conch.cron.workers import Tasks, Workers
 from conch.etcd.store import StoreError, Unreachable
 
 _T = TypeVar("_T")
-Tell = Callable[..., None]
+Log = Callable[..., None]
 
 # A fault is over when it has not happened for so long: some writes may be refused for ever while others are made.
 _QUIET_S = 15.0
@@ -37,7 +37,7 @@ class Unsent(Exception):
 class Faults:
     """The lasting faults of a daemon, by log event; each is logged a line a minute."""
 
-    def __init__(self, log: Tell) -> None:
+    def __init__(self, log: Log) -> None:
         self._log = log
         self._faults: dict[str, Lasting] = {}
 
@@ -99,10 +99,10 @@ class Writes:
             return call()
 
         result = await self._workers.etcd(work)
-        self.made()
+        self.on_success()
         return result
 
-    def made(self) -> None:
+    def on_success(self) -> None:
         """A write was made: etcd takes writes."""
         if not self._breaker.succeeded():
             return

@@ -127,7 +127,7 @@ class Member:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
         self.folder.mkdir(exist_ok=True)
         with (self.folder / "log").open("wb" if new_log else "ab") as output:
-            self._log_start = output.tell()
+            self._log_start = output.seek(0, os.SEEK_END)
             self.process = subprocess.Popen(
                 [
                     self.binary,

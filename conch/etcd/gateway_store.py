@@ -130,22 +130,22 @@ class HttpStore(FailOver[Gateway]):
         what: Sequence[tuple[Range, int]],
         *,
         deletes_only: bool = False,
-        tell: Callable[[str], None] = lambda _event: None,
+        log: Callable[[str], None] = lambda _event: None,
         blind: Callable[[], None] = lambda: None,
     ) -> DriverWatch:
         """See `Store`."""
         ended = False  # whether the next stream's request ends before its answer begins
 
-        def open_stream(wanted: Sequence[tuple[Range, int]]) -> WatchStream:
+        def open_stream(ranges: Sequence[tuple[Range, int]]) -> WatchStream:
             nonlocal ended
             client = self.connected()
             try:
                 token = self._token(client, _LOGIN_S)
-                requests = b"".join(codec.watch(*watched, deletes_only=deletes_only) for watched in wanted)
-                alive = self._ask("/v3/kv/range", codec.local_read(wanted[0][0].key), codec.header)
+                requests = b"".join(codec.watch(*watched, deletes_only=deletes_only) for watched in ranges)
+                alive = self._ask("/v3/kv/range", codec.local_read(ranges[0][0].key), codec.header)
                 stream = client.stream("/v3/watch", requests, token, _OPEN_S, ended=ended)
                 return WatchStream(
-                    client, stream, len(wanted), deletes_only, lambda: _check_alive(alive, client, token)
+                    client, stream, len(ranges), deletes_only, lambda: _check_alive(alive, client, token)
                 )
             except self._watch_failures as raised:
                 ended = not ended  # a proxy between us and etcd may accept no request that goes on
@@ -155,7 +155,7 @@ class HttpStore(FailOver[Gateway]):
                     self.drop_connection(client)
                 raise
 
-        return self._new_watch(what, open_stream, self._watch_failures, tell, blind)
+        return self._new_watch(what, open_stream, self._watch_failures, log, blind)
 
 
 def _check_alive(ask: "_Call[Header]", client: Gateway, token: str | None) -> None:

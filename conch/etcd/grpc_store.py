@@ -236,7 +236,7 @@ class GrpcStore(FailOver[Any]):
         what: Sequence[tuple[Range, int]],
         *,
         deletes_only: bool = False,
-        tell: Callable[[str], None] = lambda _event: None,
+        log: Callable[[str], None] = lambda _event: None,
         blind: Callable[[], None] = lambda: None,
     ) -> DriverWatch:
         """See `Store`."""
@@ -249,7 +249,7 @@ class GrpcStore(FailOver[Any]):
                 )
             )
 
-        def open_stream(wanted: Sequence[tuple[Range, int]]) -> _Stream:
+        def open_stream(ranges: Sequence[tuple[Range, int]]) -> _Stream:
             client = self.connected()
             try:
                 token = self._token(client, _LOGIN_S)
@@ -258,9 +258,9 @@ class GrpcStore(FailOver[Any]):
                 why = self._classify("log in", self._call_error(raised), endpoint)
                 self.drop_connection(client)
                 raise ValueError(f"{endpoint}: {why}") from None
-            return _Stream(client, token, request, wanted)
+            return _Stream(client, token, request, ranges)
 
-        return self._new_watch(what, open_stream, _FAILURES, tell, blind)
+        return self._new_watch(what, open_stream, _FAILURES, log, blind)
 
 
 class _Stream:
@@ -271,13 +271,13 @@ class _Stream:
         client: Any,
         token: str | None,
         request: Callable[[Range, int], Any],
-        wanted: Sequence[tuple[Range, int]],
+        ranges: Sequence[tuple[Range, int]],
     ) -> None:
         self.client = client
         self._request = request
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._call = etcdrpc.WatchStub(client.channel).Watch(iter(self._requests.get, None), metadata=_metadata(token))
-        for what, revision in wanted:
+        for what, revision in ranges:
             self.add(what, revision)
 
     def __iter__(self) -> Iterator[Answer]:

@@ -24,7 +24,7 @@ from conch.etcd.store import (
     Unreachable,
     Watch,
 )
-from conch.etcd.timeline import Tell, Timeline
+from conch.etcd.timeline import Log, Timeline
 from conch.limits import lacking
 from conch.static_typing import TypeVar
 
@@ -41,18 +41,18 @@ class NoGrpc(StoreError):
 
 def open_store(
     connection: Connection,
-    tell: Tell = lambda _event, _text: None,
+    log: Log = lambda _event, _text: None,
     *,
     prefer_grpc: bool = False,
     members_only: bool = False,
 ) -> Store:
     """Return the store for a connection's transport; nothing is sent yet. Raises `NoGrpc` if only gRPC is allowed.
 
-    `tell` is called with the event and text of each warning. With `prefer_grpc`, `auto` tries gRPC before the gateway.
+    `log` is called with the event and text of each warning. With `prefer_grpc`, `auto` tries gRPC before the gateway.
     `members_only` is for a caller that will hold something: an etcd grpc-proxy, which cannot prove a renewal (and has
     no JSON gateway), is not used.
     """
-    timeline = Timeline(tell)
+    timeline = Timeline(log)
     if connection.transport == "grpc":
         return _grpc(connection, timeline, members_only=members_only)
     if connection.transport == "http":
@@ -62,7 +62,7 @@ def open_store(
     try:
         return _grpc(connection, timeline, members_only=members_only)
     except NoGrpc as error:
-        tell("no-grpc", f"{error}: etcd's JSON gateway is used instead")
+        log("no-grpc", f"{error}: etcd's JSON gateway is used instead")
         return HttpStore(connection, timeline)
 
 
@@ -151,11 +151,11 @@ class AutoStore:
         what: Sequence[tuple[Range, int]],
         *,
         deletes_only: bool = False,
-        tell: Callable[[str], None] = lambda _event: None,
+        log: Callable[[str], None] = lambda _event: None,
         blind: Callable[[], None] = lambda: None,
     ) -> Watch:
         """See `Store`. The watch keeps the driver that is in use now."""
-        return self._store.watch(what, deletes_only=deletes_only, tell=tell, blind=blind)
+        return self._store.watch(what, deletes_only=deletes_only, log=log, blind=blind)
 
     def each_member(self) -> Sequence[Store]:
         """See `Store`. The stores keep the driver that is in use now."""

@@ -229,10 +229,10 @@ class Store(Protocol):
         what: Sequence[tuple[Range, int]],
         *,
         deletes_only: bool = False,
-        tell: Callable[[str], None] = lambda _event: None,
+        log: Callable[[str], None] = lambda _event: None,
         blind: Callable[[], None] = lambda: None,
     ) -> Watch:
-        """Watch keys or ranges, each from a revision on; `tell` is called with `watch-interrupted` and `watch-resumed`.
+        """Watch keys or ranges, each from a revision on; `log` is called with `watch-interrupted` and `watch-resumed`.
 
         `blind` is called every few seconds while no endpoint lets it watch.
         """

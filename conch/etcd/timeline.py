@@ -18,7 +18,7 @@ from conch.static_typing import TypeVar
 
 _Answer = TypeVar("_Answer")
 
-Tell = Callable[[str, str], None]
+Log = Callable[[str, str], None]
 
 # The times of so many answers are kept, each at least so long after the one before.
 _KEPT, _APART_S = 256, 0.1
@@ -39,9 +39,9 @@ class Mark(Record):
 class Timeline:
     """What one process knows of etcd's progress, and who must list again when that is undone. From any thread."""
 
-    def __init__(self, tell: Tell = lambda _event, _text: None) -> None:
-        """`tell` is called with `revision-went-back` and a text, once each time."""
-        self._tell = tell
+    def __init__(self, log: Log = lambda _event, _text: None) -> None:
+        """`log` is called with `revision-went-back` and a text, once each time."""
+        self._log = log
         self._lock = threading.Lock()
         self._followers: set[Callable[[], None]] = set()
         self.newest = Mark(0, 0, 0)
@@ -105,7 +105,7 @@ class Timeline:
             self.newest = Mark(header.revision, header.term, known.turn + 1)
             self._moments.clear()
             followers = list(self._followers)
-        self._tell(
+        self._log(
             "revision-went-back",
             f"etcd was wiped or restored (revision {before.revision}, term {before.term}; "
             f"now {header.revision}, {header.term}): all is listed anew",

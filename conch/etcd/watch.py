@@ -99,7 +99,7 @@ class DriverWatch:
     ) -> None:
         """`confirm` reads a range so that `timeline` checks etcd's revision; it may raise `StoreError`."""
         self.state = WatchState.STARTING
-        self._what = [wanted for wanted, _ in what]
+        self._what = [watched for watched, _ in what]
         self._next = [revision for _, revision in what]
         self._lock = threading.Lock()
         self._open_stream = open_stream
@@ -222,17 +222,17 @@ class DriverWatch:
     def _open(self) -> _OpenStream:
         opened_at, before = time.monotonic(), self._timeline.newest
         with self._lock:
-            wanted = self._wanted()
-        current = _OpenStream(self._open_stream(wanted), opened_at, before)
+            watched = self._still_watched()
+        current = _OpenStream(self._open_stream(watched), opened_at, before)
         with self._lock:
             self._current = current
-            for what, revision in self._wanted()[len(wanted) :]:  # added meanwhile
+            for what, revision in self._still_watched()[len(watched) :]:  # added meanwhile
                 self._extend(current, what, revision)
             if self._cancelled.is_set():
                 current.stream.cancel()
         return current
 
-    def _wanted(self) -> list[tuple[Range, int]]:
+    def _still_watched(self) -> list[tuple[Range, int]]:
         return list(zip(self._what, self._next, strict=True))
 
     def _close(self, current: _OpenStream | None) -> None:

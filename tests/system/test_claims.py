@@ -151,9 +151,9 @@ def test_lease_that_is_gone_means_not_registered(bed: Bed) -> None:
 def test_result_is_created_once(bed: Bed) -> None:
     """A second delivery changes nothing, and ends the run key if that is still there."""
     won = bed.claim(bed.due())
-    assert bed.deliver(TICK, won.run_rev).wanted
+    assert bed.deliver(TICK, won.run_rev).is_wanted
     before = bed.get("result", "j", TICK)
-    assert bed.deliver(TICK, won.run_rev).wanted
+    assert bed.deliver(TICK, won.run_rev).is_wanted
     assert bed.get("result", "j", TICK) == before
     assert bed.get("run", "j") is None
 
@@ -167,7 +167,7 @@ def test_result_does_not_end_anothers_run_key(bed: Bed) -> None:
         timeout_s=5,
     )
     bed.put(bed.keys.cron("run", "j"), b"{}")
-    assert bed.deliver(TICK, won.run_rev).wanted
+    assert bed.deliver(TICK, won.run_rev).is_wanted
     assert bed.get("run", "j") is not None
 
 
@@ -250,5 +250,5 @@ def test_second_result_of_an_allow_job_changes_nothing(free: Bed) -> None:
     free.claim(free.due())
     free.deliver(TICK, None)
     before = free.get("result", "j", TICK)
-    assert free.deliver(TICK, None).wanted
+    assert free.deliver(TICK, None).is_wanted
     assert free.get("result", "j", TICK) == before

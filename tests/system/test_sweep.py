@@ -106,7 +106,7 @@ def test_sweep_leaves_the_newest_ticks_and_a_floor_below_them(past: Past, fires:
     if len(there) > 50:
         assert past.floor() == there[-51]
         assert isinstance(past.claim(past.due(there[-51]), has_floor=True), Taken)
-        assert past.deliver(there[-51], None, has_floor=True) == Delivered((), True, wanted=False)
+        assert past.deliver(there[-51], None, has_floor=True) == Delivered((), True, is_wanted=False)
     assert past.sweep() == {}
 
 
