@@ -1,5 +1,6 @@
 """The rules of the house, without exceptions. `tests/support/architecture.py` has the checkers."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -364,3 +365,26 @@ def test_outside_package_away_from_home_is_seen(tmp_path: Path) -> None:
 
 def test_loaded_module_is_seen() -> None:
     assert loaded_of("errors", ("os", "no_such_module", "conch.errors")) == ["os", "conch.errors"]
+
+
+# -- the guided tour ------------------------------------------------------------------------------------------
+
+
+def test_design_lists_every_module() -> None:
+    """docs/design.md has a tree with one entry a module; no module is missing, and none that is listed has gone."""
+    text = (Path(__file__).parents[1] / "docs" / "design.md").read_text()
+    tree = text.split("## The tree")[1].split("```")[1]
+    listed, folder = set(), ""
+    for line in tree.splitlines():
+        heading = re.match(r" {2,4}([a-z]+)/ ", line)
+        if heading:
+            folder = heading[1] if line.startswith("  " + heading[1]) else f"{folder}/{heading[1]}"
+        names = re.findall(r"\b([a-z_0-9]+)\.py\b", line)
+        listed |= {f"{folder}/{name}".lstrip("/") if line.startswith("    ") else name for name in names}
+    package = Path(__file__).parents[1] / "conch"
+    modules = {
+        path.relative_to(package).with_suffix("").as_posix()
+        for path in package.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert listed == modules
