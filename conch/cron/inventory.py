@@ -250,6 +250,7 @@ class Inventory:
         self._clock_check.on_host_gone(host)
         if host == self._host:
             self._node.on_key_gone()
+        self._planner.wake()  # the fleet's time may be another without that host's
         self.conclude_unproved()
 
     def on_registered(self) -> None:

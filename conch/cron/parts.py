@@ -103,8 +103,10 @@ class Parts:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a claim is under way or unclear, or a run or its record."""
-        return bool(self.runner.active or self.closer.unclear or self._claims_under_way())
+        """Whether a claim is under way or unclear, a claimed tick waits for its run key, or a run or its record."""
+        if self.runner.active or self.closer.unclear or self._claims_under_way() or self.replacement.waiting:
+            return True
+        return any(tick.unclear for tick in self._port.pending.values())  # they are closed next
 
     def why_not_ready(self, probe: bool = False) -> str:
         """Why no run could be started now; empty if one could. A `probe` may be sent while etcd takes no writes."""

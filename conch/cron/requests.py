@@ -201,7 +201,8 @@ class Requests:
         await settled.wait()
         request.tick = None
         if not isinstance(claims[0], TickLost | TickGivenUp):
-            self.on_gone(request.name, request.number)  # the claim has deleted it
+            if not request.is_gone:  # else another request may have its number by now
+                self.on_gone(request.name, request.number)  # the claim has deleted it
             return 0.0
         pause_s = request.pause_s
         request.pause_s = min(2 * request.pause_s or PAUSE_S / 10, PAUSE_MOST_S)

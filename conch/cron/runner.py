@@ -161,6 +161,8 @@ class Runner:
             run.ends_by = self._now() + job.run_ttl_s
             run.enter(RunState.QUEUED)
             held = await self._get_slot(run, job)
+            if run.finished.done():
+                return run.finished.result()  # it was ended in the moment in which it got its slot
             if isinstance(held, Result):
                 return held
             holds.append(held.number)
@@ -206,7 +208,7 @@ class Runner:
             self._loop.call_soon_threadsafe(enter, entered, message)
 
         def enter(entered: Entry, message: Held) -> None:
-            if not got.done():
+            if not got.done() and not finished.done():
                 run.entry = entered
                 settle(message)
 

@@ -131,9 +131,10 @@ class Scheduler:
             on_claim(TickLost())
         elif earlier is not None and (earlier.unclear or earlier.request_rev == tick.request_rev):
             on_claim(TickLost())  # it is being dealt with
-        elif len(self.pending) >= _PENDING_MOST:
+        elif earlier is None and len(self.pending) >= _PENDING_MOST:
             on_claim(TickGivenUp(None))
-            self.parts.missed.add(tick.job.name, Missed(tick.tick, tick.tick, 1, tick.deadline))
+            if not tick.request_rev:  # a request is tried again at another second
+                self.parts.missed.add(tick.job.name, Missed(tick.tick, tick.tick, 1, tick.deadline))
         else:
             if earlier is not None:
                 self._remove_pending(earlier)

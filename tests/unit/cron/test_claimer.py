@@ -100,6 +100,7 @@ class Bed:
         self.registration: Registration | None = Registration(3, 8, 4)
         self.draining = False
         self.closed = ""
+        self.closed_while_busy = False
         self.read: list[tuple[str, KeyValue]] = []
         self.reported: list[bytes] = []
         self.answers = Answers(script)
@@ -136,6 +137,8 @@ class Bed:
         )
 
     def _why_closed(self, probe: bool) -> str:
+        if self.closed_while_busy and self.claimer.under_way:
+            return "as many runs as this daemon may have: 1"
         return self.closed or ("etcd takes no writes" if self.writes.is_open and not probe else "")
 
     def _read_job(self, name: str, kv: KeyValue) -> None:
@@ -344,3 +347,16 @@ def test_claim_that_is_won_as_the_daemon_ends_does_not_run(loop: VirtualLoop, lo
     bed = Bed(loop, log, [WON])
     loop.at(0.0005, lambda: setattr(bed, "draining", True))
     assert bed.claim() == TickOver(20, 20, STOPPING)
+
+
+@pytest.mark.parametrize("failure", ["error", "unsent"])
+def test_tick_that_waits_for_its_next_try_takes_no_room(loop: VirtualLoop, log: Log, failure: str) -> None:
+    """Otherwise as many failed claims as a daemon may have runs would keep one another waiting until all are late."""
+    bed = Bed(loop, log, [lost_reply(), WON] if failure == "error" else [WON])
+    bed.closed_while_busy = True
+    if failure == "unsent":
+        bed.writes.failed("claim-failed", lost_reply())
+        assert bed.writes.is_open
+    assert bed.claim() == TickWon(20, 20, 77, 3)
+    assert loop.seconds - 1000.0 < 5
+    assert bed.claimer.under_way == 0
