@@ -7,6 +7,7 @@ from typing import Any
 
 from conch.core.messages import Message
 from conch.cron.clock import FleetClock
+from conch.cron.faults import Lasting
 from conch.cron.job import Job, parse
 from conch.cron.ticks import PendingTick, Registration, TrackedJob
 from conch.cron.writes import Faults, Writes
@@ -121,6 +122,17 @@ class Supervisor:
         return [message.kind for message in self.sent]
 
 
+class VirtualFaults(Faults):
+    """Lasting faults on the loop's clock."""
+
+    def __init__(self, loop: VirtualLoop, log: Log) -> None:
+        super().__init__(log)
+        self._loop = loop
+
+    def __call__(self, event: str, **options: Any) -> Lasting:
+        return super().__call__(event, now=self._loop.time, **options)
+
+
 class World:
     """What all parts share, on one loop, and what the other parts would answer."""
 
@@ -129,7 +141,7 @@ class World:
         self.log = log
         self.tasks = tasks_of(loop)
         self.workers = DirectWorkers(0.001)
-        self.faults = Faults(log)
+        self.faults = VirtualFaults(loop, log)
         self.writes = Writes(self.tasks, self.workers, self.faults)
         self.clock = FleetClock(loop.wall)
         self.counts: Counter[tuple[str, str]] = Counter()
