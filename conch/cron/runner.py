@@ -17,6 +17,7 @@ from conch.cron.run_log import Entry, Ledger
 from conch.cron.semaphore_slot import OnFailed, OnHeld, SemaphoreSlot
 from conch.cron.ticks import PendingTick, Registration, TickWon, TrackedJob
 from conch.cron.values import Result
+from conch.cron.workers import call_in
 from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
 from conch.times import rfc3339
@@ -205,7 +206,7 @@ class Runner:
         def held(message: Held) -> None:  # in the slot's thread
             entered = replace(run.entry, slot=message.lease)
             self._run_log.write(entered)
-            self._loop.call_soon_threadsafe(enter, entered, message)
+            call_in(self._loop, enter, entered, message)
 
         def enter(entered: Entry, message: Held) -> None:
             if not got.done() and not finished.done():
@@ -213,7 +214,7 @@ class Runner:
                 settle(message)
 
         def failed(why: str) -> None:  # in the slot's thread
-            self._loop.call_soon_threadsafe(fail, why)
+            call_in(self._loop, fail, why)
 
         def fail(why: str) -> None:
             if not got.done():

@@ -107,9 +107,9 @@ class Workers:
             try:
                 result = call()
             except Exception as error:
-                _call(loop, _set_exception, future, error)
+                call_in(loop, _set_exception, future, error)
             else:
-                _call(loop, _set_result, future, result)
+                call_in(loop, _set_result, future, result)
 
         try:
             pool.submit(work)
@@ -120,7 +120,8 @@ class Workers:
         return await future
 
 
-def _call(loop: asyncio.AbstractEventLoop, what: Callable[..., None], *arguments: object) -> None:
+def call_in(loop: asyncio.AbstractEventLoop, what: Callable[..., None], *arguments: object) -> None:
+    """Call this in the loop's thread; from any thread, also when the loop has ended."""
     try:
         loop.call_soon_threadsafe(what, *arguments)
     except RuntimeError:

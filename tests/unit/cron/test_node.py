@@ -342,3 +342,11 @@ def test_registration_that_is_lost_while_it_is_published(loop: VirtualLoop, log:
     bed.lose()
     bed.go(1.0)
     assert [number for _, number, *_ in bed.registrar.refreshed] == [1]
+
+
+def test_session_that_is_lost_after_the_loop_has_ended(loop: VirtualLoop, log: Log) -> None:
+    """Its thread goes on for a moment, and nobody waits for it any more."""
+    bed = Bed(loop, log).start()
+    loop.close()
+    bed.lose()
+    assert bed.supervisor.lost_holds

@@ -442,3 +442,16 @@ def test_registration_that_a_run_is_held_by_is_the_one_it_was_claimed_under(loop
     bed.start(TickWon(20, 20, 77, 3))
     bed.spin()
     assert bed.orders()[0].holds == [3]
+
+
+def test_slot_after_the_loop_has_ended(loop: VirtualLoop, log: Log) -> None:
+    """Its thread goes on for a moment; the hold is on disk for the next keeper."""
+    bed = Bed(loop, log, **SEMAPHORE)
+    task = bed.start()
+    bed.spin()
+    task.cancel()
+    bed.spin()
+    loop.close()
+    bed.held(HELD)
+    bed.failed("no slot within 50 s")
+    assert [entry.slot for entry in bed.run_log.written] == [0xAB]
