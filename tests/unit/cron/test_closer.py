@@ -24,7 +24,7 @@ from conch.cron.ticks import (
 )
 from conch.cron.writes import RETRY_EVERY_S, WriteKind, was_refused
 from conch.etcd.store import StoreError
-from tests.support.parts import ME, TICK, Script, World, fire_key, lost_reply, pending, refusal, run_key
+from tests.support.parts import ME, TICK, World, fire_key, lost_reply, pending, refusal, run_key, script
 from tests.support.virtual_loop import Log, VirtualLoop
 
 
@@ -33,7 +33,7 @@ class Bed(World):
 
     def __init__(self, loop: VirtualLoop, log: Log, *answers: Any) -> None:
         super().__init__(loop, log)
-        self.store: Any = Script(*answers)
+        self.store = script(*answers)
         ports = ClaimPorts(
             tracked=lambda name: self.tracked,
             registration=lambda: self.registration,

@@ -59,9 +59,7 @@ class Bed(World):
         (10.0, [0.0, 10.0, 10.0], None, False),
     ],
 )
-def test_off(
-    loop: VirtualLoop, log: Log, ahead_s: float, others: list[float], etcd: float | None, off: bool
-) -> None:
+def test_off(loop: VirtualLoop, log: Log, ahead_s: float, others: list[float], etcd: float | None, off: bool) -> None:
     bed = Bed(loop, log)
     bed.ahead_s, bed.etcd = ahead_s, etcd
     for i, other in enumerate(others):
@@ -205,9 +203,7 @@ def test_newcomer_does_not_wait_for_ever(loop: VirtualLoop, log: Log, after_s: f
 
 
 @pytest.mark.parametrize(("after_s", "heard"), [(4.9, False), (5.1, True)])
-def test_events_that_were_held_up_say_the_wrong_time(
-    loop: VirtualLoop, log: Log, after_s: float, heard: bool
-) -> None:
+def test_events_that_were_held_up_say_the_wrong_time(loop: VirtualLoop, log: Log, after_s: float, heard: bool) -> None:
     bed = Bed(loop, log)
     bed.check_.on_interrupted_watch()
     bed.go(after_s)

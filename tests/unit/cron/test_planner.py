@@ -46,7 +46,9 @@ class Bed(World):
     def _missed(self, name: str, missed: Missed) -> None:
         self.missed.append((name, missed.first - TICK, missed.last - TICK, missed.count()))
 
-    def define(self, schedule: str = SECONDLY, *, name: str = "j", rev: int = 5, created: int = 5, **fields: Any) -> bool:
+    def define(
+        self, schedule: str = SECONDLY, *, name: str = "j", rev: int = 5, created: int = 5, **fields: Any
+    ) -> bool:
         value = json.dumps({"schedule": schedule, "cmd": ["true"], **fields}).encode()
         return self.planner.on_job(name, KeyValue(b"/job/" + name.encode(), value, created, rev, 0))
 
@@ -290,7 +292,7 @@ def test_from_when_a_change_counts(
         None if after is None else loop.seconds + after,
         None if before is None else loop.seconds + before,
     )
-    fields = {} if said is None else {"changed_at": rfc3339(TICK + 100 + said)}
+    fields: dict[str, Any] = {} if said is None else {"changed_at": rfc3339(TICK + 100 + said)}
     bed.define(**fields)
     assert bed.next_tick() == first
 
@@ -420,5 +422,3 @@ def test_edit_between_the_right_clock_and_the_chore(loop: VirtualLoop, log: Log)
     bed.planner.jobs.pop("k")
     bed.go(0.0)
     assert bed.planner.jobs["j"].planned == planned
-
-

@@ -16,7 +16,7 @@ from conch.cron.run_log import Entry
 from conch.cron.runner import ActiveRun, RunState
 from conch.cron.values import Result
 from conch.cron.writes import WriteKind
-from tests.support.parts import TICK, Script, World, lost_reply, refusal, run_key
+from tests.support.parts import TICK, World, lost_reply, refusal, run_key, script
 from tests.support.virtual_loop import Log, VirtualLoop
 
 OK = Result("a", "ok", 0)
@@ -38,7 +38,7 @@ class Bed(World):
 
     def __init__(self, loop: VirtualLoop, log: Log, *answers: Any) -> None:
         super().__init__(loop, log)
-        self.store: Any = Script(*answers)
+        self.store = script(*answers)
         self.active: dict[str, ActiveRun] = {}
         self.calls: list[str] = []
         runner: Any = SimpleNamespace(active=self.active)
@@ -233,9 +233,7 @@ def _open(bed: Bed) -> None:
     ],
 )
 @pytest.mark.parametrize("after_s", [0.0, 0.0005, 0.2])
-def test_whatever_happens_meanwhile(
-    loop: VirtualLoop, log: Log, event: Callable[[Bed], None], after_s: float
-) -> None:
+def test_whatever_happens_meanwhile(loop: VirtualLoop, log: Log, event: Callable[[Bed], None], after_s: float) -> None:
     """The end of a run is recorded once, whatever becomes of the rest."""
     bed = Bed(loop, log, lost_reply(), DONE)
     loop.at(after_s, lambda: event(bed))

@@ -11,7 +11,7 @@ from conch.cron.claimer import ClaimPorts
 from conch.cron.replacement import Replacement, replaced_by
 from conch.cron.ticks import REMOVED, STOPPING, Registration, TickOver, TickWon
 from conch.etcd.store import Full
-from tests.support.parts import ME, TICK, Script, World, lost_reply, pending, refusal, run_key
+from tests.support.parts import ME, TICK, World, lost_reply, pending, refusal, run_key, script
 from tests.support.virtual_loop import Log, VirtualLoop
 
 WON = Won(20, 77, 22)
@@ -32,7 +32,7 @@ class Bed(World):
 
     def __init__(self, loop: VirtualLoop, log: Log, *answers: Any) -> None:
         super().__init__(loop, log, overlap="replace")
-        self.store: Any = Script(*answers)
+        self.store = script(*answers)
         self.ended: list[tuple[str, int, str]] = []
         self.recorded = True
         ports = ClaimPorts(

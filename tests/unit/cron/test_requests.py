@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -105,6 +106,7 @@ def test_request_gets_a_tick(loop: VirtualLoop, log: Log, monkeypatch: pytest.Mo
     ((at, tick),) = bed.started
     assert (tick.tick, tick.job_rev, tick.request_rev, tick.request, tick.number) == (TICK + 4, 5, 30, "abc", 7)
     assert at < 0.05
+    assert tick.deadline == pytest.approx(TICK + 60, abs=0.1)  # the time to claim it begins now
     assert bed.left() == []
 
 
@@ -205,16 +207,14 @@ def test_claim_that_deletes_the_request(
 
 
 @pytest.mark.parametrize("claim", [TickLost(), TickGivenUp(None), TickGivenUp("the job was changed")])
-def test_tick_that_it_does_not_get(
-    loop: VirtualLoop, log: Log, monkeypatch: pytest.MonkeyPatch, claim: Claim
-) -> None:
+def test_tick_that_it_does_not_get(loop: VirtualLoop, log: Log, monkeypatch: pytest.MonkeyPatch, claim: Claim) -> None:
     """It gets another, after growing pauses, for as long as it is there."""
     bed = Bed(loop, log, monkeypatch, *[claim] * 12)
     bed.requests.on_request("j", 1, request(30))
     bed.go(30.0)
     assert len(bed.started) == 13
     times = [at for at, _ in bed.started]
-    pauses = [round(b - a, 2) for a, b in zip(times, times[1:], strict=False)]
+    pauses = [round(b - a, 2) for a, b in pairwise(times)]
     assert pauses == sorted(pauses)
     assert pauses[0] < 0.01
     assert pauses[-1] == pytest.approx(2.0, abs=0.01)
@@ -259,9 +259,7 @@ def test_request_that_goes_while_it_is_being_claimed(
 # -- while it looks for a second ------------------------------------------------------------------------------
 
 
-def test_request_that_etcd_does_not_have_any_more(
-    loop: VirtualLoop, log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_request_that_etcd_does_not_have_any_more(loop: VirtualLoop, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     bed = Bed(loop, log, monkeypatch)
     bed.found = [None]
     bed.requests.on_request("j", 1, request(30))
@@ -281,9 +279,7 @@ def test_no_second_is_in_reach(loop: VirtualLoop, log: Log, monkeypatch: pytest.
     assert bed.numbers() == [1]
 
 
-def test_second_of_the_schedule_is_not_a_requests(
-    loop: VirtualLoop, log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_of_the_schedule_is_not_a_requests(loop: VirtualLoop, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """But of a job that is paused all seconds are free."""
     bed = Bed(loop, log, monkeypatch)
     bed.tracked = tracked(schedule="* * * * *")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from conch.core import procfs
 from conch.core.messages import Finished, Held, Kill, Recorded, Start
 from conch.core.states import IllegalTransition
-from conch.cron import runner as runner_module
 from conch.cron.run_log import Entry
 from conch.cron.runner import ActiveRun, Runner, RunPorts, RunState
 from conch.cron.ticks import Registration, TickWon
@@ -149,7 +149,7 @@ def test_order(
     bed.runner.on_running("mine")
     assert bed.run.state is RunState.RUNNING
     bed.runner.on_finished(finished())
-    assert loop.run(task) == Result("a", "ok", 0, TICK + 1.0, 2.0, 1, "because")
+    assert loop.run_until_complete(task) == Result("a", "ok", 0, TICK + 1.0, 2.0, 1, "because")
     assert bed.run.reported
 
 
@@ -175,7 +175,7 @@ def test_won_tick_that_is_not_to_start_any_more(
     bed.spin()
     assert bool(bed.orders()) == (not reason)
     if reason:
-        assert loop.run(task) == Result("a", "skipped", reason=reason)
+        assert loop.run_until_complete(task) == Result("a", "skipped", reason=reason)
         assert bed.run.node is None
     else:
         task.cancel()
@@ -183,6 +183,7 @@ def test_won_tick_that_is_not_to_start_any_more(
 
 # -- slots ----------------------------------------------------------------------------------------------------
 
+NO_THREADS = "cannot queue for its slot: can't start new thread"
 SEMAPHORE = {"sema": "db:2", "run_ttl": 50}
 
 
@@ -214,7 +215,7 @@ def test_run_waits_for_its_slot(
     slot: Any = bed.run.slot
     assert slot.in_use
     bed.runner.on_finished(finished())
-    assert loop.run(task).state == "ok"
+    assert loop.run_until_complete(task).state == "ok"
 
 
 def _end(bed: Bed) -> None:
@@ -241,7 +242,7 @@ def test_run_that_is_ended_in_the_queue_never_starts(
     bed.spin()
     for event in events:
         event(bed)
-    assert loop.run(task) == Result("a", "skipped", reason="conchd is stopping")
+    assert loop.run_until_complete(task) == Result("a", "skipped", reason="conchd is stopping")
     assert bed.orders() == []
 
 
@@ -252,7 +253,7 @@ def test_run_that_is_ended_as_its_hold_is_taken_in(loop: VirtualLoop, log: Log) 
     bed.spin()
     bed.held(HELD)
     loop.call_soon(lambda: bed.runner.end_queued("conchd is stopping"))
-    assert loop.run(task).state == "skipped"
+    assert loop.run_until_complete(task).state == "skipped"
     assert bed.orders() == []
 
 
@@ -265,10 +266,12 @@ def test_no_slot(loop: VirtualLoop, log: Log, threads: bool) -> None:
     bed.spin()
     if threads:
         bed.failed("no slot within 50 s")
-        assert loop.run(task) == Result("a", "timeout", reason="no slot within 50 s")
+        assert loop.run_until_complete(task) == Result("a", "timeout", reason="no slot within 50 s")
         assert bed.run.slot is None
     else:
-        assert loop.run(task) == Result("a", "skipped", reason="cannot queue for its slot: can't start new thread")
+        assert loop.run_until_complete(task) == Result(
+            "a", "skipped", reason="cannot queue for its slot: can't start new thread"
+        )
 
 
 def test_second_word_of_a_slot_does_not_count(loop: VirtualLoop, log: Log) -> None:
@@ -316,7 +319,7 @@ def test_outcomes(loop: VirtualLoop, log: Log, outcome: str, code: int | None, s
     bed.spin()
     bed.runner.on_finished(finished(outcome=outcome, code=code))
     bed.runner.on_finished(finished(code=9))  # a later report does not count
-    assert loop.run(task).state == state
+    assert loop.run_until_complete(task).state == state
 
 
 @pytest.mark.parametrize(
@@ -364,7 +367,7 @@ def test_supervisor_that_answers(
         return None if process == "gone" else SimpleNamespace(state=process)
 
     bed = Bed(loop, log)
-    monkeypatch.setattr(runner_module.procfs, "stat", stat)
+    monkeypatch.setattr(procfs, "stat", stat)
     if not parent:
         monkeypatch.setattr(os, "getppid", lambda: 1)
     if ordered:

@@ -34,7 +34,7 @@ from conch.cron.ticks import (
 )
 from conch.cron.values import Result
 from tests.support.parts import ME, TICK, RunLog, Supervisor, lost_reply, pending
-from tests.support.virtual_loop import DirectWorkers, Log, VirtualLoop
+from tests.support.virtual_loop import DirectWorkers, VirtualLoop
 
 WON = TickWon(20, 20, 77, 3)
 OK = Result("a", "ok", 0)
@@ -97,7 +97,7 @@ class StandIns:
         answer = script.pop(0)
         return await answer(tick) if callable(answer) else answer
 
-    async def _claim(self, tick: PendingTick) -> Claim:
+    async def _claim(self, tick: PendingTick) -> Any:
         self.calls.append("claim")
         return await self._answer(self.claims, tick)
 
@@ -215,7 +215,7 @@ def unclear(run: str = "mine", **fields: Any) -> PendingTick:
 def test_life(
     bed: Bed, claims: list[Any], run_keys: list[Any], calls: list[str], records: list[Any], missed: bool
 ) -> None:
-    """A claimed tick has one result; a tick that nobody here claimed in time is asked about once nobody can any more."""
+    """A claimed tick has one result; one that we did not claim in time is asked about once nobody can claim it."""
     answers = bed.live(pending(), *claims, run_keys=run_keys)
     assert answers == [claims[0]]
     assert bed.parts.calls == calls

@@ -185,9 +185,7 @@ def test_neither_waits_for_the_other(real: asyncio.AbstractEventLoop) -> None:
     assert real.run_until_complete(work()) == 7
 
 
-def test_system_that_allows_no_more_threads(
-    real: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_system_that_allows_no_more_threads(real: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that is there does the work."""
     workers = Workers(Counter())
     submit = ThreadPoolExecutor.submit
@@ -200,9 +198,7 @@ def test_system_that_allows_no_more_threads(
     assert real.run_until_complete(workers.etcd(lambda: 7)) == 7
 
 
-def test_other_trouble_of_a_pool_is_a_defect(
-    real: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_trouble_of_a_pool_is_a_defect(real: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     workers = Workers(Counter())
 
     def refuse(pool: Any, call: Any) -> Any:
@@ -242,7 +238,9 @@ def test_answer_that_nobody_waits_for(real: asyncio.AbstractEventLoop) -> None:
 
 def test_chores_are_made_in_order_and_in_slices(real: asyncio.AbstractEventLoop) -> None:
     """Everything else has its turn between two slices."""
-    chores, done, turns = Chores(Tasks(real)), [], []
+    done: list[int] = []
+    turns: list[int] = []
+    chores = Chores(Tasks(real))
     assert not chores
 
     async def others() -> None:
@@ -266,7 +264,8 @@ def test_chores_are_made_in_order_and_in_slices(real: asyncio.AbstractEventLoop)
 def test_chore_that_adds_a_chore(loop: VirtualLoop) -> None:
     """It comes last, and one coroutine makes all; while one is being made they are not all done."""
     tasks = tasks_of(loop)
-    chores, done = Chores(tasks), []
+    done: list[str] = []
+    chores = Chores(tasks)
 
     def first() -> None:
         chores.add(lambda: done.append("third"))

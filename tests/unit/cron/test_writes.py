@@ -1,6 +1,7 @@
 """The circuit breaker for writes: what waits while etcd takes none, which probe is sent, and when a fault is over."""
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def test_probes_take_the_kinds_in_rotation(loop: VirtualLoop, log: Log) -> None:
     kinds = [kind for _, kind in bed.probed]
     assert kinds[:6] == ["b", "c", "a", "b", "c", "a"]
     times = [at for at, _ in bed.probed]
-    pauses = [b - a for a, b in zip(times, times[1:], strict=False)]
+    pauses = [b - a for a, b in pairwise(times)]
     assert 0.05 <= times[0] <= 0.1
     assert max(pauses) <= 3.0
     assert min(pauses[-4:]) >= 1.5
