@@ -209,7 +209,7 @@ class Runner:
             call_in(self._loop, enter, entered, message)
 
         def enter(entered: Entry, message: Held) -> None:
-            if not got.done() and not finished.done():
+            if not got.done():
                 run.entry = entered
                 settle(message)
 

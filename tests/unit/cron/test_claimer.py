@@ -405,7 +405,7 @@ def test_request_of_an_edited_job_gets_another_second(loop: VirtualLoop, log: Lo
 def test_probe_ends_with_an_answer(loop: VirtualLoop, log: Log) -> None:
     """The next try of a tick that was a probe waits like all others if writes fail again meanwhile."""
     newer = KeyValue(b"/job/j", b"{}", 1, 7, 0)
-    bed = Bed(loop, log, [lost_reply(), Changed(newer), WON])
+    bed = Bed(loop, log, [lost_reply(), Changed(newer), WON], start_deadline=60)
     bed.tick.changes = 20  # it pauses before the next try
     seen: list[bool] = []
 

@@ -91,6 +91,8 @@ def test_outcomes(loop: VirtualLoop, log: Log, answers: list[Any], taken: TickWo
     assert bed.take() == taken
     assert bed.store.asked == ["take_run"] * tries
     assert bed.ended == [("j", TICK, replaced_by(TICK))]
+    assert bed.tracked is not None
+    assert (bed.tracked.run is not None) == (answers == [Busy(run_key())])
     assert bed.now() >= 30.0 if taken == NOT_ENDED else bed.now() < 2.0
 
 

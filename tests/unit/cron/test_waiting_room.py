@@ -133,6 +133,7 @@ def test_tick_that_was_rung_before_it_waits(loop: VirtualLoop, log: Log) -> None
     tick = pending("a")
     tick.cancel()
     assert loop.run(bed.room.wait(tick)) is False
+    bed.closed = ""
     assert not bed.room.probe()
     bed.closed = ""
     bed.room.admit()
