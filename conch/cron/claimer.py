@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from conch.cron.claim_store import Again, Busy, Changed, ClaimStore, NodeGone, Outcome, Taken, Won
-from conch.cron.clock import FleetClock
+from conch.cron.fleet_clock import FleetClock
 from conch.cron.overlap import ClaimToRun, ClaimToSkip, ClaimToWait, Decision, policy_of
 from conch.cron.run_log import Entry, RunLog
 from conch.cron.ticks import (
@@ -104,7 +104,6 @@ class Claimer:
                 tick.job, tick.job_rev = tracked.job, tracked.rev
             decision = self._decide(tick, tracked)
             tick.enter(TickState.CLAIMING)
-            self.under_way += 1
             try:
                 outcome = await self._try(tick, tracked, registration, decision, probe=probe)
             except Unsent:
@@ -118,9 +117,8 @@ class Claimer:
                     return TickGivenUp(None) if tick.unclear else TickLost()
                 probe = await self._room.wait(tick, pause_s=tick.next_pause_s())
                 continue
-            finally:
-                self.under_way -= 1
             tick.enter(TickState.WAITING)
+            probe = False  # etcd has answered
             self._on_answer(tick)
             match outcome:
                 case Won():
@@ -220,7 +218,11 @@ class Claimer:
                 self._run_log.write(Entry(tick.run, tick.job.name, tick.tick, outcome.rev, outcome.run_rev))
             return outcome
 
-        return await self._writes.send(work, probe=probe)
+        self.under_way += 1
+        try:
+            return await self._writes.send(work, probe=probe)
+        finally:
+            self.under_way -= 1
 
     # -- outcomes -----------------------------------------------------------------------------------------
 

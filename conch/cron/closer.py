@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from conch.cron.claim_store import Again, ClaimStore, NodeGone, Won
 from conch.cron.claimer import ClaimPorts
-from conch.cron.clock import FleetClock
+from conch.cron.fleet_clock import FleetClock
 from conch.cron.ticks import (
     CHANGED,
     TOO_LATE,
@@ -109,7 +109,8 @@ class Closer:
                 # A claim may land for as long as our old registration lasts, and must be seen then.
                 await self._changed.wait()
             elif self._writes.is_open:
-                if await self.probes.wait():
+                # The registration may be lost meanwhile.
+                if await self.probes.wait() and (self._ports.registration() is not None or self._releasing()):
                     return True
             elif tick.refused and not self._writes.may_retry(WriteKind.CLAIM):
                 await asyncio.sleep(RETRY_EVERY_S)

@@ -11,7 +11,7 @@ from conch.core import procfs
 from conch.core.channel import Channel
 from conch.core.messages import Begin, Begun, Failed, Message, Note
 from conch.core.origin import origin
-from conch.cron.clock import FleetClock
+from conch.cron.fleet_clock import FleetClock
 from conch.cron.run_log import RunLog
 from conch.cron.state_dir import identify
 from conch.errors import ConchError

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from conch.core.origin import Origin, origin_of
-from conch.cron.clock import SKEW_S, FleetClock
+from conch.cron.fleet_clock import SKEW_S, FleetClock
 from conch.cron.values import fields_of
 from conch.etcd.store import KeyValue
 

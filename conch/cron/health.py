@@ -8,6 +8,7 @@ def why_unhealthy(parts: Parts, *, draining: bool) -> str:
     """Why no tick could be claimed now; empty if one could."""
     if draining:
         return "draining"
+    parts.clock_check.follow()
     if parts.clock_check.is_off:
         return parts.clock_check.why_off()
     current, refused = parts.node.current, parts.writes.reason

@@ -6,8 +6,8 @@ from functools import partial
 
 from conch.core import clock
 from conch.cron.claim_store import ClaimStore
+from conch.cron.clock_check import ASK_AGAIN_S, ClockCheck
 from conch.cron.fleet import Fleet
-from conch.cron.fleet_clock import ASK_AGAIN_S, ClockCheck
 from conch.cron.node import Node
 from conch.cron.planner import Planner
 from conch.cron.reload import Reload
@@ -250,6 +250,7 @@ class Inventory:
         self._clock_check.on_host_gone(host)
         if host == self._host:
             self._node.on_key_gone()
+        self._planner.wake()  # the fleet's time may be another without that host's
         self.conclude_unproved()
 
     def on_registered(self) -> None:

@@ -10,7 +10,7 @@ from conch.core.daemon_loop import HOLDS
 from conch.core.states import IllegalTransition
 from conch.cron.registrar import NameTaken, Registered, Registrar
 from conch.cron.ticks import PAUSE_MOST_S, Registration
-from conch.cron.workers import Alarm, Tasks, Workers
+from conch.cron.workers import Alarm, Tasks, Workers, call_in
 from conch.cron.writes import Faults, Unsent, Writes
 from conch.etcd.store import StoreError
 from conch.keeper.watchdog import Watchdog
@@ -163,7 +163,7 @@ class Node:
 
         def lost(reason: str) -> None:
             self._watchdog.lost(number, reason)
-            self._tasks.loop.call_soon_threadsafe(self._lose, number, reason)
+            call_in(self._tasks.loop, self._lose, number, reason)
 
         return lost
 
@@ -177,6 +177,7 @@ class Node:
     def _on_registered(self, registered: Registered) -> None:
         registration = registered.registration
         if self.state is NodeState.RELEASED or registration.number in self._lost_early:
+            registered.session.stop()
             self._old_leases[registration.number] = registration.lease
             self.revoke_unneeded()
             if self.state is NodeState.REGISTERING:

@@ -4,9 +4,9 @@ from functools import partial
 
 from conch.cron.claim_store import ClaimStore
 from conch.cron.claimer import Claimer, ClaimPorts
+from conch.cron.clock_check import ClockCheck
 from conch.cron.closer import Closer
 from conch.cron.fleet import Fleet
-from conch.cron.fleet_clock import ClockCheck
 from conch.cron.inventory import Inventory
 from conch.cron.job import Job
 from conch.cron.missing import MissedTicks
@@ -105,8 +105,10 @@ class Parts:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a claim is under way or unclear, or a run or its record."""
-        return bool(self.runner.active or self.closer.unclear or self._claims_under_way())
+        """Whether a claim is under way or unclear, a claimed tick waits for its run key, or a run or its record."""
+        if self.runner.active or self.closer.unclear or self._claims_under_way() or self.replacement.waiting:
+            return True
+        return any(tick.unclear for tick in self._port.pending.values())  # they are closed next
 
     def why_not_ready(self, probe: bool = False) -> str:
         """Why no run could be started now; empty if one could. A `probe` may be sent while etcd takes no writes."""
@@ -340,7 +342,7 @@ class Parts:
         return Watcher(
             *(self._spec.store, self._spec.keys, port.log),
             call=port.call,
-            run_ids=lambda: port.ask(port.run_ids_with_keys, None),
+            run_ids=lambda: port.ask(self.runner.ids_with_keys, None),
             listed=self.inventory.on_list,
             events=self.inventory.on_events,
             watching=self.inventory.on_watching,

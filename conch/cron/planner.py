@@ -10,7 +10,7 @@ from itertools import count
 from typing import NamedTuple
 
 from conch.core import clock
-from conch.cron.clock import FleetClock
+from conch.cron.fleet_clock import FleetClock
 from conch.cron.job import Job, UnreadableJob, parse
 from conch.cron.missing import Missed
 from conch.cron.ticks import PendingTick, TrackedJob

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from conch.cron.claim_store import Busy, ClaimStore, NodeGone, Outcome, Taken, Won
 from conch.cron.claimer import ClaimPorts
-from conch.cron.clock import FleetClock
+from conch.cron.fleet_clock import FleetClock
 from conch.cron.run_log import Entry, RunLog
 from conch.cron.ticks import (
     PAUSE_MOST_S,
@@ -45,7 +45,7 @@ class _Waiting:
 class Replacement:
     """Ends runs for newer ticks. Of several ticks that wait for a run to end, the newest gets its turn.
 
-    `under_way` counts transactions whose outcome is open.
+    `under_way` counts transactions whose outcome is open, `waiting` the claimed ticks whose wait has not ended.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Replacement:
         self._timeout_s = timeout_s
         self._waiting: dict[str, _Waiting] = {}  # by job
         self.under_way = 0
+        self.waiting = 0
 
     # -- what happens to the job meanwhile ----------------------------------------------------------------
 
@@ -126,9 +127,11 @@ class Replacement:
         tick.unclear = False  # the claim is known; from now on this is about the run key
         waiting = self._waiting[name] = _Waiting(tick)
         self.on_claim(tracked, tick.tick)
+        self.waiting += 1
         try:
             return await self._take_when_free(waiting, rev)
         finally:
+            self.waiting -= 1
             if self._waiting.get(name) is waiting:
                 del self._waiting[name]
             if tick.unclear:

@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
-from conch.cron.clock import FleetClock
 from conch.cron.fleet import TURN_S
+from conch.cron.fleet_clock import FleetClock
 from conch.cron.seconds import free_second, read_seconds
 from conch.cron.ticks import PAUSE_MOST_S, PAUSE_S, Claim, PendingTick, TickGivenUp, TickLost, TickState, TrackedJob
 from conch.cron.waiting_room import HELD_BACK_S
@@ -201,7 +201,8 @@ class Requests:
         await settled.wait()
         request.tick = None
         if not isinstance(claims[0], TickLost | TickGivenUp):
-            self.on_gone(request.name, request.number)  # the claim has deleted it
+            if not request.is_gone:  # else another request may have its number by now
+                self.on_gone(request.name, request.number)  # the claim has deleted it
             return 0.0
         pause_s = request.pause_s
         request.pause_s = min(2 * request.pause_s or PAUSE_S / 10, PAUSE_MOST_S)

@@ -10,13 +10,14 @@ from enum import Enum
 from conch.core import clock, procfs
 from conch.core.messages import Finished, Held, Kill, Recorded, Start
 from conch.core.states import IllegalTransition
-from conch.cron.clock import FleetClock
+from conch.cron.fleet_clock import FleetClock
 from conch.cron.job import Job
 from conch.cron.replacement import replaced_by
 from conch.cron.run_log import Entry, RunLog
 from conch.cron.semaphore_slot import OnFailed, OnHeld, SemaphoreSlot
 from conch.cron.ticks import PendingTick, Registration, TickWon, TrackedJob
 from conch.cron.values import Result
+from conch.cron.workers import call_in
 from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
 from conch.times import rfc3339
@@ -145,6 +146,10 @@ class Runner:
         """The runs that have not ended."""
         return [run for run in self.active.values() if not run.is_over]
 
+    def ids_with_keys(self) -> set[str]:
+        """The ids of the live runs that have run keys."""
+        return {run.entry.run for run in self.live() if run.entry.run_rev is not None}
+
     # -- one run ------------------------------------------------------------------------------------------
 
     async def run(self, tick: PendingTick, run: ActiveRun, won: TickWon) -> Result:
@@ -161,6 +166,8 @@ class Runner:
             run.ends_by = self._now() + job.run_ttl_s
             run.enter(RunState.QUEUED)
             held = await self._get_slot(run, job)
+            if run.finished.done():
+                return run.finished.result()  # it was ended in the moment in which it got its slot
             if isinstance(held, Result):
                 return held
             holds.append(held.number)
@@ -203,7 +210,7 @@ class Runner:
         def held(message: Held) -> None:  # in the slot's thread
             entered = replace(run.entry, slot=message.lease)
             self._run_log.write(entered)
-            self._loop.call_soon_threadsafe(enter, entered, message)
+            call_in(self._loop, enter, entered, message)
 
         def enter(entered: Entry, message: Held) -> None:
             if not got.done():
@@ -211,7 +218,7 @@ class Runner:
                 settle(message)
 
         def failed(why: str) -> None:  # in the slot's thread
-            self._loop.call_soon_threadsafe(fail, why)
+            call_in(self._loop, fail, why)
 
         def fail(why: str) -> None:
             if not got.done():

@@ -1,4 +1,4 @@
-"""The scheduler: wires the parts, passes events on to them, and holds the life of a tick."""
+"""The scheduler: the life of a tick, from due to recorded, and the scheduler's own start and end."""
 
 import asyncio
 import queue
@@ -6,10 +6,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from enum import Enum
 from typing import TypeVar
 
-from conch.core import clock, linux
+from conch.core import linux
 from conch.core.deadline import ANSWERS_WITHIN_S
 from conch.core.messages import Drain, Finished, Message, Note, Release, Released, Reload, Running
 from conch.core.states import IllegalTransition
@@ -17,13 +16,15 @@ from conch.cron.fleet import TURN_S
 from conch.cron.health import lease_left_s, why_unhealthy
 from conch.cron.missing import Missed
 from conch.cron.parts import Parts
+from conch.cron.release import abandon, give_back
 from conch.cron.run_log import Entry, ended
 from conch.cron.runner import ActiveRun, RunState
-from conch.cron.scheduler_spec import SchedulerSpec
+from conch.cron.scheduler_spec import PHASES, Phase, SchedulerSpec
 from conch.cron.ticks import (
     STOPPING,
     Claim,
     PendingTick,
+    RecentClaims,
     TickGivenUp,
     TickLost,
     TickOver,
@@ -34,36 +35,14 @@ from conch.cron.ticks import (
     TickWon,
 )
 from conch.cron.values import Result
-from conch.cron.workers import BoottimeLoop, Tasks
+from conch.cron.workers import BoottimeLoop, Tasks, ask_in, call_in
 from conch.etcd.patience import first_answer
-from conch.etcd.store import StoreError
 from conch.times import rfc3339
 
 _T = TypeVar("_T")
 
-# How many claims of late are remembered, so that a tick that another host has taken is not tried.
-_REMEMBERED = 20_000
 # How many ticks may wait to be claimed; more count as missed unless other hosts claim them.
 _PENDING_MOST = 10_000
-
-
-class Phase(Enum):
-    """Where the scheduler is."""
-
-    STARTING = "starting"
-    RUNNING = "running"
-    DRAINING = "draining"  # nothing more is claimed
-    RELEASING = "releasing"  # the supervisor has nothing left; what is not in etcd yet is recorded
-    RELEASED = "released"
-
-
-_NEXT: dict[Phase, frozenset[Phase]] = {
-    Phase.STARTING: frozenset({Phase.RUNNING, Phase.DRAINING, Phase.RELEASING}),
-    Phase.RUNNING: frozenset({Phase.DRAINING, Phase.RELEASING}),
-    Phase.DRAINING: frozenset({Phase.RELEASING}),
-    Phase.RELEASING: frozenset({Phase.RELEASED}),
-    Phase.RELEASED: frozenset(),
-}
 
 
 class Scheduler:
@@ -79,7 +58,7 @@ class Scheduler:
         self.phase = Phase.STARTING
         self.counts: Counter[tuple[str, str]] = Counter()
         self.pending: dict[tuple[str, int], PendingTick] = {}
-        self._claimed: dict[tuple[str, int], None] = {}  # of late, by any host
+        self._claimed = RecentClaims()
         self.ended = threading.Event()  # for other threads: everything was given back
         self.parts = Parts(self)
 
@@ -87,24 +66,11 @@ class Scheduler:
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
         """Call this in the scheduler's thread, in the order of the calls."""
-        try:
-            self.loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:
-            pass  # the loop has ended
+        call_in(self.loop, function, *arguments)
 
     def asked(self, question: Callable[[], _T]) -> "Future[_T]":
         """Put a question to the scheduler's thread; it is dropped if the future is cancelled before its turn."""
-        answer: Future[_T] = Future()
-
-        def reply() -> None:
-            if answer.set_running_or_notify_cancel():
-                try:
-                    answer.set_result(question())
-                except Exception as error:  # the asker gets it; the scheduler goes on
-                    answer.set_exception(error)
-
-        self.call(reply)
-        return answer
+        return ask_in(self.loop, question)
 
     def ask(self, question: Callable[[], _T], timeout_s: float | None) -> _T:
         """The answer of the scheduler's thread. Raises `TimeoutError`."""
@@ -131,9 +97,10 @@ class Scheduler:
             on_claim(TickLost())
         elif earlier is not None and (earlier.unclear or earlier.request_rev == tick.request_rev):
             on_claim(TickLost())  # it is being dealt with
-        elif len(self.pending) >= _PENDING_MOST:
+        elif earlier is None and len(self.pending) >= _PENDING_MOST:
             on_claim(TickGivenUp(None))
-            self.parts.missed.add(tick.job.name, Missed(tick.tick, tick.tick, 1, tick.deadline))
+            if not tick.request_rev:  # a request is tried again at another second
+                self.parts.missed.add(tick.job.name, Missed(tick.tick, tick.tick, 1, tick.deadline))
         else:
             if earlier is not None:
                 self._remove_pending(earlier)
@@ -188,7 +155,7 @@ class Scheduler:
         self._remove_pending(tick)
         tick.enter(TickState.SETTLED)
         if isinstance(claim, TickWon | TickWaits | TickOver | TickSkipped):
-            self._remember(tick.id)
+            self._claimed.add(tick.id)
         return claim
 
     async def _record(self, run: ActiveRun, result: Result) -> None:
@@ -196,23 +163,21 @@ class Scheduler:
         self.end_if_released()
 
     async def _see_through(self, run: ActiveRun) -> None:
-        """Record the end of a run that an earlier keeper of this supervisor has begun."""
+        """Record the end of a run that an earlier keeper has begun, or deliver it if it is recorded on disk."""
         assert run.finished is not None  # noqa: S101 - it was added
-        await self._record(run, await run.finished)
+        if run.state is RunState.ENDED:
+            await self.parts.recorder.deliver(run)
+            self.end_if_released()
+        else:
+            await self._record(run, await run.finished)
 
     def _remove_pending(self, tick: PendingTick) -> None:
         if self.pending.get(tick.id) is tick:
             del self.pending[tick.id]
 
-    def _remember(self, tick_id: tuple[str, int]) -> None:
-        self._claimed[tick_id] = None
-        if len(self._claimed) > _REMEMBERED:
-            for earlier in list(self._claimed)[: _REMEMBERED // 2]:
-                del self._claimed[earlier]
-
     def on_claim(self, tick_id: tuple[str, int], is_ours: Callable[[PendingTick], bool]) -> None:
         """A tick was claimed by some host; `is_ours` says whether for a pending tick of ours."""
-        self._remember(tick_id)
+        self._claimed.add(tick_id)
         tick = self.pending.get(tick_id)
         if tick is not None and not is_ours(tick):
             self._remove_pending(tick)
@@ -265,13 +230,7 @@ class Scheduler:
                     self.parts.node.revoke(entry.slot)
             if run.entry.result is not None:
                 run.enter(RunState.ENDED)
-                self.tasks.spawn(self._deliver(run))
-            else:
-                self.tasks.spawn(self._see_through(run))
-
-    async def _deliver(self, run: ActiveRun) -> None:
-        await self.parts.recorder.deliver(run)
-        self.end_if_released()
+            self.tasks.spawn(self._see_through(run))
 
     def conclude(self, entry: Entry) -> None:
         """A run of another boot is lost."""
@@ -285,7 +244,7 @@ class Scheduler:
         """
         watched, watcher = None, self.parts.watcher
         if self.spec.first:
-            runs = self.run_ids_with_keys()
+            runs = self.parts.runner.ids_with_keys()
             within_s = max(ANSWERS_WITHIN_S, self.spec.connection.dial_timeout_s)
             watched = first_answer(
                 lambda limit_s: watcher.list_all(limit_s, runs), self.spec.connection, within_s=within_s
@@ -329,12 +288,8 @@ class Scheduler:
         """Whether the supervisor has nothing left, and everything is given back."""
         return self.phase in (Phase.RELEASING, Phase.RELEASED)
 
-    def run_ids_with_keys(self) -> set[str]:
-        """Our runs that have run keys."""
-        return {run.entry.run for run in self.parts.runner.live() if run.entry.run_rev is not None}
-
     def _enter(self, phase: Phase) -> None:
-        if phase not in _NEXT[self.phase]:
+        if phase not in PHASES[self.phase]:
             raise IllegalTransition(f"the scheduler cannot go from {self.phase.value} to {phase.value}")
         self.phase = phase
 
@@ -353,9 +308,8 @@ class Scheduler:
         """The supervisor has nothing left: end when all results are in etcd, as far as it answers."""
         if self.is_releasing:
             return
+        self._drain()
         self._enter(Phase.RELEASING)
-        for tick in self.pending.values():
-            tick.alarm.ring()
         self.parts.node.stop_registering()
         self.parts.closer.wake()
         self.tasks.later(self.spec.connection.command_timeout_s, self._release)
@@ -376,37 +330,14 @@ class Scheduler:
         """Give back slots and registration, as far as etcd answers, and end."""
         left = len(self.parts.runner.active)
         reason = f"{left} results are kept on disk until etcd takes them" if left else ""
-        registered, slots = self.parts.node.release(), self.parts.recorder.returning
-        limit_s = min(1.0, self.spec.connection.command_timeout_s)
-
-        def work() -> None:
-            until = clock.now() + limit_s
-            for slot in slots:
-                slot.released.wait(max(0.0, until - clock.now()))
-            if registered is not None:
-                registered.session.stop()
-                self.spec.store.revoke(registered.registration.lease, timeout_s=limit_s)
-
-        try:
-            await self.parts.workers.etcd(work)
-        except StoreError:
-            pass  # the lease expires by itself
+        await give_back(self.parts, self.spec)
         self.spec.watchdog.send(Released(reason))
         if not self.tasks.ended.done():
             self.tasks.ended.set_result(None)
 
     def abandon(self) -> None:
         """The supervisor is dead and all that it ran is gone: give back what is held; from the main thread."""
-        runs = list(self.parts.runner.active.values())
-        leases = [run.slot.lease for run in runs if run.slot is not None] + self.parts.node.leases
-        if self.parts.node.current is not None:
-            self.parts.node.current.session.stop()
-        for lease in leases:
-            try:
-                if lease is not None:
-                    self.spec.store.revoke(lease, timeout_s=self.spec.connection.command_timeout_s)
-            except StoreError:
-                continue  # it expires by itself
+        abandon(self.parts, self.spec)
 
     # -- what the status server asks, in the scheduler's thread -------------------------------------------
 

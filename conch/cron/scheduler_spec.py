@@ -4,10 +4,11 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol, TypeVar
 
 from conch.core.origin import Origin
-from conch.cron.clock import FleetClock
+from conch.cron.fleet_clock import FleetClock
 from conch.cron.run_log import Entry, RunLog
 from conch.cron.ticks import Claim, PendingTick
 from conch.cron.workers import Tasks
@@ -47,6 +48,25 @@ class SchedulerSpec:
     def timeout_s(self) -> float:
         """How long a request to etcd may take."""
         return self.connection.command_timeout_s
+
+
+class Phase(Enum):
+    """Where the scheduler is."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"  # nothing more is claimed
+    RELEASING = "releasing"  # the supervisor has nothing left; what is not in etcd yet is recorded
+    RELEASED = "released"
+
+
+PHASES: dict[Phase, frozenset[Phase]] = {
+    Phase.STARTING: frozenset({Phase.RUNNING, Phase.DRAINING, Phase.RELEASING}),
+    Phase.RUNNING: frozenset({Phase.DRAINING, Phase.RELEASING}),
+    Phase.DRAINING: frozenset({Phase.RELEASING}),
+    Phase.RELEASING: frozenset({Phase.RELEASED}),
+    Phase.RELEASED: frozenset(),
+}
 
 
 class SchedulerPort(Protocol):
@@ -90,8 +110,4 @@ class SchedulerPort(Protocol):
 
     def conclude(self, entry: Entry) -> None:
         """A run of another boot is lost."""
-        ...
-
-    def run_ids_with_keys(self) -> set[str]:
-        """Our runs that have run keys."""
         ...

@@ -124,6 +124,27 @@ class Registration:
     rev: int
 
 
+class RecentClaims:
+    """The newest 10,000 to 20,000 ticks that any host has claimed: what is claimed is not tried again."""
+
+    def __init__(self, most: int = 20_000) -> None:
+        self._most = most
+        self._claimed: dict[tuple[str, int], None] = {}
+
+    def __len__(self) -> int:
+        return len(self._claimed)
+
+    def __contains__(self, tick_id: tuple[str, int]) -> bool:
+        return tick_id in self._claimed
+
+    def add(self, tick_id: tuple[str, int]) -> None:
+        """Remember a claim, and forget the older half when there are too many."""
+        self._claimed[tick_id] = None
+        if len(self._claimed) > self._most:
+            for earlier in list(self._claimed)[: self._most // 2]:
+                del self._claimed[earlier]
+
+
 # -- what becomes of a pending tick ---------------------------------------------------------------------------
 
 

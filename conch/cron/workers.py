@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from conch.core import clock
@@ -107,9 +107,9 @@ class Workers:
             try:
                 result = call()
             except Exception as error:
-                _call(loop, _set_exception, future, error)
+                call_in(loop, _set_exception, future, error)
             else:
-                _call(loop, _set_result, future, result)
+                call_in(loop, _set_result, future, result)
 
         try:
             pool.submit(work)
@@ -120,11 +120,27 @@ class Workers:
         return await future
 
 
-def _call(loop: asyncio.AbstractEventLoop, what: Callable[..., None], *arguments: object) -> None:
+def call_in(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *arguments: object) -> None:
+    """Call this in the loop's thread; from any thread, also when the loop has ended."""
     try:
         loop.call_soon_threadsafe(what, *arguments)
     except RuntimeError:
         pass  # the loop is closed: nobody waits any more
+
+
+def ask_in(loop: asyncio.AbstractEventLoop, question: Callable[[], _T]) -> "Future[_T]":
+    """Have a question answered in the loop's thread; it is dropped if the future is cancelled before its turn."""
+    answer: Future[_T] = Future()
+
+    def reply() -> None:
+        if answer.set_running_or_notify_cancel():
+            try:
+                answer.set_result(question())
+            except Exception as error:  # the asker gets it; the loop goes on
+                answer.set_exception(error)
+
+    call_in(loop, reply)
+    return answer
 
 
 def _set_result(future: "asyncio.Future[Any]", result: object) -> None:

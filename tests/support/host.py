@@ -9,8 +9,8 @@ from conch.core.channel import pair
 from conch.core.daemon_loop import HOLDS
 from conch.core.messages import Ended, Finished, Note, Release, Running, Start
 from conch.core.origin import origin
-from conch.cron.clock import FleetClock
 from conch.cron.daemon import Mailbox
+from conch.cron.fleet_clock import FleetClock
 from conch.cron.run_log import RunLog
 from conch.cron.scheduler import Scheduler
 from conch.cron.scheduler_spec import SchedulerSpec

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from conch.cron.clock import FleetClock
+from conch.cron.fleet_clock import FleetClock
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
 from conch.etcd.server_clock import etcd_time

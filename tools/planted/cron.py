@@ -188,14 +188,14 @@ BUGS = (
     ),
     Bug(
         "a clock that is off is gone by",
-        "cron/clock.py",
+        "cron/fleet_clock.py",
         "return against > agreeing or",
         "return False and",
         (f"{_CLOCK}::test_etcd_decides_between_two_clocks",),
     ),
     Bug(
         "a newcomer does not wait for the others' clocks",
-        "cron/fleet_clock.py",
+        "cron/clock_check.py",
         "(not self._unheard or clock.now() >= self._unheard_until)",
         "True",
         (f"{_CLOCK}::test_newcomer_claims_nothing_before_it_knows_the_time",),

@@ -1,5 +1,6 @@
 """Parts of the scheduler on a clock of their own, with ports of ours in place of the other parts."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,11 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualLoop]:
     loop = VirtualLoop()
     monkeypatch.setattr(clock, "now", loop.time)
     yield loop
+    if loop.is_closed():
+        return
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0))
     loop.close()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from conch.cron.claim_store import Again, Busy, Changed, NodeGone, Outcome, Taken, Won
 from conch.cron.claimer import Claimer, ClaimPorts
-from conch.cron.clock import FleetClock
+from conch.cron.fleet_clock import FleetClock
 from conch.cron.job import Job, parse
 from conch.cron.ticks import (
     CHANGED,
@@ -29,7 +29,7 @@ from conch.cron.ticks import (
     TrackedJob,
 )
 from conch.cron.waiting_room import WaitingRoom
-from conch.cron.writes import Faults, Writes
+from conch.cron.writes import Faults, WriteKind, Writes
 from conch.etcd.store import KeyValue, StoreError, Unreachable
 from conch.holder import Holder
 from tests.support.virtual_loop import DirectWorkers, Log, VirtualLoop, tasks_of
@@ -100,6 +100,7 @@ class Bed:
         self.registration: Registration | None = Registration(3, 8, 4)
         self.draining = False
         self.closed = ""
+        self.closed_while_busy = False
         self.read: list[tuple[str, KeyValue]] = []
         self.reported: list[bytes] = []
         self.answers = Answers(script)
@@ -136,6 +137,8 @@ class Bed:
         )
 
     def _why_closed(self, probe: bool) -> str:
+        if self.closed_while_busy and self.claimer.under_way:
+            return "as many runs as this daemon may have: 1"
         return self.closed or ("etcd takes no writes" if self.writes.is_open and not probe else "")
 
     def _read_job(self, name: str, kv: KeyValue) -> None:
@@ -344,3 +347,78 @@ def test_claim_that_is_won_as_the_daemon_ends_does_not_run(loop: VirtualLoop, lo
     bed = Bed(loop, log, [WON])
     loop.at(0.0005, lambda: setattr(bed, "draining", True))
     assert bed.claim() == TickOver(20, 20, STOPPING)
+
+
+@pytest.mark.parametrize("failure", ["error", "unsent"])
+def test_tick_that_waits_for_its_next_try_takes_no_room(loop: VirtualLoop, log: Log, failure: str) -> None:
+    """Otherwise as many failed claims as a daemon may have runs would keep one another waiting until all are late."""
+    bed = Bed(loop, log, [lost_reply(), WON] if failure == "error" else [WON])
+    bed.closed_while_busy = True
+    if failure == "unsent":
+        bed.writes.failed("claim-failed", lost_reply())
+        assert bed.writes.is_open
+    assert bed.claim() == TickWon(20, 20, 77, 3)
+    assert loop.seconds - 1000.0 < 5
+    assert bed.claimer.under_way == 0
+
+
+def test_answer_after_a_refusal_lets_the_others_try(loop: VirtualLoop, log: Log) -> None:
+    """The tick is not refused any more, and ticks that etcd refused need not wait for turns."""
+    refusal = StoreError("etcdserver: permission denied")
+    refusal.unclear = False
+    bed = Bed(loop, log, [refusal, WON])
+    bed.claim()
+    assert not bed.tick.refused
+    assert bed.writes.may_retry(WriteKind.CLAIM)
+
+
+def test_edit_and_edit_back(loop: VirtualLoop, log: Log) -> None:
+    """A tick that an edit took away and another gives back runs, for as long as the newest definition allows."""
+    bed = Bed(loop, log, [WON])
+    bed.tick.void = CHANGED
+    changed = job(start_deadline=300)
+    bed.tracked = TrackedJob(changed, 6, changed.ticks())
+    assert bed.claim() == TickWon(20, 20, 77, 3)
+    assert bed.answers.asked == ["run"]
+    assert bed.tick.deadline == TICK + 300
+
+
+def test_request_is_claimed_for_the_job_as_it_is(loop: VirtualLoop, log: Log) -> None:
+    """An unclear request keeps its tick, and its next try is for the newest definition."""
+    bed = Bed(loop, log, [WON])
+    bed.tick.request_rev, bed.tick.unclear = 9, True
+    changed = job(env={"A": "b"})
+    bed.tracked = TrackedJob(changed, 6, changed.ticks())
+    assert bed.claim() == TickWon(20, 20, 77, 3)
+    assert (bed.tick.job, bed.tick.job_rev) == (changed, 6)
+
+
+def test_request_of_an_edited_job_gets_another_second(loop: VirtualLoop, log: Log) -> None:
+    """Nothing was sent for it yet."""
+    bed = Bed(loop, log, [])
+    bed.tick.request_rev = 9
+    assert bed.tracked is not None
+    bed.tracked.rev = 6
+    assert bed.claim() == TickGivenUp(CHANGED)
+
+
+def test_probe_ends_with_an_answer(loop: VirtualLoop, log: Log) -> None:
+    """The next try of a tick that was a probe waits like all others if writes fail again meanwhile."""
+    newer = KeyValue(b"/job/j", b"{}", 1, 7, 0)
+    bed = Bed(loop, log, [lost_reply(), Changed(newer), WON], start_deadline=60)
+    bed.tick.changes = 20  # it pauses before the next try
+    seen: list[bool] = []
+
+    def open_again() -> None:
+        if len(bed.answers.asked) == 2 and not seen:
+            seen.append(bed.writes.is_open)
+            bed.writes.connect(probers=(), resumed=())
+            bed.writes.failed("not-delivered", lost_reply())
+            loop.at(3.0, bed.writes.on_success)
+            seen.append(True)
+
+    for i in range(400):
+        loop.at(0.002 * i, open_again)
+    assert bed.claim() == TickWon(20, 20, 77, 3)
+    assert seen == [False, True]
+    assert loop.seconds - 1000.0 >= 3.0
