@@ -147,12 +147,12 @@ class Task:
             self.limit_at = None
             self._timed_out = self.attempt.main_alive()
             self.attempt.terminate("run-ttl")
-        if self.attempt is not None and self.attempt.wake_at is not None and now >= self.attempt.wake_at:
-            self.advance()
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
             self._enter(TaskState.WAITING)
             self.start()
+        elif self.attempt is not None and self.attempt.wake_at is not None and now >= self.attempt.wake_at:
+            self.advance()
 
     # -- ending -------------------------------------------------------------------------------------------
 
