@@ -182,16 +182,16 @@ def _check_room() -> None:
 
 def _end_survivors(lost: set[str], log: Any) -> None:
     """Kill what is left of runs whose conchd died with its keeper: nothing supervises them, and they hold nothing."""
-    empty_looks = 0
-    while lost and empty_looks < 2:
+    empty_scans = 0
+    while lost and empty_scans < 2:
         try:
             alive = procfs.tagged(lost)
         except OSError:
             threading.Event().wait(0.1)
             continue
-        if not empty_looks and alive:
+        if not empty_scans and alive:
             log("warning", "survivors", pids=" ".join(str(entry.pid) for entry in alive))
         for entry in alive:
             procfs.signal_exactly(entry, 9)
         procfs.wait_for_ends(alive, 1.0)
-        empty_looks = 0 if alive else empty_looks + 1
+        empty_scans = 0 if alive else empty_scans + 1

@@ -1,4 +1,4 @@
-"""What a fault that lasts may cost: requests are paced by one circuit breaker, log lines by one throttle a kind."""
+"""Limits what a lasting fault costs: a circuit breaker for requests, a throttle for log lines."""
 
 import random
 from collections.abc import Callable

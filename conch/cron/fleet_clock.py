@@ -1,4 +1,4 @@
-"""The wall clock of a host among others: whether theirs agree with it, and the time to go by."""
+"""The wall clock of a host among those of its fleet: whether the others agree with it, and which time to follow."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -17,8 +17,8 @@ _RELEASED = 1_767_225_600  # 2026-01-01
 class FleetClock:
     """Wall-clock time (seconds since the epoch) as the fleet has it.
 
-    Other hosts tell their time when they write their node key; kept as the distance to CLOCK_BOOTTIME, it shows at
-    once when our own clock is set. A clock that two or more others, which agree, contradict by more than a second is
+    Other hosts write their time into their node keys. It is kept as the distance to CLOCK_BOOTTIME, so that a step of
+    our own clock shows immediately. A clock that two or more others, which agree, contradict by more than a second is
     not followed: theirs is. One that most of all clocks contradict by more than five seconds is `off`.
     """
 
@@ -29,24 +29,24 @@ class FleetClock:
         self._etcd_asked = False
 
     def heard(self, host: str, at: float) -> None:
-        """Another host wrote its time just now. One from before this release is no clock to go by."""
+        """Another host has just written its time. A time from before this release is ignored."""
         if at < _RELEASED:
             self._others.pop(host, None)
         else:
             self._others[host] = at - clock.now()
 
     def heard_etcd(self, at: float | None) -> None:
-        """The clock of etcd's hosts showed this just now; None: they do not tell."""
+        """The clocks of etcd's hosts have just shown this time; None: they could not be read."""
         if at is not None and at >= _RELEASED:
-            self._etcd = at - clock.now()  # else what they told before still counts, if they ever did
+            self._etcd = at - clock.now()  # else their last time still counts, if there was one
         self._etcd_asked = True
 
     def forget(self, host: str) -> None:
-        """It is gone."""
+        """The host is not registered any more."""
         self._others.pop(host, None)
 
     def knows(self, host: str) -> bool:
-        """Whether this host has told its time."""
+        """Whether the time of this host is known."""
         return host in self._others
 
     def skew_s(self) -> float:
@@ -66,7 +66,7 @@ class FleetClock:
         return self.contradicted and not self._etcd_asked
 
     def forget_etcd(self) -> None:
-        """What etcd's hosts told is old, or of no use any more."""
+        """Drop the time of etcd's hosts: it is old, or decides nothing any more."""
         self._etcd, self._etcd_asked = None, False
 
     @property
@@ -100,7 +100,7 @@ class FleetClock:
         return sum(abs(own - other) > APART_S for other in clocks)
 
     def now(self) -> float:
-        """The time to go by."""
+        """The time that this host follows."""
         skew_s = self.skew_s()
         outvoted = (
             abs(skew_s) > SKEW_S
@@ -110,5 +110,5 @@ class FleetClock:
         return self._wall() - skew_s if outvoted else self._wall()
 
     def own(self) -> float:
-        """What our own clock says."""
+        """The time on our own clock."""
         return self._wall()

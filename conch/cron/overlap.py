@@ -24,7 +24,7 @@ class ClaimToWait:
 
 @dataclass(frozen=True, slots=True)
 class ClaimToSkip:
-    """Claim the tick and record at once that it is skipped, for this reason; `busy` is the run key to compare."""
+    """Claim the tick and record in the same transaction that it is skipped; `busy` is the run key to compare."""
 
     reason: str
     busy: KeyValue | None = None

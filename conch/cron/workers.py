@@ -75,7 +75,7 @@ class Tasks:
 class Workers:
     """Runs blocking calls in threads. etcd and the disk have threads of their own: neither waits for the other.
 
-    At least one thread of each is started at once, so that work is done even if the system allows no more threads.
+    One thread of each is started immediately, so that work is done even if the system allows no more threads.
     """
 
     def __init__(self, counts: Counter[tuple[str, str]]) -> None:
