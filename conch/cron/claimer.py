@@ -91,15 +91,18 @@ class Claimer:
 
         A tick that is given up while it is `unclear` may have been claimed by an earlier try: it must be closed.
         """
-        probe = False
+        probe, tried = False, False
         while True:
             given_up = self._why_given_up(tick)
             if given_up is not None:
                 return given_up
             tracked, registration = self._ports.tracked(tick.job.name), self._ports.registration()
             if tracked is None or registration is None or self._room.why_closed(probe=probe):
+                if tick.request_rev and not tried:
+                    return TickLost()  # another claim took the room: the request gets a later tick
                 probe = await self._room.wait(tick)
                 continue
+            tried = True
             if tick.request_rev:
                 tick.job, tick.job_rev = tracked.job, tracked.rev
             decision = self._decide(tick, tracked)

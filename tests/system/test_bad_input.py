@@ -396,7 +396,7 @@ def test_conchd_of_a_uid_without_a_home(conch: Bench) -> None:
     """64: there is no place for the state."""
     done = shell(conch, f"unset HOME USER XDG_STATE_HOME; exec {as_other_user()} $conch conchd", **DEAD)
     if os.geteuid() == 0:
-        check(done, 64, "no home directory, give --state-dir")
+        check(done, 64, "no home directory; set --state-dir")
     else:
         assert done.returncode in (64, 69)
 

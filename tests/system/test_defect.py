@@ -63,7 +63,7 @@ COMMANDS = [
     ("cli/sema.py", "ranks: dict[int, int]", ("sema", "s", "--who")),
     ("cli/cron_show.py", "with_last, as_json = line.values", ("cron", "ls")),
     ("cli/cron_next.py", "expression, name = values[", ("cron", "next", "@daily")),
-    ("cli/conchd.py", "me = myself([", ("conchd", "--state-dir", "s")),
+    ("cli/conchd.py", "identity = myself([", ("conchd", "--state-dir", "s")),
     ("core/daemon_loop.py", "supervisor = self._supervisor", ("conchd", "--state-dir", "s")),
     ("core/wrapper_loop.py", "supervisor.begin()", ("elect", "o", "--", "true")),
     ("cli/dev.py", "environment = host.environment()", ("dev", "--", "true")),
@@ -108,7 +108,7 @@ def test_defects_of_every_kind(conch: Bench, planted: Planted, file: str, line: 
 
 def test_traceback_of_a_defect_is_shown_when_it_is_asked_for(conch: Bench, planted: Planted) -> None:
     """With CONCH_DEBUG=1, in both processes."""
-    program = planted("keeper/acquirer.py", "session = self._new_session()", DEFECT)
+    program = planted("keeper/acquirer.py", "session = self._start_session()", DEFECT)
     done = run(conch, program, "elect", "o", "--", "true", CONCH_DEBUG="1")
     assert done.returncode == 71
     assert "Traceback" in done.stderr
@@ -117,11 +117,11 @@ def test_traceback_of_a_defect_is_shown_when_it_is_asked_for(conch: Bench, plant
 
 
 KEEPERS = [
-    ("keeper/acquirer.py", "session = self._new_session()", DEFECT),
-    ("keeper/acquirer.py", "place = self._enter(session, queue)", DEFECT),  # it has a lease by then
+    ("keeper/acquirer.py", "session = self._start_session()", DEFECT),
+    ("keeper/acquirer.py", "place = self._enter_queue(queue, session)", DEFECT),  # it has a lease by then
     ("keeper/acquirer.py", "import queue", "import conch.none_of_ours"),
     ("keeper/main.py", "watchdog = Watchdog(channel)", DEFECT),
-    ("keeper/watchdog.py", "timer.arm(self._next_moment())", DEFECT),
+    ("keeper/watchdog.py", "timer.arm(self._next_kill_at())", DEFECT),
 ]
 
 

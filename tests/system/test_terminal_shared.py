@@ -204,7 +204,7 @@ def programs(conch: Bench) -> dict[str, int]:
         try:
             with open(f"/proc/{pid}/comm") as file:
                 found.setdefault(file.read().strip(), pid)
-        except FileNotFoundError:
+        except OSError:  # it has ended meanwhile
             continue
     return found
 
