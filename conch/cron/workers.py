@@ -184,7 +184,7 @@ class Alarm:
 
 
 class Chores:
-    """Calls that are in no hurry, made in order and in slices of time, with everything else in between."""
+    """Calls that can wait, made in order and in slices of time, with everything else in between."""
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
