@@ -1,6 +1,6 @@
-"""Bad input from everywhere: the right code, one clear line, no traceback, nothing written, the daemon alive.
+"""Bad input of every kind: the right exit code, one clear line, no traceback, nothing written; conchd stays alive.
 
-What `test_cli`, `test_cron_cli`, `test_elect_look` and their neighbours have in their tables is not said again here.
+Cases in the tables of `test_cli`, `test_cron_cli`, `test_elect_look` and their neighbours are not repeated here.
 """
 
 import json
@@ -19,7 +19,7 @@ from tests.support import conch as support
 from tests.support.conch import CONCH, Bench, alive, wait_for
 from tests.support.cron import Fleet
 
-ODD = os.fsdecode(b"x\xff")  # a word that is no UTF-8
+ODD = os.fsdecode(b"x\xff")  # an argument that is not UTF-8
 RUN = ["--", "true"]
 WHO = ["elect", "o", "--who"]
 ELECT = ["elect", "o"]
@@ -31,7 +31,7 @@ TICK = int(time.time()) // 3600 * 3600 - 86400
 
 @dataclass(frozen=True)
 class Case:
-    """A command line in an environment, and how it ends."""
+    """A command line, its environment and files, and how it must end."""
 
     name: str
     command: list[str]
@@ -41,14 +41,14 @@ class Case:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-def words(cases: list[Case]) -> pytest.MarkDecorator:
-    """The cases as parameters under their names."""
+def by_name(cases: list[Case]) -> pytest.MarkDecorator:
+    """Parametrize a test over these cases; their names are the ids."""
     assert len({case.name for case in cases}) == len(cases)
     return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
 
 
 def check(done: "subprocess.CompletedProcess[str]", code: int, says: str) -> None:
-    """The code, nothing on stdout, one printable line on stderr that says this."""
+    """Check the exit code, an empty stdout, and one printable line on stderr that matches `says`."""
     assert done.returncode == code, done.stderr
     assert not done.stdout
     assert done.stderr.endswith("\n")
@@ -59,12 +59,12 @@ def check(done: "subprocess.CompletedProcess[str]", code: int, says: str) -> Non
 
 @pytest.fixture
 def mine(conch: Bench) -> Iterator[Bench]:
-    """Conch on the run's etcd; what was written by hand is removed."""
+    """Conch on the test run's etcd; afterwards the keys that the test wrote are deleted."""
     yield conch
     conch.etcd.delete_prefix(conch.prefix + "/")
 
 
-# -- what is wrong with a word or a variable ------------------------------------------------------------------
+# -- arguments, variables and files ---------------------------------------------------------------------------
 
 FLAGS = [
     Case(f"{command[0]} {flag} {value!r:.12}", [*command, flag, value, *RUN], says)
@@ -260,9 +260,9 @@ COMMANDS = [
 ]
 
 
-@words([*FLAGS, *NAMES, *VARIABLES, *FILES, *COMMANDS])
-def test_bad_words_variables_and_files(conch: Bench, case: Case) -> None:
-    """One clear line and the code, before anything is sent: the endpoint hears no connection."""
+@by_name([*FLAGS, *NAMES, *VARIABLES, *FILES, *COMMANDS])
+def test_bad_arguments_variables_and_files(conch: Bench, case: Case) -> None:
+    """conch prints one clear line and exits before it connects to the endpoint; it creates no file."""
     for name, data in case.files.items():
         conch.file(name).write_bytes(data)
         conch.file(name).chmod(0o600)
@@ -286,21 +286,21 @@ EMPTY = [
 
 
 @pytest.mark.parametrize("variable", EMPTY)
-def test_empty_variable_is_none(conch: Bench, variable: str) -> None:
-    """It counts as not set, for a look and for a job that is read."""
+def test_empty_variable_is_ignored(conch: Bench, variable: str) -> None:
+    """It counts as not set, both for `--who` and for a command that reads a job."""
     assert conch.run(*WHO, env={variable: ""}).returncode == 1
     done = conch.run("cron", "pause", "j", env={variable: ""})
     check(done, 1, "no job j")
 
 
-# -- the world around -----------------------------------------------------------------------------------------
+# -- the environment of the process ---------------------------------------------------------------------------
 
 
 def shell(bench: Bench, script: str, **env: str) -> "subprocess.CompletedProcess[str]":
-    """Run a line of bash in which $conch is conch; what closes descriptors is in it."""
+    """Run a line of bash in which $conch is conch; redirections in it close descriptors."""
     return subprocess.run(
         ["bash", "-c", script],
-        # measuring coverage takes descriptors and processes of its own, and gRPC aborts where it gets too few
+        # measuring coverage needs descriptors and processes too, and gRPC aborts if it gets too few
         env={
             k: v
             for k, v in {**bench.environment, "CONCH_TRANSPORT": "http", "conch": CONCH, **env}.items()
@@ -332,7 +332,7 @@ CLOSED = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full", ">/dev/full 2>/de
     ids=["elect-usage", "sema", "sema-grpc", "show", "add", "conchd"],
 )
 def test_descriptors_that_are_closed_or_full(conch: Bench, command: str, code: int, how: str) -> None:
-    """The code is the same whoever listens, and what is said is at most one line or the log."""
+    """The exit code is the same as with open descriptors, and there is no traceback."""
     done = shell(conch, f"exec $conch {command} {how}")
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
@@ -340,13 +340,13 @@ def test_descriptors_that_are_closed_or_full(conch: Bench, command: str, code: i
     assert "Exception" not in done.stderr
 
 
-LOOKS = ["sema s --who", "sema s --who --json", "elect o --who --json", "elect o --assert --json"]
-FULL = [*((look, how) for look in LOOKS for how in (">&-", "> /dev/full")), ("sema --help", "> /dev/full")]
+QUERIES = ["sema s --who", "sema s --who --json", "elect o --who --json", "elect o --assert --json"]
+FULL = [*((query, how) for query in QUERIES for how in (">&-", "> /dev/full")), ("sema --help", "> /dev/full")]
 
 
 @pytest.mark.parametrize(("command", "how"), FULL)
 def test_full_disk_on_stdout(mine: Bench, command: str, how: str) -> None:
-    """74 in one line: not what the look would have said."""
+    """conch exits 74 with one line on stderr, not with the code of the query."""
     for key in ("elect/o/1", "sema/s/2/1"):
         mine.etcd.put(f"{mine.prefix}/{key}", '{"host": "h", "pid": 1, "started": "s", "cmd": "c"}')
     done = shell(mine, f"exec $conch {command} {how}")
@@ -359,14 +359,14 @@ def test_full_disk_on_stdout(mine: Bench, command: str, how: str) -> None:
     ids=lambda one: str(one).replace(" ", "_"),
 )
 def test_no_home(conch: Bench, command: str, code: int) -> None:
-    """Nobody needs one."""
+    """No command needs a home directory."""
     done = shell(conch, f"unset HOME USER LOGNAME XDG_STATE_HOME; exec $conch {command}")
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
 
 
 def as_other_user(*limits: str) -> str:
-    """What runs a command as a uid that has no passwd entry and no other process."""
+    """Return the shell prefix that runs a command as a uid without a passwd entry or other processes."""
     return " ".join(support.as_other_user(*limits)) + " "
 
 
@@ -382,7 +382,7 @@ def as_other_user(*limits: str) -> str:
     ids=["elect", "sema", "who", "add", "ls"],
 )
 def test_uid_without_a_passwd_entry(mine: Bench, command: str, code: int, says: str) -> None:
-    """Nobody needs a name; a job was added by the number."""
+    """No command needs a user name; the job's `added_by` has the uid."""
     done = shell(mine, f"unset HOME USER LOGNAME LNAME USERNAME; exec {as_other_user()} $conch {command}")
     assert done.returncode == code, done.stderr
     assert says in done.stderr
@@ -393,7 +393,7 @@ def test_uid_without_a_passwd_entry(mine: Bench, command: str, code: int, says: 
 
 
 def test_conchd_of_a_uid_without_a_home(conch: Bench) -> None:
-    """64: there is no place for the state."""
+    """It exits 64 because it has no place for its state directory."""
     done = shell(conch, f"unset HOME USER XDG_STATE_HOME; exec {as_other_user()} $conch conchd", **DEAD)
     if os.geteuid() == 0:
         check(done, 64, "no home directory; set --state-dir")
@@ -420,7 +420,7 @@ SHORT = [
 
 @pytest.mark.parametrize(("limit", "command"), SHORT, ids=[f"{n}-{c.split(' -')[0]}" for n, c in SHORT])
 def test_too_few_descriptors(conch: Bench, limit: int, command: str) -> None:
-    """It works with those, or fails with 69 (126: the child) and one line about just that; it leaves nothing."""
+    """It works, or fails with 69 (126 if the child failed) and one line on stderr; no key is left."""
     done = shell(conch, f"ulimit -n {limit}; exec $conch {command}", **({} if "conchd" not in command else DEAD))
     assert "Traceback" not in done.stderr, done.stderr
     assert "stdout" not in done.stderr, done.stderr
@@ -445,8 +445,8 @@ FORKS = [
 
 @pytest.mark.parametrize(("limit", "command"), FORKS, ids=[f"{n}-{c.split(' -')[0]}-{c[-4:]}" for n, c in FORKS])
 def test_fork_that_fails(conch: Bench, limit: int, command: str) -> None:
-    """What needs no process works; the rest fails with words about just that, and 69 (126: the child)."""
-    # the limit counts all of a user's processes, of which only the stranger has few
+    """Queries fork nothing and work. The others name the cause and exit 69, or 0, 70 or 126 if they got further."""
+    # the limit counts all processes of a user; only the other user has few
     limits = f"--nproc={limit}" if os.geteuid() == 0 else "--nproc=1"
     done = shell(conch, f"exec {as_other_user(limits)} $conch {command}")
     assert "Traceback" not in done.stderr, done.stderr
@@ -454,13 +454,13 @@ def test_fork_that_fails(conch: Bench, limit: int, command: str) -> None:
     if "--who" in command or "cron" in command:
         assert (done.returncode, done.stderr) == (1 if "--who" in command else 0, "")
     else:
-        # from 4 on it may come as far as to hold, and then loses it with its keeper, or runs before that is noticed
+        # from 4 on conch may get the hold and lose it with its keeper, or run the command before it notices
         assert done.returncode in ((69,) if limit < 4 else (0, 69, 70, 126)), done.stderr
         assert done.returncode != 0 or "event=child-exit" in done.stderr, done.stderr
         lines = [line for line in done.stderr.splitlines() if not line.startswith("ts=")]
         assert lines
         assert all(re.search("unavailable|cannot start|died twice", line) for line in lines), lines
-    wait_for(lambda: conch.keys() == [], "what could not be given back expires")
+    wait_for(lambda: conch.keys() == [], "the lease that could not be revoked expires")
 
 
 # -- values in etcd -------------------------------------------------------------------------------------------
@@ -472,7 +472,7 @@ MEGABYTE = "x" * 1_000_000
 
 
 def text(value: object) -> bytes:
-    """As it is written."""
+    """Encode a value as JSON; return bytes unchanged."""
     return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 
@@ -499,8 +499,8 @@ HOLDERS = [
 
 
 @pytest.mark.parametrize(("name", "value"), HOLDERS, ids=[name for name, _ in HOLDERS])
-def test_holder_by_hand_that_is_unreadable(mine: Bench, name: str, value: bytes) -> None:
-    """An office is then unknown, 69; a semaphore shows the others; both name the key once."""
+def test_manually_written_holder_that_is_unreadable(mine: Bench, name: str, value: bytes) -> None:
+    """`elect` cannot know who holds the office and exits 69; `sema` shows the other holder. Both name the key once."""
     for key in ("elect/o/1", "sema/s/2/1"):
         mine.etcd.put(f"{mine.prefix}/{key}", value)
     mine.etcd.put(f"{mine.prefix}/sema/s/2/2", text(GOOD))
@@ -533,8 +533,8 @@ READABLE = [*((name, value, "1") for name, value in SHOWN), *((key[:8], text(GOO
 
 
 @pytest.mark.parametrize(("name", "value", "key"), READABLE, ids=[name for name, _, _ in READABLE])
-def test_holder_by_hand_that_can_be_read(mine: Bench, name: str, value: bytes, key: str) -> None:
-    """Without a lease and below an odd key it holds all the same, and is shown in one line."""
+def test_manually_written_holder_that_can_be_read(mine: Bench, name: str, value: bytes, key: str) -> None:
+    """Even without a lease or under an odd key it holds, and it is shown in one line."""
     mine.etcd.put(f"{mine.prefix}/elect/o/{key}", value)
     mine.etcd.put(f"{mine.prefix}/sema/s/2/{key}", value)
     for command in (["elect", "o", "--who"], ["sema", "s", "--who"]):
@@ -573,8 +573,8 @@ JOBS = [
 
 
 @pytest.mark.parametrize(("name", "value"), JOBS, ids=[name for name, _ in JOBS])
-def test_job_by_hand_that_is_unreadable(mine: Bench, name: str, value: bytes) -> None:
-    """`ls` shows the others; `show` and `run` say which key it is, 69; nothing is written."""
+def test_manually_written_job_that_is_unreadable(mine: Bench, name: str, value: bytes) -> None:
+    """`ls` shows the other job; `show` and `run` name the key and exit 69. Nothing is written."""
     key = f"{mine.prefix}/cron/job/j"
     mine.etcd.put(key, value)
     mine.etcd.put(f"{mine.prefix}/cron/job/z", text(JOB))
@@ -607,8 +607,8 @@ ODD_TICKS = [
 
 @pytest.mark.parametrize(("kind", "tick"), ODD_TICKS, ids=[f"{kind}-{tick:.14}" for kind, tick in ODD_TICKS])
 @pytest.mark.parametrize("command", [["history", "j"], ["ls", "--last"]], ids=" ".join)
-def test_tick_by_hand_that_is_none(mine: Bench, command: list[str], kind: str, tick: str) -> None:
-    """What is below it is not shown as a run; its key is named in a line."""
+def test_manually_written_key_that_names_no_tick(mine: Bench, command: list[str], kind: str, tick: str) -> None:
+    """Its value is not shown as a run, and one line names the key."""
     mine.etcd.put(f"{mine.prefix}/cron/job/j", text(JOB))
     key = f"{mine.prefix}/cron/{kind}/j/{tick}"
     mine.etcd.put(key, text(RESULT if kind == "result" else GOOD))
@@ -635,8 +635,8 @@ RESULTS = [
 
 
 @pytest.mark.parametrize(("name", "value"), RESULTS, ids=[name for name, _ in RESULTS])
-def test_result_by_hand_with_odd_fields(mine: Bench, name: str, value: dict[str, Any]) -> None:
-    """It is one line for people and one object for programs, and no escape reaches the terminal."""
+def test_manually_written_result_with_odd_fields(mine: Bench, name: str, value: dict[str, Any]) -> None:
+    """It is shown as one row and as one JSON object, and no escape sequence reaches the terminal."""
     mine.etcd.put(f"{mine.prefix}/cron/job/j", text(JOB))
     mine.etcd.put(f"{mine.prefix}/cron/result/j/{TICK}", text(value))
     for command in (["history", "j"], ["ls", "--last"]):
@@ -651,8 +651,8 @@ def test_result_by_hand_with_odd_fields(mine: Bench, name: str, value: dict[str,
 
 
 @pytest.mark.parametrize("value", [b"", b"junk", b"[]", b"\xff", MEGABYTE.encode()], ids=lambda value: repr(value[:5]))
-def test_node_by_hand(mine: Bench, value: bytes) -> None:
-    """A node that cannot be read is no traceback: a request is refused, or waits and is taken back."""
+def test_manually_written_node_that_is_unreadable(mine: Bench, value: bytes) -> None:
+    """An unreadable node causes no traceback: `cron run` is refused, or waits and withdraws its request at SIGTERM."""
     mine.etcd.put(f"{mine.prefix}/cron/job/j", text(JOB))
     mine.etcd.put(f"{mine.prefix}/node/odd name", value)
     before = mine.keys()
@@ -665,7 +665,7 @@ def test_node_by_hand(mine: Bench, value: bytes) -> None:
 
 
 def test_daemon_among_odd_values(fleet: Fleet) -> None:
-    """All of it at once, before and after its start: each job is named, another job's ticks go on, nobody died."""
+    """With odd values before and after its start, conchd names each bad job, runs the good one and survives."""
     bench = fleet.bench
     odd: dict[str, bytes] = {f"cron/job/bad{at}": value for at, (_, value) in enumerate(JOBS)}
     odd |= {
@@ -724,7 +724,7 @@ def test_daemon_among_odd_values(fleet: Fleet) -> None:
 
 
 def test_run_key_without_a_lease(fleet: Fleet) -> None:
-    """A run key by hand looks like a live run: ticks are skipped, and go on once it is removed."""
+    """A manually written run key counts as a live run: ticks are skipped until it is deleted."""
     bench = fleet.bench
     fleet.start("a")
     key = f"{bench.prefix}/cron/run/j"
@@ -736,7 +736,7 @@ def test_run_key_without_a_lease(fleet: Fleet) -> None:
 
 
 def test_request_without_a_lease(fleet: Fleet) -> None:
-    """Those by hand for no tick, one far away, or a job that is none are not run; nothing else is stopped."""
+    """Manual requests for an impossible or distant tick or an unknown job are not run; a valid one still is."""
     bench = fleet.bench
     daemon = fleet.start("a")
     fleet.add("j", "@yearly")

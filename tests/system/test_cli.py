@@ -1,4 +1,4 @@
-"""The command line: what it refuses, where values come from, what it shows."""
+"""The command line: what it rejects, where values come from, what it prints."""
 
 import os
 import re
@@ -96,8 +96,8 @@ BAD: list[tuple[list[str], str]] = [
 @pytest.mark.parametrize(
     ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
-def test_bad_input_is_one_clear_line_and_64(conch: Bench, arguments: list[str], message: str) -> None:
-    """And nothing is sent: the endpoint hears no connection."""
+def test_bad_input_prints_one_clear_line_and_exits_64(conch: Bench, arguments: list[str], message: str) -> None:
+    """conch exits before it connects to the endpoint."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         done = conch.run(*arguments, env={"CONCH_ENDPOINTS": f"127.0.0.1:{server.getsockname()[1]}"})
@@ -123,8 +123,8 @@ def test_bad_input_is_one_clear_line_and_64(conch: Bench, arguments: list[str], 
         ("ETCDCTL_CACERT", "/no/such"),
     ],
 )
-def test_bad_environment_is_64_too(conch: Bench, variable: str, value: str) -> None:
-    """The line names what is wrong."""
+def test_bad_environment_exits_64_too(conch: Bench, variable: str, value: str) -> None:
+    """One line on stderr names the bad value."""
     env = {"CONCH_ENDPOINTS": "", variable: value}
     done = conch.run("elect", "o", *RUN, env=env)
     assert done.returncode == 64
@@ -133,15 +133,15 @@ def test_bad_environment_is_64_too(conch: Bench, variable: str, value: str) -> N
 
 
 def test_empty_variable_counts_as_not_set(conch: Bench) -> None:
-    """All of them."""
+    """This is true of CONCH_... and ETCDCTL_... variables."""
     names = ["DIAL_TIMEOUT", "COMMAND_TIMEOUT", "CACERT", "CERT", "KEY", "USER", "PASSWORD_FILE", "QUIET", "LOG_FORMAT"]
     env = {f"{start}_{name}": "" for name in names for start in ("CONCH", "ETCDCTL")}
     done = conch.run("elect", "o", *RUN, env={**env, "CONCH_ENDPOINTS": "", "ETCDCTL_ENDPOINTS": conch.endpoints})
     assert done.returncode == 0, done.stderr
 
 
-def test_flag_beats_conchs_variable_beats_etcdctls(conch: Bench) -> None:
-    """Shown by which endpoint is asked."""
+def test_flag_beats_conch_variable_beats_etcdctl_variable(conch: Bench) -> None:
+    """The endpoint that conch calls shows which value it took."""
     dead, deader = "127.0.0.1:1", "127.0.0.1:2"
     env = {"CONCH_ENDPOINTS": conch.endpoints, "ETCDCTL_ENDPOINTS": dead}
     assert conch.run("elect", "o", "--who", env=env).returncode == 1
@@ -152,27 +152,27 @@ def test_flag_beats_conchs_variable_beats_etcdctls(conch: Bench) -> None:
 
 
 def test_flags_and_name_come_in_any_order_before_the_command(conch: Bench) -> None:
-    """And what follows -- is the command's own."""
+    """All arguments after -- belong to the command."""
     done = conch.run("elect", "--ttl", "5s", "o", "--quiet", "--", "echo", "--ttl", "x", "--", "y")
     assert (done.returncode, done.stdout) == (0, "--ttl x -- y\n")
 
 
 def test_two_prefixes_never_see_each_other(conch: Bench) -> None:
-    """Nor does a prefix that begins with the other."""
+    """This includes prefixes of which one begins with the other."""
     conch.hold("o")
     for prefix in (f"{conch.prefix}/other", f"{conch.prefix}x", conch.prefix[:-1]):
         assert conch.run("elect", "o", "--prefix", prefix, "-n", "--", "true").returncode == 0
 
 
 def test_one_name_that_begins_with_another_is_another_office(conch: Bench) -> None:
-    """db and db2."""
+    """While db2 is held, db is free."""
     conch.hold("db2")
     assert conch.run("elect", "db", "-n", "--", "true").returncode == 0
 
 
 @pytest.mark.parametrize("start", [["conch"], [sys.executable, "-m", "conch"]])
 def test_version_and_help(conch: Bench, start: list[str]) -> None:
-    """Both ways to start it; help names every command and flag of the contract."""
+    """`conch` and `python -m conch` print the same; help names the documented commands and flags."""
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
 
     def show(*arguments: str) -> str:
@@ -238,8 +238,8 @@ def test_version_and_help(conch: Bench, start: list[str]) -> None:
 
 @pytest.mark.parametrize("how", [">&-", "> /dev/full"])
 @pytest.mark.parametrize("look", ["elect o --who", "elect o --watch", "elect o --assert --json"])
-def test_look_that_cannot_be_written_is_74(conch: Bench, look: str, how: str) -> None:
-    """And not 1, which would say that the office is vacant."""
+def test_query_that_cannot_be_written_exits_74(conch: Bench, look: str, how: str) -> None:
+    """It does not exit 1, which would mean that the office is vacant."""
     from tests.support.conch import CONCH
 
     conch.hold("o")
@@ -252,7 +252,7 @@ def test_look_that_cannot_be_written_is_74(conch: Bench, look: str, how: str) ->
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_descriptors_do_no_harm(conch: Bench, closed: str) -> None:
-    """The child runs and its code comes through."""
+    """The command runs, and conch exits with its code."""
     from tests.support.conch import CONCH
 
     done = subprocess.run(
@@ -264,7 +264,7 @@ def test_closed_standard_descriptors_do_no_harm(conch: Bench, closed: str) -> No
 
 
 def test_odd_bytes_in_arguments_and_environment_reach_the_child(conch: Bench) -> None:
-    """File names need not be UTF-8."""
+    """They need not be UTF-8, because file names need not be."""
     from tests.support.conch import CONCH
 
     done = subprocess.run(
@@ -276,16 +276,16 @@ def test_odd_bytes_in_arguments_and_environment_reach_the_child(conch: Bench) ->
 
 
 @pytest.mark.parametrize("flag", ["--help", "--version"])
-def test_help_that_cannot_be_written_is_74(conch: Bench, flag: str) -> None:
-    """One line."""
+def test_help_that_cannot_be_written_exits_74(conch: Bench, flag: str) -> None:
+    """conch prints one line on stderr."""
     with open("/dev/full", "w") as full:
         done = conch.run(flag, stdout=full)
     assert done.returncode == 74
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_stdout_that_is_full_is_told(conch: Bench) -> None:
-    """One line and a code that is not 0."""
+def test_full_stdout_is_reported(conch: Bench) -> None:
+    """conch prints one line on stderr and exits with neither 0 nor 1."""
     conch.hold("o")
     with open("/dev/full", "w") as full:
         done = conch.run("elect", "o", "--who", stdout=full)
@@ -295,15 +295,15 @@ def test_stdout_that_is_full_is_told(conch: Bench) -> None:
 
 @pytest.mark.parametrize("command", ["elect o -- true", "sema s --max 2 --spread -- true", "elect o --assert"])
 @pytest.mark.parametrize("host", ["a/b", "a b", "a\n"])
-def test_host_name_that_is_given_must_be_a_name(conch: Bench, command: str, host: str) -> None:
-    """It stands in keys and in lines that scripts read."""
+def test_bad_host_name_is_rejected(conch: Bench, command: str, host: str) -> None:
+    """CONCH_HOST appears in keys and in lines that scripts read, so conch rejects a bad one."""
     done = conch.run(*command.split(), env={"CONCH_HOST": host})
     assert done.returncode == 64
     assert "CONCH_HOST" in done.stderr
 
 
 def test_quiet_and_verbose_as_people_type_them(conch: Bench) -> None:
-    """`-q` says nothing of a run that goes well, `-v` also each renewal; a flag overrules the other's variable."""
+    """`-q` prints nothing about a successful run, `-v` logs each renewal; a flag overrides the opposite variable."""
     assert conch.run("elect", "o", "-q", "--", "true", env={"CONCH_VERBOSE": "1"}).stderr == ""
     assert conch.run("elect", "o", "-qn", "--", "true").stderr == ""
     assert conch.run("cron", "ls", "-q").returncode == 0

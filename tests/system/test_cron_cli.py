@@ -1,4 +1,4 @@
-"""`conch cron` and the start of `conchd`, from outside: what they refuse, write, and print."""
+"""`conch cron` and the start of `conchd`: what they reject, write and print."""
 
 import json
 import os
@@ -39,20 +39,20 @@ def job_key(bench: Bench, name: str = "j") -> str:
 
 
 def signing_key(bench: Bench) -> bytes:
-    """The key that jobs below the bench's prefix are signed with."""
+    """Return the key that signs jobs under the bench's prefix."""
     key = read_key(key_file(bench), bench.prefix)
     assert key is not None
     return key
 
 
 def put(bench: Bench, kind: str, *path: object, value: Any) -> None:
-    """Write a key of cron by hand."""
+    """Write a key of cron straight to etcd."""
     text = value if isinstance(value, str | bytes) else json.dumps(value)
     bench.etcd.put("/".join((bench.prefix, "cron", kind, *map(str, path))), text)
 
 
 def raw(bench: Bench, name: str = "j") -> dict[str, Any]:
-    """A job's value."""
+    """Return a job's value."""
     value, _ = bench.etcd.get(job_key(bench, name))
     found = json.loads(value)
     assert isinstance(found, dict)
@@ -65,14 +65,14 @@ def mod_revision(bench: Bench, name: str = "j") -> int:
 
 
 def ok(bench: Bench, *arguments: str, **how: Any) -> str:
-    """Run a command of cron that succeeds; its stdout."""
+    """Run a cron command that must succeed; return its stdout."""
     done = bench.run("cron", *arguments, **how)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def refused(bench: Bench, *arguments: str, code: int = 64, says: str = "", **how: Any) -> str:
-    """Run conch, which ends with this code and one line on stderr; the line."""
+    """Run a command that must end with this code and one line on stderr; return the line."""
     done = bench.run(*arguments, **how)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert done.stderr.endswith("\n")
@@ -97,7 +97,7 @@ CLAIM = {"host": "c", "pid": 1, "started": "2026-01-01T00:00:00Z", "cmd": "conch
 
 @pytest.fixture
 def bench(fleet: Fleet) -> Bench:
-    """Conch on the run's etcd; what a test leaves below its prefix is removed."""
+    """Conch on the test run's etcd; keys left under its prefix are removed."""
     return fleet.bench
 
 
@@ -105,7 +105,7 @@ def bench(fleet: Fleet) -> Bench:
 
 
 def test_add_prints_the_next_three_ticks_in_the_jobs_zone(bench: Bench) -> None:
-    """Nothing else on stdout; the host's zone plays no part."""
+    """Nothing else is on stdout, and the host's zone does not matter."""
     flags = ["--schedule", "30 4 * * *", "--tz", "Europe/Berlin"]
     out = ok(bench, "add", "j", *flags, *RUN, env={"TZ": "Asia/Tokyo"})
     ticks = [datetime.fromisoformat(line) for line in out.splitlines()]
@@ -120,7 +120,7 @@ def test_add_prints_the_next_three_ticks_in_the_jobs_zone(bench: Bench) -> None:
 
 
 def test_add_writes_all_that_was_given(bench: Bench) -> None:
-    """One line of JSON; the command word for word, bytes that are no UTF-8 included."""
+    """The value is one line of JSON; the command is unchanged, even where it is not UTF-8."""
     command = ["printf", "%s", "--", "a b", "", "\udcff", "--tz", "ä"]
     flags = [
         "--tz",
@@ -205,7 +205,7 @@ BAD_ADD: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("arguments", "says"), BAD_ADD, ids=[str(at) for at in range(len(BAD_ADD))])
 def test_bad_input_is_refused_by_add_before_it_writes(bench: Bench, arguments: list[str], says: str) -> None:
-    """One line, 64, no key; and the same with etcd out of reach."""
+    """It prints one line, exits 64 and writes no key; it does not even need an etcd."""
     refused(bench, "cron", "add", *arguments, says=says)
     assert bench.keys() == []
     refused(bench, "cron", "add", *arguments, says=says, env=DEAD)
@@ -227,15 +227,15 @@ def test_bad_input_is_refused_by_add_before_it_writes(bench: Bench, arguments: l
     ],
     ids=" ".join,
 )
-def test_etcd_out_of_reach_is_69(conch: Bench, arguments: list[str]) -> None:
-    """In one line, within the dial timeout."""
+def test_etcd_out_of_reach_exits_69(conch: Bench, arguments: list[str]) -> None:
+    """One line names the endpoint, soon after the dial timeout."""
     began = time.monotonic()
     refused(conch, "cron", *arguments, code=69, says="127.0.0.1:1", env=DEAD)
     assert time.monotonic() - began < 5
 
 
 def test_add_replaces_the_whole_job_and_says_so(bench: Bench) -> None:
-    """What the first had and the second has not is gone, but it stays paused; --quiet says nothing."""
+    """Fields that only the first job had are gone, but it stays paused; --quiet logs nothing."""
     first = bench.run("cron", "add", "j", *HOURLY, "--tz", "Asia/Tokyo", "--retries", "3", "--paused", "--", "a")
     assert "job-added" in first.stderr
     assert "job-replaced" not in first.stderr
@@ -259,7 +259,7 @@ def test_add_replaces_the_whole_job_and_says_so(bench: Bench) -> None:
 
 
 def test_add_of_an_identical_job_writes_nothing_and_says_so(bench: Bench) -> None:
-    """Whenever it is added, by whoever, with which defaults left out; paused or not, signed or not."""
+    """The host, omitted defaults, and whether it is paused or signed make no difference."""
     flags = ["--schedule", "@hourly", "--tz", "Asia/Tokyo", "--run-ttl", "90s", "--sema", "s:2", "--env", "A=1"]
     path = key_file(bench)
     for key in ([], ["--job-key-file", path]):
@@ -279,8 +279,8 @@ def test_add_of_an_identical_job_writes_nothing_and_says_so(bench: Bench) -> Non
     assert mod_revision(bench, "bare") == rev
 
 
-def test_add_says_what_it_changes_and_nothing_of_the_values_of_variables(bench: Bench) -> None:
-    """Field by field, unknown ones too; --paused pauses, a signature that is dropped is a warning."""
+def test_add_logs_what_it_changes_but_no_values_of_variables(bench: Bench) -> None:
+    """It logs each changed field, unknown ones too; --paused pauses; a dropped signature is logged."""
     ok(bench, "add", "j", *HOURLY, "--env", "A=one", "--env", "B=two", "--job-key-file", key_file(bench), *RUN)
     put(bench, "job", "j", value={**raw(bench), "from_later": [1]})
     done = bench.run("cron", "add", "j", *HOURLY, "--paused", "--cwd", "/", "--env", "A=six", "--env", "C=ten", *RUN)
@@ -297,8 +297,8 @@ def test_add_says_what_it_changes_and_nothing_of_the_values_of_variables(bench: 
     assert raw(bench)["paused"] is True
 
 
-def test_add_over_what_cannot_be_read_replaces_it(bench: Bench) -> None:
-    """It says so; if it was paused as far as one can see, it stays so."""
+def test_add_replaces_an_unreadable_job(bench: Bench) -> None:
+    """It logs that; the new job is paused if the old value says so."""
     for value, paused in (("junk", False), ('{"paused": true, "cmd": 5}', True)):
         put(bench, "job", "j", value=value)
         done = bench.run("cron", "add", "j", *HOURLY, *RUN)
@@ -307,7 +307,7 @@ def test_add_over_what_cannot_be_read_replaces_it(bench: Bench) -> None:
 
 
 def test_add_whose_answer_was_lost_says_what_it_did(bench: Bench) -> None:
-    """The second try finds the job as the first one made it: added, or replaced, and not unchanged."""
+    """The second try finds the job of the first and still logs added or replaced, not unchanged."""
     proxy = Proxy(bench.endpoints)
     env = {"CONCH_ENDPOINTS": proxy.endpoint, "CONCH_TRANSPORT": "grpc"}
     for flags, word in (([], "job-added"), (["--tz", "Asia/Tokyo"], "job-replaced")):
@@ -352,7 +352,7 @@ def test_add_whose_answer_was_lost_says_what_it_did(bench: Bench) -> None:
     ids=lambda one: " ".join(one) if isinstance(one, list) else None,
 )
 def test_bad_input_of_the_other_commands(conch: Bench, arguments: list[str], says: str) -> None:
-    """One line and 64, without etcd."""
+    """They print one line and exit 64 before they call etcd."""
     refused(conch, "cron", *arguments, says=says, env=DEAD)
 
 
@@ -360,19 +360,19 @@ def test_bad_input_of_the_other_commands(conch: Bench, arguments: list[str], say
 
 
 @pytest.mark.parametrize("command", ["rm", "show", "pause", "resume", "run", "history"])
-def test_unknown_job_is_1(conch: Bench, command: str) -> None:
-    """In one line that names it."""
+def test_unknown_job_exits_1(conch: Bench, command: str) -> None:
+    """One line names the job."""
     refused(conch, "cron", command, "nosuch", code=1, says="no job nosuch")
     assert conch.keys() == []
 
 
-def test_next_of_an_unknown_job_is_1(conch: Bench) -> None:
-    """As for the others."""
+def test_next_of_an_unknown_job_exits_1(conch: Bench) -> None:
+    """One line names the job."""
     refused(conch, "cron", "next", "--job", "nosuch", code=1, says="no job nosuch")
 
 
 def test_rm_removes_job_and_floor_and_no_other(bench: Bench) -> None:
-    """Not what has the same beginning; not the history; silently."""
+    """A job whose name begins the same and the history stay; nothing is printed."""
     for name in ("j", "j2"):
         ok(bench, "add", name, *HOURLY, *RUN)
         put(bench, "floor", name, value="5")
@@ -385,14 +385,14 @@ def test_rm_removes_job_and_floor_and_no_other(bench: Bench) -> None:
 
 
 def test_rm_of_a_job_that_cannot_be_read(bench: Bench) -> None:
-    """It must go somehow."""
+    """`rm` deletes it like any other."""
     put(bench, "job", "j", value="junk")
     ok(bench, "rm", "j")
     assert bench.keys() == []
 
 
 def test_show_as_text_and_json(bench: Bench) -> None:
-    """All that is kept, unknown fields too; JSON is one line with the revision."""
+    """Both show every field, unknown ones too; JSON is one line with the revision."""
     ok(bench, "add", "j", *HOURLY, "--env", "A=b c", "--", "echo", "a b", "\x1b[31m")
     put(bench, "job", "j", value={**raw(bench), "from_later": [1]})
     lines = ok(bench, "show", "j").splitlines()
@@ -406,13 +406,13 @@ def test_show_as_text_and_json(bench: Bench) -> None:
 
 
 def test_show_of_a_job_that_cannot_be_read(bench: Bench) -> None:
-    """69, and its key is named."""
+    """It exits 69 and names the key."""
     put(bench, "job", "j", value='{"schedule": "@daily"}')
     refused(bench, "cron", "show", "j", code=69, says=f"{job_key(bench)}.*cmd")
 
 
 def test_pause_and_resume(bench: Bench) -> None:
-    """Idempotent, silent, and nothing else changes; only a change makes a revision."""
+    """They are idempotent and silent, change nothing else, and write only to make a change."""
     ok(bench, "add", "j", *HOURLY, *RUN)
     before = {**raw(bench), "from_later": {"x": None}, "run_ttl": 7}
     put(bench, "job", "j", value=before)
@@ -427,7 +427,7 @@ def test_pause_and_resume(bench: Bench) -> None:
 
 
 def test_pause_of_a_signed_job_needs_the_key(bench: Bench) -> None:
-    """And signs anew; the key may come from the environment."""
+    """With the key it signs again; the key file may come from the environment."""
     path = key_file(bench)
     ok(bench, "add", "j", *HOURLY, "--job-key-file", path, *RUN)
     assert parse("j", bench.etcd.get(job_key(bench))[0]).is_signed_by(signing_key(bench))
@@ -443,7 +443,7 @@ def test_pause_of_a_signed_job_needs_the_key(bench: Bench) -> None:
 
 @pytest.mark.parametrize("sig", ["kept", "none"])
 def test_pause_and_resume_do_not_sign_what_others_wrote(bench: Bench, sig: str) -> None:
-    """Whoever may write to etcd could have the owner sign a command of theirs."""
+    """Otherwise anyone who may write to etcd could have the owner sign their command."""
     path = key_file(bench)
     ok(bench, "add", "j", *HOURLY, "--job-key-file", path, *RUN)
     forged = {**raw(bench), "cmd": ["evil"], "paused": True}
@@ -456,7 +456,7 @@ def test_pause_and_resume_do_not_sign_what_others_wrote(bench: Bench, sig: str) 
 
 
 def test_add_without_the_key_over_a_signed_job_is_not_signed(bench: Bench) -> None:
-    """A signature does not outlive its job."""
+    """The old signature is removed."""
     ok(bench, "add", "j", *HOURLY, "--job-key-file", key_file(bench), *RUN)
     ok(bench, "add", "j", *HOURLY, *RUN)
     assert "sig" not in raw(bench)
@@ -468,8 +468,8 @@ def test_add_without_the_key_over_a_signed_job_is_not_signed(bench: Bench) -> No
     ids=["missing", "world-readable", "short"],
 )
 @pytest.mark.parametrize("command", [["cron", "add", "j", *HOURLY], ["cron", "pause", "j"], ["conchd"]], ids=" ".join)
-def test_key_files_that_are_no_good(conch: Bench, command: list[str], text: str | None, mode: int, says: str) -> None:
-    """64 in one line that names the file, before etcd is asked."""
+def test_bad_key_files(conch: Bench, command: list[str], text: str | None, mode: int, says: str) -> None:
+    """One line names the file, and the exit code is 64, before etcd is called."""
     path = conch.file("key")
     if text is not None:
         key_file(conch, text=text, mode=mode)
@@ -481,13 +481,13 @@ def test_key_files_that_are_no_good(conch: Bench, command: list[str], text: str 
 
 
 def granted(bench: Bench) -> list[int]:
-    """The TTLs of all leases of this etcd, as granted."""
+    """Return the granted TTLs of all leases in this etcd."""
     lines = etcdctl("--endpoints", bench.endpoints, "lease", "list").splitlines()[1:]
     return [bench.etcd.get_lease_info(int(line, 16)).grantedTTL for line in lines if line]
 
 
-def test_run_that_cannot_be_leaves_nothing_in_etcd(own_fleet: Fleet) -> None:
-    """No live daemon, none that takes ticks, or no second free: 1, one line, no key, no lease."""
+def test_run_that_is_impossible_leaves_nothing_in_etcd(own_fleet: Fleet) -> None:
+    """No conchd, none that takes ticks, or no free second: exit 1, one line, no key, no lease."""
     bench = own_fleet.bench
     ok(bench, "add", "j", *HOURLY, *RUN)
     ok(bench, "add", "full", "--schedule", "@every 1s", *RUN)
@@ -504,7 +504,7 @@ def test_run_that_cannot_be_leaves_nothing_in_etcd(own_fleet: Fleet) -> None:
 
 
 def test_run_is_claimed_once_and_has_one_result(fleet: Fleet) -> None:
-    """Also of a paused job, and of several in the same second each has a tick of its own."""
+    """A paused job runs too, and each of several simultaneous requests has its own tick."""
     bench = fleet.bench
     fleet.add("j", "@yearly", "--paused", "--overlap", "allow", command="echo $CONCH_TICK >> ran")
     ok(bench, "add", "k", "--schedule", "@yearly", "--overlap", "allow", "--cwd", str(bench.folder), "--", "true")
@@ -532,7 +532,7 @@ def test_run_is_claimed_once_and_has_one_result(fleet: Fleet) -> None:
 
 
 def test_run_takes_no_tick_of_the_schedule(fleet: Fleet) -> None:
-    """The first second that has none."""
+    """It takes a second soon that the schedule does not use."""
     fleet.start("a")
     fleet.add("j", "@every 2s")
     for number in range(3):
@@ -546,14 +546,14 @@ def test_run_takes_no_tick_of_the_schedule(fleet: Fleet) -> None:
 
 
 def test_ls_of_nothing(conch: Bench) -> None:
-    """Prints nothing."""
+    """It prints nothing."""
     for flags in ([], ["--last"], ["--json"]):
         done = conch.run("cron", "ls", *flags)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_ls_as_text_and_json(bench: Bench) -> None:
-    """By name; the fields of the contract and no other; moments in RFC 3339 where nobody looks."""
+    """Jobs are sorted by name and have exactly the documented fields; times are RFC 3339 without a terminal."""
     for name, flags in (("b", []), ("a", ["--paused"]), ("a-b", ["--tz", "Asia/Tokyo"]), ("B", [])):
         ok(bench, "add", name, "--schedule", "0 5 * * *", *flags, "--", "echo", "x y")
     shown = list(bench.jsons(ok(bench, "ls", "--json")))
@@ -572,7 +572,7 @@ def test_ls_as_text_and_json(bench: Bench) -> None:
 
 
 def test_ls_last(bench: Bench) -> None:
-    """The newest tick of each, whether it has a result or is claimed only; nothing for a job that never ran."""
+    """It shows each job's newest tick, with a result or only claimed; nothing for a job that never ran."""
     for name in ("claimed", "never", "ran"):
         ok(bench, "add", name, *HOURLY, *RUN)
     put(bench, "result", "ran", TICK, value=result())
@@ -605,7 +605,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", list(BROKEN))
 def test_ls_with_a_broken_job(bench: Bench, name: str) -> None:
-    """A warning names its key; the others are shown; 0."""
+    """A warning names its key, the other jobs are shown, and the exit code is 0."""
     ok(bench, "add", "a", *HOURLY, *RUN)
     ok(bench, "add", "z", *HOURLY, *RUN)
     put(bench, "job", name, value=BROKEN[name])
@@ -654,7 +654,7 @@ BERLIN = ["--tz", "Europe/Berlin"]
     ids=lambda one: one[0] if len(one[0]) < 15 else None,
 )  # fmt: skip
 def test_next_of_an_expression(conch: Bench, arguments: list[str], lines: list[str]) -> None:
-    """Without etcd, wherever the host is; JSON has the same instants."""
+    """It needs no etcd and ignores the host's zone; JSON has the same instants."""
     env = {**DEAD, "TZ": "America/New_York"}
     assert ok(conch, "next", *arguments, env=env).splitlines() == lines
     shown = list(conch.jsons(ok(conch, "next", *arguments, "--json", env=env)))
@@ -663,7 +663,7 @@ def test_next_of_an_expression(conch: Bench, arguments: list[str], lines: list[s
 
 
 def test_next_shows_five_from_now(conch: Bench) -> None:
-    """By default, in UTC."""
+    """This is the default."""
     before = datetime.now(UTC)
     ticks = [datetime.fromisoformat(line) for line in ok(conch, "next", "* * * * *", env=DEAD).splitlines()]
     assert len(ticks) == 5
@@ -672,7 +672,7 @@ def test_next_shows_five_from_now(conch: Bench) -> None:
 
 
 def test_next_of_a_job(bench: Bench) -> None:
-    """In its zone or another, hashed by its name, also while it is paused."""
+    """It uses the job's zone or a given one and hashes by the job's name; a paused job has ticks, too."""
     ok(bench, "add", "j", "--schedule", "H 5 * * *", "--tz", "Asia/Tokyo", "--paused", *RUN)
     after = ["--after", "2026-01-01T00:00:00Z", "-n", "1"]
     (line,) = ok(bench, "next", "--job", "j", *after).splitlines()
@@ -686,7 +686,7 @@ def test_next_of_a_job(bench: Bench) -> None:
 
 
 def test_history_of_a_job_that_never_ran(bench: Bench) -> None:
-    """Is empty and no error."""
+    """It is empty, which is no error."""
     ok(bench, "add", "j", *HOURLY, *RUN)
     for flags in ([], ["--json"]):
         done = bench.run("cron", "history", "j", *flags)
@@ -694,7 +694,7 @@ def test_history_of_a_job_that_never_ran(bench: Bench) -> None:
 
 
 def test_history_rows(bench: Bench) -> None:
-    """Newest first, the fields of the contract, claimed without a result, at most so many; of a removed job too."""
+    """Newest first, the documented fields, at most -n rows; claimed ticks and removed jobs are included."""
     for at in range(25):
         put(bench, "result", "j", TICK + at, value=result(attempt=2, reason="because"))
         put(bench, "fire", "j", TICK + at, value=CLAIM)
@@ -726,7 +726,7 @@ BAD_RESULTS = ["junk", "[]", "{}", '{"state": "ok"}', '{"state": 1, "node": "n"}
 
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
 def test_history_with_broken_results(bench: Bench, flags: list[str]) -> None:
-    """Each is named by its key in a warning; the others are shown; 0."""
+    """A warning names each key, the other result is shown, and the exit code is 0."""
     for at, value in enumerate(BAD_RESULTS):
         put(bench, "result", "j", TICK + at, value=value)
     put(bench, "result", "j", "x", value=result())
@@ -743,7 +743,7 @@ def test_history_with_broken_results(bench: Bench, flags: list[str]) -> None:
 
 @pytest.mark.parametrize("oddness", ["junk", "a name", "many"])
 def test_newest_tick_that_can_be_read_is_shown(bench: Bench, oddness: str) -> None:
-    """Above it are some that cannot be; each of those is named once, and what is below is shown as it ended."""
+    """Each unreadable newer result is named once, and the older ticks are shown with their state."""
     bad = {"junk": [f"result/j/{TICK + 9}"], "a name": ["result/j/x"], "many": []}[oddness]
     bad = bad or [f"{kind}/j/{TICK + at}" for at in range(20, 50) for kind in ("fire", "result")]
     ok(bench, "add", "j", *HOURLY, *RUN)
@@ -771,7 +771,7 @@ def test_newest_tick_that_can_be_read_is_shown(bench: Bench, oddness: str) -> No
 )
 @pytest.mark.parametrize("command", [["history", "j"], ["ls", "--last"]], ids=" ".join)
 def test_odd_duration_of_a_result(bench: Bench, command: list[str], value: str) -> None:
-    """Is shown as none: no traceback for people, no NaN for programs."""
+    """It is shown as missing, without a traceback, and without NaN in JSON."""
     ok(bench, "add", "j", *HOURLY, *RUN)
     text = json.dumps(result()).replace("1.5", value)
     put(bench, "result", "j", TICK, value=text)
@@ -784,7 +784,7 @@ def test_odd_duration_of_a_result(bench: Bench, command: list[str], value: str) 
     assert json.loads(shown, parse_constant=never)["duration_s"] is None
 
 
-# -- people and programs --------------------------------------------------------------------------------------
+# -- terminals and pipes --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -796,8 +796,8 @@ def terminal(bench: Bench) -> Iterator[Terminal]:
     terminal.close()
 
 
-def test_moments_on_a_terminal(bench: Bench, terminal: Terminal) -> None:
-    """Relative there, RFC 3339 through a pipe."""
+def test_times_on_a_terminal(bench: Bench, terminal: Terminal) -> None:
+    """They are relative on a terminal and RFC 3339 in a pipe."""
     now = datetime.now(UTC)
     soon, later = now + timedelta(minutes=10, seconds=20), now + timedelta(days=5)
     ok(bench, "add", "soon", "--schedule", f"{soon.minute} {soon.hour} {soon.day} {soon.month} *", *RUN)
@@ -829,8 +829,8 @@ OUTPUTS = [
 
 @pytest.mark.parametrize("how", [">&-", "> /dev/full"])
 @pytest.mark.parametrize("command", OUTPUTS)
-def test_output_that_cannot_be_written_is_74(bench: Bench, command: str, how: str) -> None:
-    """In one line, without a traceback."""
+def test_output_that_cannot_be_written_exits_74(bench: Bench, command: str, how: str) -> None:
+    """One line on stderr says so, without a traceback."""
     ok(bench, "add", "k", *HOURLY, *RUN)
     put(bench, "result", "k", TICK, value=result())
     done = subprocess.run(
@@ -847,8 +847,8 @@ def test_output_that_cannot_be_written_is_74(bench: Bench, command: str, how: st
 
 
 @pytest.mark.parametrize("command", ["ls --json", "next @hourly"])
-def test_reader_that_leaves_ends_it_silently(bench: Bench, command: str) -> None:
-    """As SIGPIPE would."""
+def test_closed_pipe_ends_it_silently(bench: Bench, command: str) -> None:
+    """The exit code is that of SIGPIPE."""
     ok(bench, "add", "k", *HOURLY, *RUN)
     read, write = os.pipe()
     os.close(read)
@@ -890,12 +890,12 @@ def test_reader_that_leaves_ends_it_silently(bench: Bench, command: str) -> None
     ],
 )
 def test_mistakes_at_the_start_of_conchd(conch: Bench, arguments: list[str], env: dict[str, str], says: str) -> None:
-    """64 in one line, before etcd is asked."""
+    """It prints one line and exits 64 before it calls etcd."""
     refused(conch, "conchd", *arguments, says=says, env={"XDG_STATE_HOME": "", **DEAD, **env})
 
 
 def test_state_directory_that_is_in_use(fleet: Fleet) -> None:
-    """75 after some seconds for a predecessor to end; the first is not harmed."""
+    """A second conchd waits some seconds for the first to end, then exits 75; the first continues."""
     first = fleet.start("a")
     began = time.monotonic()
     second = fleet.bench.run(
@@ -911,7 +911,7 @@ def test_state_directory_that_is_in_use(fleet: Fleet) -> None:
 
 
 def test_state_directory_is_free_after_the_first_has_ended(fleet: Fleet) -> None:
-    """A successor waits for it and starts."""
+    """A successor waits for that and starts."""
     first = fleet.start("a")
     second = fleet.start("a", ready=False)
     fleet.daemons["first"] = first
@@ -921,27 +921,27 @@ def test_state_directory_is_free_after_the_first_has_ended(fleet: Fleet) -> None
 
 
 def test_signal_while_waiting_for_the_state_directory(fleet: Fleet) -> None:
-    """Ends it at once."""
+    """It ends conchd immediately."""
     fleet.start("a")
     second = fleet.bench.start("conchd", "--state-dir", str(fleet.state("a")), env={"CONCH_HOST": "b"})
 
-    def looks_at_the_lock() -> bool:
+    def has_opened_the_lock() -> bool:
         lock = str(fleet.state("a") / "lock")
         return any(os.path.realpath(fd) == lock for fd in Path(f"/proc/{second.pid}/fd").iterdir())
 
-    wait_for(looks_at_the_lock, "the lock is open")
+    wait_for(has_opened_the_lock, "the lock is open")
     second.signal(signal.SIGTERM)
     assert second.wait(3) == 128 + signal.SIGTERM
 
 
 def plain(text: str) -> list[str]:
-    """The lines that are none of the log."""
+    """Return the lines that are no log lines."""
     return [line for line in text.splitlines() if not line.startswith("ts=")]
 
 
 @pytest.fixture
 def silent() -> Iterator[socket.socket]:
-    """A server that takes connections and says nothing."""
+    """A server that accepts connections and sends nothing."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -949,8 +949,8 @@ def silent() -> Iterator[socket.socket]:
         yield server
 
 
-def test_conchd_without_etcd_is_69(conch: Bench) -> None:
-    """Within the dial timeout, in one line."""
+def test_conchd_without_etcd_exits_69(conch: Bench) -> None:
+    """It prints one line with the endpoint soon after the dial timeout."""
     endpoint, began = "127.0.0.1:1", time.monotonic()
     done = conch.run("conchd", "--state-dir", str(conch.folder / "s"), "--endpoints", endpoint, "--dial-timeout", "1s")
     assert (done.returncode, done.stdout) == (69, "")
@@ -961,7 +961,7 @@ def test_conchd_without_etcd_is_69(conch: Bench) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_while_conchd_dials(conch: Bench, silent: socket.socket, number: int) -> None:
-    """128 + n at once."""
+    """conchd exits 128 + n immediately."""
     endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
     daemon = conch.start(
         "conchd", "--state-dir", str(conch.folder / "s"), "--endpoints", endpoint, "--dial-timeout", "60s"
@@ -986,7 +986,7 @@ def test_signal_while_conchd_dials(conch: Bench, silent: socket.socket, number: 
     ],
 )
 def test_where_the_state_is(conch: Bench, flags: list[str], env: dict[str, str], place: str) -> None:
-    """The flag, conch's variable, systemd's, the XDG base, the home; for nobody else to see."""
+    """In this order: the flag, conch's variable, systemd's, XDG's, the home directory; always private."""
     at = str(conch.folder)
     done = conch.run(
         "conchd",
