@@ -1,4 +1,4 @@
-"""A fleet of daemons: each tick on exactly one host."""
+"""A fleet of daemons: each tick runs on exactly one host."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.support.etcdctl import etcdctl
 
 
 def proposals(endpoint: str) -> float:
-    """How many raft proposals etcd has committed."""
+    """Return how many raft proposals etcd has committed."""
     with urllib.request.urlopen(f"http://{endpoint}/metrics", timeout=5) as answer:
         for line in answer.read().decode().splitlines():
             if line.startswith("etcd_server_proposals_committed_total"):
@@ -27,20 +27,20 @@ def proposals(endpoint: str) -> float:
 
 
 def leases(fleet: Fleet) -> int:
-    """How many leases etcd has."""
+    """Return how many leases etcd has."""
     return len(etcdctl("--endpoints", fleet.bench.endpoints, "lease", "list").splitlines()) - 1
 
 
 def started_on(fleet: Fleet, name: str) -> dict[int, str]:
-    """Which host claimed each tick."""
+    """Return the host that claimed each tick."""
     return {tick: str(claim["host"]) for tick, claim in fleet.ticks("fire", name).items()}
 
 
 def test_three_daemons_run_every_tick_exactly_once(fleet: Fleet) -> None:
-    """30 s of a job every second: a claim, a run and a result each, on its second, spread over the hosts."""
+    """For 30 s, each tick of a one-second job has a claim, a run and a result in its second; all hosts take part."""
     for host in ("a", "b", "c"):
         fleet.start(host)
-        time.sleep(0.3)  # they are started apart, as deploys do
+        time.sleep(0.3)  # the daemons start one after the other, as in a deployment
     fleet.add("j", "@every 1s", "--overlap", "allow", command="echo $CONCH_TICK $CONCH_HOLD_KEY >> log")
     first = until_second() + 1
     fleet.results("j", 32, timeout_s=60)
@@ -63,7 +63,7 @@ def test_three_daemons_run_every_tick_exactly_once(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("overlap", ["forbid", "allow", "replace"])
 def test_job_that_takes_longer_than_its_interval(fleet: Fleet, overlap: str) -> None:
-    """forbid skips, allow overlaps, replace ends the old run first; each tick has one claim and one result."""
+    """`forbid` skips, `allow` overlaps, `replace` ends the old run first; each tick has one claim and one result."""
     for host in ("a", "b", "c"):
         fleet.start(host)
     marks = "echo start $CONCH_TICK $(date +%s.%N) >> log; trap 'exit 1' TERM; "
@@ -105,7 +105,7 @@ def test_job_that_takes_longer_than_its_interval(fleet: Fleet, overlap: str) -> 
 
 @pytest.mark.parametrize("hosts", [3, 5])
 def test_a_tick_costs_two_proposals_however_many_hosts_there_are(own_fleet: Fleet, own: OwnEtcd, hosts: int) -> None:
-    """A claim and a result; leases do not grow with ticks."""
+    """One proposal is the claim, one the result; the number of leases does not grow with the ticks."""
     fleet = own_fleet
     for number in range(hosts):
         fleet.start(f"h{number}", "--ttl", "30s")
@@ -117,11 +117,11 @@ def test_a_tick_costs_two_proposals_however_many_hosts_there_are(own_fleet: Flee
     cost = (after - before) / (has - had)
     print(f"{hosts} daemons: {cost:.2f} proposals a tick")
     assert cost <= 2.5
-    assert leases(fleet) <= held + 2  # an hour or a day may have turned
+    assert leases(fleet) <= held + 2  # a new hour or day may have begun
 
 
-def test_dead_favourites_ticks_are_taken_by_others(fleet: Fleet) -> None:
-    """Both processes of a host killed: none of the ticks that were its own is missing."""
+def test_ticks_of_a_dead_host_are_run_by_others(fleet: Fleet) -> None:
+    """Both processes of a host are killed: the other host runs every later tick."""
     daemons = {host: fleet.start(host, "--ttl", "5s") for host in ("a", "b")}
     fleet.add("j", "@every 1s", "--overlap", "allow")
     fleet.results("j", 2)
@@ -138,7 +138,7 @@ def test_dead_favourites_ticks_are_taken_by_others(fleet: Fleet) -> None:
 
 
 def test_lag_is_small(fleet: Fleet) -> None:
-    """From the scheduled instant to the start; the benchmark has the figures, this only shows that it is no poll."""
+    """Runs start soon after their tick, so conchd does not poll; the benchmark has the figures."""
     for host in ("a", "b", "c"):
         fleet.start(host)
     fleet.add("j", "@every 1s", "--overlap", "allow", command="date +%s.%N >> log")
@@ -147,10 +147,10 @@ def test_lag_is_small(fleet: Fleet) -> None:
     assert statistics.median(lags) < 0.25
 
 
-def test_daemon_claims_nothing_from_before_its_start_or_the_job(fleet: Fleet) -> None:
-    """Ticks of the past stay in the past, after a restart and after a resume too."""
+def test_past_ticks_are_never_claimed(fleet: Fleet) -> None:
+    """Ticks from before its start, while it was stopped or while the job was paused are never claimed."""
     fleet.add("j", "@every 2s", "--overlap", "allow")
-    time.sleep(2.1)  # ticks pass that nobody is there for
+    time.sleep(2.1)  # ticks pass while no daemon runs
     before = time.time()
     daemon = fleet.start("a")
     fleet.results("j", 1)
@@ -175,7 +175,7 @@ def test_daemon_claims_nothing_from_before_its_start_or_the_job(fleet: Fleet) ->
 
 
 def test_broken_jobs_are_reported_by_key_and_harm_no_other(fleet: Fleet) -> None:
-    """Values written by hand: junk, wrong types, no UTF-8, a megabyte, odd keys."""
+    """Manually written values: junk, wrong types, not UTF-8, a megabyte, odd keys."""
     daemon = fleet.start("a")
     etcd, prefix = fleet.bench.etcd, fleet.bench.prefix
     bad = {

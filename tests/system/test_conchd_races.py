@@ -1,4 +1,4 @@
-"""What broke once: doubtful claims, waiting ticks, the ledger's order, strange values, many deadlines at once."""
+"""Races and limits: unclear claims, ticks that wait, the run log's order, odd values, many deadlines together."""
 
 import json
 import os
@@ -30,10 +30,10 @@ UNTIL_GO = "echo $$ >> runs; while [ ! -e go ]; do sleep 0.05; done"
 
 
 class Slow(Host):
-    """A host whose runs last until the test ends them; what it is told to kill it remembers."""
+    """A host whose runs last until the test ends them; it records the runs that it is told to kill."""
 
     def __init__(self, bench: Bench, name: str, folder: Path, limit_s: float | None) -> None:
-        self.orders: dict[tuple[str, int], Start] = {}  # what runs, by job and tick
+        self.orders: dict[tuple[str, int], Start] = {}  # the active runs, by job and tick
         self.killed: set[str] = set()
         self._ending: queue.SimpleQueue[Start] = queue.SimpleQueue()
         self._closing = False
@@ -62,7 +62,7 @@ class Slow(Host):
             time.sleep(0.005)
 
     def wait_start(self, tick: int, name: str = "j") -> Start:
-        """The order of a tick's run, once it runs."""
+        """Wait until a tick's run starts; return its order."""
         wait_for(lambda: (name, tick) in self.orders, f"the run of {name} {tick}")
         return self.orders[name, tick]
 
@@ -71,11 +71,11 @@ class Slow(Host):
         return order.run in self.killed
 
     def end(self, tick: int, name: str = "j") -> None:
-        """Its command ends well."""
+        """End its command successfully."""
         self._ending.put(self.orders.pop((name, tick)))
 
     def drain(self) -> None:
-        """What the supervisor says at SIGTERM."""
+        """Send what the supervisor sends at SIGTERM."""
         self._mailbox.put(Drain())
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class Slow(Host):
 
 
 class Bed:
-    """Hosts in this process, through proxies where a test wants that, and jobs as anyone may write them."""
+    """Hosts in this process, behind a proxy if a test wants one, and jobs as anyone may write them."""
 
     def __init__(self, fleet: Fleet, folder: Path) -> None:
         self.fleet = fleet
@@ -98,7 +98,7 @@ class Bed:
         return self._folder / f"host-{name}"
 
     def host(self, proxy: Proxy | None = None, *, limit_s: float | None = None) -> Slow:
-        """A host whose runs the test ends; with the shared leases granted, so that one claim is one transaction."""
+        """Start a host whose runs the test ends; it has the shared leases, so that a claim is one transaction."""
         bench = self.bench if proxy is None else Bench(proxy.endpoint, self.bench.mark, self._folder)
         host = Slow(bench, "a", self.folder(), limit_s)
         self._hosts.append(host)
@@ -111,7 +111,7 @@ class Bed:
         return host
 
     def quick(self) -> Host:
-        """A host whose runs end at once."""
+        """Start a host whose runs end immediately."""
         host = Host(self.bench, "a", self.folder())
         self._hosts.append(host)
         host.wait_event("registered")
@@ -127,7 +127,7 @@ class Bed:
         self.bench.etcd.put(f"{self.bench.prefix}/cron/job/{name}", json.dumps(job))
 
     def request(self, name: str = "j") -> int:
-        """Ask for a run now; the tick that it is claimed for, a newer one each time."""
+        """Request a run now; return the tick that it is claimed for, a newer one each time."""
         return self.fleet.request(name)
 
     def run_key(self, name: str = "j") -> dict[str, Any] | None:
@@ -153,11 +153,11 @@ def bed(fleet: Fleet, tmp_path: Path) -> Iterator[Bed]:
 
 
 def test_unclear_claim_past_its_deadline_leaves_no_run_key(bed: Bed) -> None:
-    """The claim was made, its answer never came, its time passed: recorded as skipped, and the next tick runs."""
+    """etcd made the claim, but no answer came in time: the tick is recorded as skipped, and the next one runs."""
     proxy = bed.proxy()
     host = bed.host(proxy)
     bed.put(start_deadline=1.0)
-    fault = proxy.fault("Txn", "drop", skip=1)  # spares the look for a free second
+    fault = proxy.fault("Txn", "drop", skip=1)  # spares the search for a free second
     tick = bed.request()
     assert fault.hit.wait(5)
     assert bed.fleet.result("j", tick)["state"] == "skipped"
@@ -167,7 +167,7 @@ def test_unclear_claim_past_its_deadline_leaves_no_run_key(bed: Bed) -> None:
 
 
 def test_claim_that_etcd_makes_long_after_it_was_given_up_finds_the_tick_closed(bed: Bed) -> None:
-    """A request may stay with a frozen leader for any time: what it claims then would stand in every tick's way."""
+    """A frozen leader may delay a claim for any time; without this, its run key would block every later tick."""
     host = bed.host()
     bed.put(start_deadline=1.0)
     held: list[Callable[[], object]] = []
@@ -181,7 +181,7 @@ def test_claim_that_etcd_makes_long_after_it_was_given_up_finds_the_tick_closed(
         return serve(compare, success, failure, timeout_s=timeout_s)
 
     host._store.txn = txn  # type: ignore[method-assign]
-    tick = bed.request()  # claimed in the end, to be skipped
+    tick = bed.request()  # in the end it is claimed as skipped
     assert held
     for land in held:
         land()
@@ -192,7 +192,7 @@ def test_claim_that_etcd_makes_long_after_it_was_given_up_finds_the_tick_closed(
 
 
 def test_many_unclear_claims_are_closed_and_few_are_made(bed: Bed) -> None:
-    """No answer arrives for longer than the ticks may wait: one claim at a time is tried, and none is forgotten."""
+    """No answer comes in the ticks' time: few claims are tried, and each tick is recorded or counted as missed."""
     proxy = bed.proxy()
     host = bed.host(proxy, limit_s=1.0)
     names = [f"o{number}" for number in range(30)]
@@ -219,7 +219,7 @@ def test_many_unclear_claims_are_closed_and_few_are_made(bed: Bed) -> None:
 
 
 def test_unclear_claim_is_not_taken_for_anothers_run(bed: Bed) -> None:
-    """The run key that the second try finds is its own: it runs, once, and nothing is skipped."""
+    """The second try finds its own run key: the tick runs once, and nothing is skipped."""
     proxy = bed.proxy()
     host = bed.host(proxy, limit_s=0.7)
     bed.put()
@@ -235,7 +235,7 @@ def test_unclear_claim_is_not_taken_for_anothers_run(bed: Bed) -> None:
 
 
 def test_sigterm_while_a_claim_is_in_flight_records_it(bed: Bed) -> None:
-    """The claim comes through after the drain began: skipped and said so, not left for `lost`."""
+    """The claim succeeds after the drain began: it is recorded as skipped, not left to become `lost`."""
     proxy = bed.proxy()
     host = bed.host(proxy)
     bed.put(overlap="allow")
@@ -250,12 +250,12 @@ def test_sigterm_while_a_claim_is_in_flight_records_it(bed: Bed) -> None:
 
 
 def test_cron_run_whose_answer_was_lost_runs_once(bed: Bed) -> None:
-    """The request was made and claimed before the second try: that finds the claim, and asks for no other tick."""
+    """The request was claimed before the second try, which finds the claim and requests no other tick."""
     host = bed.host()
     bed.put(paused=True)
     proxy = bed.proxy()
     fault = proxy.fault("Txn", "drop")
-    # the proxy reads gRPC alone
+    # the proxy understands only gRPC
     done = bed.bench.run(
         "cron", "run", "j", env={"CONCH_ENDPOINTS": proxy.endpoint, "CONCH_TRANSPORT": "grpc"}, timeout=20
     )
@@ -273,7 +273,7 @@ def test_cron_run_whose_answer_was_lost_runs_once(bed: Bed) -> None:
 
 
 def replace(bed: Bed, host: Slow) -> tuple[int, int]:
-    """A tick that runs and one that waits for it."""
+    """Return a tick that runs and one that waits for it."""
     first = bed.request()
     host.wait_start(first)
     second = bed.request()
@@ -283,7 +283,7 @@ def replace(bed: Bed, host: Slow) -> tuple[int, int]:
 
 
 def test_replace_on_one_host_records_only_the_end(bed: Bed) -> None:
-    """The tick that took over has no result while it runs, whichever news of the run key came first."""
+    """The tick that took over has no result while it runs, in whatever order the run key's events arrive."""
     host = bed.host()
     bed.put(overlap="replace")
     ticks = [bed.request()]
@@ -304,7 +304,7 @@ def test_replace_on_one_host_records_only_the_end(bed: Bed) -> None:
 
 
 def test_rm_while_a_tick_waits_records_it(bed: Bed) -> None:
-    """Its job is gone, so it never runs; its claim has a result all the same."""
+    """It never runs, because its job was removed; its claim still has a result."""
     host = bed.host()
     bed.put(overlap="replace")
     first, second = replace(bed, host)
@@ -318,7 +318,7 @@ def test_rm_while_a_tick_waits_records_it(bed: Bed) -> None:
 
 
 def test_edit_while_a_tick_takes_over_runs_it_once(bed: Bed) -> None:
-    """The run key's answer is lost and the job is edited meanwhile: the tick that waited runs one time."""
+    """The answer for the run key is lost and the job is edited meanwhile: the tick that waited runs once."""
     proxy = bed.proxy()
     host = bed.host(proxy, limit_s=0.7)
     bed.put(overlap="replace")
@@ -335,8 +335,8 @@ def test_edit_while_a_tick_takes_over_runs_it_once(bed: Bed) -> None:
     assert bed.run_key() is None
 
 
-def test_run_key_that_was_taken_unheard_is_given_back(bed: Bed) -> None:
-    """The tick that waited has it, and no answer says so in time: skipped, and the next tick runs."""
+def test_run_key_whose_answer_came_too_late_is_released(bed: Bed) -> None:
+    """The waiting tick has it, but no answer says so in time: the tick is skipped, and the next one runs."""
     proxy = bed.proxy()
     host = bed.host(proxy, limit_s=0.7)
     bed.put(overlap="replace", start_deadline=3.0)
@@ -351,23 +351,23 @@ def test_run_key_that_was_taken_unheard_is_given_back(bed: Bed) -> None:
     host.wait_start(bed.request())
 
 
-# -- the clock, the disk, the ledger -----------------------------------------------------------------------
+# -- the clock, the disk, the run log ----------------------------------------------------------------------
 
 
 def test_clock_that_goes_forward_and_back_stops_no_job(bed: Bed) -> None:
-    """What was planned for an hour on is planned anew."""
+    """Ticks that were planned for an hour later are planned anew."""
     host = bed.quick()
     bed.put(schedule="@every 1s", overlap="allow")
     wait_for(lambda: host.runs, "it runs")
     host.set_clock(3600.0)
-    wait_for(lambda: host.runs[-1][0] > time.time() + 1800, "it goes by that clock")
+    wait_for(lambda: host.runs[-1][0] > time.time() + 1800, "it follows that clock")
     host.set_clock(0.0)
     back = time.time()
     wait_for(lambda: [tick for tick, at in host.runs if at > back + 0.5 and tick < back + 60], "it goes on", 6)
 
 
-def test_end_of_a_run_is_on_disk_while_etcd_is_away(bed: Bed) -> None:
-    """However many claims wait for etcd, a run's end waits for none of them."""
+def test_end_of_a_run_is_on_disk_while_etcd_does_not_answer(bed: Bed) -> None:
+    """A run's end is written even while many claims wait for etcd."""
     proxy = bed.proxy()
     host = bed.host(proxy)
     bed.put(overlap="allow")
@@ -387,12 +387,12 @@ def test_end_of_a_run_is_on_disk_while_etcd_is_away(bed: Bed) -> None:
         data = b"".join(path.read_bytes() for path in bed.folder().glob("*.wal"))
         return any(order.run.encode() in part and b'"state": "ok"' in part for part in data.split(b'{"run"'))
 
-    wait_for(on_disk, "its end is in the journal", 1.5)
+    wait_for(on_disk, "its end is in the write-ahead log", 1.5)
     proxy.heal()
     assert bed.fleet.result("j", tick)["state"] == "ok"
 
 
-def test_what_is_just_being_written_is_not_truncated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_that_is_being_written_is_not_truncated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another run is delivered between the record and its entry: the record is there after a crash."""
     written, go_on = threading.Event(), threading.Event()
 
@@ -405,15 +405,15 @@ def test_what_is_just_being_written_is_not_truncated(tmp_path: Path, monkeypatch
             return seq
 
     monkeypatch.setattr("conch.cron.run_log.Wal", Late)
-    ledger = RunLog(str(tmp_path), lambda *_, **__: None)
-    ledger.write(Entry("old", "j", 1_700_000_000, 1))
-    thread = threading.Thread(target=ledger.write, args=(Entry("new", "j", 1_700_000_001, 2),))
+    run_log = RunLog(str(tmp_path), lambda *_, **__: None)
+    run_log.write(Entry("old", "j", 1_700_000_000, 1))
+    thread = threading.Thread(target=run_log.write, args=(Entry("new", "j", 1_700_000_001, 2),))
     thread.start()
     assert written.wait(10)
-    ledger.delivered("old")
+    run_log.delivered("old")
     go_on.set()
     thread.join(10)
-    ledger.close()
+    run_log.close()
     assert [entry.run for entry in RunLog(str(tmp_path), lambda *_, **__: None).entries] == ["new"]
 
 
@@ -422,7 +422,7 @@ def test_what_is_just_being_written_is_not_truncated(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(("key", "field", "value"), [("cron/run/j", "tick", 10**30), ("node/zz", "at", 10**400)])
 def test_strange_values_stop_nothing(bed: Bed, key: str, field: str, value: int) -> None:
-    """Whatever a key holds, the scheduler lives, and what has nothing to do with it runs."""
+    """Whatever a key contains, the scheduler survives and other jobs run."""
     host = bed.quick()
     path = f"{bed.bench.prefix}/{key}"
     bed.put()
@@ -439,7 +439,7 @@ def test_strange_values_stop_nothing(bed: Bed, key: str, field: str, value: int)
 
 
 def test_keeper_without_a_supervisor_claims_nothing_more(bed: Bed) -> None:
-    """Nobody would run it."""
+    """No process is left that could run the command."""
     host = bed.quick()
     bed.put(schedule="@every 1s", overlap="allow")
     bed.fleet.results("j", 2)
@@ -453,8 +453,8 @@ def test_keeper_without_a_supervisor_claims_nothing_more(bed: Bed) -> None:
 # -- slots -------------------------------------------------------------------------------------------------
 
 
-def test_run_whose_run_key_goes_while_it_queues_is_not_started(bed: Bed) -> None:
-    """It gives its place up at once, and is recorded as skipped."""
+def test_run_whose_run_key_is_deleted_while_it_queues_is_not_started(bed: Bed) -> None:
+    """It leaves the queue and is recorded as skipped."""
     etcd, prefix = bed.bench.etcd, bed.bench.prefix
     lease = etcd.lease(60)
     etcd.put(f"{prefix}/sema/s/1/{lease.id:x}", '{"host": "x", "pid": 1, "started": "x", "cmd": "x"}', lease)
@@ -473,7 +473,7 @@ def test_run_whose_run_key_goes_while_it_queues_is_not_started(bed: Bed) -> None
 
 
 def test_slot_lasts_through_the_pause_before_a_retry(fleet: Fleet) -> None:
-    """The pause is longer than the lease: the slot is renewed all the same, and the second attempt runs."""
+    """The pause is longer than the lease, but the slot is renewed, and the second attempt runs."""
     fleet.start("a", "--ttl", "3s")
     fleet.add(
         "j",
@@ -487,7 +487,7 @@ def test_slot_lasts_through_the_pause_before_a_retry(fleet: Fleet) -> None:
 
 # -- processes ---------------------------------------------------------------------------------------------
 
-# Loaded by conchd: for 5 ms after the first look, every process is just in exec and shows no environment.
+# Loaded by conchd: for 5 ms after its first read, every process seems to be in exec and shows no environment.
 IN_EXEC = """
 import builtins, io, time
 from conch.core import procfs
@@ -502,7 +502,7 @@ procfs.open = look
 
 
 def test_daemon_just_in_exec_is_not_overlooked(fleet: Fleet) -> None:
-    """It has left group and parent and shows no environment yet: its run is recorded once it is ended."""
+    """It left its group and parent and shows no environment yet; it is still ended before the run is recorded."""
     fleet.start("a", program=[conch_that_runs(IN_EXEC, fleet.bench.folder)])
     command = "(setsid sh -c 'echo $$ >> daemon; exec sleep 1000' &); while [ ! -s daemon ]; do sleep 0.01; done"
     fleet.add("j", "@yearly", "--overlap", "allow", command=command)
@@ -511,7 +511,7 @@ def test_daemon_just_in_exec_is_not_overlooked(fleet: Fleet) -> None:
 
 
 def test_three_sigterms_end_conchd_without_etcd(own_fleet: Fleet, own: OwnEtcd) -> None:
-    """Its keeper died while etcd is away and a run ended since: conchd exits, and the end is delivered by the next."""
+    """The keeper died while etcd was stopped, then a run ended: conchd exits, and the next one delivers the result."""
     fleet = own_fleet
     daemon = fleet.start("a", "--command-timeout", "1s", "--dial-timeout", "1s")
     fleet.add("j", "@yearly", "--overlap", "allow", command=UNTIL_GO)
@@ -532,7 +532,7 @@ def test_three_sigterms_end_conchd_without_etcd(own_fleet: Fleet, own: OwnEtcd) 
 
 
 def test_low_limit_of_open_files_is_raised_for_conchd_alone(fleet: Fleet) -> None:
-    """Thirty runs at once under a soft limit of 64: all run, and each has the limit that conchd was started with."""
+    """Under a soft limit of 64, thirty runs are active together, and each has the limit of 64 itself."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     daemon = fleet.start("a", ready=False)
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (64, hard))  # long before its imports are done
@@ -549,14 +549,14 @@ def test_low_limit_of_open_files_is_raised_for_conchd_alone(fleet: Fleet) -> Non
 
 
 def expiry(bench: Bench, lease: int) -> float:
-    """When etcd ends a lease that is not renewed any more (CLOCK_BOOTTIME): its whole seconds left step down then."""
+    """Return when an unrenewed lease expires (CLOCK_BOOTTIME), measured as its remaining whole seconds step down."""
     first = int(bench.etcd.get_lease_info(lease).TTL)
     wait_for(lambda: first > bench.etcd.get_lease_info(lease).TTL, "a second has passed", 3)
     return boottime() + first
 
 
 def test_hundred_trees_are_dead_by_their_deadline(fleet: Fleet) -> None:
-    """The keeper is stopped, all runs are bound, ignore SIGTERM and have descendants outside their group."""
+    """The keeper is stopped; all runs are bound, ignore SIGTERM and have descendants outside their group."""
     daemon = fleet.start("a")
     lease = int(daemon.events("registered")[0]["lease"], 16)
     command = "trap '' TERM; for i in 1 2 3 4 5; do setsid sleep 1000 & done; exec sleep 1000"
@@ -592,7 +592,7 @@ def test_hundred_trees_are_dead_by_their_deadline(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("another", [False, True])
 def test_tick_that_takes_its_run_key_while_conchd_stops(bed: Bed, another: bool) -> None:
-    """It does not begin to run after SIGTERM, whether it gets the key or another host has it by then; a row says so."""
+    """It does not start after SIGTERM, whether it or another host gets the key, and is recorded as skipped."""
     host = bed.host()
     bed.put(overlap="replace")
     first = bed.request()
@@ -623,8 +623,8 @@ def test_tick_that_takes_its_run_key_while_conchd_stops(bed: Bed, another: bool)
     bed.bench.etcd.delete(f"{bed.bench.prefix}/cron/run/j")
 
 
-def test_tick_that_was_recorded_as_skipped_unheard_does_not_run(bed: Bed) -> None:
-    """Its skip is made, the answer lost, and the job edited so that it could run now."""
+def test_tick_whose_skip_was_recorded_without_an_answer_does_not_run(bed: Bed) -> None:
+    """The answer to its skip is lost, and the job is edited so that it could run now."""
     host = bed.host()
     bed.put(overlap="forbid")
     host.wait_start(bed.request())
@@ -650,8 +650,8 @@ def test_tick_that_was_recorded_as_skipped_unheard_does_not_run(bed: Bed) -> Non
     assert bed.fleet.result("j", tick)["state"] == "skipped"
 
 
-def test_missed_ticks_are_told_when_conchd_ends_without_etcd(bed: Bed) -> None:
-    """Nobody could be asked who has them: the log says how many there were."""
+def test_missed_ticks_are_logged_when_conchd_ends_without_etcd(bed: Bed) -> None:
+    """conchd cannot ask which host claimed them, so it logs how many there were."""
     proxy = bed.proxy()
     host = bed.host(proxy, limit_s=1.0)
     bed.put(schedule="@every 1s", overlap="allow")

@@ -1,4 +1,4 @@
-"""Clocks that differ between hosts, and clocks that are set: no tick runs twice, and none early by one's mistake."""
+"""Clocks that differ between hosts or are set: no tick runs twice, and no single wrong clock starts one early."""
 
 import json
 import socket
@@ -25,7 +25,7 @@ NOW = 1_800_000_000.0
 
 @pytest.fixture
 def start(conch: Bench, tmp_path: Path) -> Iterator[Start]:
-    """Starts hosts and ends them."""
+    """Start hosts; end them after the test."""
     hosts: list[Host] = []
 
     def one(name: str, ahead_s: float = 0.0) -> Host:
@@ -53,7 +53,7 @@ def all_runs(*hosts: Host) -> list[tuple[int, float]]:
 
 
 def check(*hosts: Host, early_s: float = 0.05) -> None:
-    """Each tick once, not before its time, and none missing in between."""
+    """Check that each tick ran once and not early, and that none is missing in between."""
     runs = all_runs(*hosts)
     ticks = Counter(tick for tick, _ in runs)
     assert set(ticks.values()) <= {1}, ticks
@@ -64,7 +64,7 @@ def check(*hosts: Host, early_s: float = 0.05) -> None:
 
 @pytest.mark.parametrize("step_s", [3600.0, -3600.0])
 def test_clock_of_one_of_three_is_set_by_an_hour(conch: Bench, start: Start, step_s: float) -> None:
-    """It warns, goes by the others' clocks, and no tick runs twice, early or not at all; nor when it is set back."""
+    """It warns and follows the others' clocks; no tick runs twice, early or never, even when it is set back."""
     hosts = [start(name) for name in ("a", "b", "c")]
     add(conch)
     wait_for(lambda: len(all_runs(*hosts)) >= 3, "three runs")
@@ -81,7 +81,7 @@ def test_clock_of_one_of_three_is_set_by_an_hour(conch: Bench, start: Start, ste
 
 
 def test_newcomer_with_a_wrong_clock_is_warned_and_corrected(conch: Bench, start: Start) -> None:
-    """The others tell it their time as soon as it appears."""
+    """The others publish their time as soon as it appears."""
     hosts = [start(name) for name in ("a", "b")]
     add(conch)
     wait_for(lambda: len(all_runs(*hosts)) >= 2, "two runs")
@@ -96,7 +96,7 @@ def test_newcomer_with_a_wrong_clock_is_warned_and_corrected(conch: Bench, start
 
 @pytest.mark.parametrize("step_s", [3600.0, -3600.0])
 def test_clock_of_one_of_two_is_set_by_an_hour(conch: Bench, start: Start, step_s: float) -> None:
-    """Nobody can tell who is right: both warn, both yield, no tick runs twice, the other goes on as before."""
+    """Neither knows who is right: both warn, no tick runs twice, and the other one continues as before."""
     hosts = [start(name) for name in ("a", "b")]
     add(conch)
     wait_for(lambda: len(all_runs(*hosts)) >= 3, "three runs")
@@ -115,7 +115,7 @@ def test_clock_of_one_of_two_is_set_by_an_hour(conch: Bench, start: Start, step_
 
 
 def test_lone_clock_set_back_runs_nothing_again(conch: Bench, start: Start) -> None:
-    """The repeated time is passed over: its ticks were absolute instants, and are done."""
+    """Ticks are absolute instants, so those in the repeated time have already run."""
     host = start("a")
     add(conch)
     wait_for(lambda: len(host.runs) >= 3, "three runs")
@@ -128,8 +128,8 @@ def test_lone_clock_set_back_runs_nothing_again(conch: Bench, start: Start) -> N
     assert set(ticks.values()) == {1}
 
 
-def test_lone_clock_set_ahead_misses_what_is_too_late_and_says_so_once(conch: Bench, start: Start) -> None:
-    """An hour of ticks is one line, and the present goes on."""
+def test_lone_clock_set_ahead_misses_late_ticks_and_logs_them_once(conch: Bench, start: Start) -> None:
+    """An hour of missed ticks is one line in the log, and present ticks run."""
     host = start("a")
     add(conch)
     wait_for(lambda: len(host.runs) >= 2, "two runs")
@@ -143,21 +143,21 @@ def test_lone_clock_set_ahead_misses_what_is_too_late_and_says_so_once(conch: Be
     assert set(ticks.values()) == {1}
 
 
-def test_clock_that_leaps_a_month_passes_over_it_at_once(conch: Bench, start: Start) -> None:
-    """60 jobs a minute miss 43,200 ticks each, counted exactly, less what others did; another job misses no tick."""
+def test_clock_that_leaps_a_month_does_not_stall(conch: Bench, start: Start) -> None:
+    """Each of 60 one-minute jobs counts exactly what it missed, some 43,200 ticks; a one-second job misses none."""
     host = start("a")
     for number in range(60):
         put(conch, f"m{number}", schedule="* * * * *")
     add(conch)
     wait_for(lambda: len(host.runs) >= 2, "two runs")
     wait_for(lambda: len(host.scheduler.parts.planner.jobs) == 61, "all jobs are known")
-    # of one job others have run two ticks (one has its result alone by now), and a request between two ticks
+    # others ran two ticks of m0 (one has only its result left), and a request between two ticks
     planned = host.scheduler.ask(lambda: host.scheduler.parts.planner.jobs["m0"].next_tick, 5)
     assert planned is not None
     conch.etcd.put(f"{conch.prefix}/cron/fire/m0/{planned + 600}", "{}")
     conch.etcd.put(f"{conch.prefix}/cron/result/m0/{planned + 6000}", "{}")
     conch.etcd.put(f"{conch.prefix}/cron/fire/m0/{planned + 1234}", "{}")
-    counted: list[dict[str, object]] = []  # the log puts those of several jobs into one line
+    counted: list[dict[str, object]] = []  # the log merges several jobs into one line
     count_missed = host.scheduler.parts.missed._count
 
     def note(**fields: Any) -> None:
@@ -168,11 +168,11 @@ def test_clock_that_leaps_a_month_passes_over_it_at_once(conch: Bench, start: St
     host.set_clock(30 * 86400.0)
     leapt = time.time()
 
-    def of_each_second() -> list[int]:
+    def one_second_ticks() -> list[int]:
         return sorted(tick for tick, _ in host.runs if tick > leapt + 86400 and tick % 60)
 
-    wait_for(lambda: len(of_each_second()) >= 5, "it goes on")
-    ticks = of_each_second()
+    wait_for(lambda: len(one_second_ticks()) >= 5, "it goes on")
+    ticks = one_second_ticks()
     assert ticks == [tick for tick in range(ticks[0], ticks[-1] + 1) if tick % 60]
     assert ticks[0] < leapt + 30 * 86400 + 4
     wait_for(lambda: len(counted) >= 61, "all are counted")
@@ -185,8 +185,8 @@ def test_clock_that_leaps_a_month_passes_over_it_at_once(conch: Bench, start: St
         assert text["ticks"] == (last - first) // 60 + 1 - (2 if number == 0 else 0)
 
 
-def test_thousands_of_jobs_hold_no_ticks_up(conch: Bench, start: Start) -> None:
-    """They are read and planned in slices: whoever asks meanwhile waits for a small part of the time that they take."""
+def test_thousands_of_jobs_do_not_delay_ticks(conch: Bench, start: Start) -> None:
+    """They are read and planned in slices, so that other calls wait for less than half of the time."""
     host = start("a")
     store = new_store(conch.endpoints)
     value = json.dumps({"schedule": "H H * * *", "tz": "Europe/Berlin", "cmd": ["true"]}).encode()
@@ -225,7 +225,7 @@ def test_thousands_of_jobs_hold_no_ticks_up(conch: Bench, start: Start) -> None:
 
 
 def test_fleet_clock_votes() -> None:
-    """Two or more others that agree outvote us; one, or a quarrel, does not."""
+    """Two or more others that agree outvote us; a single one, or others that differ, do not."""
     wall = NOW
     fleet = FleetClock(lambda: wall)
     assert (fleet.skew_s(), fleet.now()) == (0.0, wall)
@@ -249,7 +249,7 @@ def test_fleet_clock_votes() -> None:
         ([1.0, -4.0, 2.0], None, False),
         ([60.0], 0.0, False),  # etcd's hosts decide between two
         ([60.0], 60.0, True),
-        ([60.0], "silent", False),  # nobody can tell: both yield
+        ([60.0], "silent", False),  # nobody knows: both yield
         ([60.0], None, True),  # until etcd's hosts were asked
         ([60.0, 60.5], 60.0, True),
         ([-60.0, -60.5], "silent", True),
@@ -259,11 +259,11 @@ def test_fleet_clock_votes() -> None:
         ([0.0, 60.0, 60.0], 0.0, False),
         ([0.0, 60.0, 60.0], 60.0, True),
         ([60.0, 60.5], 0.0, True),  # an etcd on this very host repeats its clock
-        ([5.0 - NOW], None, False),  # one that stands in 1970 has no vote
+        ([5.0 - NOW], None, False),  # a clock in 1970 has no vote
     ],
 )
 def test_clock_that_most_others_contradict_is_off(others: list[float], etcd: float | str | None, off: bool) -> None:
-    """More than five seconds from more clocks than agree with it."""
+    """It differs by more than five seconds from more clocks than agree with it."""
     fleet = FleetClock(lambda: NOW)
     for number, ahead_s in enumerate(others):
         fleet.heard(str(number), NOW + ahead_s)
@@ -274,8 +274,8 @@ def test_clock_that_most_others_contradict_is_off(others: list[float], etcd: flo
     assert fleet.off is off
 
 
-def test_what_etcd_told_of_the_time_stays_known() -> None:
-    """A host whose clock is off does not go by it because etcd is silent for a moment."""
+def test_time_of_etcd_is_remembered() -> None:
+    """A clock that etcd has shown to be off stays off while etcd does not answer."""
     fleet = FleetClock(lambda: NOW)
     fleet.heard("other", NOW - 60)
     fleet.heard_etcd(NOW - 60)
@@ -284,22 +284,22 @@ def test_what_etcd_told_of_the_time_stays_known() -> None:
     assert fleet.off
 
 
-def test_silent_member_does_not_hide_what_time_others_show(conch: Bench) -> None:
-    """Each is given its share of the time."""
+def test_silent_member_does_not_hide_the_time_of_others(conch: Bench) -> None:
+    """Each member gets a share of the time limit."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoints = parse_endpoints(f"127.0.0.1:{silent.getsockname()[1]},{conch.endpoints}")
         found = etcd_time(Connection(endpoints), within_s=4.0)
     assert found == pytest.approx(time.time(), abs=2)
 
 
-def test_clock_from_before_this_release_is_off_with_nobody_to_ask() -> None:
-    """A host without a battery clock begins in 1970."""
+def test_clock_older_than_this_release_is_off_without_other_hosts() -> None:
+    """A host without a battery clock boots in 1970."""
     assert FleetClock(lambda: 1000.0).off
     assert not FleetClock().off
 
 
-def test_host_whose_clock_is_off_claims_nothing_until_it_is_mended(conch: Bench, start: Start) -> None:
-    """It says so, in its health too; the others go on as if it were not there."""
+def test_host_whose_clock_is_off_claims_nothing_until_it_is_right(conch: Bench, start: Start) -> None:
+    """It logs this and reports it in its health; the other hosts run every tick."""
     hosts = [start(name) for name in ("a", "b")]
     add(conch)
     wait_for(lambda: len(all_runs(*hosts)) >= 2, "two runs")
@@ -317,24 +317,24 @@ def test_host_whose_clock_is_off_claims_nothing_until_it_is_mended(conch: Bench,
 
 
 def test_newcomer_claims_nothing_before_it_knows_the_time(conch: Bench, start: Start) -> None:
-    """It waits for those that are there to tell theirs, if only for three seconds."""
+    """It waits for the other hosts to publish their time, but only for three seconds."""
     add(conch)
     there = f"{conch.prefix}/node/there"
     conch.etcd.put(there, json.dumps({"at": time.time()}))
     wrong = start("a", ahead_s=600.0)
-    throughout(1.3, lambda: None)  # at least one tick's moment passes
+    throughout(1.3, lambda: None)  # at least one tick passes
     assert wrong.runs == []
     conch.etcd.put(there, json.dumps({"at": time.time()}))
     wrong.wait_event("clock-off")
     assert wrong.runs == []
-    conch.etcd.delete(there)  # now it goes by its own clock
+    conch.etcd.delete(there)  # now it follows its own clock
     wrong.wait_event("clock-right")
     wait_for(lambda: wrong.runs, "it runs")
 
 
 @pytest.mark.parametrize("ahead_s", [60.0, -60.0])
 def test_etcd_decides_between_two_clocks(conch: Bench, start: Start, ahead_s: float) -> None:
-    """The wrong one of two claims nothing, the right one every tick."""
+    """Of two hosts, the one that is wrong claims nothing, the other every tick."""
     right, wrong = start("a"), start("b")
     add(conch)
     wait_for(lambda: wrong.runs and right.runs, "both run")
@@ -342,12 +342,12 @@ def test_etcd_decides_between_two_clocks(conch: Bench, start: Start, ahead_s: fl
     wrong.wait_event("clock-off")
     count, stepped = len(right.runs), len(wrong.runs)
     wait_for(lambda: len(right.runs) >= count + 5, "the right one goes on")
-    assert len(wrong.runs) <= stepped + 1  # what it had claimed already
+    assert len(wrong.runs) <= stepped + 1  # a tick that it had claimed already
     check(right, wrong)
 
 
 def test_clock_in_1970_runs_nothing(conch: Bench, start: Start) -> None:
-    """Neither alone nor among others, whom its time does not disturb; once it is set it takes part."""
+    """It runs nothing, alone or among others, and does not disturb them; once it is set, it takes part."""
     lost = start("a", ahead_s=1000.0 - time.time())
     lost.wait_event("clock-off")
     add(conch)

@@ -1,4 +1,4 @@
-"""A defect of conch itself, planted into a copy of it: 71 and one line that asks for a report, in both processes."""
+"""A defect planted into a copy of conch: exit code 71 and one line that asks for a report, in both processes."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ import conch as package
 from tests.support.conch import Bench, alive, wait_for
 
 SOURCE = Path(package.__file__).parent
-# As the installed script does, and as `python -m conch`; with the copy in front.
+# Start like the installed script, or like `python -m conch`, but import the copy.
 SCRIPT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from conch.cli.main import main; main()"
 MODULE = "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('conch', run_name='__main__')"
 DEFECT = 'raise KeyError("odd\\nword é")'
@@ -24,7 +24,7 @@ Planted = Callable[[str, str, str], list[str]]
 
 @pytest.fixture
 def planted(tmp_path: Path) -> Planted:
-    """Put a line in front of one that is in a file of a copy; return the command line that runs the copy."""
+    """Return a function that inserts code before a line of a copy of conch and returns the copy's command line."""
 
     def plant(file: str, line: str, defect: str) -> list[str]:
         copy = tmp_path / "copy"
@@ -53,7 +53,7 @@ def run(conch: Bench, program: list[str], *arguments: str, **env: str) -> "subpr
 
 
 def lines(text: str) -> list[str]:
-    """What is said besides the log."""
+    """Return the lines that are no log lines."""
     return [line for line in text.splitlines() if not line.startswith("ts=")]
 
 
@@ -73,7 +73,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("file", "line", "command"), COMMANDS, ids=[f"{c[0]}-{c[2][0]}" for c in COMMANDS])
 def test_defect_in_a_command(conch: Bench, planted: Planted, file: str, line: str, command: tuple[str, ...]) -> None:
-    """71 and one line; nothing on stdout, and no keeper left behind."""
+    """It exits 71 with one line on stderr and nothing on stdout; no keeper is left."""
     done = run(conch, planted(file, line, DEFECT), *command)
     assert (done.returncode, done.stdout) == (71, ""), done.stderr
     (said,) = [line for line in lines(done.stderr) if "running-as-root" not in line]
@@ -96,7 +96,7 @@ def test_defect_in_a_command(conch: Bench, planted: Planted, file: str, line: st
 )
 @pytest.mark.parametrize("start", [SCRIPT, MODULE], ids=["script", "module"])
 def test_defects_of_every_kind(conch: Bench, planted: Planted, file: str, line: str, defect: str, start: str) -> None:
-    """A module of ours that is not there, a recursion, an exit in the wrong place, another thread's: all are 71."""
+    """A missing module, a recursion, a misplaced exit, a bad descriptor or another thread's error: all exit 71."""
     program = planted(file, line, defect)
     program[2] = start
     by_name = conch.endpoints.replace("127.0.0.1", "localhost")
@@ -106,8 +106,8 @@ def test_defects_of_every_kind(conch: Bench, planted: Planted, file: str, line: 
     assert re.fullmatch(LINE, said), said
 
 
-def test_traceback_of_a_defect_is_shown_when_it_is_asked_for(conch: Bench, planted: Planted) -> None:
-    """With CONCH_DEBUG=1, in both processes."""
+def test_traceback_of_a_defect_is_shown_on_request(conch: Bench, planted: Planted) -> None:
+    """CONCH_DEBUG=1 shows it, for the keeper too."""
     program = planted("keeper/acquirer.py", "session = self._start_session()", DEFECT)
     done = run(conch, program, "elect", "o", "--", "true", CONCH_DEBUG="1")
     assert done.returncode == 71
@@ -127,7 +127,7 @@ KEEPERS = [
 
 @pytest.mark.parametrize(("file", "line", "defect"), KEEPERS, ids=[f"{k[0]}-{at}" for at, k in enumerate(KEEPERS)])
 def test_defect_of_a_keeper_in_the_queue(conch: Bench, planted: Planted, file: str, line: str, defect: str) -> None:
-    """It is replaced once, then conch ends with 71; each says one line."""
+    """The keeper is replaced once, then conch exits 71; each process prints at most one line."""
     done = run(conch, planted(file, line, defect), "elect", "o", "--ttl", "2s", "--", "touch", "ran")
     assert done.returncode == 71, done.stderr
     said = lines(done.stderr)
@@ -140,7 +140,7 @@ def test_defect_of_a_keeper_in_the_queue(conch: Bench, planted: Planted, file: s
 
 
 def test_defect_of_a_keeper_while_something_runs(conch: Bench, planted: Planted) -> None:
-    """The hold is lost with it: the command is ended, with 70; one line asks for a report."""
+    """The hold is lost with the keeper: the command is ended, conch exits 70, and one line asks for a report."""
     program = planted("keeper/session.py", "answer = store.keep_alive(", DEFECT)
     done = run(conch, program, "elect", "o", "--ttl", "2s", "--", "sh", "-c", "echo $$; exec sleep 100")
     assert done.returncode == 70, done.stderr
@@ -151,7 +151,7 @@ def test_defect_of_a_keeper_while_something_runs(conch: Bench, planted: Planted)
 
 @pytest.mark.parametrize("line", ["new.adopt(begin.live", "watchdog = Watchdog(channel)"])
 def test_defect_of_conchds_keeper_at_the_start(conch: Bench, planted: Planted, line: str) -> None:
-    """It will not come to work: 71, for a service manager to see."""
+    """It would never work, so conchd exits 71, which a service manager sees."""
     done = run(conch, planted("cron/daemon.py", line, DEFECT), "conchd", "--state-dir", "s")
     assert done.returncode == 71, done.stderr
     said, last = lines(done.stderr)
