@@ -1,4 +1,4 @@
-"""The transactions of ticks, one by one: created once, found again, trimmed for good."""
+"""The transactions of ticks: a claim or result is created once, recognised when repeated, and trimmed for good."""
 
 import secrets
 import time
@@ -68,15 +68,15 @@ class Bed:
 
 @pytest.fixture
 def bed(conch: Bench) -> Iterator[Bed]:
-    """On the run's etcd."""
+    """A node and a job on the test run's etcd."""
     bed = Bed(conch.endpoints, conch.prefix)
     yield bed
     bed.close()
     conch.etcd.delete_prefix(conch.prefix)
 
 
-def test_claim_is_created_once_and_a_repeated_one_finds_itself(bed: Bed) -> None:
-    """The same run again is Won with the same revision, another run's is Taken."""
+def test_claim_is_created_once_and_recognised_when_repeated(bed: Bed) -> None:
+    """Claiming again for the same run is Won with the same revision; for another run it is Taken."""
     due = bed.due()
     won = bed.claim(due)
     assert isinstance(won, Won)
@@ -93,13 +93,13 @@ def test_claim_is_created_once_and_a_repeated_one_finds_itself(bed: Bed) -> None
 
 
 def test_claim_whose_reply_was_lost_is_recognised(conch: Bench) -> None:
-    """The driver's own second try finds what the first has made."""
+    """When the driver repeats the transaction, it finds the claim that the first try made."""
     proxy = Proxy(conch.endpoints)
     bed = Bed(conch.endpoints, conch.prefix)
     store = GrpcStore(Connection(parse_endpoints(proxy.endpoint)))
     claims = ClaimStore(store, bed.keys, "a", ResultStore(store, bed.keys))
     fault = proxy.fault("Txn", "reset", skip=0)
-    bed.claim(bed.due(TICK - 5))  # so that the shared lease is there
+    bed.claim(bed.due(TICK - 5))  # so that the shared lease exists
     won = claims.claim(bed.due(TICK, request_rev=0), bed.node, ME, NOW, has_floor=False, timeout_s=5)
     assert fault.hit.is_set()
     assert isinstance(won, Busy)  # the run of the first tick is alive
@@ -113,8 +113,8 @@ def test_claim_whose_reply_was_lost_is_recognised(conch: Bench) -> None:
     conch.etcd.delete_prefix(conch.prefix)
 
 
-def test_what_stands_against_a_claim(bed: Bed) -> None:
-    """A live run, a result, a changed or removed job, a lost registration, the floor, a withdrawn request."""
+def test_what_prevents_a_claim(bed: Bed) -> None:
+    """A live run, a result, a withdrawn request, a changed job, the floor or a lost registration prevents it."""
     first = bed.claim(bed.due(TICK))
     assert isinstance(first, Won)
     busy = bed.claim(bed.due(TICK + 1))
@@ -140,7 +140,7 @@ def test_what_stands_against_a_claim(bed: Bed) -> None:
 
 
 def test_lease_that_is_gone_means_not_registered(bed: Bed) -> None:
-    """The run key cannot be put under it; nothing of the claim is made."""
+    """etcd refuses to put the run key under it, so no part of the claim is made."""
     bed.store.revoke(bed.lease, timeout_s=5)
     bed.put(bed.keys.node("a"), b"{}")
     outcome = bed.claim(bed.due())
@@ -149,7 +149,7 @@ def test_lease_that_is_gone_means_not_registered(bed: Bed) -> None:
 
 
 def test_result_is_created_once(bed: Bed) -> None:
-    """A second delivery changes nothing, and ends the run key if that is still there."""
+    """A second delivery does not change it, and the run key is gone."""
     won = bed.claim(bed.due())
     assert bed.deliver(TICK, won.run_rev).is_wanted
     before = bed.get("result", "j", TICK)
@@ -158,8 +158,8 @@ def test_result_is_created_once(bed: Bed) -> None:
     assert bed.get("run", "j") is None
 
 
-def test_result_does_not_end_anothers_run_key(bed: Bed) -> None:
-    """Ours is long gone; the key is of the next run."""
+def test_result_does_not_delete_anothers_run_key(bed: Bed) -> None:
+    """Our run key was deleted long ago; the key that is there belongs to the next run."""
     won = bed.claim(bed.due())
     bed.store.txn(
         [],
@@ -201,7 +201,7 @@ def test_month_of_ticks_leaves_etcds_size_flat(own: OwnEtcd) -> None:
 
 
 def in_use(own: OwnEtcd) -> int:
-    """Bytes in use of etcd's database."""
+    """Return how many bytes of etcd's database are in use."""
     import urllib.request
 
     with urllib.request.urlopen(f"http://{own.cluster.endpoints}/metrics", timeout=5) as answer:
@@ -211,8 +211,8 @@ def in_use(own: OwnEtcd) -> int:
     )
 
 
-def test_shared_leases_last_as_long_as_the_contract_says(bed: Bed) -> None:
-    """Claims for 25 h at least, results for 14 days, whoever granted them first."""
+def test_shared_leases_last_as_long_as_documented(bed: Bed) -> None:
+    """Claims last at least 25 h, results at least 14 days."""
     now = time.time()
     due = bed.due(int(now))
     won = bed.claims.claim(due, bed.node, ME, now, has_floor=False, timeout_s=5)
@@ -227,7 +227,7 @@ def test_shared_leases_last_as_long_as_the_contract_says(bed: Bed) -> None:
 
 @pytest.fixture
 def free(conch: Bench) -> Iterator[Bed]:
-    """A job without a run key, which would hide that something else is not compared."""
+    """A node and a job without a run key, which would hide that another comparison is missing."""
     bed = Bed(conch.endpoints, conch.prefix, "allow")
     yield bed
     bed.close()
@@ -235,7 +235,7 @@ def free(conch: Bench) -> Iterator[Bed]:
 
 
 def test_claim_of_an_allow_job_is_created_once_too(free: Bed) -> None:
-    """By nothing but its own key; and only while we are registered."""
+    """Only its own key and our registration are compared."""
     won = free.claim(free.due())
     assert isinstance(won, Won)
     assert won.run_rev is None
@@ -246,7 +246,7 @@ def test_claim_of_an_allow_job_is_created_once_too(free: Bed) -> None:
 
 
 def test_second_result_of_an_allow_job_changes_nothing(free: Bed) -> None:
-    """Whatever it says."""
+    """The first result keeps its value and revision."""
     free.claim(free.due())
     free.deliver(TICK, None)
     before = free.get("result", "j", TICK)

@@ -1,4 +1,4 @@
-"""Edits around a tick: it belongs to one of the two definitions, or a row says why not; none is lost in between."""
+"""Edits around a tick: it follows the old or the new definition, or is recorded with a reason; none is lost."""
 
 import errno
 import itertools
@@ -31,48 +31,48 @@ def bed(fleet: Fleet, tmp_path: Path) -> Iterator[Bed]:
     bed.close()
 
 
-class LateNews:
-    """Keeps what the watch has seen from a host's scheduler until it is released."""
+class DelayedEvents:
+    """Withholds watch events from a host's scheduler until they are released."""
 
     def __init__(self, host: Slow) -> None:
         self._host = host
         self._kept: list[Sequence[Event]] = []
         watcher = host.scheduler.parts.watcher
         self._released = False
-        self._heard, watcher._events = watcher._events, self._hear
+        self._deliver, watcher._events = watcher._events, self._receive
 
-    def _hear(self, events: Sequence[Event]) -> None:
+    def _receive(self, events: Sequence[Event]) -> None:
         if self._released:
-            self._heard(events)
+            self._deliver(events)
         else:
             self._kept.append(events)
 
     def release(self) -> None:
-        """Let it know, in order, and all that comes then."""
+        """Deliver the withheld events in order, and every later event immediately."""
 
         def now() -> None:
             self._released = True
             for events in self._kept:
-                self._heard(events)
+                self._deliver(events)
 
         self._host.scheduler.ask(lambda: now(), 5)
 
 
-def began(bed: Bed, host: Slow, **fields: Any) -> int:
-    """A job of two-second ticks whose first has just begun to run; which tick that is."""
+def run_first_tick(bed: Bed, host: Slow, **fields: Any) -> int:
+    """Add a job of two-second ticks and wait until one runs; return that tick."""
     bed.put(schedule="@every 2s", env={"E": "old"}, **{**PATIENT, **fields})
     wait_for(lambda: [tick for name, tick in host.orders if name == "j"], "the first tick runs")
     return max(tick for name, tick in host.orders if name == "j")
 
 
-# -- a tick that is due while the news of an edit are on their way -----------------------------------------
+# -- a tick that is due before the scheduler hears of an edit ----------------------------------------------
 
 
 def test_due_tick_of_an_edited_job_runs_as_the_new_definition_says(bed: Bed) -> None:
-    """The claim for the old one fails; the tick is the new one's too, and runs as that."""
+    """The claim under the old definition fails; the new one has this tick too, and runs it."""
     host = bed.host()
-    tick = began(bed, host) + 2
-    LateNews(host)
+    tick = run_first_tick(bed, host) + 2
+    DelayedEvents(host)
     bed.put(schedule="@every 1s", env={"E": "new"}, **PATIENT)
     assert host.wait_start(tick).environment["E"] == "new"
 
@@ -82,11 +82,11 @@ def test_due_tick_of_an_edited_job_runs_as_the_new_definition_says(bed: Bed) -> 
     [({"schedule": "@yearly"}, "the job was changed"), ({"paused": True}, "the job was paused")],
     ids=["schedule", "paused"],
 )
-def test_due_tick_that_an_edit_takes_away_has_a_row_that_says_so(bed: Bed, edit: dict[str, Any], reason: str) -> None:
-    """No run, and no tick without a trace."""
+def test_due_tick_that_an_edit_removes_is_recorded_with_the_reason(bed: Bed, edit: dict[str, Any], reason: str) -> None:
+    """It does not run, but its claim and its result say that it was skipped and why."""
     host = bed.host()
-    tick = began(bed, host) + 2
-    LateNews(host)
+    tick = run_first_tick(bed, host) + 2
+    DelayedEvents(host)
     bed.put(**{"schedule": "@every 2s", **PATIENT, **edit})
     result = bed.fleet.result("j", tick)
     assert (result["state"], result["reason"]) == ("skipped", reason)
@@ -97,11 +97,11 @@ def test_due_tick_that_an_edit_takes_away_has_a_row_that_says_so(bed: Bed, edit:
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_due_tick_of_a_removed_job_leaves_none(bed: Bed, again: bool) -> None:
-    """Also where one of that name was added at once: it is another job, whose first tick comes later."""
+def test_due_tick_of_a_removed_job_is_not_claimed(bed: Bed, again: bool) -> None:
+    """A job of that name that is added right then is another job, whose first tick comes later."""
     host = bed.host()
-    tick = began(bed, host) + 2
-    LateNews(host)
+    tick = run_first_tick(bed, host) + 2
+    DelayedEvents(host)
     bed.bench.etcd.delete(f"{bed.bench.prefix}/cron/job/j")
     if again:
         time.sleep(max(0.0, tick + 0.02 - time.time()))
@@ -112,17 +112,17 @@ def test_due_tick_of_a_removed_job_leaves_none(bed: Bed, again: bool) -> None:
     assert bed.fleet.value("fire", "j", tick) is None
 
 
-# -- ticks between an edit and its news ----------------------------------------------------------------------
+# -- ticks between an edit and its watch event ---------------------------------------------------------------
 
 
 def claimed(bed: Bed, name: str) -> set[int]:
     return set(bed.fleet.ticks("fire", name))
 
 
-def test_ticks_between_an_edit_and_its_news_are_claimed(bed: Bed) -> None:
-    """From when the job says that it was added; none from before."""
+def test_ticks_between_an_edit_and_its_event_are_claimed(bed: Bed) -> None:
+    """The first claim is for the first tick after the job's `added_at`."""
     host = bed.host()
-    late = LateNews(host)
+    late = DelayedEvents(host)
     added = until_second(0.2)
     bed.put("n", schedule="@every 1s", added_at=rfc3339(added), **PATIENT)
     wait_for(lambda: time.time() > added + 3.1, "three ticks")
@@ -132,10 +132,10 @@ def test_ticks_between_an_edit_and_its_news_are_claimed(bed: Bed) -> None:
     assert min(claimed(bed, "n")) == added + 1
 
 
-def test_ticks_between_an_edit_and_its_news_that_are_too_late_are_counted(bed: Bed) -> None:
-    """Each tick from the edit on is claimed or missed."""
+def test_ticks_between_an_edit_and_its_event_that_are_too_late_are_counted(bed: Bed) -> None:
+    """Each tick since the edit is claimed or counted as missed."""
     host = bed.host()
-    late = LateNews(host)
+    late = DelayedEvents(host)
     added = until_second(0.2)
     bed.put("n", schedule="@every 1s", added_at=rfc3339(added), overlap="allow", start_deadline=1.0)
     wait_for(lambda: time.time() > added + 4.1, "four ticks")
@@ -147,10 +147,10 @@ def test_ticks_between_an_edit_and_its_news_that_are_too_late_are_counted(bed: B
 
 
 @pytest.mark.parametrize("fields", [{}, {"added_at": "2020-01-01T00:00:00Z"}, {"added_at": "9000-01-01T00:00:00Z"}])
-def test_edit_that_does_not_say_when_counts_from_when_etcd_had_it(bed: Bed, fields: dict[str, Any]) -> None:
-    """Written by etcdctl, or by a wrong clock: what etcd answered since tells from when on, and none is earlier."""
+def test_edit_without_a_credible_time_is_dated_by_etcds_answers(bed: Bed, fields: dict[str, Any]) -> None:
+    """etcd's answers date an edit by etcdctl or by a wrong clock; no tick from before it is claimed."""
     host = bed.host()
-    late = LateNews(host)
+    late = DelayedEvents(host)
     added = until_second(0.2)
     bed.put("n", schedule="@every 1s", **fields, **PATIENT)
     wait_for(lambda: time.time() > added + 6.1, "six ticks")
@@ -163,11 +163,11 @@ def test_edit_that_does_not_say_when_counts_from_when_etcd_had_it(bed: Bed, fiel
     assert ticks == list(range(ticks[0], ticks[-1] + 1))
 
 
-# -- storms ---------------------------------------------------------------------------------------------------
+# -- many edits -----------------------------------------------------------------------------------------------
 
 
 def test_job_that_is_rewritten_all_the_time_loses_no_tick(fleet: Fleet) -> None:
-    """Twenty jobs of one-second ticks on two hosts, rewritten as fast as can be: each tick has a claim."""
+    """Twenty jobs of one-second ticks on two hosts are rewritten without pause: each tick has a claim."""
     names = [f"j{number}" for number in range(20)]
     text = json.dumps({"schedule": "@every 1s", "cmd": ["true"], "overlap": "allow", "start_deadline": 30})
     fleet.start("a")
@@ -203,7 +203,7 @@ def test_job_that_is_rewritten_all_the_time_loses_no_tick(fleet: Fleet) -> None:
 
 
 def test_edits_leave_nothing_behind(bed: Bed) -> None:
-    """What was planned before each of many edits is not kept until it is due."""
+    """Ticks planned under old definitions are removed before they are due."""
     host = bed.host()
     for number in range(2500):
         bed.put(number=number)
@@ -216,7 +216,7 @@ def test_edits_leave_nothing_behind(bed: Bed) -> None:
 
 
 def test_claim_that_is_a_skip_ends_no_older_run(bed: Bed) -> None:
-    """Under replace an older run gives way to a newer tick that is to run, not to one that is only recorded."""
+    """`replace` ends an older run for a newer tick that will run, not for one that is recorded as skipped."""
     host = bed.host()
     bed.put(overlap="replace")
     tick = bed.request()
@@ -228,17 +228,17 @@ def test_claim_that_is_a_skip_ends_no_older_run(bed: Bed) -> None:
     assert not host.was_killed(order)
     del claim["skip"]
     etcd.put(f"{prefix}/cron/fire/j/{tick + 2}", json.dumps({**claim, "tick": tick + 2}))
-    wait_for(lambda: host.was_killed(order), "a daemon of before says nothing, and is given way to")
+    wait_for(lambda: host.was_killed(order), "a claim by an older conchd has no `skip`, and ends the run")
 
 
-# -- what a claim's answer says of its job ------------------------------------------------------------------
+# -- a claim's answer that contains its job -----------------------------------------------------------------
 
 
-def test_claims_answer_brings_no_removed_job_back(bed: Bed) -> None:
-    """It tells of an edit; by the time that it is heard the job is gone, and stays so."""
+def test_late_claim_answer_does_not_bring_back_a_removed_job(bed: Bed) -> None:
+    """The answer contains an edit, but the job was removed before it arrived: the job stays removed."""
     host = bed.host()
-    began(bed, host)
-    late = LateNews(host)
+    run_first_tick(bed, host)
+    late = DelayedEvents(host)
     claims = host.scheduler.parts.store
     claim, answered, go_on = claims.claim, threading.Event(), threading.Event()
 
@@ -261,11 +261,11 @@ def test_claims_answer_brings_no_removed_job_back(bed: Bed) -> None:
     assert "j" not in host.scheduler.parts.planner.jobs
 
 
-def test_job_in_a_claims_answer_that_cannot_be_read_just_now(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No descriptor is left for its zone: it is postponed, as where the watch tells of it, and all goes on."""
+def test_job_in_a_claims_answer_that_cannot_be_read_yet(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No descriptor is free for its zone: the job is postponed, as after a watch event, and later ticks run."""
     host = bed.host()
-    tick = began(bed, host)
-    LateNews(host)
+    tick = run_first_tick(bed, host)
+    DelayedEvents(host)
     short = itertools.count()
 
     def parse_later(name: str, value: bytes) -> Job:

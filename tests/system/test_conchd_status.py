@@ -1,4 +1,4 @@
-"""conchd's status over HTTP: what it tells, and that no client can do it any harm."""
+"""conchd's status over HTTP: what it shows, and that no client can harm it."""
 
 import json
 import os
@@ -29,7 +29,7 @@ Family = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
 
 def get(address: str, path: str) -> tuple[int, str, str]:
-    """Code, body and content type."""
+    """Return the code, body and content type of an answer."""
     try:
         with urllib.request.urlopen(f"http://{address}{path}", timeout=15) as answer:
             return answer.status, answer.read().decode(), answer.headers["Content-Type"]
@@ -40,7 +40,7 @@ def get(address: str, path: str) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a daemon that is host `web-7.example.org`, and may be asked for by two names more."""
+    """The address of a daemon on host `web-7.example.org` that also accepts two configured names."""
     bench = Bench(os.environ["CONCH_TESTS_ETCD"], secrets.token_hex(8), tmp_path_factory.mktemp("served"))
     fleet = Fleet(bench)
     names = {"CONCH_STATUS_HOST": "status.example.com, Other"}
@@ -51,7 +51,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def fetch(address: str, path: str) -> Any:
-    """The JSON of an answer."""
+    """Return the JSON of an answer."""
     code, body, kind = get(address, path)
     assert (code, kind) == (200, "application/json"), body
     return json.loads(body)
@@ -62,7 +62,7 @@ def health(address: str) -> int:
 
 
 def samples(address: str) -> Family:
-    """The samples of /metrics by name and labels, as Prometheus's own parser reads them."""
+    """Return the samples of /metrics by name and labels, as Prometheus's own parser reads them."""
     code, body, kind = get(address, "/metrics")
     assert code == 200, body
     assert kind.startswith("text/plain; version=0.0.4")
@@ -79,19 +79,19 @@ def address_of(daemon: Wrapper) -> str:
 
 
 def start(fleet: Fleet, *flags: str, host: str = "a") -> tuple[Wrapper, str]:
-    """A daemon with a status server on a free port, and its address."""
+    """Start a daemon with a status server on a free port; return it and its address."""
     daemon = fleet.start(host, "--status-addr", "0", *flags)
     return daemon, address_of(daemon)
 
 
 def exchange(address: str, data: bytes, *, timeout_s: float = 15.0) -> bytes:
-    """Send raw bytes; all that comes back until the other side closes."""
+    """Send raw bytes; return all that comes back until the other side closes."""
     host, port = address.rsplit(":", 1)
     with socket.create_connection((host, int(port)), timeout_s) as client:
         try:
             client.sendall(data)
         except OSError:
-            pass  # it hung up first: then it need not read on
+            pass  # the server closed first and need not read the rest
         got = b""
         try:
             while piece := client.recv(65536):
@@ -101,18 +101,18 @@ def exchange(address: str, data: bytes, *, timeout_s: float = 15.0) -> bytes:
         return got
 
 
-def goes_on(fleet: Fleet, address: str, name: str) -> None:
-    """Ticks go on and the server answers."""
+def check_still_works(fleet: Fleet, address: str, name: str) -> None:
+    """Check that the server answers and ticks still run."""
     before = len(fleet.ticks("result", name))
     wait_for(lambda: health(address) == 200, "an answer")
     fleet.results(name, before + 2)
 
 
-# -- what it tells ----------------------------------------------------------------------------------------
+# -- what it shows ----------------------------------------------------------------------------------------
 
 
 def test_cron(fleet: Fleet) -> None:
-    """Jobs with their next and newest tick, in the order of their names, and the runs of this host."""
+    """Jobs by name with their next and newest tick, and the runs of this host."""
     _, address = start(fleet)
     assert fetch(address, "/cron") == {"jobs": [], "running": []}
     fleet.add("b", NEVER, "--tz", "Europe/Berlin", command="exit 3")
@@ -139,7 +139,7 @@ def test_cron(fleet: Fleet) -> None:
 
 
 def test_cron_agrees_with_ls(fleet: Fleet) -> None:
-    """The same fields with the same values as `cron ls --last --json`."""
+    """It has the same fields and values as `cron ls --last --json`."""
     _, address = start(fleet)
     fleet.add("j", "0 0 1 1 *", command="true")
     fleet.result("j", fleet.run_now("j"))
@@ -150,7 +150,7 @@ def test_cron_agrees_with_ls(fleet: Fleet) -> None:
 
 
 def test_elect_and_sema(fleet: Fleet) -> None:
-    """Who holds, who waits, below this prefix; an unreadable value is shown by its place alone."""
+    """They show who holds and who waits under this prefix; of an unreadable value, only its key."""
     bench = fleet.bench
     _, address = start(fleet)
     assert fetch(address, "/elect") == []
@@ -187,8 +187,8 @@ def test_elect_and_sema(fleet: Fleet) -> None:
             bench.etcd.delete(one)
 
 
-def test_keys_that_are_none_of_ours(fleet: Fleet) -> None:
-    """What lies in a queue is shown by its place, all else is skipped; each is reported once."""
+def test_keys_that_conch_did_not_make(fleet: Fleet) -> None:
+    """Keys within a queue are shown by their place, others are skipped; each is logged once."""
     bench = fleet.bench
     daemon, address = start(fleet)
     holder = bench.start("sema", "s", "--max", "2", "--", "sleep", "1000")
@@ -242,8 +242,8 @@ def test_keys_that_are_none_of_ours(fleet: Fleet) -> None:
             bench.etcd.delete(f"{bench.prefix}/{key}")
 
 
-def test_spread_semaphores_are_shown_as_the_others(fleet: Fleet) -> None:
-    """What queues within a host is not in the semaphore yet."""
+def test_spread_semaphores_are_shown_like_others(fleet: Fleet) -> None:
+    """A contender that still queues within its host is not shown."""
     _, address = start(fleet)
     holder = fleet.bench.start("sema", "s", "--max", "2", "--spread", "--", "sleep", "1000")
     holder.child()
@@ -252,7 +252,7 @@ def test_spread_semaphores_are_shown_as_the_others(fleet: Fleet) -> None:
 
 
 def test_metrics(fleet: Fleet) -> None:
-    """Runs by state, start lag, claims, lease left, journal backlog, errors; counters only grow."""
+    """Runs by state, start lag, claims, lease time left, log backlog, health; counters only grow."""
     _, address = start(fleet, "--ttl", "6s")
     first = samples(address)
     assert {dict(labels)["state"] for labels in first["conch_runs_total"]} == set(STATES)
@@ -287,8 +287,8 @@ def test_metrics(fleet: Fleet) -> None:
             assert all(found[name][labels] >= value for labels, value in values.items()), name
 
 
-def test_claims_that_are_lost_are_counted(fleet: Fleet) -> None:
-    """Two hosts: what one wins is no error of the other; together they ended every tick."""
+def test_each_result_is_counted_once(fleet: Fleet) -> None:
+    """The counters of two hosts together count each result once."""
     addresses = [start(fleet, host=host)[1] for host in ("a", "b")]
     fleet.add("beat", "@every 1s")
     fleet.results("beat", 4)
@@ -306,7 +306,7 @@ def test_claims_that_are_lost_are_counted(fleet: Fleet) -> None:
 
 
 def test_healthz(fleet: Fleet) -> None:
-    """200 while a tick could be claimed, 503 with the reason while it drains."""
+    """200 while conchd can claim a tick, 503 with the reason while it drains."""
     daemon, address = start(fleet)
     assert get(address, "/healthz")[:2] == (200, "ok\n")
     fleet.add("j", NEVER, command="while [ ! -e go ]; do sleep 0.02; done")
@@ -325,7 +325,7 @@ def test_healthz(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_healthz_without_etcd(own: OwnEtcd, own_fleet: Fleet, number: int) -> None:
-    """503 when etcd is dead or hangs, 200 and ticks again when it is back; the metrics answer all the time."""
+    """503 while etcd is dead or hangs, 200 and ticks once it is back; /metrics answers throughout."""
     daemon, address = start(own_fleet, "--ttl", "4s")
     own_fleet.add("beat", "@every 1s")
     own_fleet.results("beat", 1)
@@ -359,14 +359,14 @@ def test_healthz_without_etcd(own: OwnEtcd, own_fleet: Fleet, number: int) -> No
 
 
 def assert_unhealthy_metrics(address: str) -> None:
-    """They need no etcd."""
+    """Check the metrics, which need no etcd."""
     assert samples(address)["conch_healthy"][()] == 0
     wait_for(lambda: sum(samples(address).get("conch_etcd_errors_total", {}).values()) > 0, "errors counted")
     wait_for(lambda: samples(address)["conch_lease_left_seconds"][()] <= 0, "no lease left")
 
 
 def test_healthz_while_the_supervisor_is_stopped(fleet: Fleet) -> None:
-    """A daemon that cannot start anything is not healthy, although its keeper answers."""
+    """conchd cannot start a run, so it is unhealthy although its keeper answers."""
     daemon, address = start(fleet, "--ttl", "4s")
     fleet.add("beat", "@every 1s")
     fleet.results("beat", 1)
@@ -376,14 +376,14 @@ def test_healthz_while_the_supervisor_is_stopped(fleet: Fleet) -> None:
     finally:
         daemon.signal(signal.SIGCONT)
     wait_for(lambda: health(address) == 200, "200 again", 30)
-    goes_on(fleet, address, "beat")
+    check_still_works(fleet, address, "beat")
 
 
 # -- clients ----------------------------------------------------------------------------------------------
 
 
 def test_only_get(fleet: Fleet) -> None:
-    """405 for what changes things, 404 for other paths, one plain line each; nothing is changed."""
+    """Other methods get 405 and other paths 404, each with one plain line."""
     _, address = start(fleet)
     for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "FROBNICATE"):
         got = exchange(address, f"{method} /cron HTTP/1.0\r\nContent-Length: 0\r\n\r\n".encode())
@@ -418,7 +418,7 @@ ODD = {
 
 
 def test_odd_requests_do_no_harm(fleet: Fleet) -> None:
-    """Each is answered or hung up on, quickly; nothing is logged, ticks go on."""
+    """Each is answered or disconnected quickly; stderr has only log lines, and ticks still run."""
     daemon, address = start(fleet)
     fleet.add("beat", "@every 1s")
     fleet.results("beat", 1)
@@ -428,13 +428,13 @@ def test_odd_requests_do_no_harm(fleet: Fleet) -> None:
         assert time.monotonic() - began < 8, name
         assert b"Traceback" not in got, name
         assert health(address) == 200, name
-    goes_on(fleet, address, "beat")
+    check_still_works(fleet, address, "beat")
     assert daemon.process.poll() is None
     assert [line for line in daemon.err.splitlines() if not line.startswith("ts=")] == []
 
 
 def test_clients_that_leave_early(fleet: Fleet) -> None:
-    """In the middle of a request or of an answer, by a reset."""
+    """They reset the connection in the middle of a request or an answer."""
     daemon, address = start(fleet)
     host, port = address.rsplit(":", 1)
     fleet.add("beat", "@every 1s")
@@ -443,20 +443,20 @@ def test_clients_that_leave_early(fleet: Fleet) -> None:
         with socket.create_connection((host, int(port)), 10) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
             client.sendall(data)
-    goes_on(fleet, address, "beat")
+    check_still_works(fleet, address, "beat")
     assert [line for line in daemon.err.splitlines() if not line.startswith("ts=")] == []
 
 
-def dribbles(client: socket.socket) -> None:
-    """One more byte of a header that never ends."""
+def send_a_byte(client: socket.socket) -> None:
+    """Send one more byte of a header that never ends."""
     try:
         client.send(b"x")
     except OSError:
-        pass  # it was hung up on, as it should be
+        pass  # the server closed the connection, as it should
 
 
 def test_slow_and_idle_clients(fleet: Fleet) -> None:
-    """A hundred idle ones and thirty that send a byte now and then: ticks go on, later the server answers again."""
+    """With a hundred idle clients and thirty slow ones, ticks still run, and later the server answers again."""
     daemon, address = start(fleet)
     host, port = address.rsplit(":", 1)
     fleet.add("beat", "@every 1s")
@@ -471,29 +471,29 @@ def test_slow_and_idle_clients(fleet: Fleet) -> None:
                 slow.append(client)
         before = len(fleet.ticks("result", "beat"))
 
-        def all_that_time() -> None:
+        def check_meanwhile() -> None:
             for client in slow:
-                dribbles(client)
+                send_a_byte(client)
             assert psutil.Process(daemon.keeper()).num_threads() < threads + 80
 
-        throughout(3, all_that_time)
+        throughout(3, check_meanwhile)
         assert len(fleet.ticks("result", "beat")) >= before + 2
 
         def answers() -> bool:
             for client in slow:
-                dribbles(client)
+                send_a_byte(client)
             try:
                 return health(address) == 200
             except OSError:
                 return False
 
         wait_for(answers, "an answer although they are all still connected", 20)
-    goes_on(fleet, address, "beat")
+    check_still_works(fleet, address, "beat")
     wait_for(lambda: psutil.Process(daemon.keeper()).num_threads() <= threads + 2, "the threads have ended")
 
 
 def test_client_that_does_not_read_its_answer(fleet: Fleet) -> None:
-    """It is hung up on; others are answered meanwhile."""
+    """Other clients are answered meanwhile."""
     _, address = start(fleet)
     host, port = address.rsplit(":", 1)
     with ExitStack() as stack:
@@ -506,7 +506,7 @@ def test_client_that_does_not_read_its_answer(fleet: Fleet) -> None:
 
 
 def crowd(stack: ExitStack, address: str, count: int, data: bytes) -> list[socket.socket]:
-    """Clients that have connected and sent this, and read nothing."""
+    """Connect clients that send `data` and read nothing."""
     host, port = address.rsplit(":", 1)
     clients = []
     for _ in range(count):
@@ -518,12 +518,12 @@ def crowd(stack: ExitStack, address: str, count: int, data: bytes) -> list[socke
         try:
             client.sendall(data)
         except OSError:
-            pass  # it was hung up on before
+            pass  # the server has closed it already
     return clients
 
 
 def is_answered(client: socket.socket) -> bool:
-    """Whether there is something to read, an answer or an end."""
+    """Whether an answer or the end of the connection can be read."""
     poll = select.poll()
     poll.register(client, select.POLLIN)
     return bool(poll.poll(0))
@@ -538,8 +538,8 @@ HALVES = {
 
 
 @pytest.mark.parametrize("count", [40, 400])
-def test_half_requests_starve_nobody(fleet: Fleet, count: int) -> None:
-    """However many are open, each question for health is answered while they are, and ticks go on."""
+def test_half_requests_do_not_starve_other_clients(fleet: Fleet, count: int) -> None:
+    """However many are open, each request for /healthz is answered meanwhile, and ticks still run."""
     daemon, address = start(fleet)
     fleet.add("beat", "@every 1s")
     fleet.results("beat", 1)
@@ -551,30 +551,30 @@ def test_half_requests_starve_nobody(fleet: Fleet, count: int) -> None:
             clients += crowd(stack, address, count // len(HALVES), data)
         for _ in range(10):
             for client in clients[::3]:
-                dribbles(client)
+                send_a_byte(client)
             assert get(address, "/healthz")[:2] == (200, "ok\n")
             assert keeper.num_fds() < descriptors + 80
             assert keeper.num_threads() < threads + 20, "a client costs no thread"
-        goes_on(fleet, address, "beat")
+        check_still_works(fleet, address, "beat")
     wait_for(lambda: keeper.num_fds() < descriptors + 10, "nothing of theirs is left")
     assert daemon.keeper() == keeper.pid
 
 
 def test_clients_have_a_limited_time(fleet: Fleet) -> None:
-    """Half a request, and a byte now and then, are ended by the server; nobody else has to push them out."""
+    """The server itself disconnects clients that send half a request, or a byte now and then."""
     _, address = start(fleet)
     with ExitStack() as stack:
         idle, slow = crowd(stack, address, 2, b"GET /healthz HTTP/1.1\r\nX: ")
 
         def both() -> bool:
-            dribbles(slow)
+            send_a_byte(slow)
             return is_answered(idle) and is_answered(slow)
 
         wait_for(both, "both are hung up on", 20)
 
 
 def test_large_answers_that_nobody_reads(fleet: Fleet) -> None:
-    """They cost a piece each and no copy, others are answered, and whoever reads gets all of it."""
+    """Each costs less than half its size in memory; other clients are answered, in full."""
     bench = fleet.bench
     _, address = start(fleet)
     fleet.add("beat", "@every 1s")
@@ -593,13 +593,13 @@ def test_large_answers_that_nobody_reads(fleet: Fleet) -> None:
             for _ in range(5):
                 assert health(address) == 200
                 assert len(get(address, "/elect")[1]) == size
-            goes_on(fleet, address, "beat")
+            check_still_works(fleet, address, "beat")
     finally:
         bench.etcd.delete_prefix(f"{bench.prefix}/elect/")
 
 
 def test_reads_of_a_slow_etcd_delay_nobody_and_are_shared(own: OwnEtcd, own_fleet: Fleet) -> None:
-    """Thirty ask for the same while etcd stands still: health is answered before them, and they cost a few reads."""
+    """Thirty clients ask for /cron while etcd is stopped: /healthz answers before them, and few reads serve all."""
     _, address = start(own_fleet)
     own_fleet.add("j", NEVER)
     own_fleet.result("j", own_fleet.run_now("j"))
@@ -620,7 +620,7 @@ def test_reads_of_a_slow_etcd_delay_nobody_and_are_shared(own: OwnEtcd, own_flee
 
 
 def test_lack_of_descriptors(fleet: Fleet) -> None:
-    """Without one to spare clients wait, and the server does not spin; with one they are answered."""
+    """Without a free descriptor clients wait, and the server does not spin; with one they are answered."""
     daemon, address = start(fleet)
     fleet.add("beat", "@every 1s")
     fleet.results("beat", 1)
@@ -643,7 +643,7 @@ def test_lack_of_descriptors(fleet: Fleet) -> None:
 
 
 def test_few_descriptors_from_the_start(fleet: Fleet) -> None:
-    """Clients get a part of them, so that there are enough for all else that the keeper does."""
+    """Clients may use only a part of them, so that the keeper has enough for its other work."""
     daemon = fleet.start("a", "--status-addr", "0", program=["prlimit", "--nofile=64", CONCH])
     address = address_of(daemon)
     fleet.add("beat", "@every 1s")
@@ -654,7 +654,7 @@ def test_few_descriptors_from_the_start(fleet: Fleet) -> None:
             assert psutil.Process(daemon.keeper()).num_fds() < 56
         fleet.add("zone", "@every 1s", "--tz", "Europe/Berlin")
         fleet.results("zone", 1)
-        goes_on(fleet, address, "beat")
+        check_still_works(fleet, address, "beat")
     assert not daemon.events("postponed")
 
 
@@ -662,7 +662,7 @@ def test_few_descriptors_from_the_start(fleet: Fleet) -> None:
 
 
 def code_of(address: str, request: str) -> int:
-    """The code of the answer to a raw request."""
+    """Return the status code of the answer to a raw request."""
     got = exchange(address, request.encode("latin-1"))
     assert got.startswith(b"HTTP/1.1 "), got
     assert got.partition(b"\r\n\r\n")[2].count(b"\n") == 1, got
@@ -709,8 +709,8 @@ def code_of(address: str, request: str) -> int:
         (505, "GET /healthz HTTP/9.9\r\nHost: localhost"),
     ],
 )
-def test_requests_by_a_foreign_name_are_refused(served: str, code: int, head: str) -> None:
-    """Its addresses, localhost, its names and those that are allowed; a page of another name gets nothing."""
+def test_requests_for_a_foreign_host_name_are_refused(served: str, code: int, head: str) -> None:
+    """conchd accepts its addresses, localhost, its own names and the configured ones; others get 421."""
     if head.startswith("HEAD"):
         assert exchange(served, head.encode() + b"\r\n\r\n")[9:12] == str(code).encode()
     else:
@@ -721,7 +721,7 @@ def test_requests_by_a_foreign_name_are_refused(served: str, code: int, head: st
 
 
 def listening(daemon: Wrapper) -> list[tuple[str, int]]:
-    """The TCP sockets that the daemon or its keeper listens on."""
+    """Return the TCP sockets that the daemon or its keeper listens on."""
     found = []
     for pid in (daemon.pid, daemon.keeper()):
         for one in psutil.Process(pid).net_connections("tcp"):
@@ -731,20 +731,20 @@ def listening(daemon: Wrapper) -> list[tuple[str, int]]:
 
 
 def test_off_by_default(fleet: Fleet) -> None:
-    """No listening socket."""
+    """Without --status-addr there is no listening socket."""
     daemon = fleet.start("a")
     assert listening(daemon) == []
     assert not daemon.events("status")
 
 
 def test_bare_port_is_loopback_only(fleet: Fleet) -> None:
-    """127.0.0.1 and nothing else."""
+    """It listens on 127.0.0.1 and nothing else."""
     daemon, address = start(fleet)
     assert listening(daemon) == [("127.0.0.1", int(address.rsplit(":", 1)[1]))]
 
 
 def test_address_from_the_environment(fleet: Fleet) -> None:
-    """CONCH_STATUS_ADDR, also of another host's interface."""
+    """CONCH_STATUS_ADDR sets it, for all interfaces too."""
     daemon = fleet.start("a", env={"CONCH_STATUS_ADDR": "0.0.0.0:0"})
     wait_for(lambda: daemon.events("status"), "the server")
     ((ip, port),) = listening(daemon)
@@ -753,7 +753,7 @@ def test_address_from_the_environment(fleet: Fleet) -> None:
 
 
 def test_address_of_ipv6(fleet: Fleet) -> None:
-    """In brackets, as in every URL; the log shows it so that it can be used."""
+    """It is written in brackets, as in every URL; the log shows it in that form."""
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -765,16 +765,16 @@ def test_address_of_ipv6(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("address", ["x:y", ":", ":80", "localhost:", "99999", "-1", "1.2.3.4:70000", "/x"])
-def test_address_that_is_none(conch: Bench, address: str) -> None:
-    """64, one line."""
+def test_address_that_is_malformed(conch: Bench, address: str) -> None:
+    """conchd exits 64 with a message."""
     done = conch.run("conchd", "--state-dir", "s", "--status-addr", address)
     assert done.returncode == 64
     assert done.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("address", ["taken", "192.0.2.1:80", "no.such.host.invalid:80"])
-def test_address_that_cannot_be_had(fleet: Fleet, address: str) -> None:
-    """It is said in the log, and ticks go on."""
+def test_address_that_cannot_be_bound(fleet: Fleet, address: str) -> None:
+    """conchd logs this, and ticks run."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         if address == "taken":
             address = str(other.getsockname()[1])
@@ -787,7 +787,7 @@ def test_address_that_cannot_be_had(fleet: Fleet, address: str) -> None:
 
 
 def test_new_keeper_serves_again(fleet: Fleet) -> None:
-    """On the same port, which the old one had until it died."""
+    """It uses the port that the old keeper had until it died."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     daemon = fleet.start("a", "--status-addr", str(port))

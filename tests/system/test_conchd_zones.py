@@ -1,4 +1,4 @@
-"""Time zones whose rules change under a running daemon, and what SIGHUP has it read anew."""
+"""Time zone rules that change under a running daemon, and what it reads again on SIGHUP."""
 
 import datetime
 import signal
@@ -28,7 +28,7 @@ def zones(tmp_path: Path) -> Zones:
 
 
 def noon_at(instant: int) -> int:
-    """How far ahead of UTC a clock is that shows noon then."""
+    """Return the UTC offset of a clock that shows noon at this instant."""
     offset = (43200 - instant) % 86400
     return offset if offset < 50000 else offset - 86400
 
@@ -39,8 +39,8 @@ def add(fleet: Fleet, zones: Zones, name: str, schedule: str, *flags: str) -> No
     assert done.returncode == 0, done.stderr
 
 
-def test_rules_that_change_repeat_no_fixed_time_and_count_what_they_skip(fleet: Fleet, zones: Zones) -> None:
-    """A clock that is now behind shows noon again, and noon's job has run; what is to come goes by the new rules."""
+def test_changed_rules_repeat_no_fixed_time_and_count_skipped_ticks(fleet: Fleet, zones: Zones) -> None:
+    """A clock set back shows noon again, but noon's job does not repeat; future ticks follow the new rules."""
     noon = int(time.time()) + 6
     zones.zone(ZONE, noon_at(noon))
     daemon = fleet.start("a", env=zones.env)
@@ -56,7 +56,7 @@ def test_rules_that_change_repeat_no_fixed_time_and_count_what_they_skip(fleet: 
     assert "zones (2026b)" in daemon.wait_event("reloaded")["msg"]
     wait_for(lambda: time.time() > noon + 11, "it was noon again", 20)
     assert set(fleet.ticks("fire", "noon")) == {noon}
-    # five past noon is soon, by newer rules; and then half past twelve was three seconds ago
+    # by the next rules five past noon comes soon; by those after, half past twelve was three seconds ago
     later = int(time.time()) + 5
     zones.zone(ZONE, noon_at(later) + 300)
     daemon.signal(signal.SIGHUP)
@@ -72,8 +72,8 @@ def test_rules_that_change_repeat_no_fixed_time_and_count_what_they_skip(fleet: 
     assert not fleet.ticks("fire", "skipped")
 
 
-def test_a_job_whose_zone_comes_later_is_read_then(fleet: Fleet, zones: Zones) -> None:
-    """It was unreadable; the release that has its zone makes it a job. One that never fires now is one no more."""
+def test_job_whose_zone_is_released_later_is_read_then(fleet: Fleet, zones: Zones) -> None:
+    """It is unreadable until SIGHUP after a release that has its zone."""
     daemon = fleet.start("a", env=zones.env)
     fleet.bench.etcd.put(
         f"{fleet.bench.prefix}/cron/job/j", '{"schedule": "* * * * *", "tz": "Test/Clock", "cmd": ["true"]}'
@@ -88,7 +88,7 @@ def test_a_job_whose_zone_comes_later_is_read_then(fleet: Fleet, zones: Zones) -
 
 
 def test_hosts_with_other_releases_of_the_zones_are_named(fleet: Fleet, zones: Zones, tmp_path: Path) -> None:
-    """In a warning of each of them, once; it ends with the upgrade."""
+    """Each host warns once and names them; after the upgrade it does not warn again."""
     other = Zones(tmp_path / "other", "2026b")
     daemons = [fleet.start("a", env=zones.env), fleet.start("b", env=other.env)]
     for daemon in daemons:
@@ -106,7 +106,7 @@ def test_hosts_with_other_releases_of_the_zones_are_named(fleet: Fleet, zones: Z
 
 
 def test_sighup_ends_neither_conchd_nor_a_run(fleet: Fleet) -> None:
-    """It is for conchd alone, and each is answered; a run goes on without having heard of it."""
+    """conchd reloads at each SIGHUP; a run continues and does not receive it."""
     daemon = fleet.start("a")
     fleet.add("j", "@yearly", command="trap 'echo HUP > heard' HUP; echo $$ > pid; while :; do sleep 0.1; done")
     fleet.run_now("j")
@@ -122,7 +122,7 @@ def test_sighup_ends_neither_conchd_nor_a_run(fleet: Fleet) -> None:
 
 
 def test_sighup_while_it_starts_ends_nothing(conch: Bench) -> None:
-    """It goes on to look for an etcd, and ends for want of one."""
+    """conchd continues to dial etcd, and exits 69 when nothing answers."""
     daemon = conch.start(
         "conchd", "--state-dir", str(conch.folder / "state"), "--endpoints", "127.0.0.1:1", "--dial-timeout", "3s"
     )
@@ -133,7 +133,7 @@ def test_sighup_while_it_starts_ends_nothing(conch: Bench) -> None:
 
 
 def test_sighup_that_was_ignored_stays_ignored(fleet: Fleet) -> None:
-    """As nohup has it."""
+    """Under nohup, conchd does not reload."""
     daemon = fleet.start("a", program=["nohup", CONCH])
     daemon.signal(signal.SIGHUP)
     fleet.add("j", "@yearly")
@@ -141,8 +141,8 @@ def test_sighup_that_was_ignored_stays_ignored(fleet: Fleet) -> None:
     assert not daemon.events("reloaded")
 
 
-def test_commands_go_by_the_same_database(conch: Bench, zones: Zones) -> None:
-    """`TZDIR` is for `cron next`, too."""
+def test_commands_use_the_same_zone_database(conch: Bench, zones: Zones) -> None:
+    """`cron next` obeys `TZDIR`, too."""
     zones.zone(ZONE, 3 * 3600 + 7)
     done = conch.run("cron", "next", "0 12 * * *", "--tz", ZONE, "-n", "1", env=zones.env)
     assert done.returncode == 0, done.stderr
@@ -151,8 +151,8 @@ def test_commands_go_by_the_same_database(conch: Bench, zones: Zones) -> None:
 
 
 @pytest.mark.parametrize("how", ["add", "next"])
-def test_an_expression_for_a_gap_alone_is_a_usage_error(conch: Bench, how: str) -> None:
-    """As any that never fires; as a job in etcd it is unreadable."""
+def test_expression_that_matches_only_a_gap_is_a_usage_error(conch: Bench, how: str) -> None:
+    """It is rejected like any other that never fires."""
     expression = "* 2 25-31 3 */7"
     words = ["add", "j", "--schedule", expression] if how == "add" else ["next", expression]
     done = conch.run("cron", *words, "--tz", "Europe/Berlin", *(["--", "true"] if how == "add" else []))
@@ -160,8 +160,8 @@ def test_an_expression_for_a_gap_alone_is_a_usage_error(conch: Bench, how: str) 
     assert "it will never fire" in done.stderr
 
 
-def test_a_job_for_a_gap_alone_is_unreadable_and_costs_no_ticks(fleet: Fleet) -> None:
-    """`GET /cron` answers beside it, and another job's ticks run."""
+def test_job_that_matches_only_a_gap_is_unreadable_and_costs_no_ticks(fleet: Fleet) -> None:
+    """The ticks of another job run without a gap."""
     daemon = fleet.start("a")
     fleet.bench.etcd.put(
         f"{fleet.bench.prefix}/cron/job/gap",

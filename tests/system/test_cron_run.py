@@ -1,4 +1,4 @@
-"""`cron run`: whoever asks, whenever and however often, gets a tick from the daemons, once and in order."""
+"""`cron run`: each request gets a tick of its own from the daemons, once and in order."""
 
 import json
 import os
@@ -21,15 +21,15 @@ from tests.support.proxy import Proxy
 UNTIL_GO = "echo $CONCH_TICK >> runs; while [ ! -e go ]; do sleep 0.05; done"
 
 
-def asks(fleet: Fleet, name: str = "j") -> Wrapper:
-    """A `cron run` that waits: its request is there."""
+def start_request(fleet: Fleet, name: str = "j") -> Wrapper:
+    """Start a `cron run` and wait until its request is in etcd."""
     asked = fleet.bench.start("cron", "run", name)
     wait_for(lambda: fleet.bench.keys_below(f"cron/now/{name}/"), "the request is made")
     return asked
 
 
-def nothing_is_left(fleet: Fleet) -> None:
-    """No request, and nothing beside it."""
+def check_nothing_is_left(fleet: Fleet) -> None:
+    """Check that no request is left, nor a key beside one."""
     assert fleet.bench.keys_below("cron/now/") + fleet.bench.keys_below("cron/asked/") == []
 
 
@@ -43,8 +43,8 @@ def job(bench: Bench, name: str = "j", **fields: object) -> None:
 
 
 @pytest.mark.parametrize("ahead_s", [-(10**9), -600, -90, 90, 300, 10**10])
-def test_clock_of_whoever_asks_plays_no_part(fleet: Fleet, ahead_s: int) -> None:
-    """It runs at once, at a tick of now, and that is printed."""
+def test_clock_of_the_client_plays_no_part(fleet: Fleet, ahead_s: int) -> None:
+    """The job runs immediately, at a tick of the right time, which is printed."""
     fleet.start("a")
     fleet.add("j", "@yearly", command="echo $CONCH_TICK >> runs")
     wrong = f"import time; right = time.time; time.time = lambda: right() + {ahead_s}"
@@ -56,11 +56,11 @@ def test_clock_of_whoever_asks_plays_no_part(fleet: Fleet, ahead_s: int) -> None
     assert fleet.bench.read("runs") == f"{tick}\n"
     assert fleet.result("j", tick)["state"] == "ok"
     assert [one["tick_unix"] for one in fleet.history("j")] == [tick]
-    nothing_is_left(fleet)
+    check_nothing_is_left(fleet)
 
 
-def test_request_goes_by_the_fleets_clock(conch: Bench, tmp_path: Path) -> None:
-    """The host that takes it is wrong by an hour and is told so by two others."""
+def test_request_follows_the_fleets_clock(conch: Bench, tmp_path: Path) -> None:
+    """One of three hosts is an hour off and corrected by the other two."""
     hosts = [Host(conch, name, tmp_path / name, 3600.0 if name == "a" else 0.0) for name in ("a", "b", "c")]
     try:
         hosts[0].wait_event("clock-skew")
@@ -75,12 +75,12 @@ def test_request_goes_by_the_fleets_clock(conch: Bench, tmp_path: Path) -> None:
         conch.etcd.delete_prefix(conch.prefix + "/cron/")
 
 
-# -- many -----------------------------------------------------------------------------------------------------
+# -- many requests --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("overlap", ["allow", "forbid", "replace"])
-def test_forty_at_once_all_get_a_tick_of_their_own(fleet: Fleet, overlap: str) -> None:
-    """Each printed tick is in the history once; none is refused, and none waits for its second to come."""
+def test_forty_simultaneous_requests_each_get_their_own_tick(fleet: Fleet, overlap: str) -> None:
+    """Each printed tick is in the history once; no request is refused, and no tick is the schedule's."""
     for host in ("a", "b", "c"):
         fleet.start(host)
     fleet.add("j", "@every 7s", "--overlap", overlap, command="echo $CONCH_TICK >> runs")
@@ -102,11 +102,11 @@ def test_forty_at_once_all_get_a_tick_of_their_own(fleet: Fleet, overlap: str) -
     ran = [int(line) for line in fleet.bench.file("runs").read_text().split()]
     assert len(set(ran)) == len(ran)
     assert {tick for tick, state in states.items() if state == "ok"} <= set(ran)
-    nothing_is_left(fleet)
+    check_nothing_is_left(fleet)
 
 
 def test_ticks_are_in_the_order_of_the_requests(fleet: Fleet) -> None:
-    """Whatever their numbers are, and whichever of three hosts claims them; none waits for its second."""
+    """This holds whatever numbers are in the requests' keys, and whichever of three hosts claims them."""
     fleet.add("j", "@yearly", "--overlap", "allow")
     number = int(time.time())
     asked = [fleet.ask("j", number - 7 * at) for at in range(15)]
@@ -121,8 +121,8 @@ def test_ticks_are_in_the_order_of_the_requests(fleet: Fleet) -> None:
     assert not [line for daemon in daemons for line in daemon.events("missed")]
 
 
-def test_requests_cost_no_more_where_hosts_are_many(own_fleet: Fleet, own: OwnEtcd) -> None:
-    """One look, one claim and one result each, with one host or with four."""
+def test_requests_cost_no_more_with_many_hosts(own_fleet: Fleet, own: OwnEtcd) -> None:
+    """Each costs a read, a claim and a result, with one host or with four."""
 
     def cost() -> float:
         before = requests(own.cluster.endpoints)
@@ -140,8 +140,8 @@ def test_requests_cost_no_more_where_hosts_are_many(own_fleet: Fleet, own: OwnEt
     assert cost() < 2 * alone + 1
 
 
-def test_every_second_taken_is_said_before_anything_is_written(fleet: Fleet) -> None:
-    """For the job as it is defined; paused, its seconds are free."""
+def test_request_without_a_free_second_is_refused(fleet: Fleet) -> None:
+    """A job of every second leaves no second for a request; once it is paused, its seconds are free."""
     fleet.start("a")
     fleet.add("j", "@every 1s", "--overlap", "allow")
     done = fleet.bench.run("cron", "run", "j")
@@ -154,8 +154,8 @@ def test_every_second_taken_is_said_before_anything_is_written(fleet: Fleet) -> 
 # -- hosts ----------------------------------------------------------------------------------------------------
 
 
-def test_dead_favourite_costs_a_turn(conch: Bench, tmp_path: Path) -> None:
-    """A host that is registered and does nothing is the first in rank for half of them."""
+def test_dead_host_costs_a_turn(conch: Bench, tmp_path: Path) -> None:
+    """A registered host that does nothing ranks first for half of the requests; each is still claimed soon."""
     host = Host(conch, "a", tmp_path / "a")
     lease = conch.etcd.lease(60)
     try:
@@ -174,11 +174,11 @@ def test_dead_favourite_costs_a_turn(conch: Bench, tmp_path: Path) -> None:
 
 
 def test_request_that_is_older_than_the_daemon_is_taken(fleet: Fleet) -> None:
-    """The client still waits for it."""
+    """Its client still waits for it."""
     fleet.add("j", "@yearly")
     fleet.bench.etcd.put(f"{fleet.bench.prefix}/node/other", "{}")
-    asked = asks(fleet)
-    throughout(1.2, lambda: None)  # its second is over
+    asked = start_request(fleet)
+    throughout(1.2, lambda: None)  # its second has passed
     began = time.time()
     fleet.start("a")
     assert asked.wait() == 0, asked.err
@@ -188,14 +188,14 @@ def test_request_that_is_older_than_the_daemon_is_taken(fleet: Fleet) -> None:
     fleet.bench.etcd.delete(f"{fleet.bench.prefix}/node/other")
 
 
-def test_daemon_of_the_release_before_claims_the_second_in_the_key(fleet: Fleet) -> None:
-    """It deletes the request and names it in its claim, which is all that `cron run` waits for."""
+def test_daemon_of_the_previous_release_claims_the_second_in_the_key(fleet: Fleet) -> None:
+    """It deletes the request and names it in its claim; `cron run` waits for nothing else."""
     fleet.add("j", "@yearly")
     etcd, prefix = fleet.bench.etcd, fleet.bench.prefix
     etcd.put(f"{prefix}/node/old", "{}")
     number = int(time.time())
-    etcd.put(f"{prefix}/cron/result/j/{number + 60}", "{}")  # of another tick, which that one could not have
-    asked = asks(fleet)
+    etcd.put(f"{prefix}/cron/result/j/{number + 60}", "{}")  # the result of another tick
+    asked = start_request(fleet)
     (key,) = fleet.bench.keys_below("cron/now/j/")
     tick = int(key.rpartition("/")[2])
     assert tick >= number
@@ -215,13 +215,13 @@ def test_daemon_of_the_release_before_claims_the_second_in_the_key(fleet: Fleet)
 
 
 def test_full_daemon_takes_it_once_there_is_room(fleet: Fleet) -> None:
-    """It waits; its tick is of when it is claimed."""
+    """The request waits; its tick is the second in which it is claimed, or later."""
     fleet.start("a", "--max-runs", "1")
     fleet.add("long", "@yearly", command=UNTIL_GO)
     fleet.add("j", "@yearly")
     fleet.run_now("long")
     fleet.bench.read("runs")
-    asked = asks(fleet)
+    asked = start_request(fleet)
     throughout(1.5, lambda: asked.process.poll() is None or pytest.fail(asked.err))
     went = time.time()
     fleet.bench.file("go").touch()
@@ -230,7 +230,7 @@ def test_full_daemon_takes_it_once_there_is_room(fleet: Fleet) -> None:
 
 
 def test_requests_that_wait_for_room_get_ticks_of_their_starts(fleet: Fleet) -> None:
-    """Those of several jobs that find room at once, too: one takes it, the others' ticks are yet to come."""
+    """Requests for several jobs wait for one place; the tick of each is at most a second before its start."""
     fleet.start("a", "--max-runs", "1")
     names = [f"j{number}" for number in range(4)]
     for name in names:
@@ -243,57 +243,57 @@ def test_requests_that_wait_for_room_get_ticks_of_their_starts(fleet: Fleet) -> 
         assert began - tick <= 1
 
 
-# -- ends -----------------------------------------------------------------------------------------------------
+# -- how a request ends ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def nobody(fleet: Fleet) -> Iterator[Fleet]:
-    """A job, and a node that takes nothing."""
+    """A job, and a registered host that takes no request."""
     fleet.add("j", "@yearly")
     fleet.bench.etcd.put(f"{fleet.bench.prefix}/node/dead", "{}")
     yield fleet
     fleet.bench.etcd.delete(f"{fleet.bench.prefix}/node/dead")
 
 
-def test_signal_at_any_moment_is_heard(nobody: Fleet) -> None:
-    """Also one that arrives just before it begins to wait."""
+def test_signal_at_any_time_is_handled(nobody: Fleet) -> None:
+    """This includes one that arrives just before it begins to wait."""
     for _ in range(12):
-        asked = asks(nobody)
+        asked = start_request(nobody)
         asked.signal(signal.SIGTERM)
         assert asked.wait(10) == 128 + signal.SIGTERM
-        nothing_is_left(nobody)
+        check_nothing_is_left(nobody)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_takes_the_request_back(nobody: Fleet, number: int) -> None:
-    """At once, and nobody runs it later."""
-    asked = asks(nobody)
+def test_signal_withdraws_the_request(nobody: Fleet, number: int) -> None:
+    """It is withdrawn immediately, and nobody runs it later."""
+    asked = start_request(nobody)
     asked.signal(number)
     assert asked.wait(10) == 128 + number
     assert asked.out == ""
-    nothing_is_left(nobody)
+    check_nothing_is_left(nobody)
     nobody.start("a")
     tick = nobody.run_now("j")
     nobody.result("j", tick)
     assert set(nobody.ticks("fire", "j")) == {tick}
 
 
-def test_killed_one_leaves_what_its_lease_ends(nobody: Fleet) -> None:
-    """Everything of it is under one lease, and that is not for ever."""
-    asked = asks(nobody)
+def test_killed_client_leaves_only_keys_that_expire(nobody: Fleet) -> None:
+    """All its keys are under one lease of two minutes at most."""
+    asked = start_request(nobody)
     etcd = nobody.bench.etcd
     leases = {etcd.get(key)[1].lease_id for key in nobody.bench.keys_below("cron/") if "/job/" not in key}
     (lease,) = leases
     assert 0 < etcd.get_lease_info(lease).grantedTTL <= 120
     asked.kill()
     etcd.revoke_lease(lease)
-    nothing_is_left(nobody)
+    check_nothing_is_left(nobody)
 
 
 @pytest.mark.parametrize("how", ["removed", "full", "unreadable", "expired"])
-def test_request_that_nobody_will_take_ends_with_1(nobody: Fleet, how: str) -> None:
-    """In one line that says why; nothing is left."""
-    asked = asks(nobody)
+def test_request_that_nobody_will_take_exits_1(nobody: Fleet, how: str) -> None:
+    """One line says why; nothing is left."""
+    asked = start_request(nobody)
     etcd, key = nobody.bench.etcd, f"{nobody.bench.prefix}/cron/job/j"
     if how == "removed":
         nobody.bench.run("cron", "rm", "j")
@@ -313,23 +313,23 @@ def test_request_that_nobody_will_take_ends_with_1(nobody: Fleet, how: str) -> N
         "expired": "no conchd took it",
     }
     assert re.search(rf"cannot run j: .*{says[how]}", asked.err), asked.err
-    nothing_is_left(nobody)
+    check_nothing_is_left(nobody)
 
 
-def test_job_that_changes_meanwhile_runs_as_it_is_then(nobody: Fleet) -> None:
-    """A request is for the job as it will be."""
-    asked = asks(nobody)
+def test_job_that_is_edited_meanwhile_runs_in_its_new_form(nobody: Fleet) -> None:
+    """A request runs the job as it is when a daemon claims it."""
+    asked = start_request(nobody)
     nobody.add("j", "@yearly", command="echo new >> log")
     nobody.start("a")
     assert asked.wait() == 0, asked.err
     assert nobody.bench.read("log") == "new\n"
 
 
-def test_etcd_away_while_it_waits(own_fleet: Fleet, own: OwnEtcd) -> None:
+def test_outage_while_it_waits(own_fleet: Fleet, own: OwnEtcd) -> None:
     """It waits on, and finds its claim afterwards."""
     own_fleet.add("j", "@yearly")
     own_fleet.bench.etcd.put(f"{own_fleet.bench.prefix}/node/dead", "{}")
-    asked = asks(own_fleet)
+    asked = start_request(own_fleet)
     os.kill(own.member.pid, signal.SIGSTOP)
     throughout(7.0, lambda: asked.process.poll() is None or pytest.fail(asked.err))
     os.kill(own.member.pid, signal.SIGCONT)
@@ -344,16 +344,16 @@ def test_etcd_away_while_it_waits(own_fleet: Fleet, own: OwnEtcd) -> None:
 
 @pytest.mark.parametrize("skip", range(5))
 @pytest.mark.parametrize("how", ["drop", "reset"])
-def test_lost_answer_to_whoever_asks_makes_no_second_run(conch: Bench, tmp_path: Path, skip: int, how: str) -> None:
-    """Whichever it is, of the request or of a look; a host claims the request before it is tried again."""
-    # its ticks are no numbers of requests: a claim does not stand in a second request's way by chance
+def test_lost_answer_to_the_client_makes_no_second_run(conch: Bench, tmp_path: Path, skip: int, how: str) -> None:
+    """Any answer may be lost, of the request or of a read; a host claims the request before the second try."""
+    # its ticks differ from the requests' numbers, so that no claim blocks a second request by chance
     host = Host(conch, "a", tmp_path / "a", 5000.0)
     proxy = Proxy(conch.endpoints)
     try:
         host.wait_event("registered")
         job(conch)
         proxy.fault("Txn", how, skip=skip)
-        # the proxy reads gRPC alone
+        # the proxy understands only gRPC
         env = {"CONCH_ENDPOINTS": proxy.endpoint, "CONCH_TRANSPORT": "grpc"}
         asked = conch.start("cron", "run", "j", env=env)
         assert asked.wait(40) == 0, asked.err
@@ -369,7 +369,7 @@ def test_lost_answer_to_whoever_asks_makes_no_second_run(conch: Bench, tmp_path:
 
 
 def test_claim_whose_answer_was_lost_keeps_its_tick(conch: Bench, tmp_path: Path) -> None:
-    """One request, one claim, one run: also where others come after it meanwhile."""
+    """One request, one claim, one run, even if other requests follow it meanwhile."""
     proxy = Proxy(conch.endpoints)
     host = Host(Bench(proxy.endpoint, conch.mark, tmp_path), "a", tmp_path / "a", limit_s=0.7)
     try:

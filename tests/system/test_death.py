@@ -1,7 +1,7 @@
-"""What happens when a process of conch dies or stops, the lease is lost, or etcd goes away.
+"""What happens when a process of conch dies or stops, the lease is lost, or etcd does not answer.
 
-The key in etcd is the witness: while it is there nobody else can hold, so a tree that is dead while it still stands
-was dead in time.
+The key in etcd is the evidence: while it exists nobody else can hold, so a tree that is dead before its key is gone
+died in time.
 """
 
 import os
@@ -16,10 +16,10 @@ from tests.support.conch import Bench, Wrapper, alive, boottime, throughout, wai
 
 pytestmark = pytest.mark.kinds("elect", "sema")
 
-# A child with a background grandchild, and one that left the group and the session; all their pids in a file.
+# A child with a grandchild in the background and one that left the group and session; their pids are in a file.
 TREE = "echo $$ >> pids; sleep 1000 & echo $! >> pids; setsid sh -c 'echo $$ >> pids; exec sleep 1000' & wait"
 
-# A child that writes down its SIGTERM and goes on; with the moment of each beat on the clock of the deadlines.
+# A child that records SIGTERM and continues; each record has the time on the clock of the deadlines.
 STUBBORN = r"""
 import os, signal, time
 log = os.open("beats", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -33,7 +33,7 @@ while True:
 
 
 def beats(path: Path) -> list[tuple[str, float]]:
-    """What the stubborn child wrote; its end is its last beat."""
+    """Return what the stubborn child recorded; its last beat shows when it died."""
     found = []
     for line in path.read_text().splitlines():
         what, at = line.split()
@@ -42,7 +42,7 @@ def beats(path: Path) -> list[tuple[str, float]]:
 
 
 def stubborn(bench: Bench, *flags: str) -> Wrapper:
-    """An elect over the child that ignores SIGTERM."""
+    """Start a wrapper over the child that ignores SIGTERM."""
     import sys
 
     wrapper = bench.start(*bench.holding("o"), *flags, "--", sys.executable, "-c", STUBBORN)
@@ -64,8 +64,8 @@ def held(bench: Bench, wrapper: Wrapper) -> bool:
     return any(key.endswith(f"/{wrapper.lease():x}") for key in bench.keys())  # noqa: SIM118 - a method
 
 
-def test_kill_of_conch_kills_the_tree_and_frees_the_office_at_once(conch: Bench) -> None:
-    """Child, grandchild and a grandchild in a session of its own; the next runs long before the TTL of 30 s."""
+def test_kill_of_conch_kills_the_tree_and_frees_the_office_immediately(conch: Bench) -> None:
+    """A grandchild in its own session dies, too; the next holder starts long before the TTL of 30 s."""
     first = conch.hold("o", "--ttl", "30s", command=TREE)
     pids = conch.pids("pids", 3)
     second = conch.queue("o", command="true")
@@ -78,7 +78,7 @@ def test_kill_of_conch_kills_the_tree_and_frees_the_office_at_once(conch: Bench)
 
 
 def test_kill_of_conch_ends_the_tree_before_the_next_starts(conch: Bench) -> None:
-    """The child beats until it dies; the next one's start comes after the last beat."""
+    """The next holder's command starts after the last beat of the child."""
     first = stubborn(conch, "--ttl", "30s")
     second = conch.queue("o", command="cat /proc/uptime >> next; exit 0")
     first.signal(signal.SIGKILL)
@@ -87,8 +87,8 @@ def test_kill_of_conch_ends_the_tree_before_the_next_starts(conch: Bench) -> Non
     assert beats(conch.file("beats"))[-1][1] <= started + 0.02  # /proc/uptime has hundredths
 
 
-def test_kill_of_conch_in_the_queue_leaves_the_queue_at_once(conch: Bench) -> None:
-    """The keeper gives the lease back; the TTL of 30 s is not waited for."""
+def test_kill_of_conch_in_the_queue_leaves_the_queue_immediately(conch: Bench) -> None:
+    """The keeper revokes the lease; nobody waits for its TTL of 30 s."""
     first = conch.hold("o")
     second = conch.queue("o", "--ttl", "30s")
     second.signal(signal.SIGKILL)
@@ -97,7 +97,7 @@ def test_kill_of_conch_in_the_queue_leaves_the_queue_at_once(conch: Bench) -> No
 
 
 def test_kill_of_conch_in_a_hook_kills_the_hook(conch: Bench) -> None:
-    """Hooks are under the same rules."""
+    """Hooks follow the same rules as commands."""
     wrapper = conch.start(*conch.holding("o"), "--ttl", "30s", "--on-acquire", TREE, "--", "true")
     pids = conch.pids("pids", 3)
     wrapper.signal(signal.SIGKILL)
@@ -107,7 +107,7 @@ def test_kill_of_conch_in_a_hook_kills_the_hook(conch: Bench) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_keeper_that_dies_or_stops_ends_the_tree_before_the_lease_can_expire(conch: Bench, number: int) -> None:
-    """The key is still there when the last process is gone; conch exits 70 and gives the lease back."""
+    """The key still exists when the last process is dead; conch exits 70 and the hold is released."""
     wrapper = conch.hold("o", "--ttl", "6s", "--kill-after", "1s", command="trap '' TERM; " + TREE)
     pids = conch.pids("pids", 3)
     os.kill(wrapper.keeper(), number)
@@ -119,7 +119,7 @@ def test_keeper_that_dies_or_stops_ends_the_tree_before_the_lease_can_expire(con
 
 
 def test_keeper_that_dies_in_the_queue_is_replaced(conch: Bench) -> None:
-    """Once; the place in the queue is lost, the wait is not."""
+    """conch loses its place in the queue but waits on."""
     first = conch.hold("o", command="read x; exit 0", stdin=-1)
     second = conch.queue("o", command="true")
     os.kill(second.keeper(), signal.SIGKILL)
@@ -131,7 +131,7 @@ def test_keeper_that_dies_in_the_queue_is_replaced(conch: Bench) -> None:
 
 
 def test_keeper_that_dies_in_the_queue_twice_ends_conch(conch: Bench) -> None:
-    """With 69; what it left in etcd expires."""
+    """It exits 69; its keys in etcd expire."""
     conch.hold("o")
     second = conch.queue("o", "--ttl", "2s")
     for count in (1, 2):
@@ -144,7 +144,7 @@ def test_keeper_that_dies_in_the_queue_twice_ends_conch(conch: Bench) -> None:
 
 
 def test_stopped_supervisor_neither_ends_the_child_nor_lets_another_in(conch: Bench) -> None:
-    """For two TTLs; continued, all goes on as if nothing had been."""
+    """It is stopped for two TTLs and then works as before."""
     wrapper = conch.hold("o", "--ttl", "2s")
     second = conch.queue("o", "--ttl", "2s", command="true")
     child = wrapper.child()
@@ -155,14 +155,14 @@ def test_stopped_supervisor_neither_ends_the_child_nor_lets_another_in(conch: Be
         assert held(conch, wrapper)
         time.sleep(0.05)
     wrapper.signal(signal.SIGCONT)
-    wrapper.signal(signal.SIGUSR1)  # passed on, so the supervisor is at work again; it ends the child
+    wrapper.signal(signal.SIGUSR1)  # forwarded, so the supervisor works again; it ends the child
     assert wrapper.wait() == 128 + signal.SIGUSR1
     assert not wrapper.events("lost")
     assert second.wait() == 0
 
 
 def test_lease_revoked_while_the_supervisor_is_stopped(conch: Bench) -> None:
-    """The keeper kills the tree after kill-after; the supervisor, continued, exits 70."""
+    """The keeper kills the tree after kill-after; once continued, the supervisor exits 70."""
     wrapper = conch.hold("o", "--ttl", "30s", "--kill-after", "500ms", command=TREE)
     pids = conch.pids("pids", 3)
     wrapper.signal(signal.SIGSTOP)
@@ -174,7 +174,7 @@ def test_lease_revoked_while_the_supervisor_is_stopped(conch: Bench) -> None:
 
 
 def test_etcd_lost_while_the_supervisor_is_stopped(own: OwnEtcd) -> None:
-    """The keeper kills the tree before the lease can expire, by the deadline that it last confirmed."""
+    """The keeper kills the tree before the lease can expire, by the last confirmed deadline."""
     wrapper = own.bench.hold("o", "--ttl", "4s", command=TREE)
     pids = own.bench.pids("pids", 3)
     os.kill(own.member.pid, signal.SIGSTOP)
@@ -189,8 +189,8 @@ def test_etcd_lost_while_the_supervisor_is_stopped(own: OwnEtcd) -> None:
 
 
 @pytest.mark.parametrize("how", ["revoke", "delete"])
-def test_loss_by_hand_is_noticed_at_once(conch: Bench, how: str) -> None:
-    """By the watch, not by the next keepalive (5 s off): SIGTERM at once, SIGKILL after kill-after, exit 70."""
+def test_manual_loss_is_noticed_immediately(conch: Bench, how: str) -> None:
+    """The watch notices it, not the next keepalive (5 s later): SIGTERM, SIGKILL after kill-after, exit 70."""
     wrapper = stubborn(conch, "--ttl", "30s", "--kill-after", "700ms")
     at = boottime()
     if how == "revoke":
@@ -206,7 +206,7 @@ def test_loss_by_hand_is_noticed_at_once(conch: Bench, how: str) -> None:
 
 
 def test_waiter_that_loses_its_place_queues_again_at_the_end(conch: Bench) -> None:
-    """And says so."""
+    """It logs this."""
     first = conch.hold("o", command="read x; exit 0", stdin=-1)
     second = conch.queue("o", command="echo second >> order")
     third = conch.queue("o", command="echo third >> order")
@@ -221,7 +221,7 @@ def test_waiter_that_loses_its_place_queues_again_at_the_end(conch: Bench) -> No
 
 
 def test_waiter_that_loses_its_place_still_gives_up_in_time(conch: Bench) -> None:
-    """--wait counts from the start."""
+    """--wait counts from the start of conch."""
     conch.hold("o")
     second = conch.queue("o", "--wait", "1500ms")
     conch.etcd.revoke_lease(int(second.events("queued")[0]["lease"], 16))
@@ -229,13 +229,13 @@ def test_waiter_that_loses_its_place_still_gives_up_in_time(conch: Bench) -> Non
     assert second.events("place-lost")
 
 
-def test_short_outage_of_etcd_is_ridden_out(own: OwnEtcd) -> None:
-    """2 s under a TTL of 10 s: the child hears nothing of it."""
+def test_short_outage_of_etcd_does_no_harm(own: OwnEtcd) -> None:
+    """The child does not notice 2 s without etcd under a TTL of 10 s."""
     wrapper = stubborn(own.bench)
     os.kill(own.member.pid, signal.SIGSTOP)
     throughout(2, lambda: check_running(wrapper))  # the length of the fault
     os.kill(own.member.pid, signal.SIGCONT)
-    # a renewal sent after the fault has come through: the budget of the old ones is used up by then
+    # by then the deadline of the old renewals has passed, so that a new one must have succeeded
     throughout(8, lambda: check_running(wrapper))
     assert "TERM" not in {what for what, _ in beats(own.bench.file("beats"))}
     assert not wrapper.events("lost")
@@ -245,7 +245,7 @@ def test_short_outage_of_etcd_is_ridden_out(own: OwnEtcd) -> None:
 
 
 def test_long_outage_ends_the_child_by_the_promised_times(own: OwnEtcd) -> None:
-    """SIGTERM by deadline-margin-grace, SIGKILL by deadline-margin, exit 70; the child ignores SIGTERM."""
+    """The child ignores SIGTERM, which comes by deadline-margin-grace; SIGKILL by deadline-margin; exit 70."""
     ttl, margin, grace = 5.0, 0.25, 5.0 / 3
     wrapper = stubborn(own.bench, "--ttl", "5s")
     os.kill(own.member.pid, signal.SIGSTOP)
@@ -263,7 +263,7 @@ def test_long_outage_ends_the_child_by_the_promised_times(own: OwnEtcd) -> None:
 
 
 def test_waiter_survives_an_outage_and_is_served(own: OwnEtcd) -> None:
-    """It queues again if its lease ran out."""
+    """It queues again if its lease expired, and its command runs."""
     first = own.bench.hold("o", "--ttl", "2s")
     second = own.bench.queue("o", "--ttl", "2s", command="echo ran >> ran")
     os.kill(own.member.pid, signal.SIGSTOP)
@@ -285,7 +285,7 @@ def test_waiter_survives_an_outage_and_is_served(own: OwnEtcd) -> None:
     ids=lambda part: part if isinstance(part, str) else part[0],
 )
 def test_etcd_down_at_the_start_is_69_within_the_dial_timeout(conch: Bench, flags: list[str], how: str) -> None:
-    """In every mode, with one line that says which endpoint and why; where somebody listens, within a request's."""
+    """In every mode one line names the endpoint; if the server accepts but is silent, within a request's timeout."""
     import socket
 
     silent = socket.create_server(("127.0.0.1", 0))
@@ -301,14 +301,14 @@ def test_etcd_down_at_the_start_is_69_within_the_dial_timeout(conch: Bench, flag
 
 
 def test_wait_that_runs_out_without_an_answer_is_69(conch: Bench) -> None:
-    """And not 75: nobody knows whether the office was free."""
+    """It is not 75, because nobody knows whether the office was free."""
     done = conch.run(*conch.holding("o"), "--endpoints", "127.0.0.1:1", "--wait", "300ms", "--", "true")
     assert done.returncode == 69
     assert "127.0.0.1:1" in done.stderr
 
 
-def test_loss_by_hand_is_noticed_at_once_also_after_a_compaction_and_a_reconnection(own: OwnEtcd) -> None:
-    """The watch on our own key has seen nothing for long: the history that it would go on from is gone."""
+def test_manual_loss_is_noticed_immediately_after_a_compaction_and_a_reconnection(own: OwnEtcd) -> None:
+    """The watch on our own key has seen no event for long: the revision that it would resume from is compacted."""
     wrapper = own.bench.hold("o", "--ttl", "60s", "--kill-after", "1s")
     etcd = own.bench.etcd
     for i in range(10):
@@ -333,7 +333,7 @@ def test_loss_by_hand_is_noticed_at_once_also_after_a_compaction_and_a_reconnect
 
 
 def test_office_is_not_kept_by_a_stopped_conch_that_runs_nothing(conch: Bench) -> None:
-    """Stopped in the queue, it is promoted, cannot start its command, and so is not renewed for ever."""
+    """Stopped in the queue and then promoted, it cannot start its command, so its lease is not renewed for ever."""
     first = conch.hold("o", command="read x; exit 0", stdin=-1)
     second = conch.queue("o", "--ttl", "2s")
     third = conch.queue("o", command="true")
@@ -346,8 +346,8 @@ def test_office_is_not_kept_by_a_stopped_conch_that_runs_nothing(conch: Bench) -
     assert second.events("lost") or second.events("place-lost")
 
 
-def test_hung_keeper_does_not_outwait_wait(conch: Bench) -> None:
-    """Conch gives it its time, then does without it."""
+def test_hung_keeper_does_not_extend_wait(conch: Bench) -> None:
+    """conch waits for it for a limited time, then exits without it."""
     conch.hold("o")
     second = conch.queue("o", "--wait", "1s", "--command-timeout", "1s")
     os.kill(second.keeper(), signal.SIGSTOP)
@@ -356,7 +356,7 @@ def test_hung_keeper_does_not_outwait_wait(conch: Bench) -> None:
 
 
 def test_keeper_that_died_while_conch_was_stopped_and_signalled(conch: Bench) -> None:
-    """All of it is found at once on waking."""
+    """conch finds all of this together when it is continued, and exits with 128 + n of a signal."""
     conch.hold("o")
     second = conch.queue("o", "--ttl", "2s")
     second.signal(signal.SIGSTOP)
@@ -367,8 +367,8 @@ def test_keeper_that_died_while_conch_was_stopped_and_signalled(conch: Bench) ->
     assert second.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
-def test_both_processes_killed_at_once_take_the_command_with_them(conch: Bench) -> None:
-    """The kernel does it: the first process of the tree at least."""
+def test_command_dies_when_both_processes_are_killed(conch: Bench) -> None:
+    """The kernel kills at least the first process of the tree."""
     wrapper = conch.hold("o", "--ttl", "2s")
     child = wrapper.child()
     keeper = wrapper.keeper()
@@ -378,8 +378,8 @@ def test_both_processes_killed_at_once_take_the_command_with_them(conch: Bench) 
     wait_for(lambda: not alive(child), "the child is dead", 5)
 
 
-def test_hold_that_was_lost_is_not_renewed_for_the_sake_of_a_hook(own: OwnEtcd) -> None:
-    """on-lose after a loss holds nothing: the next in line does not wait for it."""
+def test_lost_hold_is_not_renewed_for_a_hook(own: OwnEtcd) -> None:
+    """on-lose after a loss holds nothing, so the next in line does not wait for it."""
     first = own.bench.hold("o", "--ttl", "4s", "--on-lose", "sleep 1000")
     second = own.bench.queue("o", "--ttl", "60s")
     os.kill(own.member.pid, signal.SIGSTOP)
@@ -390,15 +390,15 @@ def test_hold_that_was_lost_is_not_renewed_for_the_sake_of_a_hook(own: OwnEtcd) 
     assert first.process.poll() is None
 
 
-def test_turn_is_not_thrown_away_because_the_last_renewal_is_old(own: OwnEtcd) -> None:
-    """etcd was away, its leases outlived that, and the line moves before the waiters have renewed."""
+def test_turn_is_not_lost_because_the_last_renewal_is_old(own: OwnEtcd) -> None:
+    """etcd was down, its leases survived, and the queue moves before the waiters have renewed."""
     first = own.bench.hold("o", "--ttl", "30s", "--command-timeout", "60s")
     second = own.bench.queue("o", "--ttl", "5s", "--command-timeout", "1s", command="echo second >> order")
     third = own.bench.queue("o", "--ttl", "5s", "--command-timeout", "1s", command="echo third >> order")
     own.cluster.kill(own.member)
     first.signal(signal.SIGTERM)
     second.wait_event("doubt")
-    # until its deadline has passed; a member that starts gives every lease a whole TTL anew
+    # until its deadline has passed; a restarted member gives every lease its whole TTL again
     throughout(3, lambda: check_running(second, third))
     own.cluster.restart(own.member)
     assert second.wait() == third.wait() == 0
@@ -409,16 +409,16 @@ def test_turn_is_not_thrown_away_because_the_last_renewal_is_old(own: OwnEtcd) -
 
 
 def test_child_is_not_started_only_to_be_ended(conch: Bench) -> None:
-    """Stopped in the queue and promoted; continued when the renewals have paused: it runs properly or queues again."""
+    """Stopped in the queue, promoted, and continued when renewals have paused: it runs properly or queues again."""
     for delay_s in (1.2, 1.6, 1.9):
         first = conch.hold("o", "--ttl", "2s")
         second = conch.queue("o", "--ttl", "2s")
         second.signal(signal.SIGSTOP)
         first.signal(signal.SIGTERM)
         first.wait()
-        time.sleep(delay_s)  # a moment within the lease's time, not a wait for something
+        time.sleep(delay_s)  # a time within the lease's TTL, not a wait for something
         second.signal(signal.SIGCONT)
         second.child()
-        throughout(2.5, lambda: check_running(second))  # noqa: B023 - called at once
+        throughout(2.5, lambda: check_running(second))  # noqa: B023 - called immediately
         second.signal(signal.SIGTERM)
         second.wait()

@@ -187,7 +187,7 @@ BUGS = (
         "cli/cron_request.py",
         "for key in (self._mark, self._request, fire, ended)]",
         "for key in (self._request, fire, ended)]",
-        (f"{_CRON_RUN}::test_lost_answer_to_whoever_asks_makes_no_second_run",),
+        (f"{_CRON_RUN}::test_lost_answer_to_the_client_makes_no_second_run",),
     ),
     Bug(
         "runs of another boot are lost at once",

@@ -48,7 +48,7 @@ BUGS = (
         "cron/reload.py",
         "tracked.schedule.resume_after(before, tracked.past))",
         "tracked.past)",
-        (f"{_ZONES}::test_rules_that_change_repeat_no_fixed_time_and_count_what_they_skip",),
+        (f"{_ZONES}::test_changed_rules_repeat_no_fixed_time_and_count_skipped_ticks",),
     ),
     # -- cron: claims and results
     Bug(
@@ -63,14 +63,14 @@ BUGS = (
         "cron/claim_store.py",
         '            ModRevisionIs(self._key("job", pending.job.name), pending.job_rev),\n',
         "",
-        (f"{_CLAIMS}::test_what_stands_against_a_claim",),
+        (f"{_CLAIMS}::test_what_prevents_a_claim",),
     ),
     Bug(
         "claim of a tick that was trimmed",
         "cron/claim_store.py",
         "            ValueBelow(floor, str(pending.tick).encode()) if has_floor else CreateRevisionIs(floor, 0),\n",
         "",
-        (f"{_CLAIMS}::test_what_stands_against_a_claim",),
+        (f"{_CLAIMS}::test_what_prevents_a_claim",),
     ),
     Bug(
         "claim without being registered",
@@ -84,7 +84,7 @@ BUGS = (
         "cron/claim_store.py",
         "            if not self.is_ours(claim, pending):\n",
         "            if True:\n",
-        (f"{_CLAIMS}::test_claim_is_created_once_and_a_repeated_one_finds_itself",),
+        (f"{_CLAIMS}::test_claim_is_created_once_and_recognised_when_repeated",),
     ),
     Bug(
         "unclear claim takes its own run for another's",
@@ -105,14 +105,14 @@ BUGS = (
         "cron/claimer.py",
         "        tick.changes += 1\n",
         "        return False\n",
-        ("tests/system/test_conchd_edits.py::test_due_tick_that_an_edit_takes_away_has_a_row_that_says_so",),
+        ("tests/system/test_conchd_edits.py::test_due_tick_that_an_edit_removes_is_recorded_with_the_reason",),
     ),
     Bug(
         "run key is not compared: forbid overlaps",
         "cron/claim_store.py",
         "            compare.append(CreateRevisionIs(run, 0))\n",
         "",
-        (f"{_CLAIMS}::test_what_stands_against_a_claim",),
+        (f"{_CLAIMS}::test_what_prevents_a_claim",),
     ),
     Bug(
         "result is written twice",
@@ -213,20 +213,20 @@ BUGS = (
         "cron/status/server.py",
         "                first.end()\n",
         "                await asyncio.sleep(_PAUSE_S)\n",
-        (f"{_STATUS}::test_half_requests_starve_nobody",),
+        (f"{_STATUS}::test_half_requests_do_not_starve_other_clients",),
     ),
     Bug(
         "the host of a request is not looked at",
         "cron/status/app.py",
         "if host not in self._hosts:",
         "if not host:",
-        (f"{_STATUS}::test_requests_by_a_foreign_name_are_refused",),
+        (f"{_STATUS}::test_requests_for_a_foreign_host_name_are_refused",),
     ),
     Bug(
         "a key is reported at each event",
         "cron/unreadable.py",
         "if mark in self._known or",
         "if",
-        (f"{_STATUS}::test_keys_that_are_none_of_ours",),
+        (f"{_STATUS}::test_keys_that_conch_did_not_make",),
     ),
 )

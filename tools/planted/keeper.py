@@ -115,7 +115,7 @@ BUGS = (
         "keeper/acquirer.py",
         "                    self._places.check_deleted(key)\n                case",
         "                    pass\n                case",
-        (f"{_DEATH}::test_loss_by_hand_is_noticed_at_once",),
+        (f"{_DEATH}::test_manual_loss_is_noticed_immediately",),
     ),
     # -- what the releases of etcd say
     Bug(
