@@ -1,4 +1,4 @@
-"""`conch sema`: never stalls, never oversubscribes, first come first served."""
+"""`conch sema`: it never stalls and never oversubscribes; first come, first served."""
 
 import json
 import os
@@ -31,14 +31,14 @@ FOREVER = "exec sleep 1000"
 
 
 def hold(conch: Bench, slots: int, *flags: str, command: str = FOREVER, **how: Any) -> Wrapper:
-    """A wrapper that holds a slot of semaphore s."""
+    """Start a wrapper that holds a slot of semaphore s."""
     wrapper = conch.start("sema", "s", "--max", str(slots), *flags, "--", "sh", "-c", command, **how)
     wrapper.child()
     return wrapper
 
 
 def queue(conch: Bench, slots: int, *flags: str, command: str = FOREVER, **how: Any) -> Wrapper:
-    """A wrapper that waits for one."""
+    """Start a wrapper that waits for a slot."""
     wrapper = conch.start("sema", "s", "--max", str(slots), *flags, "--", "sh", "-c", command, **how)
     wrapper.wait_event("queued")
     return wrapper
@@ -53,12 +53,12 @@ def keys(conch: Bench) -> list[str]:
 
 
 def running(wrappers: list[Wrapper]) -> list[Wrapper]:
-    """Those whose child runs."""
+    """Return the wrappers whose child runs."""
     return [w for w in wrappers if w.events("child-start") and alive(int(w.events("child-start")[0]["pid"]))]
 
 
 def test_n_plus_one_contenders_make_exactly_n_children(conch: Bench) -> None:
-    """By etcd's word and by the processes."""
+    """etcd and the processes both show this."""
     wrappers = [conch.start("sema", "s", "--max", "3", "--", "sh", "-c", FOREVER) for _ in range(4)]
     wait_for(lambda: len(running(wrappers)) == 3, "three children")
     (waiter,) = (w for w in wrappers if w not in running(wrappers))
@@ -75,7 +75,7 @@ def test_n_plus_one_contenders_make_exactly_n_children(conch: Bench) -> None:
 
 
 def test_child_knows_its_slot_and_token(conch: Bench) -> None:
-    """The key and its create-revision are etcd's."""
+    """Its key and token are the key and create-revision in etcd."""
     wrapper = hold(conch, 2, command=f'echo "$CONCH_NAME $CONCH_REV $CONCH_HOLD_KEY"; {FOREVER}')
     wait_for(lambda: "\n" in wrapper.out, "the line")
     name, rev, key = wrapper.out.split()
@@ -85,7 +85,7 @@ def test_child_knows_its_slot_and_token(conch: Bench) -> None:
 
 
 def test_a_long_holder_stalls_nobody(conch: Bench) -> None:
-    """A holds for long, B briefly, C waits: C starts when B ends, and so on behind one long holder."""
+    """A holds for long, B briefly, C waits: C starts when B ends, and so do all others behind C."""
     long = hold(conch, 2)
     short = hold(conch, 2, command="read x", stdin=-1)
     third = queue(conch, 2, command="echo third >> order")
@@ -102,7 +102,7 @@ def test_a_long_holder_stalls_nobody(conch: Bench) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_any_order_of_releases_promotes_exactly_the_next_in_line(conch: Bench, seed: int) -> None:
-    """By create-revision; nobody overtakes, nobody is left out."""
+    """The line is in the order of create-revisions; nobody overtakes, nobody is left out."""
     chance = random.Random(seed)
     holders = [hold(conch, 3) for _ in range(3)]
     waiters = [queue(conch, 3) for _ in range(4)]
@@ -117,7 +117,7 @@ def test_any_order_of_releases_promotes_exactly_the_next_in_line(conch: Bench, s
 
 
 def test_waiters_that_leave_promote_nobody_and_those_behind_move_up(conch: Bench) -> None:
-    """By a time-out, by a signal, by kill -9."""
+    """They leave by timeout, by a signal, and by kill -9."""
     first, second = hold(conch, 2), hold(conch, 2)
     timed = queue(conch, 2, "--wait", "2s")
     signalled, killed, last = queue(conch, 2), queue(conch, 2), queue(conch, 2)
@@ -132,7 +132,7 @@ def test_waiters_that_leave_promote_nobody_and_those_behind_move_up(conch: Bench
 
 
 def test_nonblock_and_conflict_code(conch: Bench) -> None:
-    """A free slot is taken, a full semaphore is 75 or -E; nothing is left in the queue."""
+    """A free slot is taken; a full semaphore means 75, or -E; nothing is left in the queue."""
     hold(conch, 2)
     assert conch.run("sema", "s", "--max", "2", "-n", "--", "true").returncode == 0
     hold(conch, 2)
@@ -144,17 +144,17 @@ def test_nonblock_and_conflict_code(conch: Bench) -> None:
 
 
 def test_free_slot_costs_one_grant_and_one_transaction(own: OwnEtcd) -> None:
-    """The put and the ranking are one."""
+    """One transaction does the put and the ranking."""
     before = requests(own.member.endpoint)
     assert own.bench.run("sema", "s", "--max", "2", "--", "true").returncode == 0
     counted = difference(before, requests(own.member.endpoint))
-    assert counted.pop("Watch", 0) <= 2  # which etcd 3.6 counts twice
-    assert counted.pop("Check", 0) == (TRANSPORT == "grpc")  # whether it is a member of etcd, once a connection
+    assert counted.pop("Watch", 0) <= 2  # etcd 3.6 counts one twice
+    assert counted.pop("Check", 0) == (TRANSPORT == "grpc")  # asks once per connection whether this is an etcd member
     assert counted == {"LeaseGrant": 1, "Txn": 1, "LeaseRevoke": 1}
 
 
 def test_who_shows_the_queue_in_order(conch: Bench) -> None:
-    """NAME/MAX HELD|WAIT HOST pid= since= rev=; without --max every capacity; nobody is exit 1."""
+    """NAME/MAX HELD|WAIT HOST pid= since= rev=; without --max every capacity; exit 1 if there is nobody."""
     done = conch.run("sema", "s", "--who")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
     first, second = hold(conch, 1), queue(conch, 1)
@@ -174,8 +174,8 @@ def test_who_shows_the_queue_in_order(conch: Bench) -> None:
     assert conch.run("sema", "s", "--who", "--max", "2").returncode == 1
 
 
-def test_who_reports_what_it_cannot_read_and_goes_on(conch: Bench) -> None:
-    """By its key."""
+def test_who_reports_unreadable_keys_and_shows_the_rest(conch: Bench) -> None:
+    """It names each unreadable key."""
     odd = [f"{conch.prefix}/sema/s/{capacity}" for capacity in ("2/1", "many/2", "02/3", "9" * 5000 + "/4")]
     for key in odd:
         conch.etcd.put(key, "junk")
@@ -189,7 +189,7 @@ def test_who_reports_what_it_cannot_read_and_goes_on(conch: Bench) -> None:
 
 
 def test_another_capacity_is_a_warning_that_names_both(conch: Bench) -> None:
-    """And another semaphore: both hold."""
+    """It is another semaphore, so both hold."""
     first = hold(conch, 1)
     assert not first.events("other-capacity")
     for slots in (12, 100):
@@ -199,8 +199,8 @@ def test_another_capacity_is_a_warning_that_names_both(conch: Bench) -> None:
     assert not hold(conch, 12).events("place-lost")
 
 
-def test_tokens_grow_in_start_order_also_across_wrappers_that_die(conch: Bench) -> None:
-    """The child writes its token when it starts."""
+def test_tokens_grow_in_start_order_even_if_wrappers_die(conch: Bench) -> None:
+    """Each child writes its token when it starts."""
     wrappers = [
         conch.start("sema", "s", "--max", "2", "--", "sh", "-c", "echo $CONCH_REV >> revs; exec sleep 1000")
         for _ in range(6)
@@ -219,7 +219,7 @@ def test_tokens_grow_in_start_order_also_across_wrappers_that_die(conch: Bench) 
 
 
 def test_fifty_contenders_of_three_slots(conch: Bench) -> None:
-    """Never more than three at once, served in order, all served; by the children's own log of intervals."""
+    """Never more than three run together, and all are served in order, as the children's own intervals show."""
     chance = random.Random(7)
     script = (
         "import os, sys, time\n"
@@ -245,11 +245,11 @@ def test_fifty_contenders_of_three_slots(conch: Bench) -> None:
     intervals = [(int(r), float(s), float(e)) for r, s, e in (x.split() for x in conch.read("log", 50).splitlines())]
     check_bounded(intervals, 3)
     with pytest.raises(AssertionError):
-        check_bounded(intervals, 2)  # the checker can see: three at once were there
+        check_bounded(intervals, 2)  # negative control: three did run together
 
 
 def check_bounded(intervals: list[tuple[int, float, float]], slots: int) -> None:
-    """At most so many at any instant; each starts after the end of one that was among the N before it in line."""
+    """Check that at most so many run at any instant, and that nobody overtakes."""
     edges = sorted([(s, 1) for _, s, _ in intervals] + [(e, -1) for _, _, e in intervals])
     level = 0
     for _, step in edges:
@@ -269,7 +269,7 @@ def on(host: str) -> dict[str, str]:
 
 
 def test_spread_gives_a_host_one_slot_and_keeps_the_order(conch: Bench) -> None:
-    """Contenders of one host queue among themselves first; the others are not held up by them."""
+    """Contenders of one host queue among themselves first, so they do not delay other hosts."""
     first = hold(conch, 2, "--spread", env=on("a"))
     second = queue(conch, 2, "--spread", env=on("a"))
     third = queue(conch, 2, "--spread", env=on("a"))
@@ -277,7 +277,7 @@ def test_spread_gives_a_host_one_slot_and_keeps_the_order(conch: Bench) -> None:
     last = queue(conch, 2, "--spread", env=on("c"))
     assert [(line["host"], line["state"]) for line in who(conch)] == [("a", "HELD"), ("b", "HELD"), ("c", "WAIT")]
     first.signal(signal.SIGTERM)
-    last.child()  # it was in the semaphore's line before the host's second came to it
+    last.child()  # it was in the semaphore's queue before the second one of host a
     assert not second.events("acquired")
     other.signal(signal.SIGTERM)
     second.child()
@@ -288,8 +288,8 @@ def test_spread_gives_a_host_one_slot_and_keeps_the_order(conch: Bench) -> None:
     assert [line["host"] for line in who(conch)] == ["a"]
 
 
-def test_spread_holds_two_keys_under_one_lease_and_gives_both_back(conch: Bench) -> None:
-    """The host's and the slot's; the token is the slot's."""
+def test_spread_holds_two_keys_under_one_lease_and_releases_both(conch: Bench) -> None:
+    """They are the host's key and the slot's; the token is the slot's."""
     wrapper = hold(conch, 2, "--spread", env=on("a"))
     lease = f"{wrapper.lease():x}"
     assert sorted(conch.keys()) == [f"{conch.prefix}/sema-host/s/2/a/{lease}", f"{conch.prefix}/sema/s/2/{lease}"]
@@ -303,8 +303,8 @@ def test_spread_holds_two_keys_under_one_lease_and_gives_both_back(conch: Bench)
 
 
 @pytest.mark.parametrize("which", ["sema", "sema-host"])
-def test_loss_of_either_key_by_hand_is_a_loss(conch: Bench, which: str) -> None:
-    """Without the host's key another of this host could hold too."""
+def test_manual_deletion_of_either_key_is_a_loss(conch: Bench, which: str) -> None:
+    """Without the host's key another contender of this host could hold, too."""
     wrapper = hold(conch, 2, "--spread", "--ttl", "60s", env=on("a"))
     (key,) = (key for key in keys(conch) if f"/{which}/" in key)
     conch.etcd.delete(key)
@@ -313,7 +313,7 @@ def test_loss_of_either_key_by_hand_is_a_loss(conch: Bench, which: str) -> None:
 
 
 def test_slot_taken_after_a_wait_within_the_host_is_watched_too(conch: Bench) -> None:
-    """The semaphore itself was free: both keys are ours, and the loss of either is noticed at once."""
+    """The semaphore itself was free: conch watches the slot's key, too, and notices its deletion immediately."""
     first = hold(conch, 1, "--spread", env=on("a"))
     second = queue(conch, 1, "--spread", "--ttl", "60s", env=on("a"))
     first.signal(signal.SIGTERM)
@@ -324,7 +324,7 @@ def test_slot_taken_after_a_wait_within_the_host_is_watched_too(conch: Bench) ->
 
 
 def test_both_keys_of_spread_are_watched_anew_after_a_compaction(own: OwnEtcd) -> None:
-    """Once, not in a loop: neither may begin where the history is gone."""
+    """They are watched again once, not in a loop, because no watch resumes from compacted history."""
     endpoint = own.member.endpoint
     hold(own.bench, 1, "--spread", "--ttl", "600s", env=on("a"))
     queue(own.bench, 1, "--spread", "--ttl", "600s", env=on("b"))
@@ -340,7 +340,7 @@ def test_both_keys_of_spread_are_watched_anew_after_a_compaction(own: OwnEtcd) -
 
 
 def test_nonblock_writes_nothing_where_nothing_is_free(own: OwnEtcd) -> None:
-    """So nobody else finds its key in the way."""
+    """So no other contender finds its key ahead."""
     hold(own.bench, 1)
     before = requests(own.member.endpoint)
     assert own.bench.run("sema", "s", "--max", "1", "-n", "--", "true").returncode == 75
@@ -349,7 +349,7 @@ def test_nonblock_writes_nothing_where_nothing_is_free(own: OwnEtcd) -> None:
 
 
 def test_waiter_within_a_host_that_loses_a_key_queues_again(conch: Bench) -> None:
-    """Whichever key it is."""
+    """It does so for either key."""
     for _ in range(2):
         hold(conch, 2)
     waiter = queue(conch, 2, "--spread", env=on("a"))
@@ -361,12 +361,12 @@ def test_waiter_within_a_host_that_loses_a_key_queues_again(conch: Bench) -> Non
     assert len(waiter.events("place-lost")) == 2
 
 
-# -- many -------------------------------------------------------------------------------------------------
+# -- many waiters -----------------------------------------------------------------------------------------
 
 
 @dataclass
 class Waiters:
-    """Many keepers in one process, each with a connection, a lease and threads of its own, as in production."""
+    """Many keepers in one process, each with its own connection, lease and threads, as in production."""
 
     endpoints: str
     prefix: str
@@ -417,7 +417,7 @@ class Waiters:
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_release_costs_the_same_with_20_waiters_and_with_200(own: OwnEtcd, slots: int) -> None:
-    """Counted by etcd: the revocation, one look of each of at most N waiters, and one more key to watch for each."""
+    """etcd counts the revocation, a read by each of at most N waiters, and one more watched key for each."""
     endpoint = own.member.endpoint
     waiters = Waiters(endpoint, f"{own.bench.prefix}/many", slots)
     cost: dict[int, dict[str, int]] = {}
@@ -425,7 +425,7 @@ def test_a_release_costs_the_same_with_20_waiters_and_with_200(own: OwnEtcd, slo
     try:
         for count in (20, 200):
             seen = []
-            for _ in range(3):  # the least of three: on a loaded machine a connection may be made anew meanwhile
+            for _ in range(3):  # the least of three: a loaded machine may reconnect meanwhile
                 while len(waiters.workers) < released + slots + count:
                     waiters.add()
                 next_in_line = released + slots
@@ -433,7 +433,7 @@ def test_a_release_costs_the_same_with_20_waiters_and_with_200(own: OwnEtcd, slo
                 before = requests(endpoint)
                 waiters.release(released)
                 released += 1
-                wait_for(lambda: waiters.holds(next_in_line), "the next in line holds")  # noqa: B023 - called at once
+                wait_for(lambda: waiters.holds(next_in_line), "the next in line holds")  # noqa: B023 - called immediately
                 wait_for(lambda: settled(endpoint), "quiet")
                 seen.append(difference(before, requests(endpoint)))
                 assert sum(waiters.holds(i) for i in range(len(waiters.workers))) == released + slots
@@ -447,7 +447,7 @@ def test_a_release_costs_the_same_with_20_waiters_and_with_200(own: OwnEtcd, slo
 
 
 def settled(endpoint: str) -> bool:
-    """Whether etcd has handled nothing for a moment."""
+    """Whether etcd has handled no request for 0.2 s."""
     before = requests(endpoint)
     time.sleep(0.2)
     return requests(endpoint) == before

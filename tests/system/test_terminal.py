@@ -1,4 +1,4 @@
-"""Conch in a terminal: the child has it, Ctrl-C and Ctrl-Z do what they do without conch."""
+"""Conch on a terminal: the child has the terminal, and Ctrl-C and Ctrl-Z work as they do without conch."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def terminal(conch: Bench) -> Iterator[Terminal]:
 
 
 def test_shell_under_conch_has_job_control(terminal: Terminal) -> None:
-    """It reads, runs jobs in the foreground, and its exit code comes through."""
+    """It reads and runs jobs in the foreground, and conch exits with its code."""
     terminal.line(f"{ELECT} -- bash --norc --noprofile -i; echo code=$?")
     terminal.wait("$ ", 2)
     terminal.line("echo in $CONCH_NAME; sleep 1000")
@@ -37,7 +37,7 @@ def test_shell_under_conch_has_job_control(terminal: Terminal) -> None:
 
 
 def test_editor_under_conch_works(terminal: Terminal, conch: Bench) -> None:
-    """vim draws, takes keys and writes."""
+    """vim draws, reads keys and writes the file."""
     terminal.line(f"{ELECT} -- vim -u NONE -N text; echo code=$?")
     terminal.wait("text")
     terminal.wait("~")
@@ -48,7 +48,7 @@ def test_editor_under_conch_works(terminal: Terminal, conch: Bench) -> None:
 
 @pytest.mark.parametrize("flags", ["", "--restart"])
 def test_ctrl_c_ends_child_and_conch(terminal: Terminal, conch: Bench, flags: str) -> None:
-    """Also under --restart; the shell has its terminal back."""
+    """This includes --restart; the shell has its terminal back."""
     terminal.line(f"{ELECT} {flags} -- sh -c 'echo up; exec sleep 1000'")
     terminal.wait("up\r\n")
     terminal.type("\x03")
@@ -61,7 +61,7 @@ def test_ctrl_c_ends_child_and_conch(terminal: Terminal, conch: Bench, flags: st
 
 
 def test_ctrl_c_while_queued_leaves_the_queue(terminal: Terminal, conch: Bench) -> None:
-    """Conch itself is in the foreground then."""
+    """conch itself is in the foreground at that time."""
     conch.hold("o")
     terminal.line(f"{CONCH} elect o -- true")
     terminal.wait("event=queued")
@@ -73,7 +73,7 @@ def test_ctrl_c_while_queued_leaves_the_queue(terminal: Terminal, conch: Bench) 
 
 
 def test_ctrl_z_fg_and_bg_work_and_the_hold_lasts(terminal: Terminal, conch: Bench) -> None:
-    """Stopped for longer than the TTL, the office is still ours; fg gives the terminal back to the child."""
+    """The child is stopped for longer than the TTL, and the office is kept; fg gives it the terminal back."""
     terminal.line(f"{ELECT} --ttl 2s -- bash -c 'echo $$ > pid; while read -r x; do echo got:$x; done'; echo code=$?")
     child = int(conch.read("pid"))
     terminal.line("one")
@@ -109,7 +109,7 @@ def test_ctrl_z_fg_and_bg_work_and_the_hold_lasts(terminal: Terminal, conch: Ben
 
 
 def test_fg_of_a_conch_that_was_started_in_the_background(terminal: Terminal, conch: Bench) -> None:
-    """The shell sees no reason to continue it; the child gets the terminal when it reads."""
+    """The shell has no reason to send SIGCONT; the child gets the terminal when it reads."""
     terminal.line(f"{ELECT} -- bash -c 'echo $$ > pid; while [ ! -e go ]; do sleep 0.01; done; read x; echo got:$x' &")
     child = int(conch.read("pid"))
     terminal.line("fg")
@@ -122,7 +122,7 @@ def test_fg_of_a_conch_that_was_started_in_the_background(terminal: Terminal, co
 
 
 def test_child_that_is_killed_in_raw_mode_leaves_a_sane_terminal(terminal: Terminal, conch: Bench) -> None:
-    """Conch restores the modes that the child found."""
+    """conch restores the modes from before the child."""
     terminal.line(f"{ELECT} -- bash -c 'stty raw -echo; echo $$ > pid; sleep 1000'; stty -a; echo code=$?")
     child = int(conch.read("pid"))
     os.kill(child, 9)
@@ -131,7 +131,7 @@ def test_child_that_is_killed_in_raw_mode_leaves_a_sane_terminal(terminal: Termi
 
 
 def test_pipeline_keeps_the_terminal_with_the_shell(terminal: Terminal) -> None:
-    """With stdout elsewhere the terminal is not lent, and Ctrl-C reaches the child through conch."""
+    """If stdout is no terminal, the child does not get the terminal; Ctrl-C reaches it through conch."""
     terminal.line(f"{ELECT} -- sh -c 'echo up; exec sleep 1000' | cat")
     terminal.wait("up\r\n")
     terminal.type("\x03")
@@ -141,7 +141,7 @@ def test_pipeline_keeps_the_terminal_with_the_shell(terminal: Terminal) -> None:
 
 
 def program(pid: int) -> str:
-    """What a process runs."""
+    """Return the name of the program that a process runs."""
     try:
         with open(f"/proc/{pid}/comm") as file:
             return file.read().strip()
@@ -150,7 +150,7 @@ def program(pid: int) -> str:
 
 
 def state(pid: int) -> str:
-    """The process's state letter."""
+    """Return the process's state letter."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             text = file.read()

@@ -1,4 +1,4 @@
-"""The terminal in pipelines and scripts, in three shells; what ends with it, and what ends with Ctrl-C."""
+"""The terminal in pipelines and scripts, under three shells; what ends with it, and what ends by Ctrl-C."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ _UNTIL_HANGUP = "while stty > /dev/null 2>&1; do sleep 0.05; done"
 
 @pytest.fixture
 def shell_on_terminal(conch: Bench) -> Iterator[Open]:
-    """Starts a shell on a terminal."""
+    """Start a shell on a terminal."""
     opened: list[Terminal] = []
 
     def start(shell: str) -> Terminal:
@@ -32,7 +32,7 @@ def shell_on_terminal(conch: Bench) -> Iterator[Open]:
 
 @pytest.mark.parametrize("shell", ["bash", "dash", "zsh"])
 def test_command_in_a_pipeline_reads_the_terminal(shell_on_terminal: Open, shell: str) -> None:
-    """Whichever end of the pipeline conch is."""
+    """conch may be at either end of the pipeline."""
     terminal = shell_on_terminal(shell)
     terminal.line(f"{ELECT} -- sh -c 'echo rea''dy; read a; echo got:$a' | cat")
     terminal.wait("ready")
@@ -47,7 +47,7 @@ def test_command_in_a_pipeline_reads_the_terminal(shell_on_terminal: Open, shell
 
 @pytest.mark.parametrize("shell", ["bash", "dash", "zsh"])
 def test_reader_after_conch_in_a_pipeline_keeps_the_terminal(shell_on_terminal: Open, conch: Bench, shell: str) -> None:
-    """The command, which runs on, has not asked for it."""
+    """The command runs on and does not read from the terminal."""
     terminal = shell_on_terminal(shell)
     command = "sh -c 'echo $$ > pid; echo ready; exec sleep 1000'"
     terminal.line(f"{ELECT} -- {command} | sh -c 'read a; read b < /dev/tty; echo $a:$b'")
@@ -61,7 +61,7 @@ def test_reader_after_conch_in_a_pipeline_keeps_the_terminal(shell_on_terminal: 
 
 @pytest.mark.parametrize("shell", ["bash", "dash", "zsh"])
 def test_ctrl_z_and_fg_work_in_a_pipeline(shell_on_terminal: Open, conch: Bench, shell: str) -> None:
-    """The command is stopped with conch and goes on with it."""
+    """The command is stopped and continued together with conch."""
     terminal = shell_on_terminal(shell)
     terminal.line(f"{ELECT} -- sh -c 'echo $$ > pid; exec sleep 1000' | cat")
     child = int(conch.read("pid"))
@@ -77,7 +77,7 @@ def test_ctrl_z_and_fg_work_in_a_pipeline(shell_on_terminal: Open, conch: Bench,
 @pytest.mark.parametrize("flags", ["", "--restart"])
 @pytest.mark.parametrize("end", ["", "| cat"])
 def test_hangup_of_the_terminal_ends_conch(shell_on_terminal: Open, conch: Bench, flags: str, end: str) -> None:
-    """The shell passes nothing on: it dies first."""
+    """The shell forwards nothing, because it dies first."""
     terminal = shell_on_terminal("dash")
     terminal.line(f"exec sh -c \"{ELECT} {flags} --restart-min 10ms -- sh -c 'echo x >> runs; exec sleep 1000' {end}\"")
     conch.read("runs")
@@ -91,9 +91,9 @@ def test_hangup_of_the_terminal_ends_conch(shell_on_terminal: Open, conch: Bench
 def test_restart_ends_with_the_terminal_of_a_command_that_outlives_it(
     shell_on_terminal: Open, conch: Bench, end: str
 ) -> None:
-    """It ignored the hangup, or met the end of its input: it is not run again on a dead terminal."""
+    """A command that ignored the hangup or met the end of its input is not run again on a dead terminal."""
     conch.file("command").write_text(f"trap : HUP; echo x >> runs; {_UNTIL_HANGUP}; {end}")
-    terminal = shell_on_terminal("dash")  # it passes nothing on to its jobs
+    terminal = shell_on_terminal("dash")  # it forwards nothing to its jobs
     terminal.line(f"{ELECT} --restart --restart-min 10ms --kill-after 300ms -- sh command")
     conch.read("runs")
     terminal.hang_up()
@@ -104,7 +104,7 @@ def test_restart_ends_with_the_terminal_of_a_command_that_outlives_it(
 
 
 def test_restart_survives_a_hangup_that_its_caller_ignores(shell_on_terminal: Open, conch: Bench) -> None:
-    """As under nohup: the command, which had the terminal, is run again, as long as the caller wants it to."""
+    """As under nohup, a command that had the terminal is run again for as long as the caller wants."""
     conch.file("command").write_text(f"echo $PPID >> runs; {_UNTIL_HANGUP}; sleep 0.1")
     terminal = shell_on_terminal("dash")
     terminal.line("trap '' HUP")
@@ -116,8 +116,8 @@ def test_restart_survives_a_hangup_that_its_caller_ignores(shell_on_terminal: Op
     wait_for(lambda: not alive(pid), "the end of conch")
 
 
-def test_sighup_to_conch_is_the_end_of_restart(conch: Bench) -> None:
-    """It goes on to the command, which may take its time; then there is no next run."""
+def test_sighup_to_conch_ends_restart(conch: Bench) -> None:
+    """conch forwards it to the command, which may take its time; there is no next run."""
     wrapper = conch.start(
         "elect",
         "o",
@@ -137,7 +137,7 @@ def test_sighup_to_conch_is_the_end_of_restart(conch: Bench) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "dash", "zsh"])
 def test_ctrl_c_ends_a_loop_of_the_shell(shell_on_terminal: Open, shell: str) -> None:
-    """The shell sees what it waits for die of SIGINT."""
+    """The shell sees that the process it waits for dies of SIGINT."""
     terminal = shell_on_terminal(shell)
     terminal.line(f"for i in 1 2 3; do {ELECT} -- sh -c 'echo ru''n; exec sleep 1000'; done")
     terminal.wait("run\r\n")
@@ -150,7 +150,7 @@ def test_ctrl_c_ends_a_loop_of_the_shell(shell_on_terminal: Open, shell: str) ->
 @pytest.mark.parametrize("shell", ["bash", "dash"])
 @pytest.mark.parametrize("state", ["running", "queued", "piped"])
 def test_ctrl_c_ends_a_script(shell_on_terminal: Open, conch: Bench, shell: str, state: str) -> None:
-    """Its next step does not run."""
+    """The script's next step does not run."""
     if state == "queued":
         conch.hold("o")
     pipe = "| cat" if state == "piped" else ""
@@ -169,8 +169,8 @@ def test_ctrl_c_ends_a_script(shell_on_terminal: Open, conch: Bench, shell: str,
     assert not conch.file("runs").exists() or "next" not in conch.read("runs")
 
 
-def test_command_of_a_background_job_that_wants_the_terminal_says_so(shell_on_terminal: Open, conch: Bench) -> None:
-    """It is stopped with conch, which names the reason; `fg` gives it the terminal."""
+def test_background_command_that_wants_the_terminal_is_reported(shell_on_terminal: Open, conch: Bench) -> None:
+    """It is stopped with conch, which logs the reason; `fg` gives it the terminal."""
     terminal = shell_on_terminal("bash")
     terminal.line(f"{ELECT} -- sh -c 'read a; echo got:$a' &")
     terminal.wait("event=stopped name=o signal=SIGTTIN")
@@ -181,7 +181,7 @@ def test_command_of_a_background_job_that_wants_the_terminal_says_so(shell_on_te
 
 
 def test_command_in_a_script_without_job_control_reads_the_terminal(shell_on_terminal: Open, conch: Bench) -> None:
-    """All of the script is one group; `script` gives it another terminal."""
+    """The whole script is one group; `script` gives it another terminal."""
     conch.file("steps").write_text(f"{ELECT} -- sh -c 'echo ready; read a; echo got:$a' | cat\necho after\n")
     terminal = shell_on_terminal("bash")
     terminal.line("script -qec 'sh steps' /dev/null")
@@ -192,13 +192,13 @@ def test_command_in_a_script_without_job_control_reads_the_terminal(shell_on_ter
 
 
 def state(pid: int) -> str:
-    """The state of a process as /proc has it."""
+    """Return the state of a process from /proc."""
     with open(f"/proc/{pid}/stat") as file:
         return file.read().rsplit(")", 1)[1].split()[0]
 
 
 def programs(conch: Bench) -> dict[str, int]:
-    """The living processes of this test, by the names of their programs; the oldest of each."""
+    """Return the living processes of this test by the names of their programs; the oldest of each."""
     found: dict[str, int] = {}
     for pid in sorted(marked(conch.mark)):
         try:
@@ -211,7 +211,7 @@ def programs(conch: Bench) -> dict[str, int]:
 
 @pytest.mark.parametrize("end", ["sleep 1000 & exit 3", "setsid sleep 1000 & exit 3"])
 def test_leftovers_on_a_terminal_change_nothing(shell_on_terminal: Open, conch: Bench, end: str) -> None:
-    """They are ended, and the code is the command's; also where the command had no terminal of its own."""
+    """They are ended, and conch exits with the command's code, whether or not the command has the terminal."""
     terminal = shell_on_terminal("bash")
     for at, way in enumerate(["", "| cat", "< /dev/null > /dev/null 2>&1"]):
         terminal.line(f"{ELECT} --kill-after 200ms -- sh -c '{end}' {way}; echo co''de=${{PIPESTATUS[0]}}.")
@@ -219,8 +219,8 @@ def test_leftovers_on_a_terminal_change_nothing(shell_on_terminal: Open, conch: 
     assert conch.keys() == []
 
 
-def test_ctrl_c_with_leftovers_is_that_signal(shell_on_terminal: Open, conch: Bench) -> None:
-    """The leftover is ended, the hold given back, and conch dies of SIGINT."""
+def test_ctrl_c_with_leftovers_ends_conch_by_sigint(shell_on_terminal: Open, conch: Bench) -> None:
+    """The leftover is ended, the hold is released, and conch dies of SIGINT."""
     terminal = shell_on_terminal("bash")
     terminal.line(f"{ELECT} --kill-after 200ms -- sh -c 'setsid sleep 1000 & echo $$ > pid; exec tail -f /dev/null'")
     conch.read("pid")
@@ -233,7 +233,7 @@ def test_ctrl_c_with_leftovers_is_that_signal(shell_on_terminal: Open, conch: Be
 
 
 def test_terminal_comes_back_from_a_shell_that_was_killed_under_its_job(shell_on_terminal: Open, conch: Bench) -> None:
-    """Its last job, of a group of its own, had the terminal: the next run gets it all the same."""
+    """Its last job had the terminal in a group of its own; the next run still gets the terminal."""
     terminal = shell_on_terminal("bash")
     inner = "bash --norc --noprofile -i"
     terminal.line(f"{ELECT} --restart --restart-min 10ms --kill-after 300ms -- {inner}")
@@ -251,7 +251,7 @@ def test_terminal_comes_back_from_a_shell_that_was_killed_under_its_job(shell_on
 
 @pytest.mark.parametrize("outer", [f"{CONCH} elect outer --quiet --", f"{CONCH} dev --"])
 def test_command_of_a_conch_under_conch_reads_the_terminal(shell_on_terminal: Open, outer: str) -> None:
-    """In a pipeline, where each of them gets the terminal only as it asks for it."""
+    """In a pipeline each conch gets the terminal only when it asks for it."""
     terminal = shell_on_terminal("bash")
     terminal.line(f"{outer} {ELECT} -- sh -c 'echo rea''dy; read a; echo got:$a' | cat")
     terminal.wait("ready")
@@ -260,8 +260,8 @@ def test_command_of_a_conch_under_conch_reads_the_terminal(shell_on_terminal: Op
 
 
 @pytest.mark.parametrize("how", [f"{CONCH} dev --", f"{ELECT} --"])
-def test_nobody_can_continue_it_so_it_stays_stopped(shell_on_terminal: Open, conch: Bench, how: str) -> None:
-    """In an orphaned group, a command that wants the terminal is told of, and costs nothing while it waits."""
+def test_command_in_an_orphaned_group_stays_stopped(shell_on_terminal: Open, conch: Bench, how: str) -> None:
+    """If it wants the terminal, this is logged; while it waits, it uses no CPU."""
     terminal = shell_on_terminal("bash")
     terminal.line(f"( {how} sh -c 'echo $$ > pid; read a < /dev/tty' & )")
     child = int(conch.read("pid"))
@@ -274,8 +274,8 @@ def test_nobody_can_continue_it_so_it_stays_stopped(shell_on_terminal: Open, con
     wait_for(lambda: not marked_conch(conch), "the end of conch")
 
 
-def test_hook_that_wants_the_terminal_says_so(shell_on_terminal: Open) -> None:
-    """Hooks have none; it is stopped until its time is up."""
+def test_hook_that_wants_the_terminal_is_reported(shell_on_terminal: Open) -> None:
+    """Hooks have no terminal; the hook is stopped until its timeout."""
     terminal = shell_on_terminal("bash")
     terminal.line(f"{ELECT} --on-acquire 'read a < /dev/tty' --hook-timeout 1s -- true; echo co''de=$?")
     terminal.wait("event=stopped")
@@ -283,7 +283,7 @@ def test_hook_that_wants_the_terminal_says_so(shell_on_terminal: Open) -> None:
 
 
 def switches(pid: int) -> str:
-    """How often a process was put on a processor and off it."""
+    """Return the context switches of a process."""
     with open(f"/proc/{pid}/status") as file:
         return "".join(line for line in file if "ctxt_switches" in line)
 

@@ -1,4 +1,4 @@
-"""What a waiter says at once of a wait that may have no end."""
+"""What a waiter logs immediately about a wait that may never end."""
 
 import signal
 
@@ -9,8 +9,8 @@ from tests.support.conch import CONCH, Bench
 
 @pytest.mark.kinds("elect", "sema")
 @pytest.mark.parametrize("between", ["", f"{CONCH} elect between -- "])
-def test_wait_for_the_conch_around_us_is_told(conch: Bench, between: str) -> None:
-    """Directly within, and with another hold in between; it goes on waiting until it is ended."""
+def test_wait_for_the_outer_conch_is_logged(conch: Bench, between: str) -> None:
+    """The inner conch waits for an office that the outer one holds, directly or with another hold in between."""
     inner = " ".join([CONCH, *conch.holding("o"), "--", "touch", str(conch.file("ran"))])
     outer = conch.hold("o", command=f"exec {between}{inner}")
     assert outer.wait_event("waits-for-itself")["key"] == conch.key("o", outer.lease())
@@ -19,8 +19,8 @@ def test_wait_for_the_conch_around_us_is_told(conch: Bench, between: str) -> Non
     assert not conch.file("ran").exists()
 
 
-def test_wait_for_others_is_not_taken_for_one_for_ourselves(conch: Bench) -> None:
-    """Of two slots the conch around us has one; who has the other will leave."""
+def test_wait_for_others_is_not_taken_for_one_for_the_outer_conch(conch: Bench) -> None:
+    """The outer conch has one of two slots; the holder of the other will leave."""
     other = conch.start("sema", "s", "--max", "2", "--", "sleep", "1000")
     other.child()
     ran = conch.file("ran")
@@ -35,8 +35,8 @@ def test_wait_for_others_is_not_taken_for_one_for_ourselves(conch: Bench) -> Non
 
 
 @pytest.mark.kinds("elect", "sema")
-def test_key_without_a_lease_in_the_way_is_named_once(conch: Bench) -> None:
-    """Whoever put it has to delete it; then the wait is over."""
+def test_key_without_a_lease_that_blocks_the_queue_is_named_once(conch: Bench) -> None:
+    """The wait ends when somebody deletes the key."""
     key = conch.key("o", 0)
     conch.etcd.put(key, "by another tool")
     waiter = conch.queue("o", command="true")
@@ -47,8 +47,8 @@ def test_key_without_a_lease_in_the_way_is_named_once(conch: Bench) -> None:
 
 
 @pytest.mark.kinds("elect", "sema")
-def test_held_office_is_no_cause_for_alarm(conch: Bench) -> None:
-    """An ordinary wait is told as `queued`, and no more."""
+def test_ordinary_wait_causes_no_warning(conch: Bench) -> None:
+    """An ordinary wait is logged as `queued`, and no more."""
     holder = conch.hold("o")
     waiter = conch.queue("o", command="true")
     holder.signal(signal.SIGTERM)
