@@ -1,4 +1,4 @@
-"""`conch dev`: a real etcd for as long as a command runs, and nothing after it."""
+"""`conch dev`: a real etcd while a command runs, and nothing left afterwards."""
 
 import os
 import signal
@@ -16,18 +16,18 @@ RELEASES = ("3.4", "3.5.1", "3.5", "3.6", "3.7")
 
 
 def binary(line: str) -> Path:
-    """The etcd of a release; 3.5.1 is the one of conch's extra."""
+    """Return the etcd of a release; 3.5.1 is the one of conch's extra."""
     return Path(sys.executable).parent / "etcd" if line == "3.5.1" else Path(release(line))
 
 
 def etcds(mark: str) -> list[int]:
-    """The members that run for a test."""
+    """Return the members that run for a test."""
     return [pid for pid in marked(mark) if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"etcd")]
 
 
 @pytest.fixture
 def dev(conch: Bench, tmp_path: Path) -> Bench:
-    """Conch with a folder for temporary files of its own."""
+    """Conch with its own folder for temporary files."""
     (tmp_path / "tmp").mkdir()
     return conch
 
@@ -38,9 +38,9 @@ def temporary(dev: Bench) -> dict[str, str]:
 
 @pytest.mark.parametrize("members", [1, 3])
 def test_dev_runs_the_command_with_a_real_etcd(dev: Bench, members: int) -> None:
-    """Both variables are set; every member answers; the command's code is conch's; nothing is left.
+    """Both variables are set, every member answers, conch exits with the command's code, and nothing is left.
 
-    Where the kernel leaves room below the ports that it hands out, those of the members lie there.
+    If the kernel leaves room below its ephemeral ports, the members' ports are there.
     """
     script = "echo $CONCH_ENDPOINTS $ETCDCTL_ENDPOINTS; etcdctl put a b >&2 && etcdctl get a --print-value-only; exit 5"
     done = dev.run("dev", "--members", str(members), "--", "sh", "-c", script, env=temporary(dev))
@@ -57,13 +57,13 @@ def test_dev_runs_the_command_with_a_real_etcd(dev: Bench, members: int) -> None
 
 
 def of_release(dev: Bench, line: str) -> dict[str, str]:
-    """An environment in which this release is first on PATH."""
+    """Return an environment in which this release comes first on PATH."""
     return {**temporary(dev), "PATH": f"{binary(line).parent}:{os.environ['PATH']}"}
 
 
 @pytest.mark.parametrize(("line", "members"), [*((line, n) for line in RELEASES for n in (1, 3)), (RELEASES[-1], 5)])
 def test_dev_starts_every_release(dev: Bench, line: str, members: int) -> None:
-    """Each member is of the release that PATH names, and is written to through each; nothing is left."""
+    """Each member is of the release on PATH and accepts writes; nothing is left."""
     script = (
         "for one in $(echo $CONCH_ENDPOINTS | tr , ' '); do ETCDCTL_ENDPOINTS=$one etcdctl put a $one >&2 || exit 9; "
     )
@@ -72,7 +72,7 @@ def test_dev_starts_every_release(dev: Bench, line: str, members: int) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == members
-    # etcdctl 3.6 and later complain of each variable of theirs that they do not know
+    # etcdctl 3.6 and later complain about each ETCDCTL_ variable that they do not know
     assert "unrecognized environment variable" not in done.stderr
     assert all(f'"etcdserver":"{line}.' in one or f'"etcdserver":"{line}"' in one for one in lines), lines
     assert etcds(dev.mark) == []
@@ -89,8 +89,8 @@ def test_dev_starts_every_release(dev: Bench, line: str, members: int) -> None:
         ("3.5", "3.7", "execute job failed: unmarshal should never fail"),
     ],
 )
-def test_data_that_a_release_cannot_read_is_told_in_its_words(dev: Bench, first: str, then: str, said: str) -> None:
-    """One line without its stack, however the release writes it; and 69."""
+def test_data_that_a_release_cannot_read_is_reported_in_its_words(dev: Bench, first: str, then: str, said: str) -> None:
+    """In whatever format the release logs it, conch prints one line without the stack and exits 69."""
     data = ["dev", "--data-dir", str(dev.file("data")), "--"]
     assert dev.run(*data, "etcdctl", "put", "a", "b", env=of_release(dev, first)).returncode == 0
     done = dev.run(*data, "true", env=of_release(dev, then))
@@ -102,8 +102,8 @@ def test_data_that_a_release_cannot_read_is_told_in_its_words(dev: Bench, first:
 
 
 @pytest.mark.parametrize("line", RELEASES)
-def test_option_that_etcd_does_not_know_is_told(line: str) -> None:
-    """Not the last line of the help that follows."""
+def test_option_that_etcd_does_not_know_is_reported(line: str) -> None:
+    """The error is reported, not the last line of the help that follows it."""
     with (
         pytest.raises(EtcdFailed, match="flag provided but not defined: -nonsense$"),
         Cluster(binary=str(binary(line)), arguments=["--nonsense"]),
@@ -111,8 +111,8 @@ def test_option_that_etcd_does_not_know_is_told(line: str) -> None:
         pass
 
 
-def test_etcd_that_is_killed_at_its_start_is_told(dev: Bench) -> None:
-    """It has no last word."""
+def test_etcd_that_is_killed_at_its_start_is_reported(dev: Bench) -> None:
+    """It printed nothing, so conch names the signal."""
     folder = dev.file("bin")
     folder.mkdir()
     (folder / "etcd").write_text("#!/bin/sh\nkill -KILL $$\n")
@@ -123,7 +123,7 @@ def test_etcd_that_is_killed_at_its_start_is_told(dev: Bench) -> None:
 
 
 def test_dev_runs_elect_as_in_the_readme(dev: Bench) -> None:
-    """The first thing that a new user does."""
+    """A new user runs this command first."""
     done = dev.run(
         "dev",
         "--",
@@ -150,7 +150,7 @@ def test_data_lasts_with_data_dir_only(dev: Bench) -> None:
 
 
 def test_data_of_several_members_lasts_too(dev: Bench) -> None:
-    """They know each other by their ports, which last as well; another number of members is refused."""
+    """Members know each other by their ports, so these are kept, too; another number of members is refused."""
     data = str(dev.file("data"))
     assert dev.run("dev", "--members", "3", "--data-dir", data, "--", "etcdctl", "put", "a", "kept").returncode == 0
     done = dev.run("dev", "--members", "3", "--data-dir", data, "--", "etcdctl", "get", "a", "--print-value-only")
@@ -160,8 +160,8 @@ def test_data_of_several_members_lasts_too(dev: Bench) -> None:
     assert "holds a cluster of 3, not of 1" in done.stderr
 
 
-def test_data_dir_in_use_is_told(dev: Bench) -> None:
-    """At once."""
+def test_data_dir_in_use_is_reported(dev: Bench) -> None:
+    """The second `conch dev` exits 69."""
     data = str(dev.file("data"))
     first = dev.start("dev", "--data-dir", data)
     wait_for(lambda: first.out, "ready")
@@ -173,8 +173,8 @@ def test_data_dir_in_use_is_told(dev: Bench) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["--", "sh", "-c", "echo up; read x"]], ids=["alone", "command"])
-def test_death_of_a_member_is_told(dev: Bench, command: list[str]) -> None:
-    """At once when there is nothing else to wait for, else when the command has ended, whose code counts."""
+def test_death_of_a_member_is_reported(dev: Bench, command: list[str]) -> None:
+    """Without a command conch exits 69; with one, it waits for the command and exits with its code."""
     wrapper = dev.start("dev", *command, env=temporary(dev), stdin=-1)
     wait_for(lambda: wrapper.out.endswith("\n"), "ready")
     (etcd,) = etcds(dev.mark)
@@ -189,7 +189,7 @@ def test_death_of_a_member_is_told(dev: Bench, command: list[str]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.parametrize("command", [[], ["--", "sh", "-c", "echo up; exec sleep 1000"]], ids=["alone", "command"])
 def test_dev_stops_every_member_however_it_ends(dev: Bench, command: list[str], number: int) -> None:
-    """Also after SIGKILL; and what it was running ends too."""
+    """Even after SIGKILL the members, the command and the data are gone."""
     wrapper = dev.start("dev", "--members", "3", *command, env=temporary(dev))
     wait_for(lambda: wrapper.out.endswith("\n"), "dev is ready")
     assert len(etcds(dev.mark)) == 3
@@ -202,7 +202,7 @@ def test_dev_stops_every_member_however_it_ends(dev: Bench, command: list[str], 
 
 
 def test_signal_while_dev_starts_leaves_nothing(dev: Bench) -> None:
-    """Before it is ready."""
+    """The signal comes before the members are ready."""
     wrapper = dev.start("dev", "--members", "5", "--", "true", env=temporary(dev))
     wait_for(lambda: etcds(dev.mark), "a member")
     wrapper.signal(signal.SIGTERM)
@@ -212,7 +212,7 @@ def test_signal_while_dev_starts_leaves_nothing(dev: Bench) -> None:
 
 
 def test_dev_without_etcd_says_how_to_get_one(dev: Bench, tmp_path: Path) -> None:
-    """One line, 69."""
+    """It prints one line and exits 69."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     script = "import sys, conch.cli.main as m; sys.executable = '/nowhere/python'; m.main()"
@@ -230,8 +230,8 @@ def test_dev_without_etcd_says_how_to_get_one(dev: Bench, tmp_path: Path) -> Non
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_dev_with_a_broken_etcd_says_what_it_said(dev: Bench) -> None:
-    """The last line of its log."""
+def test_dev_with_a_broken_etcd_shows_its_last_line(dev: Bench) -> None:
+    """It exits 69 and leaves no temporary files."""
     folder = dev.file("bin")
     folder.mkdir()
     (folder / "etcd").write_text("#!/bin/sh\necho no way\nexit 1\n")
@@ -242,8 +242,8 @@ def test_dev_with_a_broken_etcd_says_what_it_said(dev: Bench) -> None:
     assert list(dev.file("tmp").iterdir()) == []
 
 
-def test_dev_with_a_data_dir_that_cannot_be_is_told(dev: Bench) -> None:
-    """One line."""
+def test_impossible_data_dir_is_reported(dev: Bench) -> None:
+    """One line names --data-dir."""
     dev.file("file").write_text("")
     done = dev.run("dev", "--data-dir", str(dev.file("file") / "data"), "--", "true")
     assert done.returncode == 69
@@ -251,13 +251,13 @@ def test_dev_with_a_data_dir_that_cannot_be_is_told(dev: Bench) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_missing_command_is_told_before_etcd_starts(dev: Bench) -> None:
-    """127."""
+def test_missing_command_is_reported(dev: Bench) -> None:
+    """conch exits 127."""
     assert dev.run("dev", "--", "/no/such/tool").returncode == 127
 
 
-def test_signals_go_on_to_the_command(dev: Bench) -> None:
-    """dev waits for it and exits with its code."""
+def test_signals_are_forwarded_to_the_command(dev: Bench) -> None:
+    """`conch dev` waits for the command and exits with its code."""
     wrapper = dev.start("dev", "--", "sh", "-c", "trap 'exit 9' TERM; echo up; while :; do sleep 0.02; done")
     wait_for(lambda: "up" in wrapper.out, "the command")
     assert any(alive(pid) for pid in children(wrapper.pid))

@@ -1,4 +1,4 @@
-"""`--who`, `--watch`, `--assert`: read-only looks at an office."""
+"""`--who`, `--watch`, `--assert`: read-only queries about an office."""
 
 import os
 import re
@@ -15,14 +15,14 @@ HOST = os.uname().nodename
 
 
 def test_who_on_a_vacant_office_prints_nothing_and_exits_1(conch: Bench) -> None:
-    """Also with --json."""
+    """It does the same with --json."""
     for flags in ([], ["--json"]):
         done = conch.run("elect", "o", "--who", *flags)
         assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
 def test_who_names_the_holder_and_not_the_waiters(conch: Bench) -> None:
-    """One line; JSON has the rest."""
+    """It prints one line; JSON has more fields."""
     first = conch.hold("o")
     conch.queue("o")
     rev = first.wait_event("acquired")["rev"]
@@ -43,7 +43,7 @@ def test_who_names_the_holder_and_not_the_waiters(conch: Bench) -> None:
 
 
 def test_watch_shows_the_present_state_and_each_change(conch: Bench) -> None:
-    """Vacant, held, handed over, vacant."""
+    """The office is vacant, held, handed over, and vacant again."""
     watcher = conch.start("elect", "o", "--watch")
     wait_for(lambda: watcher.out == "o -\n", "vacant")
     first = conch.hold("o", command="read x; exit 0", stdin=-1)
@@ -58,8 +58,8 @@ def test_watch_shows_the_present_state_and_each_change(conch: Bench) -> None:
     assert watcher.wait() == 130
 
 
-def test_watch_leaves_out_no_change_of_a_fast_sequence(conch: Bench) -> None:
-    """Written by hand faster than anyone could look."""
+def test_watch_shows_each_change_of_a_fast_sequence(conch: Bench) -> None:
+    """The keys are written to etcd faster than anyone could poll."""
     watcher = conch.start("elect", "o", "--watch", "--json")
     wait_for(lambda: "vacant" in watcher.out, "the first line")
     value = '{"host": "h", "pid": %d, "started": "s", "cmd": "c"}'
@@ -73,8 +73,8 @@ def test_watch_leaves_out_no_change_of_a_fast_sequence(conch: Bench) -> None:
     assert watcher.wait() == 128 + signal.SIGTERM
 
 
-def test_watch_says_that_etcd_is_away_and_is_back(own: OwnEtcd) -> None:
-    """What it shows meanwhile may be old."""
+def test_watch_logs_an_outage_and_its_end(own: OwnEtcd) -> None:
+    """What it shows during the outage may be outdated."""
     watcher = own.bench.start("elect", "o", "--watch")
     wait_for(lambda: watcher.out == "o -\n", "the first line")
     own.cluster.kill(own.member)
@@ -86,8 +86,8 @@ def test_watch_says_that_etcd_is_away_and_is_back(own: OwnEtcd) -> None:
     assert len(watcher.events("watch-interrupted")) == 1
 
 
-def test_assert_tells_whether_this_host_leads(conch: Bench) -> None:
-    """0 or 1; with a token too old, 1."""
+def test_assert_answers_whether_this_host_leads(conch: Bench) -> None:
+    """It exits 0 if it does and 1 if not, or if its token is too old."""
     assert conch.run("elect", "o", "--assert").returncode == 1
     wrapper = conch.hold("o")
     rev = int(wrapper.wait_event("acquired")["rev"])
@@ -103,8 +103,8 @@ def test_assert_tells_whether_this_host_leads(conch: Bench) -> None:
     ]
 
 
-def test_looks_take_no_lease_and_write_no_key(conch: Bench) -> None:
-    """The store's revision stays what it was below our prefix."""
+def test_queries_write_no_key(conch: Bench) -> None:
+    """No key appears under our prefix."""
     watcher = conch.start("elect", "o", "--watch")
     wait_for(lambda: watcher.out, "the first line")
     conch.run("elect", "o", "--who")
@@ -115,18 +115,18 @@ def test_looks_take_no_lease_and_write_no_key(conch: Bench) -> None:
 
 @pytest.mark.parametrize("value", ["junk", "[]", '{"host": 1}', '{"host": "h", "pid": "x", "started": "", "cmd": ""}'])
 def test_unreadable_holder_is_reported_by_its_key(conch: Bench, value: str) -> None:
-    """And taken for neither vacant nor another's: 69."""
+    """conch exits 69: the office counts neither as vacant nor as another's."""
     key = f"{conch.prefix}/elect/o/1"
     conch.etcd.put(key, value)
-    for look in ("--who", "--assert"):
-        done = conch.run("elect", "o", look)
+    for flag in ("--who", "--assert"):
+        done = conch.run("elect", "o", flag)
         assert (done.returncode, done.stdout) == (69, "")
         assert key in done.stderr
     conch.etcd.delete(key)
 
 
 def test_host_with_control_characters_does_not_reach_the_terminal(conch: Bench) -> None:
-    """Values are other people's."""
+    """Other people write these values."""
     conch.etcd.put(f"{conch.prefix}/elect/o/1", '{"host": "a\\u001b[31m\\nb", "pid": 1, "started": "s", "cmd": "c"}')
     out = conch.run("elect", "o", "--who").stdout
     assert out.count("\n") == 1
@@ -135,7 +135,7 @@ def test_host_with_control_characters_does_not_reach_the_terminal(conch: Bench) 
 
 
 def test_host_in_letters_that_the_terminal_does_not_have(conch: Bench) -> None:
-    """Escaped, not a traceback."""
+    """They are escaped; there is no traceback."""
     conch.etcd.put(f"{conch.prefix}/elect/o/1", '{"host": "h\\u00e9", "pid": 1, "started": "s", "cmd": "c"}')
     ascii_only = [sys.executable, "-I", "-X", "utf8=0", CONCH, "elect", "o", "--who"]
     done = subprocess.run(
@@ -145,8 +145,8 @@ def test_host_in_letters_that_the_terminal_does_not_have(conch: Bench) -> None:
     conch.etcd.delete(f"{conch.prefix}/elect/o/1")
 
 
-def test_reader_that_leaves_ends_the_watch_quietly(conch: Bench) -> None:
-    """As SIGPIPE would."""
+def test_closed_pipe_ends_the_watch_quietly(conch: Bench) -> None:
+    """The exit code is that of SIGPIPE, and nothing is printed."""
     read, write = os.pipe()
     process = subprocess.Popen(
         [CONCH, "elect", "o", "--watch"], env=conch.environment, stdout=write, stderr=subprocess.PIPE

@@ -1,4 +1,4 @@
-"""Hosts on which conch could not watch over what it runs: it says so and runs nothing; or it can, and does."""
+"""Hosts on which conch cannot control what it runs, so it reports this and runs nothing; and hosts where it can."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.conch import CONCH, Bench, alive, log_lines, wait_for
 
-# Each makes the host odd in a mount namespace of its own.
+# Each changes the host in a mount namespace of its own.
 _NO_PROC = "umount -l /proc"
 _NO_NULL = "mount -t tmpfs none /dev"
 _HIDDEN = "mount -t proc -o hidepid=invisible proc /proc"
@@ -19,7 +19,7 @@ USER = 54321
 
 
 def on_host(conch: Bench, odd: str, command: str, *flags: str) -> "subprocess.CompletedProcess[str]":
-    """Run a shell command in namespaces of its own, made odd first."""
+    """Run a shell command in its own namespaces, after `odd` has changed them."""
     return subprocess.run(
         ["unshare", "-m", *flags, "sh", "-c", f"{odd}; {command}"],
         env=conch.environment,
@@ -33,14 +33,14 @@ def on_host(conch: Bench, odd: str, command: str, *flags: str) -> "subprocess.Co
 
 
 def as_user(command: str) -> str:
-    """A plain user; that files may be read is for a Python that stands where only root looks."""
+    """Return the command as a plain user, who may read all files in case Python is where only root may read."""
     caps = "-all,+dac_read_search"
     return f"setpriv --reuid {USER} --regid {USER} --clear-groups --inh-caps={caps} --ambient-caps={caps} {command}"
 
 
 @pytest.fixture
 def open_folder(conch: Bench) -> Iterator[Path]:
-    """A folder that any user may reach; with a program that becomes root for good, whoever starts it."""
+    """A folder that any user may reach, with a program that makes whoever starts it root."""
     folder = Path(f"/tmp/conch-{conch.mark}")
     folder.mkdir()
     folder.chmod(0o777)
@@ -56,7 +56,7 @@ def open_folder(conch: Bench) -> Iterator[Path]:
     ("odd", "why"), [(_NO_PROC, "/proc is not mounted"), (_NO_NULL, "cannot open /dev/null"), ("", "another process")]
 )
 def test_host_without_what_conch_needs(conch: Bench, odd: str, why: str, command: str) -> None:
-    """One line and 69, before etcd is touched; a /proc that is another namespace's is as good as none."""
+    """One line and 69, before etcd is called; a /proc of another PID namespace is as bad as none."""
     flags = () if odd else ("-p", "-f")
     done = on_host(conch, odd or "true", f"{CONCH} {command} --endpoints 127.0.0.1:1; exit $?", *flags)
     assert done.returncode == 69
@@ -66,30 +66,30 @@ def test_host_without_what_conch_needs(conch: Bench, odd: str, why: str, command
 
 
 @pytest.mark.parametrize("odd", [_NO_PROC, _NO_NULL])
-def test_looks_need_nothing_of_that(conch: Bench, odd: str) -> None:
-    """They run nothing."""
+def test_queries_need_neither_proc_nor_null(conch: Bench, odd: str) -> None:
+    """They run no command."""
     assert on_host(conch, odd, f"{CONCH} elect o --who; exit $?").returncode == 1
     done = on_host(conch, odd, f"{CONCH} cron ls 0<&- 1<&-; exit $?")
     assert "Traceback" not in done.stderr
 
 
 def test_first_process_of_a_namespace_with_its_own_proc(conch: Bench) -> None:
-    """It sees what its command left, and ends it."""
+    """As PID 1, conch sees what its command left running, and ends it."""
     command = f"exec {CONCH} elect o --kill-after 300ms -- sh -c 'setsid sleep 1000 & echo started'"
     done = on_host(conch, "true", command, "-p", "-f", "--mount-proc")
     assert (done.returncode, done.stdout) == (0, "started\n")
     assert conch.keys() == []
 
 
-def test_first_process_of_a_namespace_exits_with_what_it_cannot_die_of(conch: Bench) -> None:
-    """The kernel spares it."""
+def test_first_process_of_a_namespace_exits_with_a_code_for_the_signal(conch: Bench) -> None:
+    """The kernel does not let PID 1 die of its own signal, so conch exits 128 + n."""
     command = f"exec {CONCH} elect o --quiet -- sh -c 'kill -TERM $$'"
     assert on_host(conch, "true", command, "-p", "-f", "--mount-proc").returncode == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("hook", ["", "--on-acquire true --on-lose true"])
 def test_plain_user_where_other_users_processes_are_hidden(conch: Bench, hook: str) -> None:
-    """What belongs to the user is seen; that nothing else is left the kernel says."""
+    """conch sees the user's processes; the kernel confirms that nothing else is left."""
     command = as_user(f"{CONCH} elect o --kill-after 300ms {hook} -- sh -c 'setsid sleep 1000 & echo started'")
     done = on_host(conch, _HIDDEN, command)
     assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
@@ -97,7 +97,7 @@ def test_plain_user_where_other_users_processes_are_hidden(conch: Bench, hook: s
 
 
 def test_hidden_leftover_of_another_user_keeps_the_hold(conch: Bench, open_folder: Path) -> None:
-    """It cannot be seen, nor killed; but the hold is not given to anybody beside it."""
+    """conch can neither see nor kill it, but nobody else gets the hold while it lives."""
     left = f"setsid {open_folder}/root --reuid 0 sh -c 'echo $$ > {open_folder}/pid; exec sleep 1000' &"
     script = open_folder / "command"
     script.write_text(f"{left} while ! test -s {open_folder}/pid; do sleep 0.05; done")
@@ -123,8 +123,8 @@ def test_hidden_leftover_of_another_user_keeps_the_hold(conch: Bench, open_folde
         holder.wait()
 
 
-def test_refused_kill_is_told_once_with_its_pid(conch: Bench, open_folder: Path) -> None:
-    """A command that became another user's; the hold is kept until somebody else ends it."""
+def test_refused_kill_is_logged_once_with_its_pid(conch: Bench, open_folder: Path) -> None:
+    """The command became another user's; the hold is kept until somebody else kills it."""
     command = as_user(f"{CONCH} elect o --kill-after 100ms -- {open_folder}/root --reuid 0 sleep 1000")
     with conch.file("err").open("wb") as err:
         holder = subprocess.Popen(["sh", "-c", f"exec {command}"], env=conch.environment, stderr=err, cwd=open_folder)

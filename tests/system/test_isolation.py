@@ -1,4 +1,4 @@
-"""What is in the environment is for the command: conch itself does not heed it, and hands it on as it was."""
+"""The environment is for the command: conch itself ignores it and passes it on unchanged."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import pytest
 from tests.support.conch import CONCH, Bench
 from tests.support.cron import Fleet
 
-# What conch itself may add.
+# The variables that conch itself adds.
 _OURS = re.compile(r"CONCH_(NAME|REV|LEASE|HOLD_KEY|TREE)=")
 _PYTHON = {
     "PYTHONHOME": "/nonexistent",
@@ -28,7 +28,7 @@ _PYTHON = {
 
 @pytest.fixture
 def trap(tmp_path: Path) -> dict[str, str]:
-    """Variables that keep a Python that heeds them from starting, or run another's code in it."""
+    """Variables that stop a Python that obeys them from starting, or run foreign code in it."""
     folder = tmp_path / "app"
     folder.mkdir()
     for name in ("enum", "os", "sitecustomize", "json", "conch"):
@@ -37,7 +37,7 @@ def trap(tmp_path: Path) -> dict[str, str]:
 
 
 def bare(conch: Bench) -> dict[str, str]:
-    """Nothing but where etcd is: no locale either."""
+    """Return only the variables that say where etcd is; no locale either."""
     return {name: value for name, value in conch.environment.items() if name.startswith("CONCH_")}
 
 
@@ -49,7 +49,7 @@ def lines(text: str) -> set[str]:
     "command", [("--version",), ("elect", "o", "--who"), ("cron", "ls"), ("cron", "next", "@daily")]
 )
 def test_python_variables_do_not_reach_conch(conch: Bench, trap: dict[str, str], command: tuple[str, ...]) -> None:
-    """Neither does a broken one keep it from starting, nor is anything of theirs run."""
+    """A broken one does not stop conch from starting, and no code of theirs runs."""
     plain = conch.run(*command)
     done = conch.run(*command, env=trap)
     assert (done.returncode, done.stdout, done.stderr) == (plain.returncode, plain.stdout, plain.stderr)
@@ -57,7 +57,7 @@ def test_python_variables_do_not_reach_conch(conch: Bench, trap: dict[str, str],
 
 
 def test_hold_with_python_variables(conch: Bench, trap: dict[str, str]) -> None:
-    """Both of conch's processes ignore them; hooks and the command have all of them."""
+    """Both of conch's processes ignore them; hooks and the command get all of them."""
     show = "env -0 > hook"
     done = conch.run("elect", "o", "--on-acquire", show, "--", "env", "-0", env=trap)
     assert done.returncode == 0, done.stderr
@@ -67,7 +67,7 @@ def test_hold_with_python_variables(conch: Bench, trap: dict[str, str]) -> None:
 
 
 def test_command_has_exactly_the_environment_of_conch(conch: Bench) -> None:
-    """Without a locale, too, where Python sets one for itself."""
+    """This is so without a locale, too, where Python sets one for itself."""
     environment = {**bare(conch), "odd.name": "x", "LEER": "", "K": "a=b\nc"}
     command = [CONCH, "elect", "o", "--quiet", "--on-acquire", "/usr/bin/env -0 > hook", "--", "/usr/bin/env", "-0"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=conch.folder)
@@ -76,7 +76,7 @@ def test_command_has_exactly_the_environment_of_conch(conch: Bench) -> None:
 
 
 def test_run_of_conchd_has_exactly_its_environment(conch: Bench, fleet: Fleet) -> None:
-    """As a wrapper's command has."""
+    """Only variables that describe the run are added."""
     environment = {**bare(conch), "CONCH_HOST": "a", "PATH": "/usr/bin:/bin", "PYTHONPATH": "/app"}
     daemon = subprocess.Popen(
         [CONCH, "conchd", "--quiet", "--state-dir", str(conch.file("state"))], env=environment, cwd=conch.folder
@@ -98,8 +98,8 @@ def test_run_of_conchd_has_exactly_its_environment(conch: Bench, fleet: Fleet) -
         assert daemon.wait(20) == 0
 
 
-def test_dev_hands_the_environment_on(conch: Bench, trap: dict[str, str]) -> None:
-    """With where its etcd is."""
+def test_dev_passes_the_environment_on(conch: Bench, trap: dict[str, str]) -> None:
+    """It adds only where its etcd is."""
     environment = {"PATH": os.environ["PATH"], **trap}
     done = subprocess.run(
         [CONCH, "dev", "--", "env", "-0"], env=environment, capture_output=True, text=True, check=True
@@ -110,7 +110,7 @@ def test_dev_hands_the_environment_on(conch: Bench, trap: dict[str, str]) -> Non
 
 
 def test_module_isolates_itself(conch: Bench, trap: dict[str, str]) -> None:
-    """As far as it can: what Python itself loads first is not in its hands."""
+    """It cannot control what Python loads before it."""
     for name in ("os", "sitecustomize", "conch"):
         (Path(trap["PYTHONPATH"]) / f"{name}.py").unlink()
     kept = {name: value for name, value in trap.items() if name in ("PYTHONPATH", "PYTHONDEVMODE")}
@@ -123,7 +123,7 @@ def test_module_isolates_itself(conch: Bench, trap: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("writable", [True, False])
 def test_command_completes_its_first_line(conch: Bench, trap: dict[str, str], writable: bool) -> None:
-    """An installer may drop what follows the interpreter; where conch may not write, it runs itself once more."""
+    """An installer may drop the interpreter's flags; conch adds them, or runs itself again if it may not write."""
     folder = conch.file("bin")
     folder.mkdir()
     installed = folder / "conch"
@@ -151,8 +151,8 @@ def test_command_completes_its_first_line(conch: Bench, trap: dict[str, str], wr
     assert [path.name for path in folder.iterdir()] == ["conch"]
 
 
-def test_sockets_and_watchdog_of_conch_are_the_commands(conch: Bench) -> None:
-    """What a service manager gave conch by its pid; what it gave another process stays as it is."""
+def test_sockets_and_watchdog_of_conch_reach_the_command(conch: Bench) -> None:
+    """What a service manager gave conch by its pid is passed on; what it gave another process stays unchanged."""
     show = "echo $$ $LISTEN_PID $WATCHDOG_PID ${LISTEN_PIDFDID-none} $LISTEN_FDS; cat <&3"
     conch.file("input").write_text("from 3\n")
     own = "exec 3< input; export LISTEN_PID=$$ WATCHDOG_PID=$$ LISTEN_FDS=1 LISTEN_PIDFDID=7; "

@@ -1,4 +1,4 @@
-"""The keeper that is forked before the command line is read leaves nothing behind, however that goes on."""
+"""The keeper that is forked before the command line is read leaves nothing behind, whatever happens next."""
 
 import subprocess
 import sys
@@ -20,8 +20,8 @@ print(keeper_process.early_pid(), flush=True)
 
 
 @pytest.mark.parametrize("then", ["os._exit(0)", "os.kill(os.getpid(), 9)", "keeper_process.discard_early()"])
-def test_early_keeper_ends_with_whoever_has_no_job_for_it(tmp_path: Path, then: str) -> None:
-    """Killed, ended, or told so."""
+def test_early_keeper_ends_when_it_is_not_needed(tmp_path: Path, then: str) -> None:
+    """Its parent exits, is killed, or discards it."""
     done = subprocess.run([sys.executable, "-c", HEAD + then], capture_output=True, text=True, check=False)
     pid = int(done.stdout)
     wait_for(lambda: not alive(pid), "it is gone", 5)
@@ -38,12 +38,12 @@ def test_early_keeper_ends_with_whoever_has_no_job_for_it(tmp_path: Path, then: 
     ],
 )
 def test_command_line_without_a_hold_leaves_no_keeper(conch: Bench, arguments: tuple[str, ...], code: int) -> None:
-    """The bench looks for processes that are left."""
+    """The bench checks that no process is left."""
     assert conch.run(*arguments).returncode == code
 
 
-def test_keeper_knows_what_the_command_line_says(conch: Bench, tmp_path: Path) -> None:
-    """All of it goes over the channel: odd bytes, long lists, passwords that are never shown."""
+def test_keeper_gets_all_of_the_command_line(conch: Bench, tmp_path: Path) -> None:
+    """Everything passes through the channel: odd bytes, long lists, passwords that are never shown."""
     endpoints = ",".join([conch.endpoints, *(f"127.0.0.1:{port}" for port in range(1, 40))])
     done = subprocess.run(
         [CONCH, "elect", "o", "--endpoints", endpoints, "--user", "u:p", "--", "printf", b"\xff\xfe"],
@@ -81,8 +81,8 @@ main()
 """
 
 
-def test_keeper_that_gets_too_little_gives_back_what_it_has(own: OwnEtcd) -> None:
-    """Its order came before the system refused it the last descriptor: no lease stays behind, and nobody holds."""
+def test_keeper_that_lacks_a_descriptor_revokes_its_lease(own: OwnEtcd) -> None:
+    """It has a lease when the system refuses it a descriptor: the lease is revoked, and nobody holds."""
     done = subprocess.run(
         [sys.executable, "-c", NO_TIMER, "elect", "o", "--quiet", "--", "true"],
         env=own.bench.environment,

@@ -1,4 +1,4 @@
-"""What answers, and oddly: no traceback, one clear line, the exit code of the contract, and the next endpoint asked."""
+"""Odd answers: no traceback, one clear line, the documented exit code, and the next endpoint is asked."""
 
 import json
 import time
@@ -34,7 +34,7 @@ COMMANDS = {
 
 @pytest.fixture
 def gateway(conch: Bench) -> Iterator[OddGateway]:
-    """The run's etcd, rewritten as a test says."""
+    """The test run's etcd behind a gateway that rewrites answers as a test says."""
     front = OddGateway(conch.endpoints, {})
     yield front
     front.close()
@@ -44,19 +44,19 @@ def env(front: OddGateway, transport: str = "http", **more: str) -> dict[str, st
     return {"CONCH_TRANSPORT": transport, "CONCH_ENDPOINTS": front.endpoint, **more}
 
 
-def words(text: str) -> list[str]:
-    """The lines that are none of the log's."""
+def plain_lines(text: str) -> list[str]:
+    """Return the lines that are no log lines."""
     return [line for line in text.splitlines() if not line.startswith("ts=")]
 
 
 def refused(conch: Bench, command: tuple[str, ...], environment: dict[str, str]) -> str:
-    """Run it: 69 in time, and one line, which it returns."""
+    """Run a command that must exit 69 in time with one line; return the line."""
     began = time.monotonic()
     done = conch.run(*command, env=environment)
     assert done.returncode == 69, done.stderr
     assert time.monotonic() - began < 20
     assert done.stdout == ""
-    (line,) = words(done.stderr)
+    (line,) = plain_lines(done.stderr)
     assert line.startswith("conch: cannot "), line
     assert not conch.file("ran").exists()
     return line
@@ -65,10 +65,10 @@ def refused(conch: Bench, command: tuple[str, ...], environment: dict[str, str])
 @pytest.mark.parametrize("transport", ["http", "auto"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_server_whose_answers_are_all_odd(conch: Bench, gateway: OddGateway, name: str, transport: str) -> None:
-    """Whatever the command and the shape: 69, and a line that says what is odd where."""
+    """Every command exits 69 with a line that says what is odd and at which endpoint."""
     gateway.rewrite = {"": shapes(list(COMMANDS).index(name))}
     line = refused(conch, COMMANDS[name], env(gateway, transport))
-    if not (name == "conchd" and transport == "auto"):  # which is gRPC, and never gets so far
+    if not (name == "conchd" and transport == "auto"):  # it uses gRPC, which does not get that far
         assert f"{gateway.endpoint}: " in line
         assert "odd answer" in line or "no JSON" in line or "bad answer" in line, line
         assert gateway.asked.total() > 0
@@ -78,7 +78,7 @@ def test_server_whose_answers_are_all_odd(conch: Bench, gateway: OddGateway, nam
     "name", ["elect", "elect-nonblock", "elect-who", "elect-watch", "cron-ls", "cron-run", "conchd"]
 )
 def test_grpc_server_whose_answers_are_empty(conch: Bench, name: str) -> None:
-    """An empty message is valid protobuf: read as it stands, the office would be vacant and the job unknown."""
+    """An empty message is valid protobuf: taken literally, the office would be vacant and the job unknown."""
     with empty_grpc() as endpoint:
         line = refused(conch, COMMANDS[name], {"CONCH_TRANSPORT": "grpc", "CONCH_ENDPOINTS": endpoint})
     assert "header" in line
@@ -87,7 +87,7 @@ def test_grpc_server_whose_answers_are_empty(conch: Bench, name: str) -> None:
 @pytest.mark.parametrize("transport", ["http", "auto"])
 @pytest.mark.parametrize("name", ["elect-who", "elect", "cron-ls"])
 def test_next_endpoint_is_asked(conch: Bench, gateway: OddGateway, name: str, transport: str) -> None:
-    """An endpoint that answers oddly costs nothing but the time of asking it."""
+    """An endpoint that answers oddly costs nothing but time."""
     gateway.rewrite = {"": shapes()}
     both = env(gateway, transport, CONCH_ENDPOINTS=f"{gateway.endpoint},{conch.endpoints}")
     command = tuple(word for word in COMMANDS[name] if word not in SHORT)
@@ -95,8 +95,8 @@ def test_next_endpoint_is_asked(conch: Bench, gateway: OddGateway, name: str, tr
     def asked() -> bool:
         done = conch.run(*command, env=both)
         assert done.returncode == (1 if name == "elect-who" else 0), done.stderr
-        assert words(done.stderr) == []
-        return gateway.asked.total() > 0  # which endpoint is the first is left to chance
+        assert plain_lines(done.stderr) == []
+        return gateway.asked.total() > 0  # which endpoint comes first is random
 
     wait_for(asked, "the odd one was the first to be asked")
 
@@ -106,14 +106,14 @@ def test_next_endpoint_is_asked(conch: Bench, gateway: OddGateway, name: str, tr
     [("/v3/lease/grant", "get a lease"), ("/v3/kv/txn", "make a transaction"), ("/v3/kv/range", "read ")],
 )
 def test_odd_answer_on_the_way_to_a_hold(conch: Bench, gateway: OddGateway, path: str, what: str) -> None:
-    """The request was served, only its answer is odd: nothing runs, and what was made is given back."""
+    """The request was served, only its answer is odd: nothing runs, and no key is left."""
     gateway.rewrite = {path: shapes(3)}
     assert what in refused(conch, COMMANDS["elect-nonblock"], env(gateway))
     wait_for(lambda: not conch.keys(), "nothing is left")
 
 
 def test_transaction_without_what_it_read_is_no_hold(conch: Bench, gateway: OddGateway) -> None:
-    """An answer that says that we are in line, and lacks those ahead, must not start anything."""
+    """An answer that says that we queue, but omits the keys ahead, must not start anything."""
 
     def without_keys(answer: bytes) -> Any:
         data = json.loads(answer)
@@ -131,16 +131,16 @@ def test_transaction_without_what_it_read_is_no_hold(conch: Bench, gateway: OddG
 
 @pytest.mark.parametrize("path", ["/v3/lease/keepalive", "/v3/kv/range"])
 def test_odd_answer_to_a_renewal_or_its_confirmation(conch: Bench, gateway: OddGateway, path: str) -> None:
-    """Is none: the command is ended by the deadline that was confirmed before, with 70."""
+    """It does not count: the command is ended by the last confirmed deadline, and conch exits 70."""
     wrapper = conch.hold("o", "--ttl", "2s", env=env(gateway))
     gateway.rewrite = {path: shapes()}
     assert wrapper.wait() == 70
     assert "odd answer" in wrapper.wait_event("renew-failed")["msg"]
-    assert words(wrapper.err) == []
+    assert plain_lines(wrapper.err) == []
 
 
 def test_odd_answer_to_the_release(conch: Bench, gateway: OddGateway) -> None:
-    """The command's code is passed on; that the lease was given back is not said."""
+    """conch exits with the command's code and logs that the lease expires by itself."""
     gateway.rewrite = {"/v3/lease/revoke": lambda _: {}}
     done = conch.run("elect", "o", "--command-timeout", "1s", "--", "sh", "-c", "exit 3", env=env(gateway))
     assert done.returncode == 3, done.stderr
@@ -158,27 +158,27 @@ def test_odd_answer_to_the_release(conch: Bench, gateway: OddGateway) -> None:
     ids=["header", "events", "unasked", "error"],
 )
 def test_odd_watch(conch: Bench, gateway: OddGateway, lines: list[Any]) -> None:
-    """Who waits looks now and then, and is promoted; a stream is not asked for over and over without a pause."""
+    """A waiter polls now and then, so it is promoted; streams are requested with pauses in between."""
     gateway.rewrite = {"/v3/watch": lambda _: lines}
     first = conch.hold("o")
     began = time.monotonic()
     second = conch.queue("o", command="echo ran >> ran", env=env(gateway))
-    looker = conch.start("elect", "o", "--watch", env=env(gateway))
-    looker.wait_event("watch-interrupted")
+    watcher = conch.start("elect", "o", "--watch", env=env(gateway))
+    watcher.wait_event("watch-interrupted")
     asked, for_s = gateway.asked["/v3/watch"], time.monotonic() - began
-    assert asked < 2 * (6 + 4 * for_s)  # 0.05 s of pause at first, then twice as long each time, up to a second
+    assert asked < 2 * (6 + 4 * for_s)  # pauses start at 0.05 s and double up to a second
     first.signal(15)
     assert second.wait(30) == 0, second.err
     assert conch.read("ran") == "ran\n"
-    assert words(second.err) == []
-    looker.signal(15)
-    assert looker.wait() == 143
-    assert words(looker.err) == []
+    assert plain_lines(second.err) == []
+    watcher.signal(15)
+    assert watcher.wait() == 143
+    assert plain_lines(watcher.err) == []
 
 
 @pytest.mark.parametrize("answer", [{}, {"token": 5}, {"token": "a\r\nX: b"}, {"header": HEADER, "token": ""}])
 def test_odd_login(conch: Bench, gateway: OddGateway, answer: Any) -> None:
-    """As any other answer: the next endpoint, and at the end 69."""
+    """conch tries the next endpoint and in the end exits 69."""
     gateway.rewrite = {"/v3/auth/authenticate": lambda _: answer}
     as_user = {"CONCH_USER": "u", "CONCH_PASSWORD": "p"}
     assert "odd answer" in refused(conch, COMMANDS["elect-who"], env(gateway, **as_user))

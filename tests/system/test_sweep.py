@@ -1,4 +1,4 @@
-"""History has a limit whatever it is made of, and the newest of it stays however old it is."""
+"""History is limited whatever it consists of, and its newest ticks stay however old they are."""
 
 import json
 import time
@@ -25,14 +25,14 @@ RESULT = json.dumps({"node": "n", "state": "ok"}).encode()
 
 
 class Past(Bed):
-    """History as the past left it: keys under the leases of then."""
+    """History as earlier times left it: keys under the leases of those times."""
 
     def __init__(self, endpoints: str, prefix: str, history: int = 50) -> None:
         super().__init__(endpoints, prefix, "allow", history)
         self.leases: list[int] = []
 
     def lease_of(self, kind: str, ago_s: float) -> int:
-        """The shared lease of a moment before now."""
+        """Return the shared lease of a time before now."""
         every = {"claims": HOUR, "results": DAY}[kind]
         lease = shared_lease(self.keys.prefix, kind, int((NOW - ago_s) // every))
         if lease not in self.leases:
@@ -41,21 +41,21 @@ class Past(Bed):
         return lease
 
     def write(self, name: str, ticks: list[int], *, fires: int = 0, results: int = 0) -> None:
-        """Put claims, results or both under these leases (0: none of them)."""
+        """Put claims, results or both under these leases (0: none)."""
         puts = [Put(self.keys.cron("fire", name, tick).encode(), CLAIM, fires) for tick in ticks if fires]
         puts += [Put(self.keys.cron("result", name, tick).encode(), RESULT, results) for tick in ticks if results]
         for at in range(0, len(puts), 100):
             self.store.txn([], puts[at : at + 100], timeout_s=5)
 
     def sweep(self, now: float = NOW) -> dict[str, int]:
-        """One whole sweep; what it counts."""
+        """Run one whole sweep; return its counts."""
         sweep = Sweep(self.store, self.keys, self.results, now, timeout_s=5)
         for _ in sweep.pages():
             pass
         return {what: count for what, count in sweep.counts.items() if count}
 
     def ticks(self, kind: str, name: str = "j") -> list[int]:
-        """The ticks of a job; other keys are left out."""
+        """Return the ticks of a job, without other keys."""
         prefix = self.keys.ticks(kind, name).encode()
         found = self.store.range(Range(prefix, prefix_end(prefix), keys_only=True), timeout_s=5).kvs
         return [at.tick for kv in found if (at := self.keys.tick_of(kv.key)) is not None]
@@ -86,15 +86,15 @@ def past(conch: Bench) -> Iterator[Past]:
     ("fires", "results"),
     [
         (range(180), range(180)),
-        (range(180), range(0)),  # of hosts that died
-        (range(0), range(180)),  # claims end first
+        (range(180), range(0)),  # only claims, of hosts that died
+        (range(0), range(180)),  # only results: claims expire first
         (range(100, 180), range(110)),  # mixed
-        (range(110, 150), range(110)),  # results whose claims have ended, then claims of hosts that died
+        (range(110, 150), range(110)),  # results whose claims have expired, then claims of hosts that died
         (range(10), range(10)),
     ],
 )
 def test_sweep_leaves_the_newest_ticks_and_a_floor_below_them(past: Past, fires: range, results: range) -> None:
-    """As many as are kept, of whatever there is; what went cannot be claimed again, nor has it a result."""
+    """The newest 50 stay, be they claims or results; a removed tick cannot be claimed again or get a result."""
     claims, ended = past.lease_of("claims", 0), past.lease_of("results", 0)
     past.write("j", [TICK + at for at in fires], fires=claims)
     past.write("j", [TICK + at for at in results], results=ended)
@@ -111,7 +111,7 @@ def test_sweep_leaves_the_newest_ticks_and_a_floor_below_them(past: Past, fires:
 
 
 def test_skips_alone_keep_history_at_its_limit(past: Past) -> None:
-    """A run that lasts, and a skip a tick: each skip removes what is too much, and the floor only rises."""
+    """While a run lasts each tick is skipped: each skip removes surplus ticks, and the floor only rises."""
     past.write("j", [TICK - at for at in range(1, 91)], fires=past.lease_of("claims", 0))
     old: tuple[int, ...] = ()
     has_floor, floors = False, [0]
@@ -134,7 +134,7 @@ def test_skips_alone_keep_history_at_its_limit(past: Past) -> None:
 
 
 def test_skip_beside_a_floor_that_was_raised_removes_nothing(past: Past) -> None:
-    """What it knew of is older than what another removed: the floor never falls."""
+    """The ticks that it knows are below the new floor, which never falls."""
     past.write("j", [TICK - at for at in range(1, 91)], fires=past.lease_of("claims", 0))
     past.put(past.keys.cron("floor", "j"), str(TICK - 20).encode())
     due = past.due(TICK)
@@ -146,8 +146,8 @@ def test_skip_beside_a_floor_that_was_raised_removes_nothing(past: Past) -> None
 
 
 @pytest.mark.parametrize("odd", ["5", "1000000000x"])
-def test_keys_that_are_no_ticks_do_not_have_new_ones_removed(past: Past, odd: str) -> None:
-    """Some lie before the oldest: what goes is the oldest all the same, or nothing."""
+def test_keys_that_are_no_ticks_do_not_cause_new_ticks_to_be_removed(past: Past, odd: str) -> None:
+    """Although some sort before the oldest tick, the oldest ticks are removed, or none."""
     lease = past.lease_of("results", 0)
     past.write("j", [TICK + at for at in range(80)], fires=lease)
     past.write("j", [TICK + at for at in range(75, 80)], results=lease)
@@ -165,7 +165,7 @@ def test_keys_that_are_no_ticks_do_not_have_new_ones_removed(past: Past, odd: st
 
 
 def test_sweep_beside_a_floor_that_is_higher(past: Past) -> None:
-    """What lies below it goes, and it stays."""
+    """Surplus ticks are removed, and the floor stays."""
     past.write("j", [TICK + at for at in range(90)], fires=past.lease_of("claims", 0))
     past.put(past.keys.cron("floor", "j"), str(TICK + 1000).encode())
     assert past.sweep() == {"trimmed": 40}
@@ -173,7 +173,7 @@ def test_sweep_beside_a_floor_that_is_higher(past: Past) -> None:
 
 
 def test_history_of_a_job_whose_runs_are_long_stays_at_its_limit(fleet: Fleet) -> None:
-    """The daemon alone, without a sweep: a run that does not end, and skips all along."""
+    """The daemon alone does this, without a sweep, while one run lasts and ticks are skipped."""
     fleet.start("a")
     now, prefix = int(time.time()), fleet.bench.prefix
     lease = fleet.bench.etcd.lease(600)
@@ -193,7 +193,7 @@ def test_history_of_a_job_whose_runs_are_long_stays_at_its_limit(fleet: Fleet) -
 
 
 def test_newest_ticks_outlive_their_leases(past: Past) -> None:
-    """Twenty of each job: results, and claims of hosts that died; the others end with their leases."""
+    """The newest twenty of each job stay, with a result or only claimed; the others expire with their leases."""
     claims, ended = past.lease_of("claims", 25 * HOUR), past.lease_of("results", 14 * DAY)
     ticks = [TICK - at * DAY for at in range(30, 0, -1)]
     past.write("j", ticks, fires=claims, results=ended)
@@ -214,8 +214,8 @@ def test_newest_ticks_outlive_their_leases(past: Past) -> None:
     assert past.ticks("result", "few") == ticks[:3]
 
 
-def test_what_is_not_about_to_end_is_not_written(past: Past) -> None:
-    """A sweep of jobs that are as they should be writes nothing at all."""
+def test_keys_that_do_not_expire_soon_are_not_written(past: Past) -> None:
+    """A sweep writes nothing if no key needs it."""
     past.write("j", [TICK - at for at in range(30)], fires=past.lease_of("claims", 5 * HOUR))
     past.write("j", [TICK - at for at in range(1, 30)], results=past.lease_of("results", 6 * DAY))
     everything = Range(past.keys.prefix.encode(), prefix_end(past.keys.prefix.encode()))
@@ -225,7 +225,7 @@ def test_what_is_not_about_to_end_is_not_written(past: Past) -> None:
 
 
 def test_key_that_changes_while_it_is_prolonged_is_left_as_it_is(past: Past) -> None:
-    """The others of the same transaction are prolonged all the same."""
+    """The other key of the same transaction is still prolonged."""
     ended = past.lease_of("results", 14 * DAY)
     past.write("j", [TICK, TICK + 1, TICK + 2], results=ended)
     sweep = Sweep(past.store, past.keys, past.results, NOW, timeout_s=5)
@@ -242,8 +242,8 @@ def test_key_that_changes_while_it_is_prolonged_is_left_as_it_is(past: Past) -> 
 # -- removed jobs ---------------------------------------------------------------------------------------------
 
 
-def test_what_removed_jobs_left_goes_once_it_is_old(past: Past) -> None:
-    """Theirs alone, however names lie beside each other; deeper keys and odd ones are left alone."""
+def test_old_history_of_removed_jobs_is_removed(past: Past) -> None:
+    """No other job's is removed, however similar the names; deeper and odd keys stay."""
     lease = past.lease_of("results", 0)
     old, young = [TICK - (20 + at) * DAY for at in range(70, 0, -1)], [TICK - at for at in range(70, 0, -1)]
     for name in ("a", "j-gone", "j.gone", "jgone", "z"):
@@ -270,7 +270,7 @@ def test_what_removed_jobs_left_goes_once_it_is_old(past: Past) -> None:
 
 
 def test_job_that_comes_back_while_it_is_swept_keeps_its_history_and_floor(past: Past) -> None:
-    """Each removal compares that the job is not there."""
+    """Each removal checks that the job does not exist."""
     lease = past.lease_of("results", 0)
     past.write("back", [TICK - 20 * DAY], results=lease)
     past.put(past.keys.cron("floor", "back"), b"1000000001")
@@ -288,8 +288,8 @@ def test_job_that_comes_back_while_it_is_swept_keeps_its_history_and_floor(past:
 # -- in the daemon --------------------------------------------------------------------------------------------
 
 
-def test_daemons_sweep_one_of_them_at_a_time(conch: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without being asked, soon after the start; a job with a daily tick keeps the newest, and nothing runs again."""
+def test_one_daemon_sweeps_at_a_time(conch: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sweeps soon after the start; a daily job keeps its newest ticks, and nothing runs again."""
     sweeps: list[Sweep] = []
 
     class Counted(Sweep):
@@ -324,8 +324,8 @@ def test_daemons_sweep_one_of_them_at_a_time(conch: Bench, tmp_path: Path, monke
         conch.etcd.delete_prefix(conch.prefix + "/cron/")
 
 
-def test_sweep_of_many_jobs_asks_for_many_at_a_time(conch: Bench) -> None:
-    """Its requests grow with pages of jobs, and a job that is as it should be costs none of its own."""
+def test_sweep_reads_many_jobs_per_request(conch: Bench) -> None:
+    """The number of requests grows with pages of jobs; a job that needs no change costs none of its own."""
     past = Past(conch.endpoints, conch.prefix)
     past.store.txn(
         [], [Put(past.keys.cron("job", f"j{at}").encode(), past.job.encode()) for at in range(120)], timeout_s=5
