@@ -1,4 +1,4 @@
-"""Clusters of three members, and proxies before a member."""
+"""Clusters of three members, and proxies in front of a member."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ def three(tmp_path: Path) -> Iterator[Three]:
 
 @pytest.fixture
 def proxied(conch: Bench) -> Iterator[Callable[[], Proxy]]:
-    """A factory of proxies before the run's etcd."""
+    """A factory of proxies in front of the test run's etcd."""
     proxies: list[Proxy] = []
 
     def make() -> Proxy:

@@ -1,4 +1,4 @@
-"""etcd cut off for a little less than the budget, in every way: nothing that runs notices it."""
+"""etcd is cut off in every way for a little less than the budget: no command that runs notices it."""
 
 import os
 import random
@@ -22,23 +22,23 @@ from tests.support.conch import Bench, Wrapper, log_lines, wait_for
 from tests.support.etcdctl import leader
 from tests.support.proxy import Proxy
 
-# Within this time of the moment at which any member can serve, a renewal comes through.
+# Once any member can serve, a renewal succeeds within this time.
 SOON_S = 0.5
-# So long without an answer, and a member served no more: asked are all, every 50 ms.
+# After so long without an answer no member serves any more; each is asked every 50 ms.
 _BREAK_S = 0.4
 TTLS_S = (6, 8, 10, 12)
 
 
 def certain_s(ttl_s: float) -> float:
-    """The table in docs/guarantees.md: what is ridden out for certain."""
+    """Return the longest outage that is certainly survived: the table in docs/guarantees.md."""
     return ttl_s - max(0.2, ttl_s / 20) - min(5.0, ttl_s / 3) - ttl_s / 5 - SOON_S
 
 
 class Service:
-    """Whether a member can serve a renewal, asked of each all the time; and how long this machine stalls."""
+    """Asks each member all the time whether it can serve a renewal; measures how long this machine stalls."""
 
     def __init__(self, endpoints: Sequence[str]) -> None:
-        self.served: list[float] = []  # the wall clock before each that was answered, of those since `begin`
+        self.served: list[float] = []  # when each answered request since `begin` was sent, on the wall clock
         self._since = time.time()
         self.stall_s = 0.0
         self._over = threading.Event()
@@ -52,12 +52,12 @@ class Service:
             thread.start()
 
     def begin(self) -> None:
-        """What is sent from now on counts."""
+        """Count only what is sent from now on."""
         self.served, self.stall_s = [], 0.0
         self._since = time.time()
 
     def since(self, moment: float) -> float:
-        """From when on a member could serve without a break, as seen from a later moment."""
+        """Return since when a member could serve without a break, as seen from a later time."""
         found = moment
         for sent_at in sorted(self.served, reverse=True):
             if sent_at <= moment:
@@ -98,7 +98,7 @@ class Service:
 
 @dataclass
 class Field:
-    """A cluster behind proxies, and those who hold or wait there, by their TTLs."""
+    """A cluster behind proxies, and the wrappers that hold or wait there, with their TTLs."""
 
     cluster: Cluster
     proxies: list[Proxy]
@@ -127,7 +127,7 @@ class Field:
 
 @pytest.fixture
 def field(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Field]:
-    """Three members or one, with arguments for etcd; with each TTL two that hold and one that waits."""
+    """Three members or one, with arguments for etcd; for each TTL two wrappers hold and one waits."""
     members, arguments = request.param
     with Cluster(members, arguments=arguments) as cluster:
         proxies = [Proxy(member.endpoint) for member in cluster.members]
@@ -147,13 +147,13 @@ def field(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Field]:
             proxy.close()
 
 
-# -- faults: each begins, and returns how it ends --------------------------------------------------------------
+# -- faults: each begins, and returns a function that ends it --------------------------------------------------
 
 Fault = Callable[[Field], Callable[[], None]]
 
 
 def silence(field: Field) -> Callable[[], None]:
-    """Packets vanish, in one direction or both."""
+    """Drop packets, in one direction or both."""
     how = field.rng.choice(["blackhole", "lose_requests", "lose_replies"])
     for proxy in field.proxies:
         proxy.blackhole() if how == "blackhole" else getattr(proxy, how).set()
@@ -166,7 +166,7 @@ def heal(field: Field) -> None:
 
 
 def refuse(field: Field) -> Callable[[], None]:
-    """Connections are reset, and new ones closed."""
+    """Reset connections, and close new ones."""
     for proxy in field.proxies:
         proxy.refuse.set()
         proxy.cut()
@@ -174,12 +174,12 @@ def refuse(field: Field) -> Callable[[], None]:
 
 
 def freeze(field: Field) -> Callable[[], None]:
-    """All members."""
+    """Stop all members."""
     return field.stop(*field.cluster.members)
 
 
 def lose_leader(field: Field) -> Callable[[], None]:
-    """Silently, until the others have elected another; one of those may be silent for us."""
+    """Stop the leader until the others have elected another; one of them may be silent to us."""
     gone = field.leader()
     end_stop = field.stop(gone)
     proxies = [p for p, m in zip(field.proxies, field.cluster.members, strict=True) if m is not gone]
@@ -196,7 +196,7 @@ def lose_leader(field: Field) -> Callable[[], None]:
 
 
 def lose_quorum(field: Field) -> Callable[[], None]:
-    """Two are stopped, and the third says that it has no leader; then one comes back, not the former leader."""
+    """Stop the leader and another; later continue the other, wait for a new leader, and continue the old one."""
     gone = field.leader()
     end_stop, end_other = field.stop(gone), field.stop(field.rng.choice(field.others(gone)))
 
@@ -222,14 +222,14 @@ FIELDS = {
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS, indirect=True)
 def test_cuts_just_inside_the_budget_end_nothing(field: Field, request: pytest.FixtureRequest) -> None:
-    """Each time in another way, at another moment; a TTL is judged where etcd was away for less than its budget."""
+    """Each cut is of another kind at another time; a TTL is checked if etcd was away for less than its budget."""
     seed, rounds = request.config.getoption("--seed"), request.config.getoption("--schedules") or 2
     settled(field)
     judged, latest_s = 0, 0.0
     for number in range(seed, seed + rounds):
         field.rng.seed(number)
         fault = field.rng.choice(AT_WILL + BY_ELECTION if len(field.proxies) > 1 else AT_WILL)
-        time.sleep(field.rng.uniform(0, max(TTLS_S) / 5))  # the phase of the renewals
+        time.sleep(field.rng.uniform(0, max(TTLS_S) / 5))  # a random phase of the renewals
         before = {wrapper: len(log_lines(wrapper.err)) for wrapper in field.wrappers}
         ttl_s = field.rng.choice(TTLS_S)
         length_s = field.rng.uniform(0, 2) if fault in BY_ELECTION else certain_s(ttl_s) - field.rng.uniform(0.05, 0.3)
@@ -251,7 +251,7 @@ def test_cuts_just_inside_the_budget_end_nothing(field: Field, request: pytest.F
                 check(lines, f"{story}, TTL {ttl_s}:\n{wrapper.err}")
                 for line in lines:
                     if line["event"] == "renewed":
-                        # what began to fail after a member served has failed for its own time
+                        # a renewal that began to fail after a member served counts from its own start
                         one_s = min(at(line) - field.service.since(at(line)), float(line["gap_s"]))
                         late_s, latest = max((late_s, latest), (one_s, wrapper.err))
         stall_s = field.service.stall_s
@@ -262,7 +262,7 @@ def test_cuts_just_inside_the_budget_end_nothing(field: Field, request: pytest.F
 
 
 def settled(field: Field) -> None:
-    """Wait until everybody is confirmed again, or waits again."""
+    """Wait until every wrapper is confirmed again or queues again."""
     states = ("renew-failed", "renewed", "lost", "place-lost", "acquired", "queued")
     for wrapper in field.wrappers:
         wait_for(
@@ -275,12 +275,12 @@ def settled(field: Field) -> None:
 
 
 def check(lines: Sequence[dict[str, str]], story: str) -> None:
-    """No loss but of what a woken former leader revoked: etcd's issue 15247."""
+    """Check that nothing was lost but what a woken former leader revoked: etcd's issue 15247."""
     for line in lines:
         assert line["event"] != "place-lost", story
         assert line["event"] != "lost" or "gone" in line["reason"], story
 
 
 def at(line: dict[str, str]) -> float:
-    """The moment of a log line."""
+    """Return the time of a log line."""
     return datetime.fromisoformat(line["ts"]).timestamp()

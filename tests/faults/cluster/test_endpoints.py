@@ -1,4 +1,4 @@
-"""Which endpoint is asked, and how many connections that takes."""
+"""Which endpoint is called, and how many connections that takes."""
 
 import itertools
 import time
@@ -17,7 +17,7 @@ MakeProxy = Callable[[], Proxy]
 
 @pytest.fixture
 def store_on(conch: Bench) -> Iterator[Callable[..., Store]]:
-    """Makes stores on proxies."""
+    """Make stores on proxies; close them after the test."""
     stores = []
 
     def make(*proxies: Proxy) -> Store:
@@ -30,7 +30,7 @@ def store_on(conch: Bench) -> Iterator[Callable[..., Store]]:
 
 
 def test_all_requests_of_a_store_share_one_connection(proxied: MakeProxy, store_on: Callable[..., Store]) -> None:
-    """And those of a whole wrapper, watch included."""
+    """Fifty reads take one connection."""
     proxy = proxied()
     store = store_on(proxy)
     for _ in range(50):
@@ -39,29 +39,29 @@ def test_all_requests_of_a_store_share_one_connection(proxied: MakeProxy, store_
 
 
 def test_a_holding_wrapper_keeps_its_connections(conch: Bench, proxied: MakeProxy) -> None:
-    """Lease, transaction, renewals, watch and revocation."""
+    """They serve its lease, transaction, renewals, watch and revocation."""
     proxy = proxied()
     wrapper = conch.hold("o", "--endpoints", proxy.endpoint, "--ttl", "2s")
     wait_for(lambda: proxy.calls.count("LeaseKeepAlive") >= 5, "renewals")
-    assert proxy.connections <= (1 if TRANSPORT == "grpc" else 2)  # the light driver's watch has one of its own
+    assert proxy.connections <= (1 if TRANSPORT == "grpc" else 2)  # the gateway driver's watch has one of its own
     assert "Watch" in proxy.calls
     wrapper.signal(15)
     wrapper.wait()
-    assert proxy.connections <= (1 if TRANSPORT == "grpc" else 2)  # the light driver's watch has one of its own
+    assert proxy.connections <= (1 if TRANSPORT == "grpc" else 2)  # the gateway driver's watch has one of its own
 
 
 def test_a_fleet_spreads_over_the_endpoints(proxied: MakeProxy, store_on: Callable[..., Store]) -> None:
-    """The list is tried in random order."""
+    """Each store tries its endpoints in random order."""
     proxies = [proxied(), proxied()]
     for _ in range(24):
         store_on(*proxies).range(Range(b"x"), timeout_s=5)
     assert all(proxy.connections > 2 for proxy in proxies)
 
 
-def test_a_failed_request_goes_to_another_endpoint_at_once_and_stays_there(
+def test_a_failed_request_goes_to_another_endpoint_immediately_and_stays_there(
     proxied: MakeProxy, store_on: Callable[..., Store]
 ) -> None:
-    """The failed one is not asked again while another works."""
+    """The failed endpoint is not called again while another works."""
     proxies = [proxied(), proxied()]
     store = store_on(*proxies)
     store.range(Range(b"x"), timeout_s=5)
@@ -74,10 +74,10 @@ def test_a_failed_request_goes_to_another_endpoint_at_once_and_stays_there(
     assert (used.connections, other.connections) == (1, 1)
 
 
-def test_each_endpoint_is_asked_once_a_round_and_never_the_same_twice_running(
+def test_each_endpoint_is_called_once_per_round_and_never_twice_in_a_row(
     proxied: MakeProxy, store_on: Callable[..., Store]
 ) -> None:
-    """Until the caller's time is up; with pauses in between, not in a busy loop."""
+    """Rounds go on until the caller's time is up, with pauses in between."""
     proxies = [proxied() for _ in range(3)]
     for proxy in proxies:
         proxy.lose_requests.set()
@@ -105,7 +105,7 @@ def test_each_endpoint_is_asked_once_a_round_and_never_the_same_twice_running(
 def test_a_silent_member_is_left_within_two_seconds(
     proxied: MakeProxy, store_on: Callable[..., Store], direction: str
 ) -> None:
-    """Whichever direction it is that vanishes."""
+    """Packets may vanish in either direction."""
     proxies = [proxied(), proxied()]
     store = store_on(*proxies)
     store.range(Range(b"x"), timeout_s=5)
@@ -116,10 +116,10 @@ def test_a_silent_member_is_left_within_two_seconds(
     assert time.monotonic() - began < 3
 
 
-def test_a_connection_that_went_away_in_idleness_is_made_anew(
+def test_an_idle_connection_that_was_cut_is_made_anew(
     conch: Bench, proxied: MakeProxy, store_on: Callable[..., Store]
 ) -> None:
-    """Cut by a firewall, say; the next request finds its way."""
+    """A firewall may have cut it; the next request succeeds over a new one."""
     proxy = proxied()
     store = store_on(proxy)
     store.txn([], [Put(f"{conch.prefix}/k".encode(), b"v")], timeout_s=5)
@@ -130,7 +130,7 @@ def test_a_connection_that_went_away_in_idleness_is_made_anew(
 
 
 def test_lease_of_ten_seconds_survives_a_member_that_goes_silent(conch: Bench, proxied: MakeProxy) -> None:
-    """The connection stays open and nothing comes: the renewals go on over another."""
+    """The connection stays open but nothing arrives: renewals continue over another connection."""
     proxies = [proxied(), proxied()]
     wrapper = conch.hold("o", "--endpoints", ",".join(proxy.endpoint for proxy in proxies))
     used = max(proxies, key=lambda proxy: proxy.connections)

@@ -1,4 +1,4 @@
-"""What each release does to leases and to members that do not serve, and that conch's holds bear it."""
+"""How each release treats leases and members that do not serve, and that conch's holds survive it."""
 
 import functools
 import os
@@ -23,14 +23,14 @@ from tests.support.etcdctl import leader
 from tests.support.members import add_learner
 from tests.support.proxy import Proxy
 
-# A machine that is busy with other tests.
+# Allows for a machine that is busy with other tests.
 SOON_S = 1.0
 LOSSES = ("our key is gone: deleted, or its lease revoked or run out", "our key is gone", "the lease is gone")
 
 
 @functools.cache
 def patch() -> tuple[int, ...]:
-    """The version of the etcd that the tests run on, with its patch."""
+    """Return the version of the etcd that the tests run on, with its patch number."""
     text = subprocess.run([find_etcd(), "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
     return tuple(int(part) for part in text.split()[2].split("."))
 
@@ -43,7 +43,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def store_on() -> Iterator[Callable[[str, str], Store]]:
-    """Makes stores on endpoints, over a driver."""
+    """Make stores on endpoints, over a driver; close them after the test."""
     stores: list[Store] = []
 
     def make(endpoints: str, transport: str = "http") -> Store:
@@ -63,14 +63,14 @@ def new_lease() -> int:
 
 
 def stop(*members: Member) -> None:
-    """Freeze members; all of their threads stand when this returns."""
+    """Freeze members; all of their threads are stopped when this returns."""
     for member in members:
         os.kill(member.pid, signal.SIGSTOP)
     for member in members:
-        wait_for(lambda member=member: stands(member.pid), "it stands")  # type: ignore[misc]
+        wait_for(lambda member=member: all_stopped(member.pid), "it stands")  # type: ignore[misc]
 
 
-def stands(pid: int) -> bool:
+def all_stopped(pid: int) -> bool:
     tasks = Path(f"/proc/{pid}/task").glob("*/stat")
     return all(task.read_text().rpartition(") ")[2].startswith("T") for task in tasks)
 
@@ -94,7 +94,7 @@ def serves(store: Store) -> bool:
 
 
 class Deletion:
-    """When each key below a prefix was deleted, on conch's clock, as one member tells it."""
+    """When each key below a prefix was deleted, by conch's clock, as one member reports it."""
 
     def __init__(self, store: Store, prefix: str, revision: int) -> None:
         self.at: dict[str, float] = {}
@@ -133,8 +133,8 @@ while True:
 )
 
 
-def moments(path: Path, what: str) -> list[float]:
-    """When something is noted in a command's log."""
+def times_of(path: Path, what: str) -> list[float]:
+    """Return when a command logged something."""
     lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
     return [float(line[1]) for line in lines if len(line) == 2 and line[0] == what]
 
@@ -142,14 +142,14 @@ def moments(path: Path, what: str) -> list[float]:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("longer_than_ttl", [False, True], ids=["until another leads", "longer than the TTL"])
 def test_woken_former_leader_and_the_hold(three: Three, store_on: MakeStore, longer_than_ttl: bool) -> None:
-    """The hold is kept where it slept for less than the TTL. After more than that each release may revoke it.
+    """If the leader slept for less than the TTL, the hold is kept; after more, each release may revoke it.
 
-    Up to 3.4.30 and 3.5.12 a former leader revokes what it takes for expired (etcd's issue 15247). Since then it asks
-    the others first whether it leads, but only if its clock has not ticked for three heartbeats; when a whole process
-    was stopped, the clock ticks at once as it wakes, and which comes first is chance.
+    Up to 3.4.30 and 3.5.12, a former leader revokes leases that it takes for expired (etcd's issue 15247). Later
+    releases first ask the others whether it leads, but only if its clock has not ticked for three heartbeats. If a
+    whole process was stopped, the clock ticks immediately on waking, and chance decides which comes first.
 
-    If it revokes, SIGTERM comes at once, and the next holder overlaps for `--kill-after` at most: here by a command
-    that ignores SIGTERM.
+    If it revokes, SIGTERM comes immediately, and the next holder overlaps for `--kill-after` at most; here the command
+    ignores SIGTERM.
     """
     kill_after_s, ttl_s = 1.0, 7
     bench, cluster = three.bench, three.cluster
@@ -182,22 +182,22 @@ def test_woken_former_leader_and_the_hold(three: Three, store_on: MakeStore, lon
         assert longer_than_ttl
         assert first.wait() == 70
         assert first.wait_event("lost")["reason"] in LOSSES
-        (sigterm_at, *_), ended_at = moments(bench.file("first"), "term"), moments(bench.file("first"), "beat")[-1]
+        (sigterm_at, *_), ended_at = times_of(bench.file("first"), "term"), times_of(bench.file("first"), "beat")[-1]
         print(f"SIGTERM {sigterm_at - deletion.at[key]:.3f} s after that, its end {ended_at - deletion.at[key]:.3f} s")
         assert sigterm_at <= deletion.at[key] + 0.3
         assert ended_at <= deletion.at[key] + kill_after_s + SOON_S
         if second.events("child-start"):  # it may have lost its lease in the same way
-            (start_at, *_) = moments(bench.file("second"), "start")
+            (start_at, *_) = times_of(bench.file("second"), "start")
             assert start_at >= deletion.at[key] - 0.05
             assert ended_at - start_at <= kill_after_s + SOON_S
     else:
         check_kept(first, second)
-        assert not moments(bench.file("first"), "term")
+        assert not times_of(bench.file("first"), "term")
     deletion.end()
 
 
 def leader_of(members: list[Member], but: Member) -> Member | None:
-    """Who leads, as these members say."""
+    """Return the leader that these members report, unless it is `but`."""
     some = Cluster.__new__(Cluster)
     some.members = members
     found = leader(some)
@@ -240,9 +240,9 @@ class Renewing:
 def test_renewal_that_a_leader_without_its_followers_answers_proves_nothing(
     three: Three, store_on: MakeStore, transport: str
 ) -> None:
-    """For an election timeout it does not know that it is none any more, and each release answers a renewal then.
+    """For an election timeout a former leader of any release still answers renewals, but no linearizable read.
 
-    (3.5.13 and later ask the others first, but only if the clock has stood.) It answers no linearizable read.
+    (3.5.13 and later ask the others first, but only if the clock has stood still.)
     """
     ttl_s = 4
     former = three.leader()
@@ -272,10 +272,8 @@ def check_no_proof(renewing: Renewing, latest: float) -> None:
     assert not renewing.losses
 
 
-def test_renewal_through_a_follower_is_one_and_without_a_leader_none(
-    three: Three, store_on: MakeStore, transport: str
-) -> None:
-    """It passes it on to the leader, at the leader's term; where there is none it says so."""
+def test_renewal_through_a_follower_needs_a_leader(three: Three, store_on: MakeStore, transport: str) -> None:
+    """The follower forwards it, and answers in the leader's term; without a leader it says so."""
     leads = three.leader()
     follower, other = others(three.cluster, leads)
     store = store_on(follower.endpoint, transport)
@@ -293,12 +291,12 @@ def test_renewal_through_a_follower_is_one_and_without_a_leader_none(
         with pytest.raises(Unreachable):
             store.keep_alive(renewing.lease, timeout_s=0.5)
 
-        def told() -> bool:
+        def says_so() -> bool:
             with pytest.raises(Unreachable) as raised:
                 store.keep_alive(renewing.lease, timeout_s=0.5)
             return "it has no leader" in str(raised.value)
 
-        wait_for(told, "it says so", 10)
+        wait_for(says_so, "it says so", 10)
         check_no_proof(renewing, stopped_at + 3)
     finally:
         renewing.session.stop()
@@ -310,8 +308,8 @@ def test_renewal_through_a_follower_is_one_and_without_a_leader_none(
 # -- how long a lease lasts ----------------------------------------------------------------------------------------
 
 
-def test_granted_ttl_is_what_was_asked_or_more(tmp_path: Path, store_on: MakeStore, transport: str) -> None:
-    """At an election timeout of 4 s etcd gives at least 6 s, and conch counts on what it gives."""
+def test_granted_ttl_is_the_requested_one_or_more(tmp_path: Path, store_on: MakeStore, transport: str) -> None:
+    """At an election timeout of 4 s etcd grants at least 6 s, and conch uses the granted TTL."""
     with Cluster(arguments=["--election-timeout", "4000"]) as cluster:
         store = store_on(cluster.endpoints, transport)
         for asked, given in ((1, 6), (2, 6), (3, 6), (5, 6), (6, 6), (7, 7), (10, 10)):
@@ -327,21 +325,21 @@ def test_granted_ttl_is_what_was_asked_or_more(tmp_path: Path, store_on: MakeSto
 
 
 def checkpoints() -> tuple[str, ...]:
-    """What makes this etcd keep checkpoints of leases, and keep them over a change of the leader where it can."""
+    """Return the flags that make this etcd keep checkpoints of leases, if it can even over a change of leader."""
     if running() >= (3, 6):
         return ("--feature-gates=LeaseCheckpoint=true,LeaseCheckpointPersist=true",)
     keep, persist = "--experimental-enable-lease-checkpoint", "--experimental-enable-lease-checkpoint-persist"
-    # 3.5.1 does not have the flag; 3.4.23 does not tell of it, and crashes with the first one alone
+    # 3.5.1 lacks the second flag; 3.4.23 does not list it, and crashes with the first one alone
     known = subprocess.run([find_etcd(), persist, "--version"], capture_output=True, check=False, timeout=20)
     return (keep,) if known.returncode else (keep, persist)
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpoints"])
-def test_no_key_vanishes_before_its_last_renewal_and_ttl(store_on: MakeStore, checkpointing: bool) -> None:
-    """Renewed once and left; the leader dies, or all members are started again. Each lease lasts its TTL, or longer.
+def test_no_key_vanishes_within_a_ttl_of_its_last_renewal(store_on: MakeStore, checkpointing: bool) -> None:
+    """After one renewal the leader dies, or all members restart: each lease lasts its TTL, or longer.
 
-    (Checkpoints are made every five minutes, so a lease of less is begun anew by a new leader, with them and without.)
+    (Checkpoints are made every five minutes, so a new leader restarts a shorter lease, with them and without.)
     """
     ttl_s = 4
     with Cluster(3, arguments=checkpoints() if checkpointing else ()) as cluster:
@@ -356,7 +354,7 @@ def test_no_key_vanishes_before_its_last_renewal_and_ttl(store_on: MakeStore, ch
             throughout(granted_at + ttl_s / 2 - clock.now(), lambda: None)
             sent_at = clock.now()
             assert store.keep_alive(renewing, timeout_s=2).ttl_s == ttl_s
-            # not at the moment of the renewal: a lease that was begun anew would last as long
+            # not right after the renewal, when a restarted lease would last as long
             throughout(0.5, lambda: None)
             for member in cluster.members if fault == "all restart" else [leads]:
                 cluster.kill(member)
@@ -364,7 +362,7 @@ def test_no_key_vanishes_before_its_last_renewal_and_ttl(store_on: MakeStore, ch
                 if fault == "all restart":
                     cluster.restart(member)
             deletion = Deletion(store, key, put.header.revision)
-            wait_for(lambda: deletion.at, "its end", 30)  # noqa: B023 - called at once
+            wait_for(lambda: deletion.at, "its end", 30)  # noqa: B023 - called immediately
             lasted_s = deletion.at[key] - sent_at
             print(f"\netcd {'.'.join(map(str, patch()))}, {fault}: the key lasted {lasted_s:.2f} s of {ttl_s}")
             assert lasted_s >= ttl_s
@@ -378,10 +376,10 @@ def test_no_key_vanishes_before_its_last_renewal_and_ttl(store_on: MakeStore, ch
 
 
 @pytest.mark.timeout(120)
-def test_learner_is_no_endpoint_to_hold_by(tmp_path: Path) -> None:
-    """With another endpoint all goes on there; alone it is 69 within the dial timeout, and a line that says what it is.
+def test_learner_alone_serves_nobody(tmp_path: Path) -> None:
+    """Beside another endpoint it does no harm; alone, every command exits 69 and says that it is a learner.
 
-    So it is for all that ask it, on both drivers.
+    This holds for both drivers.
     """
     with Cluster() as cluster:
         learner = add_learner(cluster)
@@ -401,7 +399,7 @@ def test_learner_is_no_endpoint_to_hold_by(tmp_path: Path) -> None:
                 ("conchd", *alone, *daemon),
             ):
                 wrappers.append(bench.start(*line, env=env))
-            # whichever is tried first
+            # whichever endpoint is tried first
             for _ in range(3):
                 assert bench.run("elect", "o", "--endpoints", both, "--", "true", env=env).returncode == 0
                 assert bench.run("elect", "o", "--endpoints", both, "--who", env=env).returncode == 1
@@ -420,7 +418,7 @@ def says_learner(bench: Bench, learner: Member) -> bool:
 
 @pytest.mark.timeout(120)
 def test_holds_and_watches_pass_over_a_learner(tmp_path: Path) -> None:
-    """Holds, waiters, a watch and conchd lose their connection, again and again, and come past the learner."""
+    """Holds, waiters, a watch and conchd lose their connection repeatedly, and get past the learner each time."""
     with Cluster() as cluster:
         learner = add_learner(cluster)
         proxy = Proxy(cluster.members[0].endpoint)
@@ -453,14 +451,14 @@ def check_unharmed(wrappers: list[Wrapper], watches: list[Wrapper]) -> None:
         assert not wrapper.events("lost", "place-lost", "defect"), wrapper.err
 
 
-# -- watches that nothing happens on -------------------------------------------------------------------------------
+# -- idle watches --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(120)
 def test_watch_is_not_torn_down_by_twenty_seconds_of_silence(conch: Bench) -> None:
-    """Asked whether it still is one, each release answers on the stream; then it shows the next change.
+    """Each release answers a probe on the stream, which later shows the next change.
 
-    (Asked for its progress, 3.5.35 and later do not answer while the watch begins at a revision that is still to come.)
+    (A progress request gets no answer from 3.5.35 and later while the watch begins at a future revision.)
     """
     proxies, watches = [], []
     for transport in ("http", "grpc"):

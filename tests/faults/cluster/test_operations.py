@@ -1,4 +1,4 @@
-"""What an operator does to etcd while conch uses it."""
+"""Operators' work on etcd while conch uses it."""
 
 import secrets
 import threading
@@ -13,7 +13,7 @@ from tests.support.etcdctl import etcdctl
 
 
 def test_compaction_and_defragmentation_under_load(own: OwnEtcd) -> None:
-    """Holders, waiters and watches go on; the watch misses no change."""
+    """Holders, waiters and watches continue; the watch misses no change."""
     bench, ctl = own.bench, ["--endpoints", own.member.endpoint]
     holder = bench.hold("o", "--ttl", "5s")
     waiter = bench.queue("o", command="true")
@@ -35,7 +35,7 @@ def test_compaction_and_defragmentation_under_load(own: OwnEtcd) -> None:
             revision = bench.etcd.get(f"{bench.prefix}/load")[1].mod_revision
             etcdctl(*ctl, "compact", str(revision))
             etcdctl(*ctl, "defrag")
-            wait_for(lambda: watch.out.count("\n") >= 3 + 2 * i, "both changes")  # noqa: B023 - called at once
+            wait_for(lambda: watch.out.count("\n") >= 3 + 2 * i, "both changes")  # noqa: B023 - called immediately
     finally:
         stop.set()
         thread.join()
@@ -48,7 +48,7 @@ def test_compaction_and_defragmentation_under_load(own: OwnEtcd) -> None:
 
 
 def test_watch_that_fell_behind_a_compaction_lists_again(own: OwnEtcd) -> None:
-    """Frozen over changes whose history is then gone: it shows the present state and goes on."""
+    """It was frozen while changes were made and compacted: it shows the present state and later changes."""
     import signal
 
     bench = own.bench
@@ -70,8 +70,8 @@ def test_watch_that_fell_behind_a_compaction_lists_again(own: OwnEtcd) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_full_etcd_is_a_clear_line_and_holders_keep_what_they_have(tmp_path: Path) -> None:
-    """The NOSPACE alarm: new holds are refused with 69, old ones go on, and are given back."""
+def test_full_etcd_gives_a_clear_line_and_holders_keep_their_holds(tmp_path: Path) -> None:
+    """Under the NOSPACE alarm new holds are refused with 69; old ones are kept and can be released."""
     with Cluster(arguments=["--quota-backend-bytes", str(2 * 1024 * 1024)]) as cluster:
         bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
         holder = bench.hold("o", "--ttl", "3s")
@@ -93,8 +93,8 @@ def test_full_etcd_is_a_clear_line_and_holders_keep_what_they_have(tmp_path: Pat
         bench.finish()
 
 
-def test_value_of_a_megabyte_by_hand_stops_nothing(conch: Bench) -> None:
-    """Somebody put it below our prefix."""
+def test_manually_written_megabyte_stops_nothing(conch: Bench) -> None:
+    """A waiter queues behind the key and runs once it is deleted."""
     key = f"{conch.prefix}/elect/o/ffff"
     conch.etcd.put(key, "x" * 1_000_000)
     waiter = conch.queue("o", command="true")

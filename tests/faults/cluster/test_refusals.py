@@ -1,4 +1,4 @@
-"""A daemon on an etcd that refuses writes: what it asks, logs and counts, its health, and that it goes on after."""
+"""A daemon on an etcd that refuses writes: its requests, log, counters and health, and its recovery."""
 
 import json
 import re
@@ -34,7 +34,7 @@ from tests.support.metrics import difference, requests
 from tests.support.proxy import Proxy
 
 JOBS, PERIOD_S, WINDOW_S = 40, 5, 10
-# In a window: a probe every two seconds or so, look-ups of what was missed, a renewal and its read every two seconds.
+# In a window: a probe about every two seconds, reads for missed ticks, a renewal and its read every two seconds.
 MOST_REQUESTS, MOST_LINES = 120, 20
 
 
@@ -53,7 +53,7 @@ def small(tmp_path: Path) -> Iterator[tuple[Cluster, Fleet]]:
 
 
 def health(address: str) -> tuple[int, str]:
-    """Code and body of /healthz."""
+    """Return the code and body of /healthz."""
     try:
         with urllib.request.urlopen(f"http://{address}/healthz", timeout=15) as answer:
             return answer.status, answer.read().decode()
@@ -63,7 +63,7 @@ def health(address: str) -> tuple[int, str]:
 
 
 def ticks_missed(address: str) -> int:
-    """What /metrics says of them."""
+    """Return the number of missed ticks in /metrics."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=15) as answer:
         found = re.search(r"^conch_ticks_missed_total ([0-9.e+]+)$", answer.read().decode(), re.MULTILINE)
     assert found is not None
@@ -71,14 +71,14 @@ def ticks_missed(address: str) -> int:
 
 
 def fill(cluster: Cluster) -> None:
-    """Put what is of no use until etcd takes nothing more."""
+    """Write useless keys until etcd is full."""
     with pytest.raises(AssertionError, match="space exceeded"):
         for number in range(200):
             etcdctl("--endpoints", cluster.endpoints, "put", f"/fill/{number}", "x" * 100_000)
 
 
 def make_room(cluster: Cluster) -> None:
-    """What an operator does about it."""
+    """Free space as an operator would: delete, compact, defragment, clear the alarm."""
     ctl = ("--endpoints", cluster.endpoints)
     etcdctl(*ctl, "del", "/fill/", "--prefix")
     ((_, status),) = ((one, one["Status"]) for one in json.loads(etcdctl(*ctl, "endpoint", "status", "-w", "json")))
@@ -87,27 +87,27 @@ def make_room(cluster: Cluster) -> None:
     etcdctl(*ctl, "alarm", "disarm")
 
 
-# What is told of a fault: not of single ticks that are skipped.
-TOLD = ("claim-failed", "not-delivered", "refresh-failed", "fault-over", "missed", "held-back")
+# The events that report a fault, not those of single skipped ticks.
+FAULT_EVENTS = ("claim-failed", "not-delivered", "refresh-failed", "fault-over", "missed", "held-back")
 
 
 def put_jobs(fleet: Fleet, overlap: str = "allow") -> None:
-    """All of them, by hand."""
+    """Write every job straight to etcd."""
     job = json.dumps({"schedule": f"@every {PERIOD_S}s", "cmd": ["true"], "overlap": overlap})
     for number in range(JOBS):
         fleet.bench.etcd.put(f"{fleet.bench.prefix}/cron/job/j{number}", job)
 
 
 def window(cluster: Cluster, daemon: Wrapper) -> tuple[int, int]:
-    """The requests that etcd handles, and the lines that the daemon logs, in a while."""
+    """Return how many requests etcd handles, and how many lines the daemon logs, in a window."""
     before, lines = requests(cluster.endpoints), daemon.err.count("\n")
     time.sleep(WINDOW_S)
     return sum(difference(before, requests(cluster.endpoints)).values()), daemon.err.count("\n") - lines
 
 
 @pytest.mark.timeout(240)
-def test_full_etcd_costs_little_is_said_and_is_survived(small: tuple[Cluster, Fleet]) -> None:
-    """40 jobs whose ticks cannot be claimed: few requests and lines, not growing; 503 and why; missed ticks counted."""
+def test_full_etcd_costs_little_is_reported_and_is_survived(small: tuple[Cluster, Fleet]) -> None:
+    """The ticks of 40 jobs cannot be claimed: few requests and lines, 503 with the reason, missed ticks counted."""
     cluster, fleet = small
     daemon = fleet.start("a", "--status-addr", "0")
     address = daemon.wait_event("status")["addr"]
@@ -136,7 +136,7 @@ def test_full_etcd_costs_little_is_said_and_is_survived(small: tuple[Cluster, Fl
     first = min(min(one) for one in claimed)
     last = min(max(one) for one in claimed)
     lost = [tick for one in claimed for tick in range(first, last + 1, PERIOD_S) if tick not in one]
-    # each once: those of the very first tick may be from before a job was there
+    # each is counted once; the very first ticks may be from before their job existed
     assert missed <= len(lost) <= missed + JOBS
 
     def said() -> int:
@@ -147,13 +147,13 @@ def test_full_etcd_costs_little_is_said_and_is_survived(small: tuple[Cluster, Fl
 
 
 @pytest.mark.timeout(180)
-def test_full_etcd_is_noticed_and_forgotten_without_a_tick(small: tuple[Cluster, Fleet]) -> None:
-    """There is nothing to be claimed: our own registration finds out, and within seconds that it is over."""
+def test_full_etcd_and_its_end_are_noticed_without_a_tick(small: tuple[Cluster, Fleet]) -> None:
+    """No tick is due: the registration shows the fault and, within seconds, its end."""
     cluster, fleet = small
     daemon = fleet.start("a", "--status-addr", "0")
     address = daemon.wait_event("status")["addr"]
     fill(cluster)
-    other = fleet.start("b", ready=False)  # a's word is asked for by no one but the minute
+    other = fleet.start("b", ready=False)  # a writes its registration only once a minute
     wait_for(lambda: health(address)[0] == 503, "503", 90)
     other.wait_event("not-registered")
     make_room(cluster)
@@ -161,11 +161,11 @@ def test_full_etcd_is_noticed_and_forgotten_without_a_tick(small: tuple[Cluster,
     other.wait_event("registered")
 
 
-# -- other firm refusals -----------------------------------------------------------------------------------
+# -- other lasting refusals --------------------------------------------------------------------------------
 
 
 def alarm(cluster: Cluster, action: int) -> None:
-    """Raise (1) or clear (2) the alarm of a corrupt cluster, by which etcd refuses all writes."""
+    """Raise (1) or clear (2) the alarm of a corrupt cluster, under which etcd refuses all writes."""
     etcd = etcd3.client(port=cluster.members[0].client_port)
     status = etcd.status()
     request = etcdrpc.AlarmRequest(action=action, memberID=status.leader.id, alarm=2)
@@ -174,7 +174,7 @@ def alarm(cluster: Cluster, action: int) -> None:
 
 
 class Corrupt:
-    """An etcd whose data are found to differ between members."""
+    """An etcd that has found different data on its members."""
 
     word = "corrupt"
 
@@ -193,7 +193,7 @@ class Corrupt:
 
 
 class Denied:
-    """A role that may only read any more."""
+    """A role that loses its permission to write."""
 
     word = "permission denied"
 
@@ -222,7 +222,7 @@ class Denied:
 
 
 class DeniedInPart(Denied):
-    """A role that may write anything but run keys, or but results: some writes are refused, and all others made."""
+    """A role that may write all but run keys, or all but results: etcd refuses some writes and makes the others."""
 
     def __init__(self, cluster: Cluster, prefix: str, kept: Sequence[str]) -> None:
         self._prefix = prefix
@@ -240,7 +240,7 @@ class DeniedInPart(Denied):
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("refused", ["cron/run", "cron/result"])
 def test_lasting_refusal_of_some_writes_costs_little(own_fleet: Fleet, own: OwnEtcd, refused: str) -> None:
-    """What is made does not set off all that is refused again: requests and lines stay few, 503 and why."""
+    """A write that succeeds does not set off all refused ones again: few requests and lines, 503 with the reason."""
     fleet = own_fleet
     put_jobs(fleet, overlap="forbid")
     kept = {"cron/fire", "cron/result", "cron/run", "cron/floor", "node"} - {refused}
@@ -252,10 +252,10 @@ def test_lasting_refusal_of_some_writes_costs_little(own_fleet: Fleet, own: OwnE
         fault.begin()
         wait_for(lambda: health(address)[0] == 503, "503", 30)
         time.sleep(PERIOD_S)
-        told = len(daemon.events(*TOLD))
+        told = len(daemon.events(*FAULT_EVENTS))
         asked, _ = window(own.cluster, daemon)
         assert asked <= 2 * MOST_REQUESTS
-        assert len(daemon.events(*TOLD)) - told <= MOST_LINES
+        assert len(daemon.events(*FAULT_EVENTS)) - told <= MOST_LINES
         wait_for(lambda: health(address)[0] == 503 and fault.word in health(address)[1], "503 and why")
         fault.end()
         wait_for(lambda: health(address)[0] == 200, "200 again", 40)
@@ -269,7 +269,7 @@ def test_lasting_refusal_of_some_writes_costs_little(own_fleet: Fleet, own: OwnE
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", [Corrupt, Denied])
 def test_any_lasting_refusal_costs_little(own_fleet: Fleet, own: OwnEtcd, kind: type[Corrupt | Denied]) -> None:
-    """Whatever it is that etcd refuses: few requests and lines, 503 and why, and ticks again when it is over."""
+    """Whatever etcd refuses: few requests and lines, 503 with the reason, and ticks again when it is over."""
     fleet = own_fleet
     put_jobs(fleet)
     fault = kind(own.cluster)
@@ -295,7 +295,7 @@ def test_any_lasting_refusal_costs_little(own_fleet: Fleet, own: OwnEtcd, kind: 
     fleet.results("j0", known + 2)
 
 
-# -- what a refusal says -----------------------------------------------------------------------------------
+# -- what a refusal means ----------------------------------------------------------------------------------
 
 
 def store_of(*endpoints: str) -> GrpcStore:
@@ -303,7 +303,7 @@ def store_of(*endpoints: str) -> GrpcStore:
 
 
 def test_refusal_is_clear_unless_an_earlier_try_was_not(small: tuple[Cluster, Fleet]) -> None:
-    """Of a full etcd, and of a lease that is not there; beside an endpoint whose answer was lost it stays unclear."""
+    """A full etcd or a missing lease is a clear refusal; after a try whose answer was lost it is unclear."""
     cluster, _ = small
     store = store_of(cluster.endpoints)
     with pytest.raises(LeaseGone) as gone:
@@ -334,12 +334,12 @@ def test_refusal_is_clear_unless_an_earlier_try_was_not(small: tuple[Cluster, Fl
 
 
 class Large(GrpcStore):
-    """Writes so much with each claim that claims cross the quota; how often etcd says that it is full is counted."""
+    """Writes so much with each claim that claims cross the quota; counts how often etcd is full."""
 
     refused = 0
 
     def txn(self, compare: Any, success: Any, failure: Any = (), *, timeout_s: float) -> TxnResult:
-        """With another key beside it."""
+        """Add a large key to the transaction."""
         more = [Put(b"/fill/" + one.key, b"x" * 20_000) for one in success if isinstance(one, Put)][:1]
         try:
             return super().txn(compare, [*success, *more], failure, timeout_s=timeout_s)
@@ -349,7 +349,7 @@ class Large(GrpcStore):
 
 
 def test_claim_that_etcd_makes_and_refuses_in_one_is_known_to_be_made() -> None:
-    """The requests that cross the quota are: a claim that fails clearly is not there, whoever fills etcd beside it."""
+    """etcd does so to requests that cross the quota; a claim that fails clearly does not exist, even among others."""
     made_all_the_same = 0
     for _ in range(5):
         with Cluster(arguments=QUOTA) as cluster:
@@ -360,7 +360,7 @@ def test_claim_that_etcd_makes_and_refuses_in_one_is_known_to_be_made() -> None:
 
 
 def cross_the_quota(cluster: Cluster) -> int:
-    """Claim side by side until each claimer is refused; how many claims were made and refused in one."""
+    """Claim in parallel until each claimer is refused; return how many claims were both made and refused."""
     keys, me = Keys("/t"), Holder("a", 1, "2026-01-01T00:00:00Z", "conchd")
     job = decode("j", {"schedule": "@every 1s", "cmd": ["true"], "overlap": "allow"})
     store = store_of(cluster.endpoints)

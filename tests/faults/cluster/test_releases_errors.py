@@ -1,6 +1,6 @@
-"""Each error in `conch.etcd.error_codes`, provoked from the etcd on PATH: its code, its text, what conch makes of it.
+"""Each error in `conch.etcd.error_codes`, provoked from the etcd on PATH: its code, its text, and conch's reaction.
 
-Run on each release, it says where a release words or numbers an error in another way.
+Run on each release, this shows where a release words or numbers an error differently.
 """
 
 import threading
@@ -32,7 +32,7 @@ PUT = [Put(b"/e/k", b"v")]
 
 
 class Noting(FailOver[Any]):
-    """Notes what etcd answers, and asks the endpoints in their order."""
+    """Records etcd's errors, and calls the endpoints in their order."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
@@ -44,12 +44,12 @@ class Noting(FailOver[Any]):
         return self.seen[-1]
 
     def check(self, *expected: EtcdError) -> None:
-        """One of these errors was answered."""
+        """Check that one of these errors was answered."""
         found = [one for one in self.seen if any(row.matches(one.code, one.details) for row in expected)]
         assert found, (expected, self.seen)
 
     def send(self, token: str) -> None:
-        """Use this token."""
+        """Use this token from now on."""
         self._login._token = token
 
 
@@ -72,7 +72,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 def opened(kind: Kind, endpoints: str, user: str | None = None, password: str | None = None) -> Any:
-    """A store, asked in the order of its endpoints."""
+    """Return a store that calls its endpoints in their order."""
     return kind(
         Connection(parse_endpoints(endpoints), user=user, password=password, transport=kind.__name__[6:].lower())
     )
@@ -86,7 +86,7 @@ def plain() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """With users, and JWT: such a token carries the revision of the users that it was given under."""
+    """A cluster with users and JWT: a token carries the revision of the users at its login."""
     folder = tmp_path_factory.mktemp("jwt")
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     private, public = folder / "jwt.key", folder / "jwt.pub"
@@ -104,7 +104,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def test_leases(plain: Cluster, kind: Kind) -> None:
-    """One that is not there, and one that is."""
+    """A lease that does not exist, and one that already exists."""
     store = opened(kind, plain.endpoints)
     with pytest.raises(LeaseGone):
         store.txn([], [Put(b"/e/k", b"v", 12345)], timeout_s=5)
@@ -118,8 +118,8 @@ def test_leases(plain: Cluster, kind: Kind) -> None:
     store.close()
 
 
-def test_writes_that_are_too_much(plain: Cluster, kind: Kind) -> None:
-    """Answers for good, and nothing was made."""
+def test_writes_that_are_too_large(plain: Cluster, kind: Kind) -> None:
+    """The answers are final and clear: nothing was written."""
     store = opened(kind, plain.endpoints)
     with pytest.raises(Rejected, match="too many operations") as many:
         store.txn([], [Put(b"/e/%d" % i, b"") for i in range(129)], timeout_s=5)
@@ -132,16 +132,16 @@ def test_writes_that_are_too_much(plain: Cluster, kind: Kind) -> None:
     store.close()
 
 
-def test_login_that_nobody_asks_for(plain: Cluster, kind: Kind) -> None:
-    """It is served without."""
+def test_login_where_authentication_is_off(plain: Cluster, kind: Kind) -> None:
+    """Requests are served without a login."""
     store = opened(kind, plain.endpoints, "root", "rootpw")
     store.range(KEY, timeout_s=5)
     store.check(error_codes.NOT_ENABLED)
     store.close()
 
 
-def test_history_that_is_gone(plain: Cluster, kind: Kind) -> None:
-    """A watch says so."""
+def test_compacted_history(plain: Cluster, kind: Kind) -> None:
+    """A watch from there ends with an error."""
     store = opened(kind, plain.endpoints)
     first = store.txn([], PUT, timeout_s=5).header.revision
     revision = store.txn([], PUT, timeout_s=5).header.revision
@@ -156,14 +156,14 @@ def test_full(kind: Kind) -> None:
     with Cluster(arguments=["--quota-backend-bytes", str(2 * 1024 * 1024)]) as cluster:
         store = opened(kind, cluster.endpoints)
         with pytest.raises(Full):
-            for i in range(200):  # what is not written to disk yet does not count
+            for i in range(200):  # data that is not on disk yet does not count
                 store.txn([], [Put(b"/e/%d" % i, b"x" * 500_000)], timeout_s=10)
         store.check(error_codes.FULL)
         store.close()
 
 
 def test_refusals(guarded: Cluster, kind: Kind) -> None:
-    """A wrong password, one for a user who has none, no user, and one who may nothing."""
+    """A wrong password, a password for a user who has none, no user, and a user without permissions."""
     for user, password, expected in (
         ("root", "wrong", error_codes.WRONG_PASSWORD),
         ("noone", "wrong", error_codes.WRONG_PASSWORD),
@@ -180,7 +180,7 @@ def test_refusals(guarded: Cluster, kind: Kind) -> None:
 
 @pytest.mark.parametrize("user", [None, "nobody"])
 def test_watch_that_is_refused(guarded: Cluster, kind: Kind, user: str | None) -> None:
-    """It ends with a word, whichever it is that etcd gives: 3.4 says of no user, too, that it is not permitted."""
+    """The watch ends with the error that etcd gives; 3.4 reports even a missing user as permission denied."""
     store = opened(kind, guarded.endpoints, user, user and f"{user}pw")
     watch = store.watch([(KEY, 1)])
     limit = threading.Timer(15, watch.cancel)
@@ -192,7 +192,7 @@ def test_watch_that_is_refused(guarded: Cluster, kind: Kind, user: str | None) -
 
 
 def test_tokens(guarded: Cluster, kind: Kind) -> None:
-    """Neither one that etcd does not know nor one of before a change of users is more than a new login."""
+    """An unknown token, or one from before a change of users, costs no more than a new login."""
     store = opened(kind, guarded.endpoints, "root", "rootpw")
     store.send("nonsense")
     store.range(KEY, timeout_s=10)
@@ -205,7 +205,7 @@ def test_tokens(guarded: Cluster, kind: Kind) -> None:
 
 
 def test_watch_logs_in_once_authentication_is_switched_on(kind: Kind) -> None:
-    """A store that found it off does not go on without a token, and take the refusal for an answer."""
+    """A store that found it off logs in, and does not take the refusal for an answer."""
     with Cluster() as cluster:
         ctl = ["--endpoints", cluster.endpoints]
         store = opened(kind, cluster.endpoints, "root", "rootpw")
@@ -222,7 +222,7 @@ def test_watch_logs_in_once_authentication_is_switched_on(kind: Kind) -> None:
 
 
 def test_member_without_a_leader_says_so(kind: Kind) -> None:
-    """One of three is left: also the gateway passes on that a leader is needed, so nobody waits for a timeout."""
+    """One of three is left: even the gateway reports that there is no leader, so nobody waits for a timeout."""
     with Cluster(3) as cluster:
         store = opened(kind, cluster.members[0].endpoint)
         store.range(KEY, timeout_s=5)
@@ -242,7 +242,7 @@ def test_member_without_a_leader_says_so(kind: Kind) -> None:
 
 @pytest.fixture(scope="module")
 def learner() -> Iterator[str]:
-    """The endpoints of a learner and of the member that it learns from."""
+    """The endpoints of a learner and of the only voting member."""
     with Cluster() as cluster:
         endpoint = add_learner(cluster).endpoint
         wait_for(lambda: told("--endpoints", endpoint, "endpoint", "status"), "the learner", 30)
@@ -250,7 +250,7 @@ def learner() -> Iterator[str]:
 
 
 def test_learner_is_passed_over(learner: str, kind: Kind) -> None:
-    """Whatever its code (14, and 9 from 3.6 on): the next endpoint is asked, for each call and for a watch."""
+    """Whatever its code (14, or 9 since 3.6), the next endpoint is called, for each call and for a watch."""
     lease = 4321
     calls: list[Callable[[Any], object]] = [
         lambda store: store.range(KEY, timeout_s=5),
