@@ -1,4 +1,4 @@
-"""What stands between conch and the members: etcd's own grpc-proxy, and names with several addresses."""
+"""Between conch and the members: etcd's own grpc-proxy, and host names with several addresses."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ class GrpcProxy:
         wait_for(self._serves, "the proxy serves")
 
     def _serves(self) -> bool:
-        # as any client: what it cannot do is renew once and close
+        # like any client; the proxy fails only to renew once and close
         asked = subprocess.run(
             ["etcdctl", "--endpoints", self.endpoint, "get", "ready"],
             env={**os.environ, "PATH": f"{os.environ['PATH']}:{Path(sys.executable).parent}"},
@@ -47,7 +47,7 @@ class GrpcProxy:
 
 @pytest.fixture
 def grpc_proxy(conch: Bench, tmp_path: Path) -> Iterator[Callable[..., GrpcProxy]]:
-    """Makes grpc-proxies before the run's etcd."""
+    """Make grpc-proxies in front of the test run's etcd."""
     proxies: list[GrpcProxy] = []
 
     def make(*flags: str, binary: str = "", port: int = 0) -> GrpcProxy:
@@ -66,7 +66,7 @@ MakeGrpcProxy = Callable[..., GrpcProxy]
 def test_grpc_proxy_is_refused_before_anything_starts(
     conch: Bench, grpc_proxy: MakeGrpcProxy, binary: Callable[[], str], flags: tuple[str, ...]
 ) -> None:
-    """By elect, sema and conchd, at once: one line that says so, and 69."""
+    """elect, sema and conchd soon exit 69, with one line that names the proxy."""
     endpoint = grpc_proxy(*flags, binary=binary()).endpoint
     ran = conch.folder / "ran"
     commands = [
@@ -88,8 +88,8 @@ def test_grpc_proxy_is_refused_before_anything_starts(
     assert not list(conch.etcd.get_prefix(f"{conch.prefix}/", keys_only=True))
 
 
-def test_looks_and_jobs_go_through_a_grpc_proxy(conch: Bench, grpc_proxy: MakeGrpcProxy) -> None:
-    """What takes no lease works."""
+def test_queries_and_jobs_go_through_a_grpc_proxy(conch: Bench, grpc_proxy: MakeGrpcProxy) -> None:
+    """Commands that take no lease work."""
     env = {"CONCH_ENDPOINTS": grpc_proxy().endpoint, "CONCH_TRANSPORT": "auto"}
     holder = conch.hold("o")
     assert f"pid={holder.pid}" in conch.run("elect", "o", "--who", env=env).stdout
@@ -104,7 +104,7 @@ def test_looks_and_jobs_go_through_a_grpc_proxy(conch: Bench, grpc_proxy: MakeGr
 
 @pytest.mark.parametrize("transport", ["auto", "grpc", "http"])
 def test_member_beside_a_grpc_proxy_is_used(conch: Bench, grpc_proxy: MakeGrpcProxy, transport: str) -> None:
-    """Whichever of the two is tried first, the hold outlives its TTL."""
+    """Whichever of the two is tried first, the hold lasts longer than its TTL."""
     endpoints = f"{grpc_proxy().endpoint},{conch.endpoints}"
     holders = [conch.hold(f"o{i}", "--ttl", "2s", "--endpoints", endpoints, "--transport", transport) for i in range(4)]
 
@@ -117,7 +117,7 @@ def test_member_beside_a_grpc_proxy_is_used(conch: Bench, grpc_proxy: MakeGrpcPr
 
 
 def test_member_that_becomes_a_grpc_proxy_renews_nothing_more(conch: Bench, grpc_proxy: MakeGrpcProxy) -> None:
-    """The command is dead by the deadline, as with any etcd that is away; the log says why."""
+    """The command dies and conch exits 70, as in any outage; the log says why."""
     front = Front(conch.endpoints)
     holder = conch.hold("o", "--ttl", "3s", "--endpoints", front.endpoint, "--transport", "grpc")
     child = holder.child()
@@ -129,14 +129,14 @@ def test_member_that_becomes_a_grpc_proxy_renews_nothing_more(conch: Bench, grpc
 
 
 class Names:
-    """A host name with two addresses, the first of which does not answer, for what runs in `shell`."""
+    """A host name with two addresses, of which the first does not answer, for commands under `shell`."""
 
     def __init__(self, folder: Path) -> None:
         self.hosts = folder / "hosts"
         self.hosts.write_text("127.0.0.1 localhost\n::1 twice\n127.0.0.1 twice\n")
 
     def shell(self) -> list[str]:
-        """What to put before a command so that /etc/hosts is ours for it alone."""
+        """Return the prefix of a command that gives it our /etc/hosts."""
         return ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(self.hosts)]
 
 
@@ -146,14 +146,14 @@ class Names:
 def test_name_whose_first_address_does_not_answer_is_reached_by_the_next(
     conch: Bench, tmp_path: Path, transport: str, first: str
 ) -> None:
-    """As by every other client of etcd, and for longer than a TTL."""
-    member = Front(conch.endpoints)  # on a port that is this test's own
+    """Every other client of etcd does this, too; the command runs for longer than a TTL."""
+    member = Front(conch.endpoints)  # on a port of its own
     port = member.endpoint.rsplit(":", 1)[1]
     waiting: list[socket.socket] = []
     if first != "refuses":
         server = socket.create_server(("::1", int(port)), family=socket.AF_INET6, backlog=0 if first == "drops" else 64)
         waiting.append(server)
-        for _ in range(8 if first == "drops" else 0):  # its queue is full
+        for _ in range(8 if first == "drops" else 0):  # fills its queue
             waiting.append(socket.socket(socket.AF_INET6))
             waiting[-1].setblocking(False)
             waiting[-1].connect_ex(("::1", int(port)))

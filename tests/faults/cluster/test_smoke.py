@@ -1,4 +1,4 @@
-"""The script that is run after a deploy: what it says of a good cluster, of a broken conch, and what it leaves."""
+"""The script to run after a deploy: what it reports of a good cluster and of a broken conch, and that it cleans up."""
 
 import signal
 import subprocess
@@ -26,34 +26,34 @@ def smoke(bench: Bench, **environment: str) -> "subprocess.CompletedProcess[str]
 
 
 def lasting(bench: Bench) -> list[str]:
-    """The keys that do not expire by design."""
+    """Return the keys that do not expire by design."""
     found = bench.keys()
     return [key for key in found if "/fire/" not in key and "/result/" not in key]
 
 
-def nothing_left(bench: Bench) -> None:
-    """Claims and results expire by themselves; all else is gone."""
+def check_nothing_left(bench: Bench) -> None:
+    """Check that nothing is left except claims and results, which expire; delete those."""
     wait_for(lambda: not marked(bench.mark), "no process left")
     wait_for(lambda: not lasting(bench), "no key left")
     bench.etcd.delete_prefix(bench.prefix)
 
 
 def test_script_is_clean_shell() -> None:
-    """POSIX sh, as shellcheck sees it."""
+    """shellcheck accepts it as POSIX sh."""
     subprocess.run(["shellcheck", "--shell", "sh", SCRIPT], check=True)
 
 
 def test_good_cluster_passes(three: Three) -> None:
-    """Every check passes, with a conchd of its own where none runs."""
+    """Every check passes; the script starts its own conchd where none runs."""
     done = smoke(three.bench)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("PASS") == CHECKS
     assert "FAIL" not in done.stdout
-    nothing_left(three.bench)
+    check_nothing_left(three.bench)
 
 
-def test_fleet_that_is_there_is_used(fleet: Fleet) -> None:
-    """The schedule is run by the daemons of the cluster, under the prefix of the cluster."""
+def test_existing_fleet_is_used(fleet: Fleet) -> None:
+    """The cluster's daemons run the schedule, under the cluster's prefix."""
     fleet.start("a")
     done = smoke(fleet.bench)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,7 +62,7 @@ def test_fleet_that_is_there_is_used(fleet: Fleet) -> None:
 
 
 def test_broken_conch_fails_the_checks(conch: Bench, tmp_path: Path) -> None:
-    """A conch that does nothing and says that all is well."""
+    """This conch does nothing and reports success."""
     liar = tmp_path / "conch"
     liar.write_text("#!/bin/sh\nexit 0\n")
     liar.chmod(0o755)
@@ -71,8 +71,8 @@ def test_broken_conch_fails_the_checks(conch: Bench, tmp_path: Path) -> None:
     assert "FAIL a vacant office is vacant" in done.stdout
 
 
-def test_conch_that_hands_nothing_over_fails_a_check(conch: Bench, tmp_path: Path) -> None:
-    """One that runs everything at once, whoever holds what."""
+def test_conch_that_excludes_nobody_fails_checks(conch: Bench, tmp_path: Path) -> None:
+    """This conch runs every command immediately, whoever holds."""
     naive = tmp_path / "conch"
     naive.write_text(
         f'#!/bin/sh\ncase "$*" in *"echo second"*|*nonblock*|*conchd*|*cron*) exec {CONCH} "$@";; *" -- "*) '
@@ -83,11 +83,11 @@ def test_conch_that_hands_nothing_over_fails_a_check(conch: Bench, tmp_path: Pat
     assert done.returncode == 1
     assert "FAIL a taken office is not taken twice" in done.stdout
     assert "FAIL a third gets none" in done.stdout
-    nothing_left(conch)
+    check_nothing_left(conch)
 
 
-def test_cluster_that_is_away_fails(conch: Bench) -> None:
-    """Clear words, no hanging."""
+def test_unreachable_cluster_fails(conch: Bench) -> None:
+    """The script says why and does not hang."""
     done = smoke(conch, CONCH_ENDPOINTS="127.0.0.1:1", CONCH_DIAL_TIMEOUT="0.2s")
     assert done.returncode == 1
     assert "no endpoint answered" in done.stdout
@@ -95,7 +95,7 @@ def test_cluster_that_is_away_fails(conch: Bench) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_script_cleans_up(conch: Bench, number: int) -> None:
-    """At a moment when it has commands in the background."""
+    """It has commands in the background at that time."""
     script = subprocess.Popen(
         ["sh", SCRIPT],
         env={**conch.environment, "CONCH": CONCH},
@@ -110,4 +110,4 @@ def test_interrupted_script_cleans_up(conch: Bench, number: int) -> None:
     script.send_signal(number)
     assert script.wait(30) == 128 + number
     script.stdout.close()
-    nothing_left(conch)
+    check_nothing_left(conch)

@@ -1,4 +1,4 @@
-"""https: what works, and which line says why it does not."""
+"""https: what works, and the line that says why something does not."""
 
 import datetime
 import secrets
@@ -21,13 +21,13 @@ PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
 @dataclass
 class Certificates:
-    """Files made for this run."""
+    """Certificate files made for this test run."""
 
     folder: Path
     authority: trustme.CA
 
     def write(self, name: str, cert: trustme.LeafCert) -> tuple[str, str]:
-        """The paths of certificate and key."""
+        """Write a certificate and its key; return their paths."""
         paths = (str(self.folder / f"{name}.pem"), str(self.folder / f"{name}.key"))
         Path(paths[0]).write_bytes(b"".join(blob.bytes() for blob in cert.cert_chain_pems))
         cert.private_key_pem.write_to_path(paths[1])
@@ -47,7 +47,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture(scope="module")
 def cluster(certificates: Certificates) -> Iterator[Cluster]:
-    """One member that wants clients with a certificate of its authority."""
+    """One member that requires client certificates of its authority."""
     server = certificates.write("server", certificates.authority.issue_cert("127.0.0.1", "localhost"))
     client = certificates.write("client", certificates.authority.issue_cert("client@example.org"))
     tls = Tls(certificates.cacert, *server, certificates.cacert, *client)
@@ -57,7 +57,7 @@ def cluster(certificates: Certificates) -> Iterator[Cluster]:
 
 @pytest.fixture
 def options(certificates: Certificates, cluster: Cluster) -> dict[str, str]:
-    """All that a client needs, as its environment."""
+    """Return the environment with everything that a client needs."""
     return {
         "CONCH_CACERT": certificates.cacert,
         "CONCH_CERT": str(certificates.folder / "client.pem"),
@@ -79,7 +79,7 @@ def keys(bench: Bench, options: dict[str, str]) -> list[str]:
 
 
 def test_smoke_over_https(secure: Bench, options: dict[str, str]) -> None:
-    """elect and sema, held, queued, handed over, looked at: unchanged."""
+    """elect and sema hold, queue, hand over and answer queries as over http."""
     for kind, name in (("elect", "o"), ("sema", "s")):
         secure.kind = kind
         first = secure.hold(name, "--ttl", "2s", env=options)
@@ -94,8 +94,8 @@ def test_smoke_over_https(secure: Bench, options: dict[str, str]) -> None:
     wait_for(lambda: keys(secure, options) == [], "no key left")
 
 
-def test_script_for_after_a_deploy_passes_over_https(secure: Bench, options: dict[str, str]) -> None:
-    """Elections, semaphores and schedules, all with client certificates."""
+def test_smoke_script_passes_over_https(secure: Bench, options: dict[str, str]) -> None:
+    """Elections, semaphores and schedules all use client certificates."""
     etcdctls = {name.replace("CONCH_", "ETCDCTL_"): value for name, value in options.items()}
     done = smoke(secure, **options, **etcdctls)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -105,7 +105,7 @@ def test_script_for_after_a_deploy_passes_over_https(secure: Bench, options: dic
 
 
 def test_options_come_from_flags_and_from_etcdctls_variables(secure: Bench, options: dict[str, str]) -> None:
-    """As etcdctl takes them."""
+    """etcdctl takes the same flags."""
     env = {name.replace("CONCH_", "ETCDCTL_"): value for name, value in options.items()}
     assert secure.run("elect", "o", "--", "true", env=env).returncode == 0
     flags = [part for name, value in options.items() for part in (f"--{name.removeprefix('CONCH_').lower()}", value)]
@@ -113,36 +113,36 @@ def test_options_come_from_flags_and_from_etcdctls_variables(secure: Bench, opti
 
 
 def refused(bench: Bench, env: dict[str, str], *flags: str) -> str:
-    """The one line that a run ends with, 69, within the dial timeout."""
+    """Run a command that must exit 69 with one line; return the line."""
     done = bench.run("elect", "o", "--quiet", "--dial-timeout", "1s", *flags, "--", "true", env=env)
     assert done.returncode == 69, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     return done.stderr
 
 
-def test_wrong_authority_is_told(secure: Bench, options: dict[str, str], tmp_path: Path) -> None:
-    """Whether it is another's or the system's."""
+def test_wrong_authority_is_reported(secure: Bench, options: dict[str, str], tmp_path: Path) -> None:
+    """The server's is neither the given one nor one of the system's."""
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
     assert "unable to get local issuer certificate" in refused(secure, {**options, "CONCH_CACERT": str(other)})
     assert "certificate" in refused(secure, {**options, "CONCH_CACERT": ""})
 
 
-def test_missing_client_certificate_is_told(secure: Bench, certificates: Certificates) -> None:
-    """And what to give."""
+def test_missing_client_certificate_is_reported(secure: Bench, certificates: Certificates) -> None:
+    """The line names the options to set."""
     assert "--cert, --key" in refused(secure, {"CONCH_CACERT": certificates.cacert})
 
 
-def test_expired_certificate_is_told(certificates: Certificates, tmp_path: Path) -> None:
-    """By what TLS says of it."""
+def test_expired_certificate_is_reported(certificates: Certificates, tmp_path: Path) -> None:
+    """The line has TLS's own reason."""
     pair = certificates.write("expired", certificates.authority.issue_cert("127.0.0.1", not_after=PAST))
     with tls_server(*pair) as endpoint:
         bench = Bench(f"https://{endpoint}", secrets.token_hex(8), tmp_path)
         assert "certificate has expired" in refused(bench, {"CONCH_CACERT": certificates.cacert})
 
 
-def test_wrong_host_name_is_told(certificates: Certificates, tmp_path: Path) -> None:
-    """There is no switch to turn that off."""
+def test_wrong_host_name_is_reported(certificates: Certificates, tmp_path: Path) -> None:
+    """No option turns this check off."""
     pair = certificates.write("elsewhere", certificates.authority.issue_cert("elsewhere.example"))
     with tls_server(*pair) as endpoint:
         bench = Bench(f"https://{endpoint}", secrets.token_hex(8), tmp_path)
@@ -150,7 +150,7 @@ def test_wrong_host_name_is_told(certificates: Certificates, tmp_path: Path) -> 
 
 
 class tls_server:  # noqa: N801 - used like a function
-    """A server that does no more than TLS."""
+    """A server that does nothing but TLS."""
 
     def __init__(self, cert: str, key: str) -> None:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -194,10 +194,10 @@ class tls_server:  # noqa: N801 - used like a function
         ("CONCH_KEY", "junk", "--cert, --key:"),
     ],
 )
-def test_files_that_do_not_do_are_64(
+def test_unusable_files_exit_64(
     secure: Bench, options: dict[str, str], tmp_path: Path, option: str, content: str | None, message: str
 ) -> None:
-    """Before anything is sent."""
+    """One line names the option and the file."""
     path = tmp_path / "given"
     if content is not None:
         path.write_text(content)
@@ -211,7 +211,7 @@ def test_files_that_do_not_do_are_64(
 def test_nothing_goes_to_an_https_endpoint_in_the_clear(
     cluster: Cluster, tmp_path: Path, options: dict[str, str]
 ) -> None:
-    """With and without options: the first byte of every connection is TLS's."""
+    """With or without options, the first byte of a connection is TLS's."""
     import socket
 
     for env in ({}, options):
@@ -227,22 +227,22 @@ def test_nothing_goes_to_an_https_endpoint_in_the_clear(
             bench.finish()
 
 
-def test_tls_files_are_of_no_account_for_http_endpoints(conch: Bench, options: dict[str, str]) -> None:
+def test_tls_files_are_ignored_for_http_endpoints(conch: Bench, options: dict[str, str]) -> None:
     """One environment may serve both."""
     plain = {"CONCH_ENDPOINTS": f"http://{conch.endpoints}"}
     assert conch.run("elect", "o", "--", "true", env={**options, **plain}).returncode == 0
 
 
-def test_certificates_make_tls_of_endpoints_without_a_scheme(secure: Bench, options: dict[str, str]) -> None:
-    """As with etcdctl; else they would be passed over without a word."""
+def test_certificates_imply_tls_for_endpoints_without_a_scheme(secure: Bench, options: dict[str, str]) -> None:
+    """etcdctl does so, too; otherwise the certificates would be ignored silently."""
     bare = {"CONCH_ENDPOINTS": secure.endpoints.replace("https://", "")}
     assert secure.run("elect", "o", "--", "true", env={**options, **bare}).returncode == 0
 
 
-def test_certificate_file_that_is_away_for_a_while_ends_nobody(
+def test_certificate_file_that_is_missing_for_a_while_ends_no_hold(
     certificates: Certificates, options: dict[str, str], tmp_path: Path
 ) -> None:
-    """Rotated, say, just when the member is restarted."""
+    """It may be rotated just when the member restarts."""
     server = certificates.write("again", certificates.authority.issue_cert("127.0.0.1"))
     cacert = tmp_path / "ca.pem"
     cacert.write_bytes(certificates.authority.cert_pem.bytes())
@@ -258,21 +258,23 @@ def test_certificate_file_that_is_away_for_a_while_ends_nobody(
         bench.finish()
 
 
-def test_plain_server_behind_an_https_endpoint_is_told(conch: Bench, options: dict[str, str], tmp_path: Path) -> None:
+def test_plain_server_behind_an_https_endpoint_is_reported(
+    conch: Bench, options: dict[str, str], tmp_path: Path
+) -> None:
     """The wrong scheme is a common mistake."""
     bench = Bench(f"https://{conch.endpoints}", secrets.token_hex(8), tmp_path)
     line = refused(bench, options, "--dial-timeout", "10s")
     assert "it does not speak TLS" in line or "does it speak TLS?" in line
 
 
-def test_https_server_behind_a_plain_endpoint_is_told(cluster: Cluster, tmp_path: Path) -> None:
-    """The other way round."""
+def test_https_server_behind_a_plain_endpoint_is_reported(cluster: Cluster, tmp_path: Path) -> None:
+    """So is the opposite mistake."""
     bench = Bench(cluster.members[0].endpoint, secrets.token_hex(8), tmp_path)
     assert "https" in refused(bench, {})
 
 
 def test_proxy_sees_no_name_and_no_password(cluster: Cluster, tmp_path: Path) -> None:
-    """A proxy that reads HTTP/2 finds none."""
+    """A proxy that reads HTTP/2 finds no call."""
     proxy = Proxy(cluster.members[0].endpoint)
     bench = Bench(f"https://{proxy.endpoint}", secrets.token_hex(8), tmp_path)
     assert bench.run("elect", "o", "--dial-timeout", "1s", "--wait", "3s", "--", "true").returncode == 69

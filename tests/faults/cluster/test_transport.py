@@ -1,4 +1,4 @@
-"""Which way conch talks to etcd: the gateway where it is there, gRPC where it is not."""
+"""How conch calls etcd: through the gateway if there is one, otherwise over gRPC."""
 
 import secrets
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ AUTO = {"CONCH_TRANSPORT": "auto"}
 
 
 def test_auto_falls_back_to_grpc_where_the_gateway_is_off(without_gateway: Bench) -> None:
-    """Holding, queueing, handing over, looking: nobody notices."""
+    """Holding, queueing, handing over and queries work as usual."""
     bench = without_gateway
     first = bench.hold("o", env=AUTO)
     second = bench.queue("o", command="echo ran >> ran", env=AUTO)
@@ -45,7 +45,7 @@ def test_auto_falls_back_to_grpc_where_the_gateway_is_off(without_gateway: Bench
 
 
 def test_http_says_that_the_gateway_is_off(without_gateway: Bench) -> None:
-    """One line and 69, as for any etcd that does not do what is asked."""
+    """It prints one line and exits 69."""
     done = without_gateway.run("elect", "o", "--transport", "http", "--quiet", "--", "true")
     assert done.returncode == 69
     assert "gateway" in done.stderr
@@ -53,8 +53,8 @@ def test_http_says_that_the_gateway_is_off(without_gateway: Bench) -> None:
 
 
 @pytest.mark.parametrize(("transport", "speaks_http2"), [("auto", False), ("http", False), ("grpc", True)])
-def test_transport_is_what_was_asked_for(conch: Bench, transport: str, speaks_http2: bool) -> None:
-    """As the wire shows; and etcd serves the same requests for each."""
+def test_transport_is_the_requested_one(conch: Bench, transport: str, speaks_http2: bool) -> None:
+    """The wire shows this, and etcd serves the same requests for each."""
     proxy = Proxy(conch.endpoints)
     before = requests(conch.endpoints)
     done = conch.run("elect", "o", "--endpoints", proxy.endpoint, "--transport", transport, "--", "true")
@@ -67,11 +67,11 @@ def test_transport_is_what_was_asked_for(conch: Bench, transport: str, speaks_ht
 
 
 def test_unknown_transport_is_bad_input(conch: Bench) -> None:
-    """Before anything is sent."""
+    """conch exits 64."""
     assert conch.run("elect", "o", "--transport", "udp", "--", "true").returncode == 64
 
 
-def test_auto_falls_back_to_grpc_where_etcd_knows_us_by_our_certificate(tmp_path: Path) -> None:
+def test_auto_falls_back_to_grpc_where_etcd_identifies_us_by_certificate(tmp_path: Path) -> None:
     """Through the gateway etcd does not see a client's certificate; over gRPC its common name is the user."""
     authority = trustme.CA()
     ca = tmp_path / "ca.pem"
@@ -113,7 +113,7 @@ def test_auto_falls_back_to_grpc_where_etcd_knows_us_by_our_certificate(tmp_path
 
 @pytest.fixture
 def fronts() -> Iterator[list[Front]]:
-    """Fronts of this test, to be closed."""
+    """The fronts of a test; they are closed afterwards."""
     made: list[Front] = []
     yield made
     for one in made:
@@ -121,7 +121,7 @@ def fronts() -> Iterator[list[Front]]:
 
 
 def test_auto_falls_back_to_grpc_where_the_port_speaks_nothing_else(conch: Bench, fronts: list[Front]) -> None:
-    """Looks and runs; `--transport http` says what is wrong."""
+    """Queries and commands work; with `--transport http` conch exits 69."""
     front = GrpcOnly(conch.endpoints)
     fronts.append(front)
     env = {**AUTO, "CONCH_ENDPOINTS": front.endpoint}
@@ -133,8 +133,8 @@ def test_auto_falls_back_to_grpc_where_the_port_speaks_nothing_else(conch: Bench
     assert strict.returncode == 69
 
 
-def test_auto_falls_back_to_grpc_where_etcd_heeds_host_names_over_http(tmp_path: Path) -> None:
-    """`--host-whitelist` is for HTTP alone."""
+def test_auto_falls_back_to_grpc_where_etcd_checks_host_names_over_http(tmp_path: Path) -> None:
+    """`--host-whitelist` is only for HTTP."""
     with Cluster(arguments=("--host-whitelist", "etcd.example")) as cluster:
         bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
         assert bench.run("elect", "o", "--", "true", env=AUTO).returncode == 0
@@ -147,7 +147,7 @@ def test_auto_falls_back_to_grpc_where_etcd_heeds_host_names_over_http(tmp_path:
 def test_waiter_is_promoted_through_a_proxy_that_takes_whole_requests(
     conch: Bench, fronts: list[Front], transport: str
 ) -> None:
-    """A watch that is asked for by a request without end would never reach etcd."""
+    """A watch that is requested by a request without end would never reach etcd."""
     front = WholeRequests(conch.endpoints)
     fronts.append(front)
     first = conch.hold("o")
@@ -160,7 +160,7 @@ def test_waiter_is_promoted_through_a_proxy_that_takes_whole_requests(
 
 
 def test_waiter_whose_watch_alone_hangs_is_promoted(conch: Bench, fronts: list[Front]) -> None:
-    """Behind a balancer each connection may go to another member: renewals do not vouch for a watch."""
+    """Behind a balancer each connection may go to another member: working renewals prove nothing about a watch."""
     front = Balancer(conch.endpoints)
     fronts.append(front)
     first = conch.hold("o")
@@ -173,8 +173,8 @@ def test_waiter_whose_watch_alone_hangs_is_promoted(conch: Bench, fronts: list[F
     assert conch.read("ran") == "ran\n"
 
 
-def test_waiter_that_may_not_watch_looks_now_and_then(conch: Bench, fronts: list[Front]) -> None:
-    """While it cannot hear of its turn it asks."""
+def test_waiter_that_may_not_watch_polls(conch: Bench, fronts: list[Front]) -> None:
+    """Without events it polls for its turn."""
     front = NoWatches(conch.endpoints)
     fronts.append(front)
     first = conch.hold("o")

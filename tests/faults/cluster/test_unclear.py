@@ -1,4 +1,4 @@
-"""Calls whose reply is lost, late or reset: was it made? Whatever the answer, the invariants hold."""
+"""Calls whose reply is lost, late or reset: conch cannot know whether they were made, but the invariants hold."""
 
 import signal
 from collections.abc import Callable
@@ -18,7 +18,7 @@ HOW = ["reset", "hang", "delay"]
 def test_an_acquisition_whose_reply_is_lost_acquires_once(
     conch: Bench, proxied: MakeProxy, method: str, how: str
 ) -> None:
-    """The command runs once, with the token of the one key that is there."""
+    """The command runs once, with the token of the only key."""
     proxy = proxied()
     fault = proxy.fault(method, how, delay_s=1.0)
     wrapper = conch.hold("o", "--endpoints", proxy.endpoint, command="echo $CONCH_REV >> revs; exec sleep 1000")
@@ -34,8 +34,8 @@ def test_an_acquisition_whose_reply_is_lost_acquires_once(
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_waiter_whose_look_is_lost_is_promoted_all_the_same(conch: Bench, proxied: MakeProxy, how: str) -> None:
-    """Once, and in its turn."""
+def test_a_waiter_whose_read_is_lost_is_still_promoted(conch: Bench, proxied: MakeProxy, how: str) -> None:
+    """It is promoted once, and in its turn."""
     proxy = proxied()
     first = conch.hold("o")
     waiter = conch.queue("o", "--endpoints", proxy.endpoint, command="echo ran >> ran; exec sleep 1000")
@@ -49,8 +49,8 @@ def test_a_waiter_whose_look_is_lost_is_promoted_all_the_same(conch: Bench, prox
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_release_whose_reply_is_lost_releases_nobody_elses(conch: Bench, proxied: MakeProxy, how: str) -> None:
-    """The next in line has started by the time that it is asked for again."""
+def test_a_release_whose_reply_is_lost_releases_no_other_hold(conch: Bench, proxied: MakeProxy, how: str) -> None:
+    """When the revocation is repeated, the next in line has started."""
     proxy = proxied()
     first = conch.hold("o", "--endpoints", proxy.endpoint)
     second = conch.queue("o")
@@ -69,7 +69,7 @@ def test_a_release_whose_reply_is_lost_releases_nobody_elses(conch: Bench, proxi
 
 @pytest.mark.parametrize("how", ["reset", "hang"])
 def test_renewals_whose_replies_are_lost_are_repeated(conch: Bench, proxied: MakeProxy, how: str) -> None:
-    """And prove nothing: the deadline counts from the one that was answered."""
+    """They prove nothing: the deadline counts from the renewal that was answered."""
     proxy = proxied()
     wrapper = conch.hold("o", "--endpoints", proxy.endpoint)
     faults = [proxy.fault(method, how) for method in ("LeaseKeepAlive", "Range")]
@@ -84,7 +84,7 @@ def test_renewals_whose_replies_are_lost_are_repeated(conch: Bench, proxied: Mak
 def test_a_network_that_swallows_one_direction_ends_the_tree_in_time(
     conch: Bench, proxied: MakeProxy, direction: str
 ) -> None:
-    """Renewals that arrive and whose replies do not are no proof: the tree is dead before the TTL is over."""
+    """Renewals that arrive prove nothing without a reply: the tree is dead before the TTL is over."""
     proxy = proxied()
     wrapper = conch.hold(
         "o", "--ttl", "4s", "--endpoints", proxy.endpoint, command="trap '' TERM; while :; do sleep 0.02; done"
@@ -99,7 +99,7 @@ def test_a_network_that_swallows_one_direction_ends_the_tree_in_time(
 
 
 def test_a_failed_acquisition_leaves_no_key_beyond_a_ttl(conch: Bench, proxied: MakeProxy) -> None:
-    """The transaction was made and etcd is then gone for us: the key goes with the lease."""
+    """etcd made the transaction and then became unreachable: the key goes with its lease."""
     proxy = proxied()
     fault = proxy.fault("Txn", "hang")
     flags = ["--ttl", "2s", "--command-timeout", "1s", "--dial-timeout", "1s"]
@@ -113,7 +113,7 @@ def test_a_failed_acquisition_leaves_no_key_beyond_a_ttl(conch: Bench, proxied: 
 
 @pytest.mark.parametrize("how", HOW)
 def test_a_write_or_deletion_whose_reply_is_lost_is_repeated_safely(conch: Bench, proxied: MakeProxy, how: str) -> None:
-    """A create finds that it was made and says so; a deletion has nothing more to delete."""
+    """A repeated create finds the key that it made; a repeated deletion finds nothing to delete."""
     proxy = proxied()
     store = new_store(proxy.endpoint)
     key = f"{conch.prefix}/k".encode()
@@ -128,8 +128,8 @@ def test_a_write_or_deletion_whose_reply_is_lost_is_repeated_safely(conch: Bench
     store.close()
 
 
-def test_turn_is_not_thrown_away_because_no_renewal_was_answered(conch: Bench, proxied: MakeProxy) -> None:
-    """Renewals are made, their replies lost: promoted, it waits for one that proves time enough, and then starts."""
+def test_turn_is_not_lost_because_no_renewal_was_answered(conch: Bench, proxied: MakeProxy) -> None:
+    """Replies to renewals are lost: once promoted, it waits for one that proves enough time, and then starts."""
     proxy = proxied()
     first = conch.hold("o")
     waiter = conch.queue("o", "--ttl", "3s", "--endpoints", proxy.endpoint)

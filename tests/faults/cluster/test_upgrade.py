@@ -1,4 +1,4 @@
-"""What operators do to a living cluster: upgrades, new members, compaction. Nobody on it notices."""
+"""Operators' work on a live cluster: upgrades, new members, compaction. No client notices it."""
 
 import json
 import secrets
@@ -26,7 +26,7 @@ HOSTS = ("a", "b", "c")
 
 
 class Users:
-    """All that conch does at a time: an election, a semaphore with waiters, a watch, three daemons and a job."""
+    """Everything that conch does, together: an election, a semaphore with waiters, a watch, three daemons and a job."""
 
     def __init__(self, three: Three) -> None:
         self.holds = Holds(three)
@@ -39,12 +39,12 @@ class Users:
         three.bench.read("ticks", 2)
 
     def for_a_while(self, seconds: float) -> None:
-        """Nobody notices anything, and the watch shows the next change."""
+        """Check that nobody notices anything, and that the watch shows the next change."""
         throughout(seconds, self.holds.check)
         self.holds.change()
 
     def end(self) -> None:
-        """The semaphore's line still moves; every tick ran once: none is missing, none came twice."""
+        """Check that the semaphore's queue still moves and that every tick ran exactly once."""
         self.holds.hand_over()
         self.holds.check()
         bench, daemons = self.daemons.bench, self.daemons
@@ -54,7 +54,7 @@ class Users:
         assert sorted(results) == list(range(min(results), max(results) + 1))
         assert {tick: one["state"] for tick, one in results.items() if one["state"] != "ok"} == {}
         assert Counter(map(int, bench.file("ticks").read_text().split())) == Counter(results.keys())
-        # none of them had to start again, or to give up its registration
+        # no daemon had to register again
         assert [len(daemons.daemons[host].events("registered")) for host in HOSTS] == [1, 1, 1]
         daemons.clean()
 
@@ -72,7 +72,7 @@ def oldest(tmp_path: Path) -> Iterator[Three]:
 
 @pytest.mark.timeout(240)
 def test_upgrade_member_by_member_is_not_noticed(oldest: Three) -> None:
-    """3.5 to 3.6 to 3.7, the leader last, as etcd's own guide has it."""
+    """From 3.5 to 3.6 to 3.7, the leader last, as in etcd's own guide."""
     users = Users(oldest)
     for line in ("3.6", "3.7"):
         for member in oldest.leader_last():
@@ -80,25 +80,25 @@ def test_upgrade_member_by_member_is_not_noticed(oldest: Three) -> None:
             oldest.cluster.restart(member, binary=release(line))
             oldest.cluster.wait_ready()
             users.for_a_while(2)
-        wait_for(lambda: cluster_version(oldest) == line, f"a cluster of {line}", 30)  # noqa: B023 - called at once
+        wait_for(lambda: cluster_version(oldest) == line, f"a cluster of {line}", 30)  # noqa: B023 - called immediately
     users.holds.gap("upgrade from 3.5 to 3.7")
     users.end()
 
 
 def cluster_version(three: Three) -> str:
-    """The release line that all members have agreed on."""
+    """Return the release line that all members have agreed on."""
     with urllib.request.urlopen(f"http://{three.cluster.members[0].endpoint}/version", timeout=5) as answer:
         return str(json.load(answer)["etcdcluster"]).rpartition(".")[0]
 
 
 @pytest.mark.timeout(240)
 def test_new_members_at_the_old_address_and_at_another_are_not_noticed(three: Three) -> None:
-    """Nor that an endpoint is a learner, or is one where nobody is any more; the leader is replaced, too."""
+    """The leader is replaced, too, and meanwhile an endpoint is a learner or one where nobody listens any more."""
     users = Users(three)
     old = three.leader()
     learner = replace_by_learner(three.cluster, old, "same", (old.client_port, old.peer_port))
     users.for_a_while(3)
-    # whoever asks the learner first is served by the next endpoint
+    # a client that calls the learner first is served by the next endpoint
     first = three.bench.run("elect", "o", "--who", "--endpoints", f"{learner.endpoint},{three.cluster.endpoints}")
     assert first.returncode == 0, first.stderr
     alone = three.bench.run("elect", "o", "--who", "--endpoints", learner.endpoint, "--dial-timeout", "2s")
@@ -118,7 +118,7 @@ def test_new_members_at_the_old_address_and_at_another_are_not_noticed(three: Th
 
 @pytest.mark.timeout(240)
 def test_defragmentation_of_each_member_under_compaction_is_not_noticed(three: Three) -> None:
-    """A compaction of all history each second, while each member is defragmented in turn, the leader last."""
+    """All history is compacted each second while each member is defragmented in turn, the leader last."""
     users = Users(three)
     stop = threading.Event()
     compacted: list[str] = []
@@ -145,7 +145,7 @@ def test_defragmentation_of_each_member_under_compaction_is_not_noticed(three: T
 
 @pytest.mark.timeout(120)
 def test_downgrade_is_not_noticed(tmp_path: Path) -> None:
-    """Three of 3.6 are told to go back to 3.5, and the first member does, under a hold and its waiter."""
+    """Three members of 3.6 are to return to 3.5, and the first one does, under a hold and its waiter."""
     with Cluster(3, binary=release("3.6")) as cluster:
         bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
         first, second = bench.hold("o"), bench.queue("o")
@@ -154,7 +154,7 @@ def test_downgrade_is_not_noticed(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
         assert done.returncode == 0, done.stderr
         check_kept(first, second)
-        # it says that it may be taken over once its files are of the older form
+        # its status shows when its files have the older format, and 3.5 may take over
         member = next(one for one in cluster.members if one is not leader(cluster))
         wait_for(lambda: storage_is_old(ctl, member), "the files are of the older form", 40)
         cluster.kill(member, signal.SIGTERM)
