@@ -15,7 +15,7 @@ DEAD = {"CONCH_ENDPOINTS": "127.0.0.1:1"}
 
 
 def test_child_runs_as_leader_with_token_and_environment(conch: Bench) -> None:
-    """The child gets name, token, lease and key; they are what etcd has."""
+    """Its name, token, lease and key are those in etcd."""
     show = 'echo "$CONCH_NAME $CONCH_REV $CONCH_LEASE $CONCH_HOLD_KEY $CONCH_TREE $OTHER"; sleep 1000'
     wrapper = conch.start("elect", "db", "--", "sh", "-c", show, env={"OTHER": "kept"})
     wait_for(lambda: wrapper.out.count("\n"), "the child's line")
@@ -34,19 +34,19 @@ def test_child_runs_as_leader_with_token_and_environment(conch: Bench) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 1, 70, 75, 255])
-def test_exit_code_of_the_child_is_conchs(conch: Bench, code: int) -> None:
+def test_conch_exits_with_the_code_of_the_child(conch: Bench, code: int) -> None:
     """A child that ends while the hold is kept decides the exit code."""
     done = conch.run("elect", "o", "--", "sh", "-c", f"exit {code}")
     assert done.returncode == code
 
 
 def test_child_that_dies_of_a_signal_gives_128_and_its_number(conch: Bench) -> None:
-    """As in a shell."""
+    """A shell does the same."""
     assert conch.run("elect", "o", "--", "sh", "-c", "kill -USR1 $$").returncode == 128 + signal.SIGUSR1
 
 
 def test_stdin_goes_to_the_child(conch: Bench) -> None:
-    """All of it, and its end."""
+    """The child reads all of it, and the end of file."""
     text = "line\n" * 50000
     done = conch.run("elect", "o", "--", "cat", input=text)
     assert (done.returncode, done.stdout) == (0, text)
@@ -56,8 +56,8 @@ def test_stdin_goes_to_the_child(conch: Bench) -> None:
     ("make", "code"),
     [(None, 127), ("file", 126), ("folder", 126)],
 )
-def test_command_that_cannot_run_is_told_before_etcd_is_touched(conch: Bench, make: str | None, code: int) -> None:
-    """126 and 127 come at once, also when there is no etcd."""
+def test_command_that_cannot_run_is_reported_before_etcd_is_called(conch: Bench, make: str | None, code: int) -> None:
+    """conch exits 126 or 127 even if there is no etcd."""
     path = conch.file("tool")
     if make == "file":
         path.write_text("not executable")
@@ -70,7 +70,7 @@ def test_command_that_cannot_run_is_told_before_etcd_is_touched(conch: Bench, ma
 
 
 def test_command_is_found_on_path_and_scripts_need_no_first_line(conch: Bench) -> None:
-    """As with execvp and any shell."""
+    """execvp and shells do the same."""
     script = conch.file("mytool")
     script.write_text("echo ran $1\n")
     script.chmod(0o755)
@@ -79,8 +79,8 @@ def test_command_is_found_on_path_and_scripts_need_no_first_line(conch: Bench) -
     assert (done.returncode, done.stdout) == (0, "ran arg\n")
 
 
-def test_a_broken_interpreter_is_126_or_127_and_the_hold_is_released(conch: Bench) -> None:
-    """What only exec finds out comes after acquiring, and still leaves nothing."""
+def test_broken_interpreter_exits_127_and_the_hold_is_released(conch: Bench) -> None:
+    """Only exec finds it, after conch has acquired; nothing is left."""
     script = conch.file("broken")
     script.write_text("#!/does/not/exist\n")
     script.chmod(0o755)
@@ -92,7 +92,7 @@ def test_a_broken_interpreter_is_126_or_127_and_the_hold_is_released(conch: Benc
 
 @pytest.mark.kinds("elect", "sema")
 def test_second_waits_and_starts_when_the_first_ends(conch: Bench) -> None:
-    """A clean end hands over at once, and the token grows."""
+    """A clean end hands over immediately, and the token grows."""
     first = conch.hold(
         "o",
         command="echo $CONCH_REV >> revs; read x",
@@ -112,8 +112,8 @@ def test_second_waits_and_starts_when_the_first_ends(conch: Bench) -> None:
 
 
 @pytest.mark.kinds("elect", "sema")
-def test_many_contenders_run_one_at_a_time_in_the_order_of_their_coming(conch: Bench) -> None:
-    """First come, first served; never two at once."""
+def test_many_contenders_run_one_at_a_time_in_the_order_of_arrival(conch: Bench) -> None:
+    """First come, first served; never two together."""
     first = conch.hold("o", command="echo 0 >> order; read x", stdin=subprocess.PIPE)
     others = []
     for i in range(1, 6):
@@ -126,14 +126,14 @@ def test_many_contenders_run_one_at_a_time_in_the_order_of_their_coming(conch: B
 
 @pytest.mark.kinds("elect", "sema")
 def test_a_waiter_in_the_middle_that_leaves_promotes_nobody(conch: Bench) -> None:
-    """The one behind it moves up and starts only when the holder ends."""
+    """The waiter behind it moves up and starts only when the holder ends."""
     first = conch.hold("o", command="read x; exit 0", stdin=subprocess.PIPE)
     middle = conch.queue("o")
     last = conch.queue("o", command="true")
     middle.signal(signal.SIGTERM)
     assert middle.wait() == 128 + signal.SIGTERM
     wait_for(lambda: len(conch.keys()) == 2, "the middle key is gone")
-    # its lease is kept by a beat after the change, and it still waits
+    # the last one has moved up and still waits
     assert not last.events("acquired")
     assert first.process.stdin is not None
     first.process.stdin.close()
@@ -141,7 +141,7 @@ def test_a_waiter_in_the_middle_that_leaves_promotes_nobody(conch: Bench) -> Non
 
 
 def test_nonblock_takes_a_free_office_and_exits_75_on_a_taken_one(conch: Bench) -> None:
-    """Both `-n` and `--wait 0`; `-E` replaces the code; nothing is left in the queue."""
+    """`-n` and `--wait 0` do so; `-E` replaces the code; nothing is left in the queue."""
     assert conch.run("elect", "o", "-n", "--", "true").returncode == 0
     conch.hold("o")
     for flags, code in ((["-n"], 75), (["--wait", "0"], 75), (["-n", "-E", "3"], 3), (["--nonblock", "-E", "0"], 0)):
@@ -154,7 +154,7 @@ def test_nonblock_takes_a_free_office_and_exits_75_on_a_taken_one(conch: Bench) 
 
 @pytest.mark.kinds("elect", "sema")
 def test_wait_that_runs_out_exits_75_and_leaves_the_queue(conch: Bench) -> None:
-    """The queue is as it was."""
+    """Only the holder's key is left."""
     conch.hold("o")
     done = conch.run(*conch.holding("o"), "--wait", "300ms", "--", "touch", "ran")
     assert done.returncode == 75
@@ -165,7 +165,7 @@ def test_wait_that_runs_out_exits_75_and_leaves_the_queue(conch: Bench) -> None:
 
 @pytest.mark.kinds("elect", "sema")
 def test_leftovers_of_a_finished_command_end_before_the_hold_does(conch: Bench) -> None:
-    """Background processes, also those that left the group, get SIGTERM; only then is the office free."""
+    """Background processes, even outside the group, get SIGTERM; only when they have ended is the office free."""
     command = (
         "(trap 'sleep 0.3; echo ended >> log; exit' TERM; echo $BASHPID >> pids; while :; do sleep 0.05; done) & "
         "setsid sleep 1000 & echo $! >> pids; sleep 0.2"
@@ -181,7 +181,7 @@ def test_leftovers_of_a_finished_command_end_before_the_hold_does(conch: Bench) 
 
 @pytest.mark.kinds("elect", "sema")
 def test_leftover_that_ignores_sigterm_is_killed_after_kill_after(conch: Bench) -> None:
-    """SIGTERM, then SIGKILL; the exit code is still the command's."""
+    """It gets SIGTERM, then SIGKILL; conch still exits with the command's code."""
     wrapper = conch.start(
         "elect",
         "o",
@@ -196,8 +196,8 @@ def test_leftover_that_ignores_sigterm_is_killed_after_kill_after(conch: Bench) 
     assert wrapper.events("kill-sent")
 
 
-def test_processes_that_conch_had_before_are_not_its_to_end(conch: Bench) -> None:
-    """`job & exec conch …` leaves the job alone, also what the job's death orphans to conch."""
+def test_processes_that_conch_had_before_are_not_ended(conch: Bench) -> None:
+    """`job & exec conch …` ends neither the job nor an orphan that the job's death leaves to conch."""
     script = (
         "(sleep 1000 & echo $! >> jobs; exec sleep 0.3) > out 2>&1 & "
         f"sleep 0.1; exec {CONCH} elect o -- sh -c 'sleep 0.6'"
@@ -211,8 +211,8 @@ def test_processes_that_conch_had_before_are_not_its_to_end(conch: Bench) -> Non
     os.kill(job, signal.SIGKILL)
 
 
-def test_command_that_waits_is_not_left_running_by_a_hook(conch: Bench) -> None:
-    """Beside a job of before, too, where all processes are looked at and not only orphans."""
+def test_command_that_waits_is_no_leftover_of_a_hook(conch: Bench) -> None:
+    """This holds beside an earlier job, too, when conch scans all processes and not only orphans."""
     script = f"sleep 1000 > out 2>&1 & echo $! >> jobs; exec {CONCH} elect o --on-acquire true --on-lose true -- true"
     done = subprocess.run(
         ["bash", "-c", script], env=conch.environment, timeout=30, cwd=conch.folder, check=False, stderr=subprocess.PIPE
@@ -224,17 +224,17 @@ def test_command_that_waits_is_not_left_running_by_a_hook(conch: Bench) -> None:
 
 
 def test_free_office_costs_one_grant_and_one_transaction(own: OwnEtcd) -> None:
-    """Counted by etcd itself."""
+    """etcd's own counters show this."""
     before = requests(own.member.endpoint)
     assert own.bench.run("elect", "o", "--", "true").returncode == 0
     counted = difference(before, requests(own.member.endpoint))
-    assert counted.pop("Watch", 0) <= 2  # ends as cancelled, which etcd 3.6 counts twice
-    assert counted.pop("Check", 0) == (TRANSPORT == "grpc")  # whether it is a member of etcd, once a connection
+    assert counted.pop("Watch", 0) <= 2  # it ends as cancelled, which etcd 3.6 counts twice
+    assert counted.pop("Check", 0) == (TRANSPORT == "grpc")  # asks once per connection whether this is an etcd member
     assert counted == {"LeaseGrant": 1, "Txn": 1, "LeaseRevoke": 1}
 
 
 def test_nested_conch_is_part_of_the_outer_tree(conch: Bench) -> None:
-    """Both offices are held; killing the outer ends the inner child, and both offices are free."""
+    """Both offices are held; SIGTERM to the outer conch ends the inner child and frees both."""
     outer = conch.start("elect", "a", "--", CONCH, "elect", "b", "--", "sh", "-c", "echo $$ >> pids; exec sleep 1000")
     (inner_child,) = conch.pids("pids", 1)
     assert len(conch.keys()) == 2
@@ -244,25 +244,25 @@ def test_nested_conch_is_part_of_the_outer_tree(conch: Bench) -> None:
     assert conch.keys() == []
 
 
-def test_descriptors_of_the_user_reach_the_child_and_no_other_does(conch: Bench) -> None:
-    """As under env or timeout: what was inheritable stays, what is conch's own does not leak."""
+def test_descriptors_of_the_user_reach_the_child_and_no_others_do(conch: Bench) -> None:
+    """Like env or timeout, conch passes inherited descriptors on and leaks none of its own."""
     script = f"exec 7>seven; exec {CONCH} elect o -- sh -c 'echo text >&7; ls /proc/self/fd'"
     done = subprocess.run(
         ["bash", "-c", script], env=conch.environment, cwd=conch.folder, timeout=30, check=True, capture_output=True
     )
     assert conch.read("seven") == "text\n"
-    # 3 is the listing's own
+    # ls itself has opened 3
     assert set(done.stdout.decode().split()) == {"0", "1", "2", "3", "7"}
 
 
 def test_quiet_is_silent_on_a_good_run(conch: Bench) -> None:
-    """Not a line on stderr."""
+    """stderr is empty."""
     done = conch.run("elect", "o", "--quiet", "--", "echo", "out")
     assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "")
 
 
-def test_log_has_a_line_a_transition_in_both_formats(conch: Bench) -> None:
-    """The events in order, with name, token and lease; JSON says the same."""
+def test_log_has_a_line_per_transition_in_both_formats(conch: Bench) -> None:
+    """The events are in order, with name, token and lease; JSON has the same."""
     expected = ["acquiring", "acquired", "child-start", "child-exit", "released"]
     text = conch.run("elect", "o", "--", "true").stderr
     wrapper_events = [line.split("event=")[1].split()[0] for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""The supervisor's handling of processes on its own, without a keeper or etcd: each in a process of its own."""
+"""The supervisor's process handling, without a keeper or etcd; each test runs it in a process of its own."""
 
 import signal
 import subprocess
@@ -33,7 +33,7 @@ linux.become_subreaper()
 
 @pytest.fixture(autouse=True, params=["by the kernel's word", "by looking at all"])
 def proof(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How a tree is seen empty; where other children of conch live, only a look at all processes is left."""
+    """How a tree is seen to be empty: the kernel says so, or, if conch has other children, a scan of all processes."""
     if request.param == "by looking at all":
         monkeypatch.setenv("LOOK_AT_ALL", "1")
     return str(request.param)
@@ -53,7 +53,7 @@ def run(text: str, folder: Path) -> str:
 
 
 def test_nothing_runs_before_the_gate_is_open(tmp_path: Path) -> None:
-    """The child exists, with its group, and has not become the command."""
+    """The child exists, with its group, but has not become the command."""
     text = """
 child = start("touch", "ran")
 assert os.getpgid(child.pid) == child.pid
@@ -67,8 +67,8 @@ print(os.path.exists("ran"))
     assert run(text, tmp_path) == "True\n"
 
 
-def test_one_apart_leads_a_session(tmp_path: Path) -> None:
-    """Its group is found under its pid as any other's."""
+def test_child_started_apart_leads_a_session(tmp_path: Path) -> None:
+    """Its group has its pid, like any other."""
     text = """
 child = start("sleep", "1000", apart=True)
 child.open_gate()
@@ -83,8 +83,8 @@ child.reap()
 
 
 @pytest.mark.parametrize("way", ["signal_group", "signal_tree"])
-def test_signal_to_one_apart_that_has_no_session_yet(tmp_path: Path, way: str) -> None:
-    """It is not lost: the command never runs."""
+def test_signal_to_a_child_apart_that_has_no_session_yet(tmp_path: Path, way: str) -> None:
+    """The signal is not lost: the command never runs."""
     text = f"""
 make = os.setsid
 os.setsid = lambda: (time.sleep(0.5), make())
@@ -97,8 +97,8 @@ print(wait(child), os.path.exists("ran"))
     assert run(text, tmp_path) == "143 False\n"
 
 
-def test_reason_that_names_a_long_command_does_not_keep_it(tmp_path: Path) -> None:
-    """It is cut: nobody reads it before the process has ended."""
+def test_error_that_names_a_long_command_is_cut(tmp_path: Path) -> None:
+    """It is cut, because nobody reads it before the process has ended."""
     text = """
 child = start("x" * 100_000)
 child.open_gate()
@@ -112,8 +112,8 @@ print(wait(child), ascii(child.exec_error()))
     assert run(text, tmp_path).splitlines() == ["126 True", "127 'cannot run \\\\udcff: No such file or directory'"]
 
 
-def test_command_looks_at_the_time_last_before_exec(tmp_path: Path) -> None:
-    """Too late is not to run at all, also when the gate was opened in good time."""
+def test_child_checks_the_time_right_before_exec(tmp_path: Path) -> None:
+    """If it is too late the command does not run, even if the gate was opened in time."""
     text = """
 child = start("touch", "ran", start_by=clock.now() + 0.2)
 os.kill(child.pid, signal.SIGSTOP)
@@ -127,7 +127,7 @@ print(wait(child), child.exec_error(), os.path.exists("ran"))
 
 @pytest.mark.parametrize("opened", [True, False])
 def test_child_dies_with_its_parent(tmp_path: Path, opened: bool) -> None:
-    """By the kernel's word alone, before its gate is open and after."""
+    """The kernel alone does this, before its gate is open and after."""
     process = script(f"""
 child = start("sleep", "1000")
 if {opened}:
@@ -145,7 +145,7 @@ time.sleep(1000)
 
 
 def test_gate_of_a_dead_parent_never_opens(tmp_path: Path) -> None:
-    """The child holds no end of the gate that could keep it waiting; seen with the parent-death signal taken out."""
+    """The child holds no end of the gate that keeps it waiting; the test disables the parent-death signal."""
     process = script("""
 linux.die_with_parent = lambda number: None
 child = start("touch", "ran")
@@ -160,8 +160,8 @@ time.sleep(1000)
     assert not (tmp_path / "ran").exists()
 
 
-def test_tree_that_forks_faster_than_one_can_look_is_not_taken_for_empty(tmp_path: Path) -> None:
-    """A chain of processes, each of which forks the next and ends at once: found, and killed with its group."""
+def test_tree_that_forks_faster_than_a_scan_is_not_taken_for_empty(tmp_path: Path) -> None:
+    """Each process of a chain forks the next and exits immediately: the chain is found and killed."""
     (tmp_path / "chain.py").write_text(
         "import os, time\n"
         "os.setsid()\n"
@@ -189,13 +189,13 @@ print("gone")
     assert run(text, tmp_path) == "gone\n"
 
 
-def test_emptiness_needs_no_look_at_all_processes(tmp_path: Path, proof: str) -> None:
-    """What left its group and session and lost its parents is found, and seen to go, by one system call."""
+def test_emptiness_needs_no_scan_of_all_processes(tmp_path: Path, proof: str) -> None:
+    """One system call finds an orphan that left its group and session, and shows when it is gone."""
     text = """
 def look():
     raise OSError("looked at all")
 process_tree.processes = look
-keeper, channel = keeper_process.fork_keeper(lambda channel: channel.wait_for_spec())  # lives, and is none of the tree
+keeper, channel = keeper_process.fork_keeper(lambda channel: channel.wait_for_spec())  # lives outside the tree
 child = start("sh", "-c", "(setsid sleep 1000 & echo $! > orphan) & wait; exit 3")
 child.open_gate()
 assert wait(child) == 3
@@ -205,7 +205,7 @@ from _thread import start_new_thread
 start_new_thread(lambda: threads.append(process_tree.nothing_lives()), ())
 while not threads:
     time.sleep(0.01)
-assert threads == [False]  # it has no children, which says nothing
+assert threads == [False]  # this thread has no children, which proves nothing
 with open("orphan") as file:
     os.kill(int(file.read()), signal.SIGKILL)
 until = time.monotonic() + 5
@@ -217,8 +217,8 @@ print(child.empty())
     assert run(text, tmp_path) == ("True\n" if proof == "by the kernel's word" else "False\n")
 
 
-def test_children_of_before_are_no_part_of_the_tree(tmp_path: Path) -> None:
-    """`job & exec conch …`: the kernel's word counts them, so all processes are looked at."""
+def test_earlier_children_are_no_part_of_the_tree(tmp_path: Path) -> None:
+    """With `job & exec conch …` the kernel's answer includes the job, so all processes are scanned."""
     text = """
 import subprocess
 job = subprocess.Popen(["sleep", "1000"])
@@ -239,7 +239,7 @@ job.wait()
 
 
 def test_sibling_that_the_main_process_made_is_part_of_the_tree(tmp_path: Path) -> None:
-    """By clone with CLONE_PARENT: a child of conch that conch has never heard of."""
+    """clone with CLONE_PARENT makes a child of conch that conch did not fork."""
     (tmp_path / "clone.py").write_text(
         "import ctypes, os, platform, time\n"
         "number = {'x86_64': 56, 'aarch64': 220}[platform.machine()]\n"
@@ -268,7 +268,7 @@ print(child.empty())
 
 
 def test_mark_of_a_process_whose_first_thread_has_ended_is_read(tmp_path: Path) -> None:
-    """It shows as a zombie with no environment, and its other threads run on."""
+    """It appears as a zombie without an environment while its other threads run."""
     (tmp_path / "leave.py").write_text(
         "import ctypes, threading, time\n"
         "threading.Thread(target=time.sleep, args=(1000,)).start()\n"
@@ -288,8 +288,8 @@ print(procfs.run_ids_of(child.pid))
     assert run(text, tmp_path) == "False ['cafe'] False\nNone\n"
 
 
-def test_run_that_is_started_again_is_not_judged_by_the_end_of_its_first_process(tmp_path: Path) -> None:
-    """As one whose process found that it was too late: the next one under the same id lives."""
+def test_run_that_is_started_again_has_not_ended_with_its_first_process(tmp_path: Path) -> None:
+    """The first process of the run has ended, but the next one under the same id lives."""
     text = """
 from conch.core.daemon_loop import DaemonLoop
 from conch.core.messages import Start
@@ -310,8 +310,8 @@ print(list(crew._ended))
     assert run(text, tmp_path) == "['r']\n[]\n"
 
 
-def test_stopped_members_and_those_of_other_groups_are_signalled(tmp_path: Path) -> None:
-    """Each once by its group."""
+def test_member_of_another_group_is_signalled_once(tmp_path: Path) -> None:
+    """A process in a group of its own gets the signal once."""
     (tmp_path / "leaver").write_text("trap 'echo got >> got; exit' TERM; echo up >> up; while :; do sleep 0.01; done")
     text = """
 child = start("sh", "-c", "setsid sh leaver & wait")
@@ -329,7 +329,7 @@ print(open("got").read(), end="")
 
 
 def test_signals_are_not_lost_in_a_flood(tmp_path: Path) -> None:
-    """The wake-up descriptor holds only so many; the record holds all kinds."""
+    """The wake-up descriptor may be full, but each kind of signal is recorded."""
     text = """
 from conch.core.event_loop import Signals
 signals = Signals()
@@ -344,8 +344,8 @@ print("all")
     assert run(text, tmp_path) == "all\n"
 
 
-def test_a_pid_that_is_another_process_by_now_is_not_signalled(tmp_path: Path) -> None:
-    """The start time tells them apart."""
+def test_reused_pid_is_not_signalled(tmp_path: Path) -> None:
+    """The start time distinguishes the two processes."""
     text = """
 from conch import record
 child = start("sleep", "1000")
@@ -360,8 +360,8 @@ print(wait(child))
     assert run(text, tmp_path) == f"{128 + signal.SIGKILL}\n"
 
 
-def test_what_cannot_be_looked_at_is_not_taken_for_dead(tmp_path: Path) -> None:
-    """No descriptor is left to read /proc with: the tree is not empty then, and its group is killed all the same."""
+def test_tree_that_cannot_be_read_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """Without a descriptor to read /proc, the tree does not count as empty, and its group is still killed."""
     text = """
 import resource
 child = start("sh", "-c", "sleep 1000 & exec sleep 1000")

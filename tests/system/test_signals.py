@@ -20,7 +20,7 @@ LOOP = NOTE + "while :; do sleep 0.02; done"
 
 @pytest.mark.parametrize("number", [*ENDING, signal.SIGHUP])
 def test_signal_while_dialling_ends_conch(conch: Bench, number: int) -> None:
-    """At once, although no endpoint answers."""
+    """It ends immediately, although no endpoint answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         wrapper = conch.start(*conch.holding("o"), "--endpoints", f"127.0.0.1:{silent.getsockname()[1]}", "--", "true")
         wrapper.wait_event("acquiring")
@@ -32,7 +32,7 @@ def test_signal_while_dialling_ends_conch(conch: Bench, number: int) -> None:
 
 @pytest.mark.parametrize("number", [*ENDING, signal.SIGHUP])
 def test_signal_while_queued_ends_conch_and_its_place(conch: Bench, number: int) -> None:
-    """The key is gone when conch is."""
+    """Its key is gone when conch has ended."""
     conch.hold("o")
     waiter = conch.queue("o")
     waiter.signal(number)
@@ -42,7 +42,7 @@ def test_signal_while_queued_ends_conch_and_its_place(conch: Bench, number: int)
 
 @pytest.mark.parametrize("number", ENDING)
 def test_ending_signal_goes_to_the_child_as_itself(conch: Bench, number: int) -> None:
-    """Conch exits with the child's code."""
+    """The child gets the same signal, and conch exits with its code."""
     wrapper = conch.hold(
         "o", command=f"trap 'exit 7' {signal.Signals(number).name[3:]}; echo up; while :; do sleep 0.02; done"
     )
@@ -53,7 +53,7 @@ def test_ending_signal_goes_to_the_child_as_itself(conch: Bench, number: int) ->
 
 
 def test_child_that_ignores_the_signal_is_killed_after_kill_after(conch: Bench) -> None:
-    """A user's signal is the exit of the child, not 70."""
+    """A user sent the signal, so conch exits with the child's code, not 70."""
     wrapper = conch.hold("o", "--kill-after", "300ms", command=LOOP)
     conch.read("got")
     wrapper.signal(signal.SIGTERM)
@@ -62,8 +62,8 @@ def test_child_that_ignores_the_signal_is_killed_after_kill_after(conch: Bench) 
     assert "TERM" in conch.read("got", 2).split()
 
 
-def test_second_signal_kills_at_once(conch: Bench) -> None:
-    """Long before kill-after; from a second after the first on. Another signal sooner goes on to the command."""
+def test_second_signal_kills_immediately(conch: Bench) -> None:
+    """It kills long before kill-after, but only from a second after the first signal; until then it is forwarded."""
     wrapper = conch.hold("o", "--kill-after", "1h", command=LOOP)
     conch.read("got")
     wrapper.signal(signal.SIGTERM)
@@ -75,16 +75,16 @@ def test_second_signal_kills_at_once(conch: Bench) -> None:
     assert "INT" in conch.file("got").read_text()
 
 
-def test_stopped_child_is_continued_to_hear_the_signal(conch: Bench) -> None:
-    """SIGCONT comes with SIGTERM."""
+def test_stopped_child_is_continued_to_receive_the_signal(conch: Bench) -> None:
+    """conch sends SIGCONT with SIGTERM."""
     wrapper = conch.hold("o", "--kill-after", "1h")
     os.kill(wrapper.child(), signal.SIGSTOP)
     wrapper.signal(signal.SIGTERM)
     assert wrapper.wait() == 128 + signal.SIGTERM
 
 
-def test_leftovers_of_an_interrupted_command_hear_a_sigterm(conch: Bench) -> None:
-    """SIGINT went to the group, where a shell's background jobs ignore it, and not at all to what left the group."""
+def test_leftovers_of_an_interrupted_command_get_sigterm(conch: Bench) -> None:
+    """SIGINT went to the group, whose background jobs ignore it, and to no process outside the group."""
     trap = "trap 'echo term >> term; exit' TERM; echo up >> up; while :; do sleep 0.01; done"
     conch.file("job").write_text(trap)
     command = (
@@ -102,7 +102,7 @@ def test_leftovers_of_an_interrupted_command_hear_a_sigterm(conch: Bench) -> Non
     "number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT], ids=lambda n: n.name
 )
 def test_other_signals_are_passed_on_and_nothing_more(conch: Bench, number: signal.Signals) -> None:
-    """The child gets it and both go on."""
+    """The child gets them, and both continue."""
     wrapper = conch.hold("o", command=LOOP)
     conch.read("got")
     wrapper.signal(number)
@@ -116,7 +116,7 @@ def test_other_signals_are_passed_on_and_nothing_more(conch: Bench, number: sign
 
 @pytest.mark.parametrize("state", ["queued", "running"])
 def test_signal_ignored_at_the_start_stays_ignored(conch: Bench, state: str) -> None:
-    """As nohup expects, for conch and for the child."""
+    """nohup expects this, of conch and of the child."""
     if state == "queued":
         conch.hold("o")
     command = f"trap '' HUP; exec {CONCH} {' '.join(conch.holding('o'))} -- sh -c 'echo up; sleep 1000'"
@@ -138,7 +138,7 @@ def test_signal_ignored_at_the_start_stays_ignored(conch: Bench, state: str) -> 
 
 
 def test_child_gets_default_dispositions(conch: Bench) -> None:
-    """Python's ignored SIGPIPE and conch's own signals are the child's no more."""
+    """It inherits neither Python's ignored SIGPIPE nor conch's own handling."""
     done = conch.run(*conch.holding("o"), "--quiet", "--", "grep", "-E", "Sig(Ign|Blk)", "/proc/self/status")
     assert [int(line.split()[1], 16) for line in done.stdout.splitlines()] == [0, 0]
 
@@ -147,7 +147,7 @@ def test_child_gets_default_dispositions(conch: Bench) -> None:
 
 
 def test_hooks_run_around_the_child_with_its_environment(conch: Bench) -> None:
-    """on-acquire before, on-lose after, under the same token; the office is still ours in both."""
+    """on-acquire runs before it and on-lose after it, with the same name and token."""
     show = "echo {} $CONCH_NAME $CONCH_REV >> order"
     hooks = ["--on-acquire", show.format("acquire"), "--on-lose", show.format("lose")]
     done = conch.run(*conch.holding("o"), *hooks, "--", "sh", "-c", show.format("child"))
@@ -157,8 +157,8 @@ def test_hooks_run_around_the_child_with_its_environment(conch: Bench) -> None:
     assert len({tuple(line[1:]) for line in lines}) == 1
 
 
-def test_failing_on_acquire_gives_the_hold_up(conch: Bench) -> None:
-    """75, or what -E says; the child never starts, on-lose neither."""
+def test_failing_on_acquire_releases_the_hold(conch: Bench) -> None:
+    """conch exits 75, or with -E; neither the child nor on-lose runs."""
     for flags, code in (([], 75), (["-E", "9"], 9)):
         done = conch.run(
             *conch.holding("o"), *flags, "--on-acquire", "exit 3", "--on-lose", "touch lost", "--", "touch", "ran"
@@ -170,7 +170,7 @@ def test_failing_on_acquire_gives_the_hold_up(conch: Bench) -> None:
 
 
 def test_hook_past_its_timeout_is_killed_with_its_group(conch: Bench) -> None:
-    """And counts as failed."""
+    """It counts as failed."""
     done = conch.run(
         *conch.holding("o"),
         "--hook-timeout",
@@ -185,14 +185,14 @@ def test_hook_past_its_timeout_is_killed_with_its_group(conch: Bench) -> None:
 
 
 def test_failing_on_lose_changes_nothing(conch: Bench) -> None:
-    """It is logged."""
+    """It is only logged."""
     done = conch.run(*conch.holding("o"), "--on-lose", "exit 3", "--", "sh", "-c", "exit 4")
     assert done.returncode == 4
     assert "hook-failed" in done.stderr
 
 
 def test_on_lose_runs_after_a_loss_when_the_tree_is_gone(conch: Bench) -> None:
-    """The child's death comes first; the code is 70."""
+    """The child dies first; conch exits 70."""
     wrapper = conch.hold(
         "o",
         "--on-lose",
@@ -218,7 +218,7 @@ def test_on_acquire_cut_short_by_a_loss_gives_70(conch: Bench) -> None:
 @pytest.mark.parametrize("number", [*ENDING, signal.SIGHUP])
 @pytest.mark.parametrize("hook", ["--on-acquire", "--on-lose"])
 def test_signal_in_a_hook_ends_conch(conch: Bench, hook: str, number: int) -> None:
-    """128+n; the hook's tree is gone, and the key."""
+    """It exits 128+n; the hook and the key are gone."""
     wrapper = conch.start(*conch.holding("o"), hook, "echo $$ > hook; exec sleep 1000", "--", "true")
     pid = int(conch.read("hook"))
     wrapper.signal(number)
@@ -227,8 +227,8 @@ def test_signal_in_a_hook_ends_conch(conch: Bench, hook: str, number: int) -> No
     assert conch.keys() == []
 
 
-def test_frozen_etcd_does_not_hold_up_the_end_for_longer_than_the_command_timeout(conch: Bench) -> None:
-    """A second signal ends even that wait."""
+def test_second_signal_ends_the_wait_for_a_stopped_keeper(conch: Bench) -> None:
+    """conch waits for its keeper's release no longer than that."""
     wrapper = conch.hold("o", "--ttl", "2s", "--command-timeout", "10m")
     os.kill(wrapper.keeper(), signal.SIGSTOP)
     wrapper.signal(signal.SIGTERM)
@@ -242,33 +242,33 @@ def test_frozen_etcd_does_not_hold_up_the_end_for_longer_than_the_command_timeou
 SLOW_END = "trap 'echo term >> terms; sleep 0.3; exit 7' TERM; echo up >> got; while :; do sleep 0.02; done"
 
 
-def test_signal_to_conch_and_to_its_group_is_one(conch: Bench) -> None:
-    """As `timeout` sends it: the command has its time to end."""
+def test_signal_to_conch_and_to_its_group_counts_once(conch: Bench) -> None:
+    """`timeout` sends it twice like this: the command still has its time to end."""
     wrapper = conch.hold("o", command=SLOW_END, start_new_session=True)
     conch.read("got")
     wrapper.signal(signal.SIGTERM)
-    wrapper.wait_event("term-sent")  # else the kernel may make one of them
+    wrapper.wait_event("term-sent")  # otherwise the kernel may merge the two
     os.killpg(wrapper.pid, signal.SIGTERM)
     assert wrapper.wait() == 7
     assert not wrapper.events("kill-sent")
     assert conch.read("terms") == "term\n"
 
 
-def test_conch_under_conch_hears_a_signal_to_all_as_one(conch: Bench) -> None:
-    """From a service manager, and from the conch around it."""
+def test_conch_under_conch_counts_a_signal_to_all_once(conch: Bench) -> None:
+    """The inner conch gets it from the service manager and from the outer conch."""
     inner = [CONCH, *conch.holding("inner"), "--", "sh", "-c", SLOW_END]
     wrapper = conch.start(*conch.holding("outer"), "--", *inner)
     conch.read("got")
     inner_pid = wrapper.child()
     os.kill(inner_pid, signal.SIGTERM)
-    conch.read("terms")  # else the kernel may make one of them
+    conch.read("terms")  # otherwise the kernel may merge the two
     wrapper.signal(signal.SIGTERM)
     assert wrapper.wait() == 7
     assert not wrapper.events("kill-sent")
 
 
-def test_signal_to_conch_dev_and_to_its_group_is_one(conch: Bench) -> None:
-    """The command is in a group of its own, and hears it once."""
+def test_signal_to_conch_dev_and_to_its_group_counts_once(conch: Bench) -> None:
+    """The command is in a group of its own, and gets it once."""
     dev = conch.start("dev", "--", "sh", "-c", SLOW_END, start_new_session=True)
     conch.read("got")
     dev.signal(signal.SIGTERM)
@@ -280,7 +280,7 @@ def test_signal_to_conch_dev_and_to_its_group_is_one(conch: Bench) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP, signal.SIGSEGV])
 def test_conch_dies_of_the_signal_that_its_command_died_of(conch: Bench, number: int) -> None:
-    """By that signal itself, without a core, everything given back; so does `conch dev`."""
+    """It releases the hold first and dumps no core; so does `conch dev`."""
     for command in (conch.holding("o"), ("dev",)):
         wrapper = conch.start(*command, "--", "sh", "-c", f"ulimit -c 0; kill -{number} $$", preexec_fn=allow_cores)
         assert wrapper.process.wait(30) == -number
@@ -292,15 +292,15 @@ def allow_cores() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def test_code_of_a_command_that_only_looks_like_a_signal_is_a_code(conch: Bench) -> None:
-    """It exited by itself."""
+def test_exit_code_that_looks_like_a_signal_stays_a_code(conch: Bench) -> None:
+    """The command exited by itself."""
     wrapper = conch.start(*conch.holding("o"), "--", "sh", "-c", "exit 143")
     assert wrapper.process.wait(30) == 143
 
 
 @pytest.mark.parametrize("state", ["queued", "dialling", "backing off"])
 def test_conch_dies_of_the_signal_that_ended_it(conch: Bench, state: str) -> None:
-    """While nothing of it runs."""
+    """No command runs at that time."""
     if state == "queued":
         conch.hold("o")
         wrapper = conch.queue("o")
@@ -314,8 +314,8 @@ def test_conch_dies_of_the_signal_that_ended_it(conch: Bench, state: str) -> Non
     assert wrapper.process.wait(30) == -signal.SIGTERM
 
 
-def test_conchd_that_never_came_to_work_dies_of_its_signal(conch: Bench) -> None:
-    """After it has drained it exits with 0 instead."""
+def test_conchd_that_never_registered_dies_of_its_signal(conch: Bench) -> None:
+    """It exits 0 only after a drain."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         daemon = conch.start("conchd", "--state-dir", str(conch.file("state")), "--endpoints", address)

@@ -1,4 +1,4 @@
-"""What stands in a state directory is ours, or conchd does not start: it would write where others want it to."""
+"""conchd starts only if all in its state directory is its own: otherwise others could choose where it writes."""
 
 import os
 from collections.abc import Callable
@@ -48,10 +48,10 @@ FILES = ["id", "id.new", "lock", f"{1:020}.wal", f"{1:020}.wal.60.damaged"]
         (inner_folder, "is not a regular file"),
     ],
 )
-def test_what_others_may_have_put_there_is_refused(
+def test_files_that_others_may_have_planted_are_refused(
     conch: Bench, plant: Callable[[Path, Path, str], None], says: str, name: str
 ) -> None:
-    """One line, 69, and neither it nor what it leads to is touched."""
+    """One line and 69; neither the file nor the target of a link is touched."""
     victim, folder = conch.file("victim"), conch.file("state")
     victim.write_text(VICTIM)
     folder.mkdir(mode=0o700)
@@ -65,7 +65,7 @@ def test_what_others_may_have_put_there_is_refused(
 
 
 def test_link_to_nowhere_is_refused(conch: Bench) -> None:
-    """To open it would make a file there."""
+    """Opening it would create its target."""
     folder = conch.file("state")
     folder.mkdir(mode=0o700)
     (folder / "lock").symlink_to(conch.file("made"))
@@ -75,7 +75,7 @@ def test_link_to_nowhere_is_refused(conch: Bench) -> None:
 
 @pytest.mark.parametrize("name", ["note", "up"])
 def test_link_of_any_name_is_refused(conch: Bench, name: str) -> None:
-    """Nothing in it leads elsewhere."""
+    """No link in the directory may lead elsewhere."""
     folder = conch.file("state")
     folder.mkdir(mode=0o700)
     (folder / name).symlink_to("..")
@@ -88,7 +88,7 @@ def test_link_of_any_name_is_refused(conch: Bench, name: str) -> None:
     [(1, 0o700, "belongs to the user 1"), (0, 0o770, "can be written"), (0, 0o1777, "can be written")],
 )
 def test_directory_that_is_not_ours_alone_is_refused(conch: Bench, owner: int, mode: int, says: str) -> None:
-    """Its owner could change it at any time; who may write to it could have."""
+    """Its owner could change it at any time; others who may write to it could have done so."""
     folder = conch.file("state")
     folder.mkdir()
     os.chown(folder, owner or os.geteuid(), -1)
@@ -100,7 +100,7 @@ def test_directory_that_is_not_ours_alone_is_refused(conch: Bench, owner: int, m
 
 
 def test_directory_of_root_is_refused_to_another_user(conch: Bench) -> None:
-    """Even if that user may write to it."""
+    """That user may even write to it."""
     folder = conch.file("state")
     folder.mkdir(mode=0o700)
     done = conch.start("conchd", "--state-dir", str(folder), env=DEAD, program=[*as_other_user(), CONCH])
@@ -109,7 +109,7 @@ def test_directory_of_root_is_refused_to_another_user(conch: Bench) -> None:
 
 
 def test_link_to_the_directory_is_followed(conch: Bench) -> None:
-    """As systemd makes one for a unit with DynamicUser=."""
+    """systemd makes such a link for a unit with DynamicUser=."""
     folder = conch.file("private")
     folder.mkdir(mode=0o755)
     conch.file("state").symlink_to(folder)

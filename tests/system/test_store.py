@@ -42,13 +42,13 @@ def new_lease() -> int:
 
 @pytest.fixture(params=["grpc", "http"])
 def transport(request: pytest.FixtureRequest) -> str:
-    """Each driver has the same contract."""
+    """Both drivers have the same contract."""
     return str(request.param)
 
 
 @pytest.fixture
 def store(conch: Bench, transport: str) -> Iterator[Store]:
-    """A store on the run's etcd."""
+    """A store on the test run's etcd."""
     store = new_store(conch.endpoints, transport=transport)
     yield store
     store.close()
@@ -56,7 +56,7 @@ def store(conch: Bench, transport: str) -> Iterator[Store]:
 
 @pytest.fixture
 def proxy(conch: Bench) -> Iterator[Proxy]:
-    """A proxy before the run's etcd."""
+    """A proxy in front of the test run's etcd."""
     proxy = Proxy(conch.endpoints)
     yield proxy
     proxy.close()
@@ -72,7 +72,7 @@ def lease(store: Store) -> Iterator[int]:
 
 
 def test_lease_life(store: Store) -> None:
-    """Granted, renewed, revoked; a second revoke is no error, a renewal then says TTL 0."""
+    """It is granted, renewed and revoked; a second revocation is no error, and a renewal then has TTL 0."""
     lease = new_lease()
     granted = store.grant(lease, 7, timeout_s=5)
     assert granted.ttl_s == 7
@@ -88,21 +88,21 @@ def test_grant_of_anothers_lease_is_rejected(store: Store, lease: int) -> None:
         store.grant(lease, 7, timeout_s=5)
 
 
-def test_what_etcd_grants_counts(store: Store) -> None:
-    """A TTL below etcd's minimum is raised."""
+def test_ttl_that_etcd_grants_counts(store: Store) -> None:
+    """etcd raises a TTL below its minimum."""
     lease = new_lease()
     assert store.grant(lease, 1, timeout_s=5).ttl_s == 2
     store.revoke(lease, timeout_s=5)
 
 
 def test_put_under_a_dead_lease_is_lease_gone(store: Store, conch: Bench) -> None:
-    """So that the caller gets a new one."""
+    """The caller can then get a new lease."""
     with pytest.raises(LeaseGone):
         store.txn([], [Put(f"{conch.prefix}/x".encode(), b"v", 12345)], timeout_s=5)
 
 
 def test_transactions_and_ranges(store: Store, conch: Bench, lease: int) -> None:
-    """Order, limit, created_by, count; odd bytes and empty values."""
+    """Order, limit, max_create_revision and count; odd bytes and empty values."""
     base = f"{conch.prefix}/r/".encode()
     keys = [base + bytes([255 - i, 0, 10]) for i in range(5)]
     for i, key in enumerate(keys):
@@ -127,7 +127,7 @@ def test_transactions_and_ranges(store: Store, conch: Bench, lease: int) -> None
 
 
 def test_no_endpoint_is_unreachable_in_time(transport: str) -> None:
-    """With the reason of each endpoint."""
+    """The error has the reason of each endpoint."""
     dead = new_store("127.0.0.1:1,127.0.0.1:2", transport=transport)
     began = clock.now()
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1: .*127\.0\.0\.1:2|127\.0\.0\.1:2: .*127\.0\.0\.1:1"):
@@ -137,7 +137,7 @@ def test_no_endpoint_is_unreachable_in_time(transport: str) -> None:
 
 
 def test_dead_endpoint_is_left_for_a_live_one(conch: Bench, transport: str) -> None:
-    """Whichever comes first."""
+    """The order in which they are tried does not matter."""
     for _ in range(4):
         store = new_store(f"127.0.0.1:1,{conch.endpoints}", transport=transport)
         assert store.range(Range(b"x"), timeout_s=5).count == 0
@@ -157,7 +157,7 @@ def collect(watch: Any, into: list[Event]) -> threading.Thread:
 
 
 def test_watch_sees_each_event_once_across_restarts_of_etcd(own: OwnEtcd, transport: str) -> None:
-    """From the revision that was asked for, in order, and ends by cancel."""
+    """It begins at the requested revision, keeps the order, and ends when it is cancelled."""
     store = new_store(own.bench.endpoints, transport=transport)
     base = f"{own.bench.prefix}/w/".encode()
     first = store.txn([], [Put(base + b"0", b"")], timeout_s=5).header.revision
@@ -182,7 +182,7 @@ def test_watch_sees_each_event_once_across_restarts_of_etcd(own: OwnEtcd, transp
 
 
 def contenders(store: Store, prefix: str, slots: int, count: int) -> list[tuple[Queue, int]]:
-    """Queue up so many, each with a lease."""
+    """Put so many contenders into the queue, each with a lease."""
     found = []
     for _ in range(count):
         lease = new_lease()
@@ -193,24 +193,24 @@ def contenders(store: Store, prefix: str, slots: int, count: int) -> list[tuple[
     return found
 
 
-def hear(watch: Watch) -> tuple[list[bytes], threading.Thread]:
-    """The keys that a watch tells of, as they come; the thread ends with the watch."""
+def collect_keys(watch: Watch) -> tuple[list[bytes], threading.Thread]:
+    """Collect the keys of a watch's events in a thread that ends with the watch."""
     seen: list[bytes] = []
     reader = threading.Thread(target=lambda: seen.extend(one.kv.key for events in watch for one in events), daemon=True)
     reader.start()
     return seen, reader
 
 
-def test_watch_of_many_keys_hears_of_each_however_slowly_it_was_asked_for(
+def test_watch_of_many_keys_reports_each_however_slowly_it_was_requested(
     conch: Bench, proxy: Proxy, transport: str, lease: int
 ) -> None:
-    """The server may answer the first before it has read the rest; none may be left out."""
+    """The server may answer the first request before it has read the rest; none may be left out."""
     proxy.dribble.set()
     store = new_store(proxy.endpoint, transport=transport)
     keys = [f"{conch.prefix}/many/{number:03}".encode() for number in range(12)]
     revision = store.range(Range(b"/x"), timeout_s=5).header.revision
     watch = store.watch([(Range(key), revision + 1) for key in keys])
-    seen, reader = hear(watch)
+    seen, reader = collect_keys(watch)
     for key in keys:
         store.txn([], [Put(key, b"x", lease)], timeout_s=5)
     wait_for(lambda: len(seen) == len(keys), "an event of each key", 4)
@@ -220,13 +220,13 @@ def test_watch_of_many_keys_hears_of_each_however_slowly_it_was_asked_for(
     assert sorted(seen) == keys
 
 
-def test_watch_that_grows_goes_on_over_the_same_stream(conch: Bench, proxy: Proxy, transport: str, lease: int) -> None:
-    """What is added is heard of, without another stream; and an event before the adding is not lost either."""
+def test_watch_that_grows_keeps_its_stream(conch: Bench, proxy: Proxy, transport: str, lease: int) -> None:
+    """Events of added keys arrive over the same stream, even those from before the addition."""
     store = new_store(proxy.endpoint, transport=transport)
     keys = [f"{conch.prefix}/many/{number:03}".encode() for number in range(30)]
     revision = store.range(Range(b"/x"), timeout_s=5).header.revision
     watch = store.watch([(Range(keys[0]), revision + 1)])
-    seen, reader = hear(watch)
+    seen, reader = collect_keys(watch)
     store.txn([], [Put(keys[0], b"x", lease)], timeout_s=5)
     wait_for(lambda: len(seen) == 1, "the first event", 4)
     for number, key in enumerate(keys[1:]):
@@ -245,7 +245,7 @@ def test_watch_that_grows_goes_on_over_the_same_stream(conch: Bench, proxy: Prox
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
 def test_first_n_hold_and_each_watches_the_n_right_ahead(store: Store, conch: Bench, slots: int) -> None:
-    """Whichever leaves, exactly the next in line holds."""
+    """Whichever holder leaves, exactly the next in line holds."""
     line = contenders(store, conch.prefix, slots, 6)
     revs = [rev for _, rev in line]
     assert revs == sorted(set(revs))
@@ -260,7 +260,7 @@ def test_first_n_hold_and_each_watches_the_n_right_ahead(store: Store, conch: Be
 
 
 def test_entering_twice_keeps_the_first_place(store: Store, conch: Bench) -> None:
-    """A repeated create finds its own key: an answer that was lost makes no second contender."""
+    """A repeated create finds its own key, so a lost answer makes no second contender."""
     (first, rev), (second, _) = contenders(store, conch.prefix, 1, 2)
     again = first.enter(b"v", timeout_s=5)
     assert (again.rev, again.held) == (rev, True)
@@ -281,7 +281,7 @@ def test_entering_twice_keeps_the_first_place(store: Store, conch: Bench) -> Non
 
 
 class Bent(GrpcStore):
-    """The real store, with answers that the test bends as a woken former leader would."""
+    """The real store, but the test changes its answers to those of a former leader that has woken up."""
 
     bend_alive: Any = staticmethod(lambda answer: answer)
     bend_read: Any = staticmethod(lambda answer: answer)
@@ -297,13 +297,13 @@ class Bent(GrpcStore):
 
 
 class Watched:
-    """A session over a real key, and what it reported."""
+    """A session for a real key, and what it reported."""
 
     def __init__(self, conch: Bench, ttl_s: int = 3) -> None:
         self.store = Bent(Connection(parse_endpoints(conch.endpoints)))
         self.lease = new_lease()
         self.deadlines: list[float] = []
-        self.told_at: list[float] = []  # when each of the deadlines was known
+        self.told_at: list[float] = []  # when each deadline was reported
         self.losses: list[str] = []
         self.notes: list[str] = []
         self.wanted = True
@@ -342,7 +342,7 @@ def watched(conch: Bench) -> Iterator[Watched]:
 
 
 def test_deadline_counts_from_before_the_renewal_was_sent(watched: Watched) -> None:
-    """A reply that takes long proves no more time."""
+    """A slow reply proves no additional time."""
 
     def slow(answer: Lease) -> Lease:
         threading.Event().wait(0.3)
@@ -365,7 +365,7 @@ def test_deadline_counts_from_before_the_renewal_was_sent(watched: Watched) -> N
     ids=["another term", "another member"],
 )
 def test_renewal_that_the_read_does_not_confirm_proves_nothing(watched: Watched, bend: Any) -> None:
-    """A former leader that wakes from a freeze answers renewals, but not at the term of the read."""
+    """A former leader that has woken up answers renewals, but the read comes from another term or member."""
     watched.store.bend_read = bend
     watched.start()
     wait_for(lambda: "doubt" in watched.notes, "doubt")
@@ -384,7 +384,7 @@ def test_renewal_that_the_read_does_not_confirm_proves_nothing(watched: Watched,
     ],
 )
 def test_read_that_does_not_show_our_key_is_a_loss(watched: Watched, bend: Any, reason: str) -> None:
-    """Deleted, created anew by another, or detached from its lease."""
+    """The key was deleted, created again by another, or detached from its lease."""
     watched.store.bend_read = bend
     watched.start()
     wait_for(lambda: watched.losses, "a loss")
@@ -399,8 +399,8 @@ def test_ttl_of_zero_is_a_loss(watched: Watched) -> None:
     wait_for(lambda: watched.losses == ["the lease is gone"], "a loss")
 
 
-def test_session_that_ceased_renews_no_more(watched: Watched) -> None:
-    """Also when its moment comes: what is being given back must not live longer for that."""
+def test_stopped_session_does_not_renew(watched: Watched) -> None:
+    """It does not, even when a renewal is due: a hold that is being released must not live longer."""
     sent: list[Lease] = []
     watched.store.bend_alive = sent.append
     watched.start()
@@ -410,7 +410,7 @@ def test_session_that_ceased_renews_no_more(watched: Watched) -> None:
 
 
 def test_session_renews_about_every_fifth_of_the_ttl(watched: Watched) -> None:
-    """Not much more often, and never later than the deadline needs."""
+    """It renews neither much more often nor much later."""
     watched.start()
     wait_for(lambda: len(watched.deadlines) >= 6, "six renewals")
     gaps = [b - a for a, b in zip(watched.deadlines, watched.deadlines[1:], strict=False)]

@@ -1,4 +1,4 @@
-"""While conch queues, the command waits already behind its gate: nobody may notice, whatever becomes of it."""
+"""While conch queues, its command already waits behind its gate: nobody may notice, whatever happens to it."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ pytestmark = pytest.mark.kinds("elect", "sema")
 
 
 def stop(pid: int) -> None:
-    """Stop a process, and return when it is: until then the signal only waits for it."""
+    """Stop a process and wait until it is stopped; until then the signal is only pending."""
     os.kill(pid, signal.SIGSTOP)
     wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "the process is stopped")
 
 
 def waiting_child(wrapper: Wrapper) -> int:
-    """The process behind the gate: the child of conch in conch's session, and not in its group."""
+    """Return the process behind the gate: conch's child in its session, but not in its group."""
 
-    def look() -> int | None:
+    def find_child() -> int | None:
         for pid in children(wrapper.pid):
             try:
                 if os.getsid(pid) != pid and os.getpgid(pid) == pid:
@@ -30,13 +30,13 @@ def waiting_child(wrapper: Wrapper) -> int:
                 continue
         return None
 
-    pid = wait_for(look, "a process behind the gate")
+    pid = wait_for(find_child, "a process behind the gate")
     assert pid is not None
     return pid
 
 
 def test_it_becomes_the_command(conch: Bench) -> None:
-    """With the environment of the hold that came later, the pid that the log names, and its tree's mark."""
+    """It keeps its pid and has the environment of the later hold."""
     first = conch.hold("o")
     second = conch.queue("o", command="echo $$ $CONCH_REV $CONCH_LEASE $CONCH_HOLD_KEY $CONCH_TREE >> ran")
     waiting = waiting_child(second)
@@ -49,8 +49,8 @@ def test_it_becomes_the_command(conch: Bench) -> None:
     assert len(tree) == 16
 
 
-def test_killed_it_is_forked_again_when_its_turn_comes(conch: Bench) -> None:
-    """And not before: whatever kills it could go on killing."""
+def test_if_killed_it_is_forked_again_when_its_turn_comes(conch: Bench) -> None:
+    """It is not forked before: whatever kills it could go on killing."""
     first = conch.hold("o")
     second = conch.queue("o", command="echo ran >> ran")
     waiting = waiting_child(second)
@@ -62,8 +62,8 @@ def test_killed_it_is_forked_again_when_its_turn_comes(conch: Bench) -> None:
     assert conch.read("ran") == "ran\n"
 
 
-def test_killed_just_before_its_turn_it_is_not_taken_for_the_command(conch: Bench) -> None:
-    """Its death and the hold arrive together, after conch was stopped."""
+def test_if_killed_just_before_its_turn_it_is_not_taken_for_the_command(conch: Bench) -> None:
+    """conch was stopped, so it finds the death and the hold together."""
     first = conch.hold("o")
     second = conch.queue("o", command="echo ran >> ran")
     second.signal(signal.SIGSTOP)
@@ -77,8 +77,8 @@ def test_killed_just_before_its_turn_it_is_not_taken_for_the_command(conch: Benc
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP])
-def test_signal_that_came_too_early_does_not_meet_the_command(conch: Bench, number: int) -> None:
-    """As `pkill -P` sends it to what is below conch."""
+def test_signal_that_came_too_early_does_not_reach_the_command(conch: Bench, number: int) -> None:
+    """`pkill -P` sends signals to conch's children like this."""
     first = conch.hold("o")
     second = conch.queue("o", command="echo ran >> ran")
     os.kill(waiting_child(second), number)
@@ -89,7 +89,7 @@ def test_signal_that_came_too_early_does_not_meet_the_command(conch: Bench, numb
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_with_conch(conch: Bench, number: int) -> None:
-    """Killed or told to leave while it queues, nothing of conch is left, and nothing of the command has run."""
+    """conch gets a signal while it queues: none of its processes is left, and the command has not run."""
     conch.hold("o")
     second = conch.queue("o", command="echo ran >> ran")
     waiting, keeper = waiting_child(second), second.keeper()
@@ -99,8 +99,8 @@ def test_it_ends_with_conch(conch: Bench, number: int) -> None:
     assert not conch.file("ran").exists()
 
 
-def test_stopped_until_the_hold_was_gone_it_runs_nothing(conch: Bench) -> None:
-    """Its last look before the exec finds that it is too late; conch queues again, and then it runs."""
+def test_if_stopped_until_the_hold_is_lost_it_runs_nothing(conch: Bench) -> None:
+    """It is stopped before exec until the hold is lost: the command never runs, and conch exits 70."""
     first = conch.hold("o", "--ttl", "2s")
     second = conch.queue("o", "--ttl", "4s", "--kill-after", "0.2s", command="echo ran >> ran")
     waiting = waiting_child(second)
@@ -118,8 +118,8 @@ def test_stopped_until_the_hold_was_gone_it_runs_nothing(conch: Bench) -> None:
     assert not conch.file("ran").exists()
 
 
-def test_it_looks_at_the_clock_itself(conch: Bench) -> None:
-    """As after a suspend of the machine: it wakes first, finds that the time to start is over, and leaves it."""
+def test_it_checks_the_clock_itself(conch: Bench) -> None:
+    """As after a suspend of the machine it wakes first, finds that it is too late to start, and exits."""
     first = conch.hold("o", "--ttl", "4s")
     second = conch.queue("o", "--ttl", "4s", command="echo ran >> ran")
     waiting, keeper = waiting_child(second), second.keeper()
@@ -128,7 +128,7 @@ def test_it_looks_at_the_clock_itself(conch: Bench) -> None:
     second.wait_event("child-start")
     for pid in (keeper, second.pid):
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(4 * 2 / 3)  # SIGTERM would be due at two thirds of the TTL less the margin, and nothing starts after it
+    time.sleep(4 * 2 / 3)  # SIGTERM is due at two thirds of the TTL less the margin, and nothing starts after that
     os.kill(waiting, signal.SIGCONT)
     wait_for(lambda: not alive(waiting), "it ends by itself")
     assert not conch.file("ran").exists()
@@ -139,9 +139,9 @@ def test_it_looks_at_the_clock_itself(conch: Bench) -> None:
 
 
 def test_with_restart_each_run_has_a_new_one(conch: Bench) -> None:
-    """And during a run none waits: nothing of it counts as left running."""
+    """During a run none waits, so nothing counts as a leftover."""
     if conch.kind == "sema":
-        return  # it has no --restart
+        return  # sema has no --restart
     flags = ("--restart", "--restart-min", "0.2s", "--restart-max", "0.2s", "--on-acquire", "true", "--on-lose", "true")
     wrapper = conch.start(*conch.holding("o"), *flags, "--", "sh", "-c", "echo $$ >> pids; sleep 0.3")
     pids = conch.pids("pids", 3)

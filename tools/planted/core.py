@@ -49,7 +49,7 @@ BUGS = (
         "core/process_tree.py",
         "            self.signal_escaped(number, processes())\n",
         "            pass\n",
-        (f"{_PROCESS}::test_tree_that_forks_faster_than_one_can_look_is_not_taken_for_empty",),
+        (f"{_PROCESS}::test_tree_that_forks_faster_than_a_scan_is_not_taken_for_empty",),
     ),
     Bug(
         "release before the tree is empty",
@@ -63,21 +63,21 @@ BUGS = (
         "core/process_tree.py",
         "            if not found:\n                return True\n",
         "            if all(entry.dead for entry in found):\n                return True\n",
-        (f"{_PROCESS}::test_tree_that_forks_faster_than_one_can_look_is_not_taken_for_empty",),
+        (f"{_PROCESS}::test_tree_that_forks_faster_than_a_scan_is_not_taken_for_empty",),
     ),
     Bug(
         "the kernel is asked for zombies, too",
         "core/process_tree.py",
         "os.WSTOPPED | os.WNOHANG | os.WNOWAIT | _WALL | _WNOTHREAD",
         "os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | _WALL | _WNOTHREAD",
-        (f"{_PROCESS}::test_emptiness_needs_no_look_at_all_processes",),
+        (f"{_PROCESS}::test_emptiness_needs_no_scan_of_all_processes",),
     ),
     Bug(
         "another thread's children are taken for all",
         "core/process_tree.py",
         "    if get_native_id() != os.getpid():\n        return False\n",
         "",
-        (f"{_PROCESS}::test_emptiness_needs_no_look_at_all_processes",),
+        (f"{_PROCESS}::test_emptiness_needs_no_scan_of_all_processes",),
     ),
     Bug(
         "the main process's end is taken for the tree's",
@@ -86,7 +86,7 @@ BUGS = (
         "return True",
         (
             f"{_PROCESS}::test_sibling_that_the_main_process_made_is_part_of_the_tree",
-            f"{_PROCESS}::test_children_of_before_are_no_part_of_the_tree",
+            f"{_PROCESS}::test_earlier_children_are_no_part_of_the_tree",
         ),
     ),
     Bug(
@@ -102,7 +102,7 @@ BUGS = (
         "core/spawn.py",
         "if start_by is not None and clock.now() > start_by:",
         "if False:",
-        (f"{_PROCESS}::test_command_looks_at_the_time_last_before_exec",),
+        (f"{_PROCESS}::test_child_checks_the_time_right_before_exec",),
     ),
     Bug(
         "command does not wait behind its gate",
@@ -116,21 +116,21 @@ BUGS = (
         "core/wrapper_loop.py",
         "        child.start_by = start_by\n",
         "",
-        (f"{_WAITING}::test_it_looks_at_the_clock_itself",),
+        (f"{_WAITING}::test_it_checks_the_clock_itself",),
     ),
     Bug(
         "command that was killed while it waited is taken for one that ran",
         "core/wrapper_loop.py",
         "if self._next_child is not None and not self._next_child.untouched():",
         "if False:",
-        (f"{_WAITING}::test_killed_just_before_its_turn_it_is_not_taken_for_the_command",),
+        (f"{_WAITING}::test_if_killed_just_before_its_turn_it_is_not_taken_for_the_command",),
     ),
     Bug(
         "next command that waits counts as left running",
         "core/wrapper_loop.py",
         "if entry.pid == self._loop.keeper or (self._next_child is not None and entry.pid == self._next_child.pid):",
         "if entry.pid == self._loop.keeper:",
-        (f"{_RUN}::test_command_that_waits_is_not_left_running_by_a_hook",),
+        (f"{_RUN}::test_command_that_waits_is_no_leftover_of_a_hook",),
     ),
     Bug(
         "command does not die with conch",
@@ -173,7 +173,7 @@ BUGS = (
         "core/states.py",
         "now - self._at < SAME_REQUEST_S",
         "False",
-        ("tests/system/test_signals.py::test_signal_to_conch_and_to_its_group_is_one",),
+        ("tests/system/test_signals.py::test_signal_to_conch_and_to_its_group_counts_once",),
     ),
     Bug(
         "keeper that ends of a defect is taken for one that was killed",
@@ -223,6 +223,6 @@ BUGS = (
         "core/process_tree.py",
         "                os.kill(self.pid, number)  # just forked",
         "                pass  # just forked",
-        (f"{_PROCESS}::test_signal_to_one_apart_that_has_no_session_yet",),
+        (f"{_PROCESS}::test_signal_to_a_child_apart_that_has_no_session_yet",),
     ),
 )

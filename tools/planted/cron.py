@@ -205,7 +205,7 @@ BUGS = (
         "cron/state_dir.py",
         "if stat.S_ISLNK(status.st_mode) or",
         "if False and",
-        (f"{_STATE_DIR}::test_what_others_may_have_put_there_is_refused",),
+        (f"{_STATE_DIR}::test_files_that_others_may_have_planted_are_refused",),
     ),
     # -- what others send and write
     Bug(

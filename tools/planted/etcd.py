@@ -16,14 +16,14 @@ BUGS = (
         "etcd/patience.py",
         "if left_s <= 0 or not error.accepted():",
         "if True:",
-        (f"{_SLOW}::test_all_that_start_at_one_moment_are_served",),
+        (f"{_SLOW}::test_all_that_start_at_the_same_time_are_served",),
     ),
     Bug(
         "watches over HTTP are asked for by a request that ends when the answer begins",
         "etcd/gateway_protocol.py",
         'CLOSE = b"Connection: close"',
         'CLOSE = b"Connection: keep-alive"',
-        (f"{_STORE}::test_watch_of_many_keys_hears_of_each_however_slowly_it_was_asked_for",),
+        (f"{_STORE}::test_watch_of_many_keys_reports_each_however_slowly_it_was_requested",),
     ),
     Bug(
         "answer without its header counts",
@@ -44,7 +44,7 @@ BUGS = (
         "etcd/failover.py",
         "                member.range(replace(probe, limit=1, keys_only=True), timeout_s=timeout_s / len(members))\n",
         "                member.connected()\n",
-        (f"{_RELOAD}::test_new_certificate_is_who_we_are_from_then_on",),
+        (f"{_RELOAD}::test_new_certificate_is_the_new_identity",),
     ),
     Bug(
         "refusal after a lost answer is clear",
@@ -82,7 +82,7 @@ BUGS = (
         "etcd/gateway_codec.py",
         ', "watch_id": str(_PROBE_ID)',
         "",
-        ("tests/faults/cluster/test_users.py::test_watch_is_not_deaf_once_it_was_asked_whether_it_lives",),
+        ("tests/faults/cluster/test_users.py::test_watch_still_reports_changes_after_a_probe",),
     ),
     Bug(
         "a learner of 3.6 is no member to pass over",

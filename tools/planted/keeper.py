@@ -51,7 +51,7 @@ BUGS = (
         "keeper/hedge.py",
         "            self._start((member,), share_s, after_s)\n",
         "            pass\n",
-        (f"{_SLOW}::test_renewal_comes_through_beside_one_that_hangs",),
+        (f"{_SLOW}::test_renewal_succeeds_beside_one_that_hangs",),
     ),
     Bug(
         "our key with another's revision confirms",

@@ -1,4 +1,4 @@
-"""Certificates that are replaced under a running conchd: taken at SIGHUP, once etcd takes them."""
+"""Certificates replaced under a running conchd: it uses them after SIGHUP, if etcd accepts them."""
 
 import secrets
 import signal
@@ -14,7 +14,7 @@ from tests.support.etcdctl import etcdctl
 
 
 def write(folder: Path, name: str, cert: trustme.LeafCert) -> tuple[str, str]:
-    """The paths of certificate and key."""
+    """Write a certificate and its key; return their paths."""
     paths = (str(folder / f"{name}.pem"), str(folder / f"{name}.key"))
     Path(paths[0]).write_bytes(b"".join(blob.bytes() for blob in cert.cert_chain_pems))
     cert.private_key_pem.write_to_path(paths[1])
@@ -22,7 +22,7 @@ def write(folder: Path, name: str, cert: trustme.LeafCert) -> tuple[str, str]:
 
 
 def connections(daemon: Wrapper) -> set[int]:
-    """The local ports of its keeper's connections."""
+    """Return the local ports of its keeper's connections."""
     found = psutil.Process(daemon.keeper()).net_connections("tcp")
     return {one.laddr.port for one in found if one.status == psutil.CONN_ESTABLISHED}
 
@@ -32,8 +32,8 @@ def check_registered(daemon: Wrapper) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_new_certificate_is_who_we_are_from_then_on(tmp_path: Path) -> None:
-    """Over gRPC its common name is the user: that of the old one may go, and nothing is lost on the way."""
+def test_new_certificate_is_the_new_identity(tmp_path: Path) -> None:
+    """Over gRPC its common name is the user: the old user may be deleted, and nothing is lost."""
     authority = trustme.CA()
     ca = str(tmp_path / "ca.pem")
     authority.cert_pem.write_to_path(ca)
@@ -58,7 +58,7 @@ def test_new_certificate_is_who_we_are_from_then_on(tmp_path: Path) -> None:
         env = {"CONCH_CACERT": ca, "CONCH_CERT": cert, "CONCH_KEY": key, "CONCH_TRANSPORT": "grpc"}
         daemon = bench.start("conchd", "--ttl", "3s", "--state-dir", str(tmp_path / "state"), env=env)
         daemon.wait_event("registered")
-        # one that etcd does not let in: the old one stays
+        # etcd does not admit this one, so the old one stays
         write(tmp_path, "ours", authority.issue_cert("nobody", common_name="nobody"))
         daemon.signal(signal.SIGHUP)
         assert daemon.wait_event("not-reloaded")["what"] == "certificates"
@@ -85,7 +85,7 @@ def test_new_certificate_is_who_we_are_from_then_on(tmp_path: Path) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("transport", ["grpc", "http"])
 def test_connections_are_new_ones_after_sighup(tmp_path: Path, transport: str) -> None:
-    """All of them, watch and leases too; files that do not do change nothing."""
+    """All are, even those of watches and leases; unusable files change nothing."""
     authority = trustme.CA()
     ca = str(tmp_path / "ca.pem")
     authority.cert_pem.write_to_path(ca)

