@@ -148,7 +148,7 @@ def test_lag_is_small(fleet: Fleet) -> None:
 
 
 def test_past_ticks_are_never_claimed(fleet: Fleet) -> None:
-    """Ticks from before its start, while it was stopped or while the job was paused are never claimed."""
+    """These are ticks before conchd's start, while it was stopped, or while the job was paused."""
     fleet.add("j", "@every 2s", "--overlap", "allow")
     time.sleep(2.1)  # ticks pass while no daemon runs
     before = time.time()

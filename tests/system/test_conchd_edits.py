@@ -65,7 +65,7 @@ def run_first_tick(bed: Bed, host: Slow, **fields: Any) -> int:
     return max(tick for name, tick in host.orders if name == "j")
 
 
-# -- a tick that is due before the scheduler hears of an edit ----------------------------------------------
+# -- a tick that is due before the scheduler sees an edit --------------------------------------------------
 
 
 def test_due_tick_of_an_edited_job_runs_as_the_new_definition_says(bed: Bed) -> None:

@@ -167,7 +167,7 @@ def test_unclear_claim_past_its_deadline_leaves_no_run_key(bed: Bed) -> None:
 
 
 def test_claim_that_etcd_makes_long_after_it_was_given_up_finds_the_tick_closed(bed: Bed) -> None:
-    """A frozen leader may delay a claim for any time; without this, its run key would block every later tick."""
+    """A frozen leader may delay a claim for any time; if it succeeded, its run key would block every later tick."""
     host = bed.host()
     bed.put(start_deadline=1.0)
     held: list[Callable[[], object]] = []
@@ -355,7 +355,7 @@ def test_run_key_whose_answer_came_too_late_is_released(bed: Bed) -> None:
 
 
 def test_clock_that_goes_forward_and_back_stops_no_job(bed: Bed) -> None:
-    """Ticks that were planned for an hour later are planned anew."""
+    """Ticks that were planned for an hour later are planned again."""
     host = bed.quick()
     bed.put(schedule="@every 1s", overlap="allow")
     wait_for(lambda: host.runs, "it runs")

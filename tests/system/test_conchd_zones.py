@@ -161,7 +161,7 @@ def test_expression_that_matches_only_a_gap_is_a_usage_error(conch: Bench, how: 
 
 
 def test_job_that_matches_only_a_gap_is_unreadable_and_costs_no_ticks(fleet: Fleet) -> None:
-    """The ticks of another job run without a gap."""
+    """No tick of another job is missing."""
     daemon = fleet.start("a")
     fleet.bench.etcd.put(
         f"{fleet.bench.prefix}/cron/job/gap",

@@ -284,8 +284,8 @@ def test_waiter_survives_an_outage_and_is_served(own: OwnEtcd) -> None:
     ],
     ids=lambda part: part if isinstance(part, str) else part[0],
 )
-def test_etcd_down_at_the_start_is_69_within_the_dial_timeout(conch: Bench, flags: list[str], how: str) -> None:
-    """In every mode one line names the endpoint; if the server accepts but is silent, within a request's timeout."""
+def test_etcd_down_at_the_start_exits_69_within_the_dial_timeout(conch: Bench, flags: list[str], how: str) -> None:
+    """In every mode one line names the endpoint; a server that accepts but is silent gets the time of one request."""
     import socket
 
     silent = socket.create_server(("127.0.0.1", 0))
@@ -300,7 +300,7 @@ def test_etcd_down_at_the_start_is_69_within_the_dial_timeout(conch: Bench, flag
     assert f"127.0.0.1:{port}" in done.stderr
 
 
-def test_wait_that_runs_out_without_an_answer_is_69(conch: Bench) -> None:
+def test_wait_that_runs_out_without_an_answer_exits_69(conch: Bench) -> None:
     """It is not 75, because nobody knows whether the office was free."""
     done = conch.run(*conch.holding("o"), "--endpoints", "127.0.0.1:1", "--wait", "300ms", "--", "true")
     assert done.returncode == 69

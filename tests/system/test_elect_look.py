@@ -146,7 +146,7 @@ def test_host_in_letters_that_the_terminal_does_not_have(conch: Bench) -> None:
 
 
 def test_closed_pipe_ends_the_watch_quietly(conch: Bench) -> None:
-    """The exit code is that of SIGPIPE, and nothing is printed."""
+    """The exit code is that of SIGPIPE, and stderr is empty."""
     read, write = os.pipe()
     process = subprocess.Popen(
         [CONCH, "elect", "o", "--watch"], env=conch.environment, stdout=write, stderr=subprocess.PIPE

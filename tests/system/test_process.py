@@ -68,7 +68,7 @@ print(os.path.exists("ran"))
 
 
 def test_child_started_apart_leads_a_session(tmp_path: Path) -> None:
-    """Its group has its pid, like any other."""
+    """Its process group has its pid, like that of any other child."""
     text = """
 child = start("sleep", "1000", apart=True)
 child.open_gate()

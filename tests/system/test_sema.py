@@ -323,7 +323,7 @@ def test_slot_taken_after_a_wait_within_the_host_is_watched_too(conch: Bench) ->
     assert second.wait() == 70
 
 
-def test_both_keys_of_spread_are_watched_anew_after_a_compaction(own: OwnEtcd) -> None:
+def test_both_keys_of_spread_are_watched_again_after_a_compaction(own: OwnEtcd) -> None:
     """They are watched again once, not in a loop, because no watch resumes from compacted history."""
     endpoint = own.member.endpoint
     hold(own.bench, 1, "--spread", "--ttl", "600s", env=on("a"))

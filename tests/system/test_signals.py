@@ -228,7 +228,7 @@ def test_signal_in_a_hook_ends_conch(conch: Bench, hook: str, number: int) -> No
 
 
 def test_second_signal_ends_the_wait_for_a_stopped_keeper(conch: Bench) -> None:
-    """conch waits for its keeper's release no longer than that."""
+    """conch would otherwise wait for the release until --command-timeout."""
     wrapper = conch.hold("o", "--ttl", "2s", "--command-timeout", "10m")
     os.kill(wrapper.keeper(), signal.SIGSTOP)
     wrapper.signal(signal.SIGTERM)

@@ -116,7 +116,7 @@ def test_a_silent_member_is_left_within_two_seconds(
     assert time.monotonic() - began < 3
 
 
-def test_an_idle_connection_that_was_cut_is_made_anew(
+def test_an_idle_connection_that_was_cut_is_replaced(
     conch: Bench, proxied: MakeProxy, store_on: Callable[..., Store]
 ) -> None:
     """A firewall may have cut it; the next request succeeds over a new one."""

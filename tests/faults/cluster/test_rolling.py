@@ -122,8 +122,8 @@ def test_death_of_the_leader_is_not_noticed(three: Three) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_lease_that_a_woken_former_leader_revokes_is_lost(three: Three) -> None:
-    """Frozen for longer than the TTL, it may revoke a lease on waking; conch logs each such loss with its reason."""
+def test_woken_former_leader_ends_a_hold_only_by_revoking_its_lease(three: Three) -> None:
+    """While it is frozen for longer than the TTL the hold is kept; on waking it may revoke leases, which conch logs."""
     beat = "echo start $CONCH_REV >> log; while :; do sleep 0.02; echo beat $CONCH_REV >> log; done"
     wrapper = three.bench.hold("o", "--ttl", "7s", "--restart", "--restart-min", "100ms", command=beat)
     second = three.bench.queue("o", "--ttl", "7s", "--restart", "--restart-min", "100ms", command=beat)

@@ -31,7 +31,7 @@ class GrpcProxy:
         wait_for(self._serves, "the proxy serves")
 
     def _serves(self) -> bool:
-        # like any client; the proxy fails only to renew once and close
+        # as any client would; all that the proxy cannot do is renew once and close
         asked = subprocess.run(
             ["etcdctl", "--endpoints", self.endpoint, "get", "ready"],
             env={**os.environ, "PATH": f"{os.environ['PATH']}:{Path(sys.executable).parent}"},

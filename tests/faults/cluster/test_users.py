@@ -357,7 +357,7 @@ def test_password_that_is_not_utf8_exits_64(conch: Bench) -> None:
     assert "udcff" not in done.stderr
 
 
-def test_sighup_takes_a_new_password_once_etcd_has_it(users: Users) -> None:
+def test_new_password_is_used_after_sighup_once_etcd_has_it(users: Users) -> None:
     """Until then the old one stays in use, with a warning; the registration is never lost."""
     path = users.bench.file("password")
     path.write_text("first\n")
