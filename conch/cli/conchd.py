@@ -7,20 +7,21 @@ import signal
 from functools import partial
 
 from conch.cli.connection_options import COMMON, settings
-from conch.cli.hold_options import check_host
+from conch.cli.hold_options import CONTAIN, check_host, find_containment
 from conch.cli.spec import DURATION, TEXT, TTL, Command, Kind, Line, Option, int_range
 from conch.errors import BadInput, ConchError
 from conch.record import Record
 from conch.static_typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from conch.core.containment import Containment
     from conch.core.spawn import User
     from conch.cron.daemon import Daemon
     from conch.etcd.connection import Settings
     from conch.holder import Holder
     from conch.log import Log
 
-_OWN_DESCRIPTORS, _DESCRIPTORS_A_RUN = 64, 3
+_OWN_DESCRIPTORS, _DESCRIPTORS_A_RUN = 64, 5  # gate, errors, two outputs, the lock on its cgroup
 _MOST_DESCRIPTORS = 16384
 _SECRETS = ("CONCH_PASSWORD", "ETCDCTL_PASSWORD")
 # PATH of runs under another user, the same on every host; a job may set its own (`--env PATH=…`).
@@ -79,13 +80,16 @@ def run(line: Line) -> int:
 
     identity = _myself()
     log = Log(quiet=common.quiet, form=common.log_format, backlog=OUTPUT_BYTES)
+    containment = find_containment(values["contain"], log, verbose=common.verbose)
     state = state_dir(values["state_dir"])
     locked = lock(state)
     _warn_of_risks(log, account, job_key, values["max_runs"], descriptors)
-    daemon = _daemon(common, values, identity, state, job_key, min(values["max_runs"], descriptors.most_runs))
+    most_runs = min(values["max_runs"], descriptors.most_runs)
+    daemon = _daemon(common, values, identity, state, job_key, most_runs, containment)
     loop = DaemonLoop(
         partial(_keep, daemon),
         _environment(account),
+        containment,
         log,
         drain_s=values["drain"],
         release_s=2 * common.connection.command_timeout_s,
@@ -146,6 +150,7 @@ CONCHD = Command(
             metavar="FILE",
         ),
         Option(("--run-as",), "Run jobs as this user. Needs root.", TEXT, env=("CONCH_RUN_AS",), metavar="USER"),
+        CONTAIN,
         *COMMON,
     ),
     run,
@@ -193,7 +198,13 @@ def _warn_of_risks(
 
 
 def _daemon(
-    common: "Settings", values: dict[str, Any], identity: "Holder", state: str, job_key: bytes | None, max_runs: int
+    common: "Settings",
+    values: dict[str, Any],
+    identity: "Holder",
+    state: str,
+    job_key: bytes | None,
+    max_runs: int,
+    containment: "Containment",
 ) -> "Daemon":
     from conch.cron.daemon import Daemon
 
@@ -207,6 +218,8 @@ def _daemon(
         job_key=job_key,
         status=values["status_addr"],
         status_hosts=values["status_host"],
+        contain=containment.form,
+        cgroups=containment.parent,
     )
 
 

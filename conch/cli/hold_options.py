@@ -5,14 +5,16 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 from conch.cli.connection_options import COMMON
-from conch.cli.spec import DURATION, POSITIVE_DURATION, TEXT, TTL, Command, Line, Option, Usage, int_range
+from conch.cli.spec import DURATION, POSITIVE_DURATION, TEXT, TTL, Command, Line, Option, Usage, choice, int_range
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, BadInput, ConchError
 from conch.etcd.connection import Settings
 from conch.static_typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from conch.core.containment import Containment
     from conch.core.states import RunOptions
     from conch.keeper.hold_spec import QueueSpec
+    from conch.log import Log
 
 
 def epilog(exit_1: str) -> str:
@@ -25,6 +27,14 @@ def epilog(exit_1: str) -> str:
     )
 
 
+CONTAIN = Option(
+    ("--contain",),
+    "What holds the processes of a run: a cgroup of its own, or nothing but their ancestry (tree). With auto, a cgroup "
+    "where one can be had.",
+    choice("auto", "cgroup", "tree"),
+    default="auto",
+    env=("CONCH_CONTAIN",),
+)
 # The flags of contract 3 that every wrapper has.
 HOLD = (
     Option(("--ttl",), "TTL of the lease in etcd, at least 2s.", TTL, default="10s"),
@@ -40,6 +50,7 @@ HOLD = (
     ),
     Option(("--on-lose",), "Hook to run with /bin/sh -c after each run of CMD.", TEXT, metavar="CMD"),
     Option(("--hook-timeout",), "Kill a hook that takes longer.", POSITIVE_DURATION, default="30s"),
+    CONTAIN,
 )
 _COMMON_KEYWORDS = frozenset(option.keyword for option in COMMON)
 
@@ -75,6 +86,16 @@ def check_host() -> None:
         raise ConchError(f"cannot run anything: {problem}")
 
 
+def find_containment(mode: str, log: "Log", *, verbose: bool) -> "Containment":
+    """Find out what can hold the processes of runs; exit 69 before etcd is contacted if that is not what is asked."""
+    from conch.core.containment import find
+
+    containment = find(mode)
+    if verbose and containment.reason:
+        log("info", "uncontained", reason=containment.reason)
+    return containment
+
+
 def run_under_hold(settings: Settings, line: Line, *, what: str, stages: "tuple[QueueSpec, ...]") -> int:
     """Acquire the hold, run the line's command and release; return conch's exit code."""
     values, child = line.values, line.child or []
@@ -90,6 +111,8 @@ def run_under_hold(settings: Settings, line: Line, *, what: str, stages: "tuple[
     from conch.keeper.hold_spec import HoldSpec
     from conch.log import Log
 
+    log = Log(quiet=settings.quiet, form=settings.log_format)
+    containment = find_containment(values["contain"], log, verbose=settings.verbose)
     hold = HoldSpec(
         connection=settings.connection,
         what=what,
@@ -100,13 +123,15 @@ def run_under_hold(settings: Settings, line: Line, *, what: str, stages: "tuple[
         nonblock=nonblock,
         wait_s=wait_s,
         verbose=settings.verbose,
+        cgroups=containment.parent,
     )
-    log = Log(quiet=settings.quiet, form=settings.log_format)
-    options = _run_options(settings, values, wait_s, nonblock=nonblock)
-    return WrapperLoop(options, child, file, partial(_keep, hold), hold.pack(), log).run()
+    options = _run_options(settings, values, wait_s, containment.form, nonblock=nonblock)
+    return WrapperLoop(options, child, file, partial(_keep, hold), hold.pack(), containment, log).run()
 
 
-def _run_options(settings: Settings, values: dict[str, Any], wait_s: float | None, *, nonblock: bool) -> "RunOptions":
+def _run_options(
+    settings: Settings, values: dict[str, Any], wait_s: float | None, contain: str, *, nonblock: bool
+) -> "RunOptions":
     from conch.core.states import RunOptions
 
     return RunOptions(
@@ -124,6 +149,7 @@ def _run_options(settings: Settings, values: dict[str, Any], wait_s: float | Non
         conflict_exit=values["conflict_exit_code"],
         dial_timeout_s=settings.connection.dial_timeout_s,
         command_timeout_s=settings.connection.command_timeout_s,
+        contain=contain,
     )
 
 

@@ -216,6 +216,7 @@ class Acquisition:
             ttl_s=rule.ttl_s,
             margin_s=rule.margin_s,
             grace_s=rule.grace_s,
+            contain=self._options.contain,
             rule="SIGTERM by deadline-margin-grace, SIGKILL by deadline-margin",
         )
         return HoldWon(self.hold)

@@ -30,7 +30,8 @@ class AttemptOver(Record):
 
     `started` is False if no process was forked. `late` says that too little time was left, so the command did not
     run; `error` says why else it did not. `ended_by_loss` says that the loss of a hold ended the main process, and
-    `killed_for` is the cause that the owner gave for a SIGKILL, if it asked for one.
+    `killed_for` is the cause that the owner gave for a SIGKILL, if it asked for one. `cpu_s` and `max_rss_kb` are what
+    all of it used.
     """
 
     code: int
@@ -41,6 +42,8 @@ class AttemptOver(Record):
     interrupted: bool = False
     ended_by_loss: bool = False
     killed_for: str | None = None
+    cpu_s: float = 0.0
+    max_rss_kb: int | None = None
 
 
 class Attempt:
@@ -153,7 +156,10 @@ class Attempt:
         """Tell the keeper of the tree, unless none was started yet."""
         if self._tree is not None:
             bounds = self._bounds
-            self._ports.send(Running(self._tree.pid, self._tree.run_id, bounds.numbers, bounds.kill_after_s, self._run))
+            tree = self._tree
+            self._ports.send(
+                Running(tree.pid, tree.run_id, bounds.numbers, bounds.kill_after_s, self._run, tree.cgroup)
+            )
 
     # -- ending -------------------------------------------------------------------------------------------
 
@@ -253,6 +259,8 @@ class Attempt:
                 interrupted=end.interrupted,
                 ended_by_loss=self.ended_by_loss,
                 killed_for=self._killed_for,
+                cpu_s=end.cpu_s,
+                max_rss_kb=end.max_rss_kb,
             )
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from conch.core import clock, procfs, spawn
 from conch.core.channel import Channel
+from conch.core.containment import Containment
 from conch.core.daemon_supervisor import DaemonSupervisor
 from conch.core.event_loop import SupervisorLoop
 from conch.core.messages import Message, Start
@@ -47,6 +48,7 @@ class DaemonLoop:
         self,
         keeper_main: Callable[[Channel], None],
         environment: Mapping[str, str],
+        containment: Containment,
         log: Log,
         *,
         drain_s: float,
@@ -60,6 +62,7 @@ class DaemonLoop:
         `descriptors` is the limit of open files that runs get, if ours was raised.
         """
         self._environment = environment
+        self._containment = containment
         self._log = log
         self._user = user
         self._loop = SupervisorLoop(keeper_main, log, holds=HOLDS, kept_open=kept_open)
@@ -127,7 +130,7 @@ class DaemonLoop:
             judged = {
                 run
                 for run, since in self._ended.items()
-                if (clear or now - since > _UNCLEAR_S) and not self._reap_zombies(self._runs[run].process, self._scan)
+                if (clear or now - since > _UNCLEAR_S) and not self._is_settling(self._runs[run].process, self._scan)
             }
         except OSError:
             judged = set()  # /proc cannot be read now
@@ -142,11 +145,11 @@ class DaemonLoop:
         self._scan_at = self._scanned_at + pause_s if self._ended else None
 
     @staticmethod
-    def _reap_zombies(child: Process, scan: Mapping[int, Stat]) -> bool:
-        """Reap the tree if it consists of zombies; return whether it did: only another scan can show it empty."""
+    def _is_settling(child: Process, scan: Mapping[int, Stat]) -> bool:
+        """Whether the tree consists of zombies, which are reaped: only another scan can show it empty."""
         found = child.members(scan)
         if not found or not all(entry.dead for entry in found):
-            return False
+            return not found and child.is_settling()
         for entry in found:
             reap_zombie(entry)
         return True
@@ -228,6 +231,7 @@ class DaemonLoop:
                     apart=True,
                 ),
                 run_id=order.run,
+                cgroup=self._containment.open(order.run),
                 start_by=start_by,
                 dispositions=self._dispositions,
                 exclude=lambda entry: self._orphans.excluded(entry, order.run),
@@ -271,19 +275,19 @@ class DaemonLoop:
         error = run.process.exec_error()
         for relay in run.relays:
             self._outputs.finish(relay)
-        run.process.reap()
-        late = error == spawn.LATE
-        return End(None if late else error, late)
+        used = run.process.reap()
+        late = error == spawn.LATE or spawn.was_uncontained(error, self._containment, self._log)
+        return End(None if late else error, late, cpu_s=used.cpu_s, max_rss_kb=used.max_rss_kb)
 
     def empty(self, child: Process) -> bool:
         """Whether nothing of a tree lives, as this turn's scan shows; without a scan it is taken to live."""
         if self._scan is None:
             return False
         try:
-            found = child.members(self._scan)
+            alive = child.exit_code() is None or child.populated() or child.members(self._scan)
         except OSError:
             return False  # /proc cannot be read now
-        return not found and child.exit_code() is not None
+        return not alive
 
 
 class _DaemonTree:
@@ -294,6 +298,7 @@ class _DaemonTree:
         self._loop = loop
         self.pid = child.pid
         self.run_id = child.run_id
+        self.cgroup = child.cgroup
 
     def exit_code(self) -> int | None:
         return self._child.exit_code()
@@ -309,4 +314,5 @@ class _DaemonTree:
 
     def signal_tree(self, number: int) -> None:
         self._child.signal_group(number)
+        self._child.signal_contained(number)
         self._loop.signal_escaped_soon(self._child, number)

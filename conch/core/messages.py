@@ -98,7 +98,8 @@ class Acquire(Message):
 class Running(Message):
     """A process group `pid` is about to exec; all it starts carries `run_id` in its environment.
 
-    It must not outlive any of the `holds`, by their numbers (a hook after a loss has none), nor the supervisor.
+    It must not outlive any of the `holds`, by their numbers (a hook after a loss has none), nor the supervisor. Its
+    `cgroup` is a directory, or empty.
     """
 
     kind: ClassVar[str] = "running"
@@ -107,6 +108,7 @@ class Running(Message):
     holds: list[int]
     kill_after_s: float
     run: str = ""
+    cgroup: str = ""
 
 
 class Ended(Message):
@@ -176,7 +178,8 @@ class Kill(Message):
 class Finished(Message):
     """A run is over and its tree empty; the outcome is `ended` (by itself), `timeout`, `killed` or `unstarted`.
 
-    `started` is wall-clock time (seconds since the epoch) of the last attempt, 0 if there was none.
+    `started` is wall-clock time (seconds since the epoch) of the last attempt, 0 if there was none. `cpu_s` is the CPU
+    time of all attempts in seconds, `max_rss_kb` the most memory that one of them had, in KiB (None: unknown).
     """
 
     kind: ClassVar[str] = "finished"
@@ -187,6 +190,8 @@ class Finished(Message):
     started: float
     duration_s: float
     reason: str
+    cpu_s: float = 0.0
+    max_rss_kb: int | None = None
 
 
 class Recorded(Message):

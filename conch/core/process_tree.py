@@ -6,6 +6,7 @@ import signal
 from _thread import get_native_id
 from collections.abc import Callable, Collection, Mapping
 
+from conch.core.cgroup import Cgroup, Usage
 from conch.core.procfs import Stat, descendants, processes, signal_exactly
 
 # How often to scan again while only zombies of a tree were found.
@@ -27,6 +28,7 @@ class Process:
         gate: int,
         errors: int,
         exclude: Callable[[Stat], bool],
+        cgroup: Cgroup | None,
         start_by: float | None,
         some_hidden: bool,
     ) -> None:
@@ -38,6 +40,8 @@ class Process:
         self._gate = gate
         self._errors = errors
         self._exclude = exclude
+        self._cgroup = cgroup
+        self._contained: set[int] = set()  # what was in the cgroup when it was last signalled
         self._some_hidden = some_hidden
         self._refused: set[int] = set()  # the processes that we may not kill
         self._reported: set[int] = set()  # those of them that `refused` has returned
@@ -68,6 +72,11 @@ class Process:
         os.close(self._gate)
         os.kill(self.pid, signal.SIGKILL)
         self.reap()
+
+    @property
+    def cgroup(self) -> str:
+        """The directory of its cgroup; empty if it has none."""
+        return "" if self._cgroup is None else self._cgroup.path
 
     def exit_code(self) -> int | None:
         """Return the main process's exit code as a shell shows it (128+n for signal n), None while it lives."""
@@ -106,9 +115,26 @@ class Process:
             return False
         try:
             # the kernel's answer covers even the processes that /proc hides from us
-            return nothing_lives() or (not self._some_hidden and self._scan_for_emptiness())
+            none_lives = nothing_lives()
+            if self._cgroup is not None and not self._is_cgroup_empty(settled=none_lives):
+                return False
+            return none_lives or (not self._some_hidden and self._scan_for_emptiness())
         except OSError:
             return False  # /proc cannot be read now
+
+    def _is_cgroup_empty(self, *, settled: bool) -> bool:
+        """Whether nothing lives in the cgroup; if all of it is known to be dead, the kernel may be about to note it."""
+        assert self._cgroup is not None  # noqa: S101 - asked before
+        return not self._cgroup.populated() or (settled and self._cgroup.wait_until_empty())
+
+    def is_settling(self) -> bool:
+        """Whether all of the cgroup has ended, and the kernel is only about to note it; `OSError` if unreadable."""
+        cgroup = self._cgroup
+        return cgroup is not None and cgroup.populated() and not cgroup.pids() and not cgroup.wait_until_empty(0.0)
+
+    def populated(self) -> bool:
+        """Whether a process lives in the cgroup, if there is one; `OSError` if that cannot be read."""
+        return self._cgroup is not None and self._cgroup.populated()
 
     def _scan_for_emptiness(self) -> bool:
         """Scan all processes, where children of ours live that do not belong to the tree.
@@ -139,17 +165,35 @@ class Process:
         except (ProcessLookupError, PermissionError):
             pass  # the whole group has ended, or belongs to other users
 
+    def signal_contained(self, number: int) -> None:
+        """Signal what is in the cgroup, if there is one, and not in the group."""
+        if self._cgroup is None:
+            return
+        try:
+            self._contained = self._cgroup.pids()
+            if number == signal.SIGKILL:
+                self._cgroup.kill()
+            else:
+                self._cgroup.signal(number, except_group=self.pid)
+        except OSError:
+            pass  # what is in it is signalled as a descendant; a kill is repeated
+
     def signal_tree(self, number: int) -> None:
-        """Signal the group, and every descendant that left it."""
+        """Signal the group, the cgroup, and every descendant that left both."""
         self.signal_group(number)
+        self.signal_contained(number)
         try:
             self.signal_escaped(number, processes())
         except OSError:
             return  # /proc cannot be read now; a kill is repeated
 
     def signal_escaped(self, number: int, scan: Mapping[int, Stat]) -> None:
-        """Signal the descendants that left the group: by their new group, where all of it belongs to the tree."""
-        escaped = [entry for entry in descendants(os.getpid(), scan, self._exclude) if entry.group != self.pid]
+        """Signal the descendants that left group and cgroup: by a new group where all of that belongs to the tree."""
+        escaped = [
+            entry
+            for entry in descendants(os.getpid(), scan, self._exclude)
+            if entry.group != self.pid and entry.pid not in self._contained
+        ]
         if number == signal.SIGKILL:
             self._note_refusals(scan)
         escaped_pids = {entry.pid for entry in escaped}
@@ -165,6 +209,8 @@ class Process:
 
     def _note_refusals(self, scan: Mapping[int, Stat]) -> None:
         for entry in descendants(os.getpid(), scan, self._exclude):
+            if entry.pid in self._contained:
+                continue  # its cgroup was killed, whoever it belongs to
             try:
                 os.kill(entry.pid, 0)
             except ProcessLookupError:
@@ -178,10 +224,21 @@ class Process:
         self._reported |= self._refused
         return unreported
 
-    def reap(self) -> None:
-        """Reap the main process; its pid may be reused from now on."""
-        os.waitpid(self.pid, 0)
+    def reap(self) -> Usage:
+        """Reap the main process, whose pid may be reused from now on, and remove the cgroup; return what was used.
+
+        Without a cgroup that is what the main process used, and those of its descendants that were waited for.
+        """
+        _, _, used = os.wait4(self.pid, 0)
         os.close(self._errors)
+        cpu_s, max_rss_kb = used.ru_utime + used.ru_stime, used.ru_maxrss
+        if self._cgroup is not None:
+            contained = self._cgroup.usage()
+            if contained is not None:
+                cpu_s = contained.cpu_s
+                max_rss_kb = max_rss_kb if contained.max_rss_kb is None else contained.max_rss_kb
+            self._cgroup.remove()
+        return Usage(round(cpu_s, 3), max_rss_kb)
 
 
 def nothing_lives() -> bool:

@@ -11,9 +11,11 @@ import signal
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from conch.core import clock
+from conch.core.cgroup import Cgroup
 from conch.record import Record
 
 RUN_ID_VARIABLE = "CONCH_TREE"
+UNSEEN = "?"  # the state of a process that stands for others
 # These errors say nothing about the process in question.
 _CANNOT_READ = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
@@ -114,11 +116,15 @@ def carries(pid: int, run_id: str) -> bool:
 
 
 class Target(Record):
-    """A run as a process knows it that is not its ancestor: the pid, run id and start time of its first process."""
+    """A run as a process knows it that is not its ancestor: the pid, run id and start time of its first process.
+
+    `cgroup` is the directory of its cgroup, or empty.
+    """
 
     pid: int
     run_id: str
     since: int
+    cgroup: str = ""
 
 
 def signal_exactly(entry: Stat, number: int) -> None:
@@ -140,8 +146,8 @@ def signal_exactly(entry: Stat, number: int) -> None:
 def kill_from_outside(targets: Sequence[Target]) -> list[list[Stat]]:
     """SIGKILL runs from a process that is not their ancestor; return the processes of each that were seen alive.
 
-    A run's processes are found by group and environment; one that is older than the first process of every run needs
-    no check of its environment. `OSError` if /proc cannot be read.
+    A run's processes are found by group, cgroup and environment; one that is older than the first process of every run
+    needs no check of its environment. `OSError` if /proc cannot be read.
     """
     for target in targets:
         try:
@@ -149,32 +155,59 @@ def kill_from_outside(targets: Sequence[Target]) -> list[list[Stat]]:
         except (ProcessLookupError, PermissionError):
             pass  # the group is gone, or was never made
     found: list[list[Stat]] = [[] for _ in targets]
-    by_pid = {target.pid: at for at, target in enumerate(targets)}
+    by_group = {target.pid: at for at, target in enumerate(targets)}
+    by_pid = dict(by_group)
+    for at, target in enumerate(targets):
+        killed = _kill_contained(target)
+        if killed is None:
+            found[at].append(unseen(target))
+        else:
+            by_pid.update(dict.fromkeys(killed, at))
     by_run_id = {target.run_id: at for at, target in enumerate(targets)}
     oldest = min((target.since for target in targets), default=0)
     own_pid = os.getpid()
     for entry in processes().values():
         if entry.dead or entry.pid == own_pid:
             continue
-        at = by_pid.get(entry.group, by_pid.get(entry.pid))
-        if at is None and entry.start >= oldest:
-            at = next((by_run_id[run_id] for run_id in run_ids_of(entry.pid) or () if run_id in by_run_id), None)
-        if at is not None:
-            found[at].append(entry)
+        owner = by_pid.get(entry.pid, by_group.get(entry.group))
+        if owner is None and entry.start >= oldest:
+            owner = next((by_run_id[run_id] for run_id in run_ids_of(entry.pid) or () if run_id in by_run_id), None)
+        if owner is not None:
+            found[owner].append(entry)
             signal_exactly(entry, signal.SIGKILL)
     return found
 
 
+def _kill_contained(target: Target) -> set[int] | None:
+    """SIGKILL what is in the target's cgroup; return what has not ended yet, None if that cannot be told."""
+    if not target.cgroup:
+        return set()
+    cgroup = Cgroup(target.cgroup)
+    try:
+        cgroup.kill()
+        return cgroup.pids()
+    except OSError:
+        return None
+
+
+def unseen(target: Target) -> Stat:
+    """Return what stands for the processes of a run that cannot be seen, and so may be alive."""
+    return Stat(target.pid, UNSEEN, 0, target.pid, 1, target.since)
+
+
 def wait_for_ends(entries: Iterable[Stat], timeout_s: float) -> None:
-    """Return when all these processes have ended, or after the timeout."""
+    """Return when all these processes have ended, or after the timeout, as for those that are `unseen`."""
     deadline = clock.now() + timeout_s
     for entry in entries:
+        poller = select.poll()
+        if entry.state == UNSEEN:
+            poller.poll(max(0.0, deadline - clock.now()) * 1000)
+            continue
         try:
             pidfd = os.pidfd_open(entry.pid)
         except OSError:
             continue
         try:
-            poller = select.poll()
             poller.register(pidfd, select.POLLIN)
             poller.poll(max(0.0, deadline - clock.now()) * 1000)
         finally:

@@ -7,12 +7,17 @@ import signal
 from collections.abc import Callable, Mapping
 
 from conch.core import clock, linux
+from conch.core.cgroup import Cgroup
+from conch.core.containment import Containment
 from conch.core.process_tree import Process
 from conch.core.procfs import RUN_ID_VARIABLE, Stat
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, unexpected
+from conch.log import Log
 from conch.record import Record
 
 LATE = "late"
+# What the reason for a failed exec begins with if the main process could not enter its cgroup.
+NOT_CONTAINED = "cannot enter its cgroup"
 # How much of a name the reason for a failed exec shows: it fits into a pipe, so writing it never blocks.
 _NAME_CHARACTERS = 500
 _ALL = frozenset(signal.valid_signals())
@@ -21,6 +26,14 @@ _ALL = frozenset(signal.valid_signals())
 def new_run_id() -> str:
     """Return a random id for one run."""
     return os.urandom(8).hex()
+
+
+def was_uncontained(error: str | None, containment: Containment, log: Log) -> bool:
+    """Whether a run did not begin because it could not enter its cgroup, and may be started again without one."""
+    if error is None or not error.startswith(NOT_CONTAINED) or not containment.give_up(error):
+        return False
+    log("warning", "uncontained", reason=error)
+    return True
 
 
 def find_command(name: str, path: str | None) -> str:
@@ -87,15 +100,34 @@ def start(
     run_id: str,
     dispositions: Dispositions,
     exclude: Callable[[Stat], bool],
+    cgroup: Cgroup | None = None,
     start_by: float | None = None,
     some_hidden: bool = False,
 ) -> Process:
     """Fork a run whose main process waits behind its gate in a group (or session) of its own; `OSError` if that fails.
 
-    The main process dies with this process (PR_SET_PDEATHSIG). Its last check before exec is whether `start_by` has
-    passed (CLOCK_BOOTTIME; the value that `Process.start_by` has when the gate is opened). `some_hidden`: /proc does
-    not show all processes of the run.
+    The main process dies with this process (PR_SET_PDEATHSIG). It enters its cgroup, if it has one, while it waits; if
+    it cannot, it ends and `Process.exec_error` begins with `NOT_CONTAINED`. Its last check before exec is whether
+    `start_by` has passed (CLOCK_BOOTTIME; the value that `Process.start_by` has when the gate is opened).
+    `some_hidden`: /proc does not show all processes of the run.
     """
+    try:
+        return _start(spec, run_id, dispositions, exclude, cgroup, start_by, some_hidden)
+    except BaseException:
+        if cgroup is not None:
+            cgroup.remove()
+        raise
+
+
+def _start(
+    spec: Spec,
+    run_id: str,
+    dispositions: Dispositions,
+    exclude: Callable[[Stat], bool],
+    cgroup: Cgroup | None,
+    start_by: float | None,
+    some_hidden: bool,
+) -> Process:
     supervisor = os.getpid()
     environment = dict(spec.environment)
     outer_ids = environment.get(RUN_ID_VARIABLE)
@@ -111,7 +143,7 @@ def start(
     try:
         pid = os.fork()
         if pid == 0:
-            _become(spec, environment, supervisor, gate_out, errors_in, dispositions)
+            _become(spec, environment, supervisor, gate_out, errors_in, dispositions, cgroup)
     except OSError:
         for fd in (gate_in, errors_out):
             os.close(fd)
@@ -126,7 +158,7 @@ def start(
     except OSError:
         pass  # it is dead already
     os.set_blocking(errors_out, False)
-    return Process(pid, run_id, gate_in, errors_out, exclude, start_by, some_hidden)
+    return Process(pid, run_id, gate_in, errors_out, exclude, cgroup, start_by, some_hidden)
 
 
 def _become(
@@ -136,11 +168,12 @@ def _become(
     gate: int,
     errors: int,
     dispositions: Dispositions,
+    cgroup: Cgroup | None,
 ) -> None:
     """Turn the forked child into the command. Never returns, and runs no code of the parent's."""
     code = EXIT_NOT_EXECUTABLE
     try:
-        _leave_parent(spec, supervisor, gate, errors, dispositions)
+        _leave_parent(spec, supervisor, gate, errors, dispositions, cgroup)
         start_by, more = marshal.loads(_wait_at(gate))  # noqa: S302 - written by the process that forked us
         environment.update(more)
         if spec.in_our_place:
@@ -165,7 +198,9 @@ def _become(
         os._exit(code)
 
 
-def _leave_parent(spec: Spec, supervisor: int, gate: int, errors: int, dispositions: Dispositions) -> None:
+def _leave_parent(
+    spec: Spec, supervisor: int, gate: int, errors: int, dispositions: Dispositions, cgroup: Cgroup | None
+) -> None:
     """Give the child a group, outputs, signals, descriptors and rights of its own; bind its life to the parent's."""
     if spec.apart:
         os.setsid()
@@ -174,6 +209,8 @@ def _leave_parent(spec: Spec, supervisor: int, gate: int, errors: int, dispositi
     linux.die_with_parent(signal.SIGKILL)
     if os.getppid() != supervisor:
         os._exit(EXIT_NOT_EXECUTABLE)  # the parent died before the kernel was asked to kill us with it
+    if cgroup is not None:
+        _enter(cgroup, errors)  # with the parent's rights, and before anything else: whoever kills it finds all
     if spec.outputs is not None:
         os.dup2(spec.outputs[0], 1)
         os.dup2(spec.outputs[1], 2)
@@ -190,6 +227,14 @@ def _leave_parent(spec: Spec, supervisor: int, gate: int, errors: int, dispositi
         import resource  # conchd has it loaded
 
         resource.setrlimit(resource.RLIMIT_NOFILE, dispositions.descriptors)
+
+
+def _enter(cgroup: Cgroup, errors: int) -> None:
+    try:
+        cgroup.enter()
+    except OSError as error:
+        _explain(errors, f"{NOT_CONTAINED}: {os.strerror(error.errno or 0)}")
+        os._exit(EXIT_NOT_EXECUTABLE)
 
 
 def _close_inherited(gate: int, errors: int, *, keep_inheritable: bool) -> None:

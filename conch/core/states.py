@@ -128,6 +128,7 @@ class RunOptions(Record):
     dial_timeout_s: float = 5.0
     conflict_exit: int = EXIT_NOT_ACQUIRED
     command_timeout_s: float = 5.0
+    contain: str = "tree"
 
 
 class ProcessTree(Protocol):
@@ -135,6 +136,9 @@ class ProcessTree(Protocol):
 
     pid: int
     run_id: str
+
+    @property
+    def cgroup(self) -> str: ...  # its directory; empty: it has none
 
     def exit_code(self) -> int | None: ...
     def empty(self) -> bool: ...
@@ -147,13 +151,16 @@ class End(Record):
     """What only the parent learns when it reaps a run.
 
     `error` says why the command was not run, `late` that too little time was left, `died_of` which signal ended it;
-    `interrupted` that it had the terminal and died of SIGINT, SIGQUIT or SIGHUP, or that the terminal is gone.
+    `interrupted` that it had the terminal and died of SIGINT, SIGQUIT or SIGHUP, or that the terminal is gone. `cpu_s`
+    and `max_rss_kb` are what it used: CPU time in seconds, peak memory in KiB.
     """
 
     error: str | None = None
     late: bool = False
     died_of: int | None = None
     interrupted: bool = False
+    cpu_s: float = 0.0
+    max_rss_kb: int | None = None
 
 
 class KeeperPorts(Protocol):

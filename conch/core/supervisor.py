@@ -195,7 +195,7 @@ class Supervisor:
         if hold is None:
             raise IllegalTransition(f"cannot start anything without a hold ({self.state.value})")
         commands = {State.ON_ACQUIRE: self._options.on_acquire, State.ON_LOSE: self._options.on_lose}
-        hook = None if state is State.RUNNING else state.value
+        hook = self._hook_of(state)
         return Attempt(
             AttemptPorts(
                 start=partial(self._ports.start_tree, commands.get(state), hold.held),
@@ -210,6 +210,11 @@ class Supervisor:
             about=self._acquisition.about(),
             hook=hook,
         )
+
+    @staticmethod
+    def _hook_of(state: State) -> str | None:
+        """The hook that runs in this state, None for the command."""
+        return None if state is State.RUNNING else state.value
 
     def _follow_attempt(self) -> None:
         """Enter the state that the attempt has reached."""
@@ -232,6 +237,10 @@ class Supervisor:
     def _on_attempt_over(self, over: AttemptOver) -> None:
         if over.error is not None:
             self._log.plain(over.error)
+        elif over.started and not over.late:
+            event = "child-end" if self.state is State.RUNNING else "hook-end"
+            used = {"cpu_s": over.cpu_s, "max_rss_kb": over.max_rss_kb}
+            self._log("info", event, **self._acquisition.about(), hook=self._hook_of(self.state), **used)
         match self.state:
             case State.RUNNING:
                 self._on_child_over(over)

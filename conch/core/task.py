@@ -76,6 +76,8 @@ class Task:
         self._began_at = 0.0
         self._started_wall = 0.0
         self._duration_s = 0.0
+        self._cpu_s = 0.0  # of all attempts
+        self._max_rss_kb: int | None = None
 
     @property
     def running(self) -> bool:
@@ -207,6 +209,9 @@ class Task:
             self._on_attempt_over(attempt.over)
 
     def _on_attempt_over(self, over: AttemptOver) -> None:
+        self._cpu_s = round(self._cpu_s + over.cpu_s, 3)
+        if over.max_rss_kb is not None:
+            self._max_rss_kb = max(over.max_rss_kb, self._max_rss_kb or 0)
         if over.late and not over.started:
             self._finish("unstarted", None, "too late to start")
         elif over.late:
@@ -247,8 +252,12 @@ class Task:
         self._enter(TaskState.FINISHED)
         self.attempt = self._retry_at = self.limit_at = None
         duration_s = round(self._duration_s, 3)
-        self.finished = Finished(self.order.run, outcome, code, self._attempts, self._started_wall, duration_s, reason)
-        self._log("info", "run-end", run=self.order.label, outcome=outcome, code=code, reason=reason or None)
+        used = self._cpu_s, self._max_rss_kb
+        self.finished = Finished(
+            self.order.run, outcome, code, self._attempts, self._started_wall, duration_s, reason, *used
+        )
+        end = {"outcome": outcome, "code": code, "reason": reason or None, "cpu_s": used[0], "max_rss_kb": used[1]}
+        self._log("info", "run-end", run=self.order.label, **end)
         self._send(self.finished)
 
     def _enter(self, state: TaskState) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from conch.core import clock, host, keeper_process, linux, procfs, spawn
 from conch.core.channel import Channel
+from conch.core.containment import Containment, remove_left
 from conch.core.event_loop import SupervisorLoop
 from conch.core.messages import Held, Message
 from conch.core.process_tree import Process, reap_orphans
@@ -28,6 +29,7 @@ class WrapperLoop:
         file: str,
         keeper_main: Callable[[Channel], None],
         send_spec: bytes,
+        containment: Containment,
         log: Log,
     ) -> None:
         self._name = options.name
@@ -35,6 +37,7 @@ class WrapperLoop:
         self._file = file
         self._log = log
         self._pid = os.getpid()
+        self._containment = containment
         self._environment: Mapping[str, str] = host.environment()
         self._loop = SupervisorLoop(keeper_main, log, send_spec=send_spec)
         self._terminal = Terminal()
@@ -85,6 +88,7 @@ class WrapperLoop:
         if number == signal.SIGCHLD:
             self._reap_orphans()
             if self._next_child is not None and self._next_child.exit_code() is not None:
+                spawn.was_uncontained(self._next_child.exec_error(), self._containment, self._log)
                 self._discard_next_child()  # somebody killed it; do not fork again now, in case that goes on
             self._stop_with_child()
             self._supervisor.on_change()
@@ -149,6 +153,7 @@ class WrapperLoop:
         elif not self._prefork_tried and not self._some_hidden:
             # where /proc hides some processes, a hook is known to be gone only when conch has no other child
             self._prefork_tried = True
+            remove_left(self._containment.parent)
             if self._next_child is None:
                 try:
                     self._next_child = self._fork_child()
@@ -164,9 +169,11 @@ class WrapperLoop:
         return self._fork(Spec(self._file, tuple(self._command), self._environment, in_our_place=True))
 
     def _fork(self, spec: Spec) -> Process:
+        run_id = spawn.new_run_id()
         return spawn.start(
             spec,
-            run_id=spawn.new_run_id(),
+            run_id=run_id,
+            cgroup=self._containment.open(run_id),
             dispositions=self._loop.signals.dispositions,
             exclude=self._excluded,
             some_hidden=self._some_hidden,
@@ -185,10 +192,10 @@ class WrapperLoop:
             return End()
         died_of = child.died_of()
         error = child.exec_error()
-        late = error == spawn.LATE
+        late = error == spawn.LATE or spawn.was_uncontained(error, self._containment, self._log)
         if self._lent:
             self._terminal.take_back(child.pid, restore=died_of is not None)
-        child.reap()
+        used = child.reap()
         self._child = None
         interrupted = self._lent and died_of in (signal.SIGINT, signal.SIGQUIT)
         if interrupted and died_of is not None:
@@ -197,7 +204,7 @@ class WrapperLoop:
         hung_up = self._lent and self._loop.signals.heard(signal.SIGHUP)
         hung_up = hung_up and (died_of == signal.SIGHUP or self._terminal.hung_up())
         self._lent = False
-        return End(None if late else error, late, died_of, interrupted or hung_up)
+        return End(None if late else error, late, died_of, interrupted or hung_up, used.cpu_s, used.max_rss_kb)
 
     # -- processes ----------------------------------------------------------------------------------------
 

@@ -8,7 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from conch.core import procfs
+from conch.core.cgroup import Cgroup
 from conch.core.channel import Channel
+from conch.core.containment import TREE, path_of, remove_left
 from conch.core.messages import Begin, Begun, Failed, Message, Note
 from conch.core.origin import origin
 from conch.cron.fleet_clock import FleetClock
@@ -31,7 +33,10 @@ _THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """How conchd was started; durations in seconds."""
+    """How conchd was started; durations in seconds.
+
+    `contain` is the form in which runs are contained; their cgroups are made below the directory `cgroups`, or nowhere.
+    """
 
     connection: Connection
     keys: Keys
@@ -42,6 +47,8 @@ class Daemon:
     job_key: bytes | None
     status: tuple[str, int] | None
     status_hosts: tuple[str, ...] = ()
+    contain: str = TREE
+    cgroups: str = ""
 
 
 class Mailbox:
@@ -114,7 +121,7 @@ class DaemonKeeper:
             raise ConchError(f"cannot use {daemon.state_dir}: {error.strerror or error}") from None
         run_log.leave(supervised, here, self._log, all_=copied)
         dead = run_log.dead(here) - supervised
-        _end_survivors(dead, self._log)
+        _end_survivors(dead, daemon.cgroups, self._log)
         # many requests at a time, for months: gRPC's one connection serves them better
         store = open_store(
             daemon.connection,
@@ -137,6 +144,7 @@ class DaemonKeeper:
             max_runs=daemon.max_runs,
             job_key=daemon.job_key,
             first=begin.first,
+            contain=daemon.contain,
         )
         return Scheduler(spec), run_log, dead
 
@@ -170,6 +178,7 @@ def keep(daemon: Daemon, channel: Channel) -> None:
     # The supervisor is gone, and so is all that it ran.
     scheduler = keeper.scheduler
     if scheduler is not None and not scheduler.ended.is_set():
+        remove_left(daemon.cgroups)
         scheduler.abandon()
 
 
@@ -180,12 +189,14 @@ def _check_room() -> None:
         raise ConchError(f"cannot start the process that talks to etcd: {lack}")
 
 
-def _end_survivors(lost: set[str], log: Any) -> None:
+def _end_survivors(lost: set[str], cgroups: str, log: Any) -> None:
     """Kill what is left of runs whose conchd died with its keeper: nothing supervises them, and they hold nothing."""
+    remove_left(cgroups)
+    contained = [Cgroup(path_of(cgroups, run)) for run in lost] if cgroups else []
     empty_scans = 0
     while lost and empty_scans < 2:
         try:
-            alive = procfs.tagged(lost)
+            alive = _survivors(lost, contained)
         except OSError:
             threading.Event().wait(0.1)
             continue
@@ -195,3 +206,15 @@ def _end_survivors(lost: set[str], log: Any) -> None:
             procfs.signal_exactly(entry, 9)
         procfs.wait_for_ends(alive, 1.0)
         empty_scans = 0 if alive else empty_scans + 1
+    for cgroup in contained:
+        cgroup.remove()
+
+
+def _survivors(lost: set[str], contained: list[Cgroup]) -> list[procfs.Stat]:
+    """Return what lives of these runs, SIGKILLed as far as it is in their cgroups."""
+    alive = {entry.pid: entry for entry in procfs.tagged(lost)}
+    for cgroup in contained:
+        if cgroup.populated():
+            alive.update((pid, entry) for pid in cgroup.pids() if (entry := procfs.stat(pid)) is not None)
+            cgroup.kill()
+    return list(alive.values())

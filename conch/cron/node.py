@@ -57,14 +57,15 @@ class Node:
         slots: Callable[[], list[int]],
         registered: Callable[[], None],
         host: str,
+        contain: str,
         ttl_s: int,
         timeout_s: float,
         revoke: Callable[[int], None],
     ) -> None:
         """`flags` are whether we drain and whether our clock is off; `needed` the numbers of registrations in use.
 
-        `slots` are the numbers of held slots, `registered` is called when claims are possible (again), and `revoke`
-        revokes a lease, blocking.
+        `slots` are the numbers of held slots, `contain` is the form in which runs are contained, `registered` is called
+        when claims are possible (again), and `revoke` revokes a lease, blocking.
         """
         self.registrar = registrar
         self._watchdog = watchdog
@@ -79,6 +80,7 @@ class Node:
         self._slots = slots
         self._registered = registered
         self._host = host
+        self._contain = contain
         self._ttl_s = ttl_s
         self._timeout_s = timeout_s
         self._revoke_lease = revoke
@@ -186,7 +188,8 @@ class Node:
         self.current = registered
         self._enter(NodeState.REGISTERED)
         self._faults("not-registered").over()
-        self._log("info", "registered", host=self._host, lease=f"{registration.lease:x}", rev=registration.rev)
+        lease, rev = f"{registration.lease:x}", registration.rev
+        self._log("info", "registered", host=self._host, lease=lease, rev=rev, contain=self._contain)
         self._tasks.later(_PUBLISH_EVERY_S, partial(self._publish_again, registration.number))
         self._registered()
 

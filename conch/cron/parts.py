@@ -233,14 +233,14 @@ class Parts:
             log=port.log,
         )
         return Node(
-            registrar,
-            *(spec.watchdog, port.tasks, self.workers, self.writes, self.faults, port.log),
+            *(registrar, spec.watchdog, port.tasks, self.workers, self.writes, self.faults, port.log),
             own_time=spec.clock.own,
             flags=lambda: (port.is_draining, self.clock_check.is_off),
             needed=lambda: {run.node for run in self.runner.live()},
             slots=lambda: [run.slot.number for run in self.runner.active.values() if run.slot is not None],
             registered=self._on_registered,
             host=self._host,
+            contain=spec.contain,
             ttl_s=spec.ttl_s,
             timeout_s=spec.timeout_s,
             revoke=lambda lease: spec.store.revoke(lease, timeout_s=spec.timeout_s),

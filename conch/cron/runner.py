@@ -292,6 +292,8 @@ class Runner:
                 message.duration_s,
                 message.attempt,
                 message.reason,
+                message.cpu_s,
+                message.max_rss_kb,
             )
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeVar
 
+from conch.core.containment import TREE
 from conch.core.origin import Origin
 from conch.cron.fleet_clock import FleetClock
 from conch.cron.run_log import Entry, RunLog
@@ -26,7 +27,7 @@ class SchedulerSpec:
     """The daemon's store, supervisor and options. `origin` is the supervisor, `state_id` names the state directory.
 
     `leases` are those that an earlier keeper of the same supervisor had. With a `job_key`, jobs must be signed by it.
-    `first`: etcd must answer at the start.
+    `first`: etcd must answer at the start. `contain` is the form in which runs are contained.
     """
 
     store: Store
@@ -43,6 +44,7 @@ class SchedulerSpec:
     max_runs: int
     job_key: bytes | None
     first: bool
+    contain: str = TREE
 
     @property
     def timeout_s(self) -> float:

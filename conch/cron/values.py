@@ -53,7 +53,10 @@ def seconds_of(value: object) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a tick ended. `started` is when its last attempt did, in seconds since the epoch (None: there was none)."""
+    """How a tick ended. `started` is when its last attempt did, in seconds since the epoch (None: there was none).
+
+    `cpu_s` is CPU time in seconds, `max_rss_kb` peak memory in KiB; both None if nothing ran.
+    """
 
     node: str
     state: str
@@ -62,6 +65,8 @@ class Result:
     duration_s: float = 0.0
     attempt: int = 0
     reason: str = ""
+    cpu_s: float | None = None
+    max_rss_kb: int | None = None
 
     def encode(self) -> bytes:
         """Encode it as one line of JSON, as the contract defines it."""
@@ -77,13 +82,15 @@ class Result:
             "duration": self.duration_s,
             "attempt": self.attempt,
             "reason": self.reason,
+            **({} if self.max_rss_kb is None else {"cpu_s": self.cpu_s, "max_rss_kb": self.max_rss_kb}),
         }
 
 
 def row(name: str, tick: int, claim: bytes | None, result: bytes | None) -> dict[str, Any]:
     """Return the row shown for a tick: its result, or that it is claimed. Raises `UnreadableHolder` for neither."""
     shown: dict[str, Any] = {"name": name, "tick": rfc3339(tick), "tick_unix": tick}
-    empty = dict.fromkeys(("state", "exit", "node", "started", "duration_s", "attempt", "reason"))
+    names = ("state", "exit", "node", "started", "duration_s", "attempt", "reason", "cpu_s", "max_rss_kb")
+    empty = dict.fromkeys(names)
     if result is not None:
         data = fields_of(result)
         state, node = data.get("state"), data.get("node")
@@ -99,6 +106,8 @@ def row(name: str, tick: int, claim: bytes | None, result: bytes | None) -> dict
             "duration_s": _seconds(data.get("duration")),
             "attempt": _whole_number(data.get("attempt")),
             "reason": str(data.get("reason") or "") or None,
+            "cpu_s": _seconds(data.get("cpu_s")),
+            "max_rss_kb": _whole_number(data.get("max_rss_kb")),
         }
     holder = Holder.decode(claim or b"")
     return {**shown, **empty, "state": "claimed", "node": holder.host}

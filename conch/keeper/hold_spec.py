@@ -22,7 +22,7 @@ class HoldSpec(Record):
     """What to hold, and how: `what` names it for people; durations in seconds.
 
     The queues of the `stages` are entered one after the other under one lease. Our place in the last one is the hold,
-    for run `run`.
+    for run `run`. The cgroups of runs are made below the directory `cgroups`, if it is not empty.
     """
 
     connection: Connection
@@ -35,6 +35,7 @@ class HoldSpec(Record):
     wait_s: float | None = None
     run: str = ""
     verbose: bool = False
+    cgroups: str = ""
 
     def pack(self) -> bytes:
         """Encode for another process that runs this very program."""

@@ -28,6 +28,7 @@ def keep_when_told(channel: Channel) -> None:
 def keep(spec: HoldSpec, channel: Channel) -> None:
     """Run the keeper until the supervisor has ended and everything is released. Called in the forked process."""
     # late: the supervisor must never have loaded these
+    from conch.core.containment import remove_left
     from conch.etcd.open import open_store
     from conch.keeper.acquirer import Acquirer
     from conch.keeper.watchdog import NotReady, Watchdog
@@ -49,6 +50,8 @@ def keep(spec: HoldSpec, channel: Channel) -> None:
     except NotReady as error:
         not_ready = error
     # The supervisor has ended and so has all that it ran; or it was never told of a hold.
+    if not acquirer.released.is_set():
+        remove_left(spec.cgroups)
     acquirer.deliver(Release())
     acquirer.released.wait(2 * spec.connection.command_timeout_s)
     if not_ready is not None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from conch.core import clock, procfs
+from conch.core.cgroup import Cgroup
 from conch.core.channel import Channel
 from conch.core.deadline import DeadlineRule
 from conch.core.messages import Drain, Ended, Kill, Lost, Message, Renewed, Running
@@ -227,12 +228,11 @@ class Watchdog:
             run.kill_pause_s = min(2 * run.kill_pause_s, _KILL_PAUSE_MOST_S)
 
     def _kill_trees(self, runs: Iterable[_Run]) -> list[list[Stat]]:
-        targets = [Target(run.running.pid, run.running.run_id, run.since) for run in runs]
+        targets = [Target(run.running.pid, run.running.run_id, run.since, run.running.cgroup) for run in runs]
         try:
             return self._kill(targets)
         except OSError:
-            # /proc cannot be read now: what we cannot see may be alive
-            return [[Stat(target.pid, "?", 0, target.pid, 1, target.since)] for target in targets]
+            return [[procfs.unseen(target)] for target in targets]  # /proc cannot be read now
 
     def _end_trees(self) -> None:
         """The supervisor is dead: kill until two scans in a row find nothing alive."""
@@ -242,4 +242,7 @@ class Watchdog:
             empty_scans = 0 if alive else empty_scans + 1
             procfs.wait_for_ends(alive, pause_s)
             pause_s = min(2 * pause_s, _KILL_PAUSE_MOST_S)
+        for run in self._runs.values():
+            if run.running.cgroup:
+                Cgroup(run.running.cgroup).remove()
         self._runs.clear()

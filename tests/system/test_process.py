@@ -291,10 +291,12 @@ print(procfs.run_ids_of(child.pid))
 def test_run_that_is_started_again_has_not_ended_with_its_first_process(tmp_path: Path) -> None:
     """The first process of the run has ended, but the next one under the same id lives."""
     text = """
+from conch.core.containment import Containment
 from conch.core.daemon_loop import DaemonLoop
 from conch.core.messages import Start
 from conch.log import Log
-crew = DaemonLoop(lambda channel: None, os.environ, Log(quiet=True), drain_s=0, release_s=0, user=None, kept_open=())
+options = {"drain_s": 0, "release_s": 0, "user": None, "kept_open": ()}
+crew = DaemonLoop(lambda channel: None, os.environ, Containment("tree", None), Log(quiet=True), **options)
 order = Start("r", "j", ["/bin/true"], {}, None, [], 0, 1, 1, 1, 0, 0)
 for attempt in (1, 2):
     tree = crew.start_tree(order, attempt, None)

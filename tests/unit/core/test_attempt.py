@@ -31,6 +31,7 @@ class FakePort:
         # the tree
         self.pid = 100
         self.run_id = "cafe"
+        self.cgroup = "/c/cafe"
         self.code: int | None = None
         self.left: list[Stat] = []
         self.may_not_kill: list[int] = []
@@ -121,7 +122,7 @@ def test_keeper_knows_the_tree_before_its_gate_opens_and_its_end_before_it_is_re
     """The pid may be another process's right after it is reaped."""
     port = FakePort(run="r")
     port.attempt.try_start()
-    running: Message = Running(100, "cafe", [1], 5.0, "r")
+    running: Message = Running(100, "cafe", [1], 5.0, "r", "/c/cafe")
     assert port.did == [("start", pytest.approx(TERM_AT)), running, "open gate"]
     assert port.ends(3) == AttemptOver(3)
     assert port.did[3:] == [Ended("r"), "reap"]
@@ -134,7 +135,7 @@ def test_new_keeper_is_told_of_what_runs_only() -> None:
     port.attempt.announce()
     assert port.did == []
     port.started().attempt.announce()
-    assert port.did == [Running(100, "cafe", [1], 5.0)]
+    assert port.did == [Running(100, "cafe", [1], 5.0, "", "/c/cafe")]
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ class FakeTree:
     def __init__(self, pid: int, run: str) -> None:
         self.pid = pid
         self.run_id = run
+        self.cgroup = ""
         self.code: int | None = None
         self.left: list[Stat] = []
         self.end = End()

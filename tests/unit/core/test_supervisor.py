@@ -37,6 +37,7 @@ class FakeTree:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.run_id = f"t{pid}"
+        self.cgroup = ""
         self.code: int | None = None
         self.left: list[Stat] = []
         self.signals: list[tuple[str, int]] = []
@@ -186,7 +187,7 @@ def test_a_good_run() -> None:
     assert world.state is State.RELEASING
     assert [type(m) for m in world.sent] == [Acquire, Running, Ended, Release]
     assert world.hears(Released()).code == 3
-    assert world.events == ["acquiring", "acquired", "child-start", "child-exit", "released"]
+    assert world.events == ["acquiring", "acquired", "child-start", "child-exit", "child-end", "released"]
 
 
 def test_deadline_that_is_not_renewed() -> None:

@@ -71,6 +71,7 @@ class Bed(World):
             slots=lambda: self.slots,
             registered=lambda: self.claimable.append(round(self.now(), 1)),
             host="a",
+            contain="cgroup",
             ttl_s=10,
             timeout_s=5.0,
             revoke=self._revoke,

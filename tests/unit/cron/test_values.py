@@ -12,6 +12,7 @@ from conch.times import rfc3339
 from tests.support.jobs import ANY, TICK, text_of
 
 ROW = {"name", "tick", "tick_unix", "state", "exit", "node", "started", "duration_s", "attempt", "reason"}
+ROW |= {"cpu_s", "max_rss_kb"}
 
 
 HOLDER = Holder("h", 7, "2026-01-01T00:00:00Z", "conchd")
@@ -41,6 +42,8 @@ RESULTS = st.builds(
     duration_s=st.floats(0, 1e6),
     attempt=st.integers(0, 1001),
     reason=st.text(st.characters()),
+    cpu_s=st.floats(0, 1e6),
+    max_rss_kb=st.none() | st.integers(0, 2**31 - 1),
 )
 
 
@@ -61,6 +64,8 @@ def test_result_comes_back_as_a_row(result: Result) -> None:
         "duration_s": result.duration_s,
         "attempt": result.attempt,
         "reason": result.reason or None,
+        "cpu_s": None if result.max_rss_kb is None else result.cpu_s,
+        "max_rss_kb": result.max_rss_kb,
     }
 
 

@@ -1,0 +1,230 @@
+"""A cgroup (v2) for each run: the kernel's own list of its processes, whatever they do to escape.
+
+Its children are born in it, and only who may write to another cgroup leaves it. So a kill of it reaches all of the run,
+and when it says that it is empty, it is. The kernel's Documentation/admin-guide/cgroup-v2.rst has the rules.
+"""
+
+import errno
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator
+
+from conch.record import Record
+
+PREFIX = "conch-"
+# How long a freeze may take, in seconds: what cannot be frozen is killed all the same, and again until it is empty.
+_FREEZE_S = 0.2
+# How long the kernel may take to note the end of a process that its parent knows to be dead, in seconds.
+_SETTLE_S = 0.1
+_GONE = frozenset({errno.ENOENT, errno.ENODEV})
+
+
+class Usage(Record):
+    """What a run has used: CPU time in seconds, peak memory in KiB (None: unknown)."""
+
+    cpu_s: float
+    max_rss_kb: int | None
+
+
+class Cgroup:
+    """The cgroup of one run, or of several below it, by its directory.
+
+    Its owner holds a lock on the directory as long as it lives, whereby an empty cgroup that a dead conch left is told
+    from one that is about to be entered. All methods may raise `OSError`, unless the cgroup has gone: then it is empty.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, path: str) -> "Cgroup":
+        """Make the cgroup and lock it; one of this name that a dead conch has left empty is replaced."""
+        cgroup = cls(path)
+        while True:
+            try:
+                os.mkdir(path)
+            except FileExistsError:
+                if not remove_if_left(path):
+                    raise
+                continue
+            try:
+                cgroup._lock = _lock(path)
+            except FileNotFoundError:
+                pass  # another conch took it for left before it was locked
+            else:
+                if cgroup._lock is not None and os.path.isdir(path):
+                    return cgroup
+            cgroup.close()
+
+    def enter(self) -> None:
+        """Move the calling process into it."""
+        _write(f"{self.path}/cgroup.procs", b"0")
+
+    def populated(self) -> bool:
+        """Whether a process lives in it or below it. One that has ended and is to be reaped does not."""
+        return b"populated 1" in _read_or_empty(f"{self.path}/cgroup.events")
+
+    def wait_until_empty(self, timeout_s: float = _SETTLE_S) -> bool:
+        """Wait until nothing lives in it, at most for this time; return whether it is so."""
+        return self._wait_for(b"populated 0", timeout_s)
+
+    def _wait_for(self, line: bytes, timeout_s: float) -> bool:
+        until = time.monotonic() + timeout_s
+        try:
+            events = os.open(f"{self.path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            return error.errno in _GONE
+        try:
+            poller = select.poll()
+            poller.register(events, select.POLLPRI)
+            while True:
+                try:
+                    if line in os.pread(events, 4096, 0):
+                        return True
+                except OSError as error:
+                    return error.errno in _GONE
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    return False
+                poller.poll(left_s * 1000)
+        finally:
+            os.close(events)
+
+    def pids(self) -> set[int]:
+        """Return the processes in it and below it, those that only wait to be reaped left out."""
+        return {
+            int(pid)
+            for folder in self._folders()
+            for pid in _read_or_empty(f"{folder}/cgroup.procs", also=errno.EOPNOTSUPP).split()
+        }
+
+    def signal(self, number: int, *, except_group: int | None = None) -> None:
+        """Signal each process in it and below it, those of one process group left out."""
+        for pid in self.pids():
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                continue  # it has ended
+            try:
+                # the process with this pid may be another one by now, but not one of ours if its pid is not listed
+                if os.getpgid(pid) != except_group and pid in self.pids():
+                    signal.pidfd_send_signal(pidfd, number)
+            except OSError:
+                pass  # it has ended, or belongs to another user
+            finally:
+                os.close(pidfd)
+
+    def kill(self) -> None:
+        """SIGKILL everything in it and below it, also what is just being forked."""
+        try:
+            _write(f"{self.path}/cgroup.kill", b"1")
+        except FileNotFoundError:
+            if os.path.isdir(self.path):
+                self.freeze_and_kill()
+
+    def freeze_and_kill(self) -> None:
+        """As `kill`, for kernels before 5.14: what is frozen cannot fork, and dies of SIGKILL all the same."""
+        _write(f"{self.path}/cgroup.freeze", b"1")
+        try:
+            self._wait_for(b"frozen 1", _FREEZE_S)
+            self.signal(signal.SIGKILL)
+        finally:
+            _write(f"{self.path}/cgroup.freeze", b"0")
+
+    def usage(self) -> Usage | None:
+        """Return what all of it has used so far; None if the cgroup does not say. Peak memory needs its controller."""
+        try:
+            fields = dict(line.split() for line in _read_or_empty(f"{self.path}/cpu.stat").splitlines())
+            peak = _read_or_empty(f"{self.path}/memory.peak")
+            return Usage(int(fields[b"usage_usec"]) / 1e6, int(peak) // 1024 if peak.strip() else None)
+        except (OSError, KeyError, ValueError):
+            return None
+
+    def remove(self) -> bool:
+        """Remove it and what is below it, if nothing lives there; return whether it is gone."""
+        gone = True
+        try:
+            self.wait_until_empty()
+            for folder in reversed(list(self._folders())):
+                os.rmdir(folder)
+        except OSError as error:
+            gone = error.errno in _GONE
+        self.close()
+        return gone
+
+    def close(self) -> None:
+        """Give up the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _folders(self) -> Iterator[str]:
+        """Yield the directories from this one down, each before what is below it."""
+        yield self.path
+        below = [self.path]
+        while below:
+            try:
+                entries = list(os.scandir(below.pop()))
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
+                continue
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(entry.path)
+                    yield entry.path
+
+
+def remove_if_left(path: str) -> bool:
+    """Remove a cgroup whose conch is dead, if nothing lives in it; return whether it is gone."""
+    try:
+        lock = _lock(path)
+    except OSError as error:
+        return error.errno in _GONE
+    if lock is None:
+        return False
+    try:
+        cgroup = Cgroup(path)
+        return not cgroup.populated() and cgroup.remove()
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+
+
+def _lock(path: str) -> int | None:
+    """Lock a directory; None if another process has locked it. `OSError` if there is none."""
+    import fcntl
+
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        return None
+    except OSError:
+        os.close(folder)
+        raise
+    return folder
+
+
+def _write(path: str, data: bytes) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(file, data)
+    finally:
+        os.close(file)
+
+
+def _read_or_empty(path: str, *, also: int | None = None) -> bytes:
+    """Return what a file of a cgroup says, nothing if the cgroup has gone, the file is not there, or `also`."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError as error:
+        if error.errno in _GONE or error.errno == also:
+            return b""
+        raise

@@ -1,0 +1,148 @@
+"""Where runs get their cgroups: found once, when conch starts, or the reason why they get none."""
+
+import os
+
+from conch.core.cgroup import PREFIX, Cgroup, remove_if_left
+from conch.errors import ConchError
+
+AUTO, CGROUP, TREE = "auto", "cgroup", "tree"
+MODES = (AUTO, CGROUP, TREE)
+_MOUNT_ESCAPES = {"\\040": " ", "\\011": "\t", "\\012": "\n", "\\134": "\\"}
+
+
+class Containment:
+    """What holds the processes of runs: a cgroup each (`form` is "cgroup") or nothing but their ancestry ("tree").
+
+    `reason` says why the form is "tree", unless that was asked for. Its methods are for one thread.
+    """
+
+    def __init__(self, mode: str, parent: str | None, reason: str = "") -> None:
+        """The cgroups are made below the directory `parent`; without one there are none."""
+        self._mode = mode
+        self._parent = parent
+        self.reason = reason
+
+    @property
+    def form(self) -> str:
+        """How runs are contained, as logged: "cgroup" or "tree"."""
+        return TREE if self._parent is None else CGROUP
+
+    @property
+    def parent(self) -> str:
+        """The directory of the cgroup below which runs get theirs; empty in the form "tree"."""
+        return self._parent or ""
+
+    def open(self, run_id: str) -> Cgroup | None:
+        """Make the cgroup of a run; None in the form "tree". `OSError` if none can be had and one is asked for.
+
+        With `auto`, a run whose cgroup cannot be made (their number is limited, say) gets none.
+        """
+        if self._parent is None:
+            return None
+        try:
+            return Cgroup.create(path_of(self._parent, run_id))
+        except OSError as error:
+            if self._mode == CGROUP:
+                raise
+            self.reason = _why("cannot make a cgroup", error)
+            return None
+
+    def give_up(self, reason: str) -> bool:
+        """A run could not enter its cgroup: with `auto`, no more are made. Returns whether that is so."""
+        if self._mode == CGROUP:
+            return False
+        self._parent, self.reason = None, reason
+        return True
+
+
+def path_of(parent: str, run_id: str) -> str:
+    """Return the directory of the cgroup of a run."""
+    return f"{parent}/{PREFIX}{run_id}"
+
+
+def remove_left(parent: str) -> None:
+    """Remove the empty cgroups that dead conchs have left below `parent`, if that is not empty."""
+    if not parent:
+        return
+    try:
+        names = [name for name in os.listdir(parent) if name.startswith(PREFIX)]
+    except OSError:
+        return
+    for name in names:
+        remove_if_left(f"{parent}/{name}")
+
+
+def find(mode: str) -> Containment:
+    """Find out whether runs can have cgroups, by making one. `ConchError` if they are asked for and cannot be had."""
+    if mode == TREE:
+        return Containment(mode, None)
+    parent, reason = None, "cgroup v2 is not mounted"
+    try:
+        candidates = own_directories()
+    except OSError as error:
+        candidates, reason = [], _why("cannot find our cgroup", error)
+    for candidate in candidates:
+        found = _why_not(candidate)
+        if found is None:
+            parent = candidate
+            break
+        reason = found
+    if parent is None and mode == CGROUP:
+        raise ConchError(f"cannot run anything in a cgroup of its own: {reason} (--contain=auto runs it without one)")
+    return Containment(mode, parent, "" if parent is not None else reason)
+
+
+def own_directories(cgroups: str = "/proc/self/cgroup", mounts: str = "/proc/self/mountinfo") -> list[str]:
+    """Return the directories of our cgroup of version 2, one for each mount that shows it. `OSError` if unreadable."""
+    with open(cgroups, encoding="utf-8", errors="surrogateescape") as file:
+        own = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), None)
+    if own is None:
+        return []
+    with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+        found = (_directory(line, own) for line in file if " - cgroup2 " in line)
+        return [directory for directory in found if directory is not None]
+
+
+def _directory(mount: str, own: str) -> str | None:
+    """Return the directory at which this mount shows our cgroup, if it does."""
+    root, point = (_unescape(field) for field in mount.split()[3:5])
+    if root != "/":
+        if own != root and not own.startswith(f"{root}/"):
+            return None
+        own = own[len(root) :]
+    if ".." in own.split("/"):
+        return None  # it lies outside of our cgroup namespace
+    return f"{point.rstrip('/')}/{own.strip('/')}".rstrip("/")
+
+
+def _unescape(field: str) -> str:
+    for escape, character in _MOUNT_ESCAPES.items():
+        field = field.replace(escape, character)
+    return field
+
+
+def _why_not(parent: str) -> str | None:
+    """Return why no run can have a cgroup below this one, None if it can."""
+    try:
+        probe = Cgroup.create(path_of(parent, os.urandom(8).hex()))
+    except OSError as error:
+        return _why("cannot make a cgroup", error)
+    try:
+        with open(f"{probe.path}/cgroup.type", encoding="utf-8") as file:
+            kind = file.read().strip()
+        if kind != "domain":
+            return f"our cgroup is threaded ({kind})"
+        if not any(os.access(f"{probe.path}/cgroup.{name}", os.W_OK) for name in ("kill", "freeze")):
+            return "this kernel can neither kill nor freeze a cgroup"
+        for folder in (parent, probe.path):  # the kernel asks for both when a process moves
+            if not os.access(f"{folder}/cgroup.procs", os.W_OK):
+                return "we may not move a process within our cgroup"
+    except OSError as error:
+        return _why("cannot use a cgroup", error)
+    finally:
+        probe.remove()
+    return None
+
+
+def _why(what: str, error: OSError) -> str:
+    return f"{what}: {error.strerror or error}"
