@@ -90,7 +90,7 @@ def find_containment(mode: str, log: "Log", *, verbose: bool) -> "Containment":
     """Find out what can hold the processes of runs; exit 69 before etcd is contacted if that is not what is asked."""
     from conch.core.containment import find
 
-    containment = find(mode)
+    containment = find(mode, log)
     if verbose and containment.reason:
         log("info", "uncontained", reason=containment.reason)
     return containment

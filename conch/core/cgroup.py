@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from conch.record import Record
 
@@ -18,6 +18,8 @@ PREFIX = "conch-"
 _FREEZE_S = 0.2
 # How long the kernel may take to note the end of a process that its parent knows to be dead, in seconds.
 _SETTLE_S = 0.1
+# How many processes are signalled at once: each takes a descriptor.
+_AT_ONCE = 64
 _GONE = frozenset({errno.ENOENT, errno.ENODEV})
 
 
@@ -103,18 +105,28 @@ class Cgroup:
 
     def signal(self, number: int, *, except_group: int | None = None) -> None:
         """Signal each process in it and below it, those of one process group left out."""
-        for pid in self.pids():
-            try:
-                pidfd = os.pidfd_open(pid)
-            except OSError:
-                continue  # it has ended
-            try:
-                # the process with this pid may be another one by now, but not one of ours if its pid is not listed
-                if os.getpgid(pid) != except_group and pid in self.pids():
-                    signal.pidfd_send_signal(pidfd, number)
-            except OSError:
-                pass  # it has ended, or belongs to another user
-            finally:
+        listed = sorted(self.pids())
+        while listed:
+            some, listed = listed[:_AT_ONCE], listed[_AT_ONCE:]
+            self._signal(some, number, except_group)
+
+    def _signal(self, pids: Sequence[int], number: int, except_group: int | None) -> None:
+        pidfds: dict[int, int] = {}
+        try:
+            for pid in pids:
+                try:
+                    pidfds[pid] = os.pidfd_open(pid)
+                except ProcessLookupError:
+                    pass  # it has ended
+            # one whose pid is still listed was ours when its descriptor was opened, or has ended since
+            for pid in pidfds.keys() & self.pids():
+                try:
+                    if os.getpgid(pid) != except_group:
+                        signal.pidfd_send_signal(pidfds[pid], number)
+                except OSError:
+                    pass  # it has ended, or belongs to another user
+        finally:
+            for pidfd in pidfds.values():
                 os.close(pidfd)
 
     def kill(self) -> None:

@@ -4,6 +4,7 @@ import os
 
 from conch.core.cgroup import PREFIX, Cgroup, remove_if_left
 from conch.errors import ConchError
+from conch.log import Log
 
 AUTO, CGROUP, TREE = "auto", "cgroup", "tree"
 MODES = (AUTO, CGROUP, TREE)
@@ -16,10 +17,11 @@ class Containment:
     `reason` says why the form is "tree", unless that was asked for. Its methods are for one thread.
     """
 
-    def __init__(self, mode: str, parent: str | None, reason: str = "") -> None:
+    def __init__(self, mode: str, parent: str | None, reason: str = "", log: Log | None = None) -> None:
         """The cgroups are made below the directory `parent`; without one there are none."""
         self._mode = mode
         self._parent = parent
+        self._log = log
         self.reason = reason
 
     @property
@@ -35,24 +37,33 @@ class Containment:
     def open(self, run_id: str) -> Cgroup | None:
         """Make the cgroup of a run; None in the form "tree". `OSError` if none can be had and one is asked for.
 
-        With `auto`, a run whose cgroup cannot be made (their number is limited, say) gets none.
+        With `auto`, a run whose cgroup cannot be made (their number is limited, say) gets none, and a warning says so.
         """
         if self._parent is None:
             return None
         try:
-            return Cgroup.create(path_of(self._parent, run_id))
+            cgroup = Cgroup.create(path_of(self._parent, run_id))
         except OSError as error:
             if self._mode == CGROUP:
                 raise
-            self.reason = _why("cannot make a cgroup", error)
+            self._warn(_why("cannot make a cgroup", error))
             return None
+        self.reason = ""
+        return cgroup
 
     def give_up(self, reason: str) -> bool:
         """A run could not enter its cgroup: with `auto`, no more are made. Returns whether that is so."""
         if self._mode == CGROUP:
             return False
-        self._parent, self.reason = None, reason
+        self._parent = None
+        self._warn(reason)
         return True
+
+    def _warn(self, reason: str) -> None:
+        """Log why runs get no cgroups any more, once as long as that lasts."""
+        if self._log is not None and reason != self.reason:
+            self._log("warning", "uncontained", reason=reason)
+        self.reason = reason
 
 
 def path_of(parent: str, run_id: str) -> str:
@@ -72,7 +83,7 @@ def remove_left(parent: str) -> None:
         remove_if_left(f"{parent}/{name}")
 
 
-def find(mode: str) -> Containment:
+def find(mode: str, log: Log | None = None) -> Containment:
     """Find out whether runs can have cgroups, by making one. `ConchError` if they are asked for and cannot be had."""
     if mode == TREE:
         return Containment(mode, None)
@@ -89,7 +100,7 @@ def find(mode: str) -> Containment:
         reason = found
     if parent is None and mode == CGROUP:
         raise ConchError(f"cannot run anything in a cgroup of its own: {reason} (--contain=auto runs it without one)")
-    return Containment(mode, parent, "" if parent is not None else reason)
+    return Containment(mode, parent, "" if parent is not None else reason, log)
 
 
 def own_directories(cgroups: str = "/proc/self/cgroup", mounts: str = "/proc/self/mountinfo") -> list[str]:

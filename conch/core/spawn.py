@@ -12,7 +12,6 @@ from conch.core.containment import Containment
 from conch.core.process_tree import Process
 from conch.core.procfs import RUN_ID_VARIABLE, Stat
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, unexpected
-from conch.log import Log
 from conch.record import Record
 
 LATE = "late"
@@ -28,12 +27,9 @@ def new_run_id() -> str:
     return os.urandom(8).hex()
 
 
-def was_uncontained(error: str | None, containment: Containment, log: Log) -> bool:
+def was_uncontained(error: str | None, containment: Containment) -> bool:
     """Whether a run did not begin because it could not enter its cgroup, and may be started again without one."""
-    if error is None or not error.startswith(NOT_CONTAINED) or not containment.give_up(error):
-        return False
-    log("warning", "uncontained", reason=error)
-    return True
+    return error is not None and error.startswith(NOT_CONTAINED) and containment.give_up(error)
 
 
 def find_command(name: str, path: str | None) -> str:

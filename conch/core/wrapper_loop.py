@@ -88,7 +88,7 @@ class WrapperLoop:
         if number == signal.SIGCHLD:
             self._reap_orphans()
             if self._next_child is not None and self._next_child.exit_code() is not None:
-                spawn.was_uncontained(self._next_child.exec_error(), self._containment, self._log)
+                spawn.was_uncontained(self._next_child.exec_error(), self._containment)
                 self._discard_next_child()  # somebody killed it; do not fork again now, in case that goes on
             self._stop_with_child()
             self._supervisor.on_change()
@@ -192,7 +192,7 @@ class WrapperLoop:
             return End()
         died_of = child.died_of()
         error = child.exec_error()
-        late = error == spawn.LATE or spawn.was_uncontained(error, self._containment, self._log)
+        late = error == spawn.LATE or spawn.was_uncontained(error, self._containment)
         if self._lent:
             self._terminal.take_back(child.pid, restore=died_of is not None)
         used = child.reap()
