@@ -18,6 +18,7 @@ PREFIX = "conch-"
 _FREEZE_S = 0.2
 # How long the kernel may take to note the end of a process that its parent knows to be dead, in seconds.
 _SETTLE_S = 0.1
+_PAUSE_S = 0.001
 # How many processes are signalled at once: each takes a descriptor.
 _AT_ONCE = 64
 _GONE = frozenset({errno.ENOENT, errno.ENODEV})
@@ -43,23 +44,27 @@ class Cgroup:
 
     @classmethod
     def create(cls, path: str) -> "Cgroup":
-        """Make the cgroup and lock it; one of this name that a dead conch has left empty is replaced."""
-        cgroup = cls(path)
+        """Make the cgroup and lock it; one of this name that a dead conch has left empty is replaced.
+
+        Another conch may take ours for left before it is locked, and remove it: that takes it no time to speak of.
+        """
+        until = time.monotonic() + _SETTLE_S
         while True:
             try:
                 os.mkdir(path)
             except FileExistsError:
                 if not remove_if_left(path):
-                    raise
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(_PAUSE_S)
                 continue
-            try:
-                cgroup._lock = _lock(path)
-            except FileNotFoundError:
-                pass  # another conch took it for left before it was locked
-            else:
-                if cgroup._lock is not None and os.path.isdir(path):
-                    return cgroup
-            cgroup.close()
+            lock = _lock_if_there(path)
+            if lock is not None and os.path.isdir(path):
+                cgroup = cls(path)
+                cgroup._lock = lock
+                return cgroup
+            if lock is not None:
+                os.close(lock)
 
     def enter(self) -> None:
         """Move the calling process into it."""
@@ -192,12 +197,9 @@ class Cgroup:
 
 def remove_if_left(path: str) -> bool:
     """Remove a cgroup whose conch is dead, if nothing lives in it; return whether it is gone."""
-    try:
-        lock = _lock(path)
-    except OSError as error:
-        return error.errno in _GONE
+    lock = _lock_if_there(path)
     if lock is None:
-        return False
+        return not os.path.isdir(path)
     try:
         cgroup = Cgroup(path)
         return not cgroup.populated() and cgroup.remove()
@@ -207,17 +209,20 @@ def remove_if_left(path: str) -> bool:
         os.close(lock)
 
 
-def _lock(path: str) -> int | None:
-    """Lock a directory; None if another process has locked it. `OSError` if there is none."""
+def _lock_if_there(path: str) -> int | None:
+    """Lock a directory; None if it is not there (any more), or another process has locked it."""
     import fcntl
 
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(folder)
         return None
-    except OSError:
+    except BaseException:
         os.close(folder)
         raise
     return folder
