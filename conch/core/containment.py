@@ -8,6 +8,8 @@ from conch.log import Log
 
 AUTO, CGROUP, TREE = "auto", "cgroup", "tree"
 MODES = (AUTO, CGROUP, TREE)
+# How many cgroups one conch looks at to find those that are left.
+_LOOK_AT = 64
 _MOUNT_ESCAPES = {"\\040": " ", "\\011": "\t", "\\012": "\n", "\\134": "\\"}
 
 
@@ -72,15 +74,18 @@ def path_of(parent: str, run_id: str) -> str:
 
 
 def remove_left(parent: str) -> None:
-    """Remove the empty cgroups that dead conchs have left below `parent`, if that is not empty."""
+    """Remove the empty cgroups that dead conchs have left below `parent`, if that is not "".
+
+    Where there are many, as when many conchs start together, each looks at some.
+    """
     if not parent:
         return
     try:
         names = [name for name in os.listdir(parent) if name.startswith(PREFIX)]
+        for name in names if len(names) <= _LOOK_AT else sorted(names, key=lambda _: os.urandom(4))[:_LOOK_AT]:
+            remove_if_left(f"{parent}/{name}")
     except OSError:
-        return
-    for name in names:
-        remove_if_left(f"{parent}/{name}")
+        pass  # the next one may
 
 
 def find(mode: str, log: Log | None = None) -> Containment:

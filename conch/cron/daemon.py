@@ -178,8 +178,8 @@ def keep(daemon: Daemon, channel: Channel) -> None:
     # The supervisor is gone, and so is all that it ran.
     scheduler = keeper.scheduler
     if scheduler is not None and not scheduler.ended.is_set():
-        remove_left(daemon.cgroups)
         scheduler.abandon()
+        remove_left(daemon.cgroups)
 
 
 def _check_room() -> None:

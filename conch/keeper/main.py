@@ -50,10 +50,11 @@ def keep(spec: HoldSpec, channel: Channel) -> None:
     except NotReady as error:
         not_ready = error
     # The supervisor has ended and so has all that it ran; or it was never told of a hold.
-    if not acquirer.released.is_set():
-        remove_left(spec.cgroups)
+    orderly = acquirer.released.is_set()
     acquirer.deliver(Release())
     acquirer.released.wait(2 * spec.connection.command_timeout_s)
+    if not orderly:
+        remove_left(spec.cgroups)  # as that of a command that waited for its hold, and has died with the supervisor
     if not_ready is not None:
         channel.send(failure(not_ready))
 
