@@ -59,12 +59,10 @@ class Cgroup:
                     time.sleep(_PAUSE_S)
                 continue
             lock = _lock_if_there(path)
-            if lock is not None and os.path.isdir(path):
+            if lock is not None:
                 cgroup = cls(path)
                 cgroup._lock = lock
                 return cgroup
-            if lock is not None:
-                os.close(lock)
 
     def enter(self) -> None:
         """Move the calling process into it."""
@@ -210,22 +208,23 @@ def remove_if_left(path: str) -> bool:
 
 
 def _lock_if_there(path: str) -> int | None:
-    """Lock a directory; None if it is not there (any more), or another process has locked it."""
+    """Lock a directory; None if it is not there, was made anew just now, or is locked by another process."""
     import fcntl
 
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    locked = False
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(folder)
-        return None
-    except BaseException:
-        os.close(folder)
-        raise
-    return folder
+        locked = os.path.samestat(os.fstat(folder), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    finally:
+        if not locked:
+            os.close(folder)
+    return folder if locked else None
 
 
 def _write(path: str, data: bytes) -> None:
