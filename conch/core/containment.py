@@ -92,7 +92,7 @@ def find(mode: str, log: Log | None = None) -> Containment:
     """Find out whether runs can have cgroups, by making one. `ConchError` if they are asked for and cannot be had."""
     if mode == TREE:
         return Containment(mode, None)
-    parent, reason = None, "cgroup v2 is not mounted"
+    parent, reason = None, "no mounted cgroup v2 shows our cgroup"
     try:
         candidates = own_directories()
     except OSError as error:

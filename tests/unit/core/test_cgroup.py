@@ -14,10 +14,8 @@ import pytest
 
 from conch.core import cgroup as module
 from conch.core.cgroup import Cgroup, Usage, remove_if_left
-from tests.support.cgroups import Place, needs_cgroups, new_place, populated, sleeper
+from tests.support.cgroups import Place, new_place, populated, sleeper
 from tests.support.conch import alive, wait_for
-
-pytestmark = needs_cgroups
 
 
 @pytest.fixture
