@@ -97,7 +97,7 @@ BUGS = (
     Bug(
         "the main process's end is taken for the tree's",
         "core/process_tree.py",
-        "return nothing_lives() or (not self._some_hidden and self._scan_for_emptiness())",
+        "return none_lives or (not self._some_hidden and self._scan_for_emptiness())",
         "return True",
         (
             f"{_PROCESS}::test_sibling_that_the_main_process_made_is_part_of_the_tree",
