@@ -55,6 +55,8 @@ CONCH = _command()
 MARK = "CONCH_TEST"
 # The driver of this run.
 TRANSPORT = os.environ.get("CONCH_TESTS_TRANSPORT", "auto")
+# The variable with what contains the runs of this run's conchs (`--contain`).
+CONTAIN = "CONCH_TESTS_CONTAIN"
 
 _Result = TypeVar("_Result")
 
@@ -246,6 +248,7 @@ class Bench:
         self.mark = mark
         self.folder = folder
         self.prefix = f"/t/{mark}"
+        self.contain = os.environ.get(CONTAIN, "auto")
         self.wrappers: list[Wrapper] = []
         self.went_back = False  # whether this test set etcd's revision back
         self._etcd: Any = None
@@ -262,6 +265,7 @@ class Bench:
             "ETCDCTL_ENDPOINTS": self.endpoints,
             "CONCH_PREFIX": self.prefix,
             "CONCH_TRANSPORT": TRANSPORT,
+            "CONCH_CONTAIN": self.contain,
         }
 
     @property
