@@ -5,8 +5,8 @@ The part of the supervisor that knows nothing of what runs. It answers each call
 
 from conch.core.deadline import ANSWERS_WITHIN_S, Hold
 from conch.core.messages import Acquire, Answered, Failed, Held, Lost, Message, Note, Queued, Release, Released, Renewed
-from conch.core.states import ACQUISITION_NEXT, AcquisitionState, Contact, KeeperPorts, RunOptions, checked
-from conch.errors import EXIT_DEFECT, EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE
+from conch.core.states import ACQUISITION_NEXT, AcquisitionState, Contact, KeeperPorts, RunOptions
+from conch.errors import EXIT_DEFECT, EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, checked
 from conch.log import Field, Log
 from conch.record import Record
 

@@ -25,9 +25,9 @@ from conch.core.messages import (
     Renewed,
     Start,
 )
-from conch.core.states import ENDING, EndRequests, checked, next_backoff
+from conch.core.states import ENDING, EndRequests, next_backoff
 from conch.core.task import Task
-from conch.errors import EXIT_DEFECT, EXIT_SIGNAL, EXIT_UNAVAILABLE
+from conch.errors import EXIT_DEFECT, EXIT_SIGNAL, EXIT_UNAVAILABLE, checked
 from conch.log import Log
 
 _KEEPER_DIED = "the process that talks to etcd died"

@@ -17,14 +17,12 @@ from conch.core.states import (
     AfterRelease,
     AttemptState,
     EndRequests,
-    IllegalTransition,
     Ports,
     RunOptions,
     State,
-    checked,
     next_backoff,
 )
-from conch.errors import EXIT_LOST, EXIT_NOT_ACQUIRED, EXIT_SIGNAL
+from conch.errors import EXIT_LOST, EXIT_NOT_ACQUIRED, EXIT_SIGNAL, IllegalTransition, checked
 from conch.log import Log
 
 _HOOK_TIMEOUT = "hook-timeout"

@@ -7,7 +7,8 @@ from functools import partial
 from conch.core.attempt import Attempt, AttemptOver, AttemptPorts
 from conch.core.deadline import Bounds, Hold
 from conch.core.messages import Finished, Message, Start
-from conch.core.states import AttemptState, End, ProcessTree, checked
+from conch.core.states import AttemptState, End, ProcessTree
+from conch.errors import checked
 from conch.log import Log
 from conch.static_typing import Protocol
 
