@@ -1,6 +1,5 @@
 """What each release does to leases and to members that do not serve, and that conch's holds bear it."""
 
-import functools
 import os
 import secrets
 import signal
@@ -26,13 +25,6 @@ from tests.support.proxy import Proxy
 # A machine that is busy with other tests.
 SOON_S = 1.0
 LOSSES = ("our key is gone: deleted, or its lease revoked or run out", "our key is gone", "the lease is gone")
-
-
-@functools.cache
-def patch() -> tuple[int, ...]:
-    """The version of the etcd that the tests run on, with its patch."""
-    text = subprocess.run([find_etcd(), "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
-    return tuple(int(part) for part in text.split()[2].split("."))
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -175,7 +167,7 @@ def test_woken_former_leader_and_the_hold(three: Three, store_on: MakeStore, lon
     wait_for(lambda: clock.now() > woken_at + 2.5 or deletion.at, "what a woken leader does, it does at once")
     revoked = key in deletion.at
     print(
-        f"\netcd {'.'.join(map(str, patch()))}, frozen for {woken_at - frozen_at:.1f} s: "
+        f"\netcd {'.'.join(map(str, running()))}, frozen for {woken_at - frozen_at:.1f} s: "
         + (f"revoked {deletion.at[key] - woken_at:.3f} s after it woke" if revoked else "kept")
     )
     if revoked:
@@ -366,7 +358,7 @@ def test_no_key_vanishes_before_its_last_renewal_and_ttl(store_on: MakeStore, ch
             deletion = Deletion(store, key, put.header.revision)
             wait_for(lambda: deletion.at, "its end", 30)  # noqa: B023 - called at once
             lasted_s = deletion.at[key] - sent_at
-            print(f"\netcd {'.'.join(map(str, patch()))}, {fault}: the key lasted {lasted_s:.2f} s of {ttl_s}")
+            print(f"\netcd {'.'.join(map(str, running()))}, {fault}: the key lasted {lasted_s:.2f} s of {ttl_s}")
             assert lasted_s >= ttl_s
             deletion.end()
             if fault == "leader dies":
