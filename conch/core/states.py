@@ -143,19 +143,19 @@ class End(Record):
     interrupted: bool = False
 
 
-class KeeperPorts(Protocol):
-    """What deals with the keeper acts through."""
+class LoopPorts(Protocol):
+    """What decisions on the keeper act through; `conch.core.event_loop.SupervisorLoop` is the real one."""
 
-    def now(self) -> float: ...
+    def now(self) -> float: ...  # seconds of CLOCK_BOOTTIME
+    def jitter(self, low: float, high: float) -> float: ...  # a random number between the two
     def start_keeper(self) -> None: ...  # or OSError
     def drop_keeper(self) -> bool: ...  # SIGKILL and reap; returns whether it had ended because of a defect
     def send(self, message: Message) -> None: ...
 
 
-class Ports(KeeperPorts, Protocol):
-    """What the wrapper's decisions act through; `conch.core.wrapper_loop` is the real one."""
+class TreePorts(Protocol):
+    """What decisions on the wrapper's processes act through; `conch.core.wrapper_loop.WrapperLoop` is the real one."""
 
-    def jitter(self, low: float, high: float) -> float: ...
     def start_tree(self, hook: str | None, held: Held, start_by: float | None) -> ProcessTree: ...  # or OSError
     def open_gate(self, tree: ProcessTree) -> None: ...
     def reap(self, tree: ProcessTree) -> End: ...

@@ -84,7 +84,7 @@ class World:
                 world.events.append(f"plain: {message}")
 
         plan.setdefault("name", "o")
-        self.supervisor = Supervisor(RunOptions(**plan), self, Recorder())
+        self.supervisor = Supervisor(RunOptions(**plan), self, self, Recorder())
         self.supervisor.begin()
 
     # Ports
