@@ -79,11 +79,12 @@ def test_orphan_belongs_to_the_run_in_its_environment(bed: Bed, run_ids: list[st
     ("one", "owner"),
     [
         (entry(MAIN), "a"),
+        (entry(MAIN, group=ME), "a"),  # just forked
         (entry(ORPHAN, group=MAIN), "a"),  # it is in a run's group still
         (entry(ORPHAN, parent=MAIN), "any"),  # no child of ours: its ancestor says what it belongs to
         (entry(KEEPER), None),
     ],
-    ids=["main process", "in its group", "no child of ours", "keeper"],
+    ids=["main process", "without its group", "in its group", "no child of ours", "keeper"],
 )
 def test_what_needs_no_look_at_its_environment(bed: Bed, one: Stat, owner: str | None) -> None:
     assert bed.scan(one)

@@ -276,6 +276,12 @@ def test_attempt_that_ignores_it_is_killed() -> None:
     assert bed.trees[0].signals == [TERM, KILL]
 
 
+def test_attempt_after_one_that_took_too_long_counts_by_itself() -> None:
+    bed = Bed().started().at(LIMIT_S).ends(143)
+    bed.at(LIMIT_S + DELAY_S).ends(0)
+    assert bed.said == ("ended", 0, 2, "")
+
+
 def test_leftovers_that_take_too_long_do_not_make_it_a_timeout() -> None:
     """The command had ended in time."""
     bed = Bed().started().at(LIMIT_S - 0.5).ends(0, left=True).at(LIMIT_S)
@@ -287,6 +293,7 @@ def test_leftovers_that_take_too_long_do_not_make_it_a_timeout() -> None:
 def test_limit_is_that_of_the_attempt() -> None:
     """It does not run during a pause."""
     bed = Bed().started().at(LIMIT_S - 1).ends(1)
+    assert bed.task.wake_at == BEGAN + LIMIT_S - 1 + DELAY_S
     bed.at(LIMIT_S + DELAY_S)
     assert bed.task.state is TaskState.RUNNING
     assert bed.trees[1].signals == []
