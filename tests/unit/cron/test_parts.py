@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -130,7 +130,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def port(loop: VirtualLoop, log: Log, monkeypatch: pytest.MonkeyPatch) -> Iterator[Port]:
+def port(loop: VirtualLoop, log: Log, monkeypatch: pytest.MonkeyPatch) -> Port:
     monkeypatch.setattr(parts_module, "Workers", lambda _counts: DirectWorkers(0.001))
     return Port(loop, log)
 
@@ -152,7 +152,7 @@ def open_breaker(port: Port) -> None:
 
 
 def fill_closer(port: Port) -> None:
-    port.parts.closer.unclear.update({str(at): pending(str(at)) for at in range(10_000)})
+    port.parts.closer.unclear.update(dict.fromkeys(map(str, range(10_000)), pending()))
 
 
 def lose_the_time(port: Port) -> None:
