@@ -337,7 +337,9 @@ def test_what_a_run_needs_is_not_given_back(port: Port) -> None:
 
 def test_registration_says_whether_we_drain_and_whether_our_clock_is_off(port: Port) -> None:
     assert port.parts.node._flags() == (False, False)
-    port.is_draining = port.parts.clock_check.is_off = True
+    port.is_draining = True
+    assert port.parts.node._flags() == (True, False)
+    port.parts.clock_check.is_off = True
     assert port.parts.node._flags() == (True, True)
 
 
