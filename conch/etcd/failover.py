@@ -312,7 +312,7 @@ class _Tries:
             self._others_failed = True
 
     def explain(self, endpoint: Endpoint, why: str) -> None:
-        """Keep why a try failed, unless it had no answer in time and an earlier one had: the call may have cut it short."""
+        """Keep why a try failed. One without an answer, which the call may have cut short, hides no earlier answer."""
         if why != NO_ANSWER or endpoint not in self._answered:
             self.failures[endpoint] = why
 
