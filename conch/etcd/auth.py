@@ -14,8 +14,10 @@ from conch.static_typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from conch.etcd.call_errors import CallError
 
-# A login is slow by design (bcrypt). If many cut it short and began again, none would ever finish.
-_SINGLE_ENDPOINT_S = 3.0
+# The least time for a login where there is no other endpoint to ask. A login is slow by design (bcrypt), and etcd
+# finishes each one, also if nobody waits any more. If many cut theirs short and began again, none would ever be
+# answered: so the next one after one that was cut short may take longer.
+_SINGLE_ENDPOINT_S, _LONGER, _LONGEST_S = 3.0, 4, 30.0
 
 
 class LoginState(Enum):
@@ -43,8 +45,8 @@ class Login:
         self._user = connection.user
         self._password = connection.password or ""
         self._password_file = connection.password_file
-        self._single_endpoint = len(connection.endpoints) == 1
         self._members = len(connection.endpoints)
+        self._least_s = _SINGLE_ENDPOINT_S if self._members == 1 else 0.0
         self._lock = threading.Lock()
         # One value: calls read it without the lock. Only who has the lock logs in; anybody may log out.
         self._current: tuple[LoginState, str | None] = (LoginState.LOGGED_OUT, None)
@@ -77,8 +79,7 @@ class Login:
         try:
             state, token = self._current
             if state is LoginState.LOGGED_OUT:
-                limit_s = max(timeout_s, _SINGLE_ENDPOINT_S) if self._single_endpoint else timeout_s
-                token = self._log_in(self._user, limit_s, authenticate, call_error)
+                token = self._log_in(self._user, timeout_s, authenticate, call_error)
                 self._enter(LoginState.LOGGED_IN, token)
         except Exception as raised:
             error = call_error(raised)
@@ -96,10 +97,13 @@ class Login:
         authenticate: Callable[[str, str, float], str],
         call_error: "Callable[[Exception], CallError]",
     ) -> str:
+        timeout_s = max(timeout_s, self._least_s)
         until = time.monotonic() + timeout_s
         try:
             return authenticate(user, self._password, timeout_s)
         except Exception as raised:
+            if time.monotonic() > until - timeout_s / 10:
+                self._least_s = min(self._least_s * _LONGER, _LONGEST_S)
             error = call_error(raised)
             if not WRONG_PASSWORD.matches(error.code, error.details) or not self._password_changed():
                 raise
