@@ -290,7 +290,7 @@ class Server:
         self.takes_s = takes_s
         self.limits: list[float] = []
         self._now = 0.0
-        monkeypatch.setattr(auth.time, "monotonic", lambda: self._now)
+        monkeypatch.setattr("conch.etcd.auth.time.monotonic", lambda: self._now)
 
     def _answer(self, user: str, password: str, limit_s: float) -> str:
         self.limits.append(limit_s)
