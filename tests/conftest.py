@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from conch.dev import Cluster, Member
-from tests.support.conch import Bench
+from tests.support.conch import CONTAIN, Bench
 from tests.support.cron import Fleet
 
 # On a busy machine everything is slow, also making examples.
@@ -27,7 +27,13 @@ _cluster: Cluster | None = None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--seed` and `--schedules`, with which a failure is replayed, and `--report`."""
+    """Add `--contain`, `--seed` and `--schedules`, with which a failure is replayed, and `--report`."""
+    parser.addoption(
+        "--contain",
+        choices=("auto", "cgroup", "tree"),
+        default="auto",
+        help="what contains the runs of each conch whose test does not say it itself (CONCH_CONTAIN)",
+    )
     parser.addoption("--seed", type=int, default=FIXED_SEED, help="the first schedule's seed")
     parser.addoption("--schedules", type=int, default=0, help="how many schedules of each kind (0: a few)")
     parser.addoption(
@@ -38,6 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Start the run's etcd in the process that starts the workers, unless only tests without etcd are chosen."""
     global _cluster
+    os.environ[CONTAIN] = config.option.contain
     needs_no_etcd = ("tests/unit", "tests/tools", "tests/test_architecture.py")
     only_units = bool(config.args) and all(any(path in arg for path in needs_no_etcd) for arg in config.args)
     if hasattr(config, "workerinput") or _ENDPOINTS in os.environ or only_units or config.option.collectonly:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 
 from conch.core.deadline import Bounds
 from conch.core.messages import Ended, Message, Running
-from conch.core.states import ATTEMPT_NEXT, AttemptState, End, IllegalTransition, ProcessTree, checked
-from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
+from conch.core.states import ATTEMPT_NEXT, AttemptState, End, ProcessTree
+from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, IllegalTransition, checked
 from conch.log import Field, Log
 from conch.record import Record
 

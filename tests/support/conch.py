@@ -55,6 +55,8 @@ CONCH = _command()
 MARK = "CONCH_TEST"
 # The driver of this run.
 TRANSPORT = os.environ.get("CONCH_TESTS_TRANSPORT", "auto")
+# The variable with what contains the runs of this run's conchs (`--contain`).
+CONTAIN = "CONCH_TESTS_CONTAIN"
 
 _Result = TypeVar("_Result")
 
@@ -246,6 +248,7 @@ class Bench:
         self.mark = mark
         self.folder = folder
         self.prefix = f"/t/{mark}"
+        self.contain = os.environ.get(CONTAIN, "auto")
         self.wrappers: list[Wrapper] = []
         self.went_back = False  # whether this test set etcd's revision back
         self._etcd: Any = None
@@ -262,11 +265,23 @@ class Bench:
             "ETCDCTL_ENDPOINTS": self.endpoints,
             "CONCH_PREFIX": self.prefix,
             "CONCH_TRANSPORT": TRANSPORT,
+            "CONCH_CONTAIN": self.contain,
         }
+
+    def move(self, endpoints: str) -> None:
+        """Use these endpoints from now on, for each conch that starts and for the test's own client."""
+        self.close_client()
+        self.endpoints = endpoints
+
+    def close_client(self) -> None:
+        """Close the test's own client; the next use opens another one."""
+        if self._etcd is not None:
+            self._etcd.close()
+            self._etcd = None
 
     @property
     def etcd(self) -> Any:
-        """An etcd3 client."""
+        """An etcd3 client of the first endpoint."""
         if self._etcd is None:
             host, port = self.endpoints.split(",")[0].rsplit(":", 1)
             self._etcd = etcd3.client(host=host, port=int(port), timeout=5)
@@ -360,6 +375,7 @@ class Bench:
 
     def finish(self, *, leftovers_s: float = 20.0) -> None:
         """End every conch that still runs, then check that no process is left and no log has a defect."""
+        self.close_client()
         for wrapper in self.wrappers:
             if wrapper.process.poll() is None:
                 wrapper.process.send_signal(signal.SIGTERM)
@@ -385,7 +401,7 @@ class Bench:
         """Check that no key and no lease of this test is left in etcd."""
         wait_for(lambda: not self.keys(), f"no key left below {self.prefix}", leftovers_s)
         wait_for(lambda: not self.leases(), "no lease left", leftovers_s)
-        self.etcd.close()
+        self.close_client()
 
     def jsons(self, text: str) -> Iterator[dict[str, Any]]:
         """The objects of JSON lines."""

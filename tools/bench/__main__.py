@@ -5,9 +5,9 @@ import compileall
 from pathlib import Path
 
 import conch
-from tools.bench import cron, holds, versions
+from tools.bench import contain, cron, holds, versions
 
-GROUPS = {"holds": holds.main, "cron": cron.main}
+GROUPS = {"holds": holds.main, "contain": contain.main, "cron": cron.main}
 
 
 def main() -> None:

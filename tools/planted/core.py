@@ -2,6 +2,7 @@
 
 from tools.planted.bug import Bug
 
+_CGROUP = "tests/unit/core/test_process_tree_cgroup.py"
 _CRON_RUN = "tests/system/test_cron_run.py"
 _DEFECT = "tests/system/test_defect.py"
 _HOST = "tests/system/test_host.py"
@@ -13,6 +14,20 @@ _RUN = "tests/system/test_elect_run.py"
 _SUPERVISOR = "tests/unit/core/test_supervisor.py"
 _TERMINAL = "tests/system/test_terminal_shared.py"
 _WAITING = "tests/system/test_waiting_child.py"
+
+# Another process does it, once the command runs.
+_ENTER_AFTER_EXEC = """\
+        us = f"/proc/{os.getpid()}"
+        before = open(f"{us}/cmdline").read()
+        if os.fork() == 0:
+            if os.fork() == 0:
+                while open(f"{us}/cmdline").read() == before:
+                    pass
+                with open(f"{cgroup.path}/cgroup.procs", "w") as file:
+                    file.write(us[6:])
+            os._exit(0)
+        os.wait()
+"""
 
 BUGS = (
     # -- the end of the command
@@ -82,7 +97,7 @@ BUGS = (
     Bug(
         "the main process's end is taken for the tree's",
         "core/process_tree.py",
-        "return nothing_lives() or (not self._some_hidden and self._scan_for_emptiness())",
+        "return none_lives or (not self._some_hidden and self._scan_for_emptiness())",
         "return True",
         (
             f"{_PROCESS}::test_sibling_that_the_main_process_made_is_part_of_the_tree",
@@ -138,6 +153,42 @@ BUGS = (
         "        os.setpgid(0, 0)\n    linux.die_with_parent(signal.SIGKILL)\n",
         "        os.setpgid(0, 0)\n",
         (f"{_PROCESS}::test_child_dies_with_its_parent",),
+    ),
+    # -- its cgroup
+    Bug(
+        "command is not put into its cgroup",
+        "core/spawn.py",
+        "        cgroup.enter()\n",
+        "        pass\n",
+        (f"{_CGROUP}::test_command_is_in_its_cgroup_from_its_first_instruction_on",),
+    ),
+    Bug(
+        "command is put into its cgroup after exec",
+        "core/spawn.py",
+        "        cgroup.enter()\n",
+        _ENTER_AFTER_EXEC,
+        (f"{_CGROUP}::test_command_is_in_its_cgroup_from_its_first_instruction_on",),
+    ),
+    Bug(
+        "what lives in the cgroup does not keep a run from being over",
+        "core/process_tree.py",
+        "if self._cgroup is not None and not self._is_cgroup_empty(settled=none_lives):",
+        "if False:",
+        (f"{_CGROUP}::test_run_is_not_over_while_anything_lives_in_its_cgroup",),
+    ),
+    Bug(
+        "empty cgroup that is about to be entered is removed",
+        "core/cgroup.py",
+        "        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
+        (f"{_CGROUP}::test_cgroup_that_is_about_to_be_entered_is_not_removed_as_left_behind",),
+    ),
+    Bug(
+        "keeper does not kill what is in the cgroup",
+        "core/procfs.py",
+        "        cgroup.kill()\n        return cgroup.pids()\n",
+        "        return set()\n",
+        (f"{_CGROUP}::test_process_that_hides_is_killed_from_outside",),
     ),
     # -- the host, signals and the terminal
     Bug(

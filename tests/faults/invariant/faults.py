@@ -23,6 +23,12 @@ from tests.support.proxy import Proxy
 
 BEAT = str(Path(__file__).with_name("beat.py"))
 TTL_S, KILL_AFTER_S = 3.0, 0.5
+FORMS = ("auto", "tree")
+
+
+def form(seed: int, kind: str) -> str:
+    """Draw what contains the runs of a schedule. One seed gives different forms to schedules of different kinds."""
+    return random.Random(f"{kind} {seed}").choice(FORMS)
 
 
 @dataclass

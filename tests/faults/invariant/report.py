@@ -42,6 +42,8 @@ def main(paths: list[str]) -> None:
     print(f"\n{len(schedules)} schedules, {sum(not schedule['failure'] for schedule in schedules)} passed")
     print(f"slack, last beat to deadline: {spread(everything('slack_s'))}")
     print(f"hand-over, last beat of one holder to first beat of the next: {spread(everything('hand_over_s'))}")
+    forms = Counter(schedule.get("contain", "auto") for schedule in schedules)
+    print("runs contained by:", ", ".join(f"{count} {form}" for form, count in forms.most_common()))
     counts = Counter(fault for schedule in schedules for fault in schedule.get("faults", ()))
     print("faults:", ", ".join(f"{count} {fault}" for fault, count in counts.most_common()))
 

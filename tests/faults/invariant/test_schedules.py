@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from conch.dev import Cluster
+from tests.conftest import FIXED_SEED
 from tests.faults.invariant import checker, faults
 from tests.faults.invariant.conftest import FAILURE
 from tests.faults.invariant.faults import Field
@@ -23,13 +24,15 @@ from tests.support.proxy import Proxy
 
 FAULTS_S = 9.0
 CONVERGED_S = faults.TTL_S + 5
+HOLDS = (("elect", 1), ("sema", 1), ("sema", 2), ("sema", 3))
+TICKS = ((2, "allow"), (3, "forbid"))
 
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest, seed: int) -> Iterator[dict[str, Any]]:
     """Collect what a schedule measured, for `--report`."""
-    kind = "-".join(part for part in request.node.callspec.id.split("-") if part != str(seed))
-    seen: dict[str, Any] = {"seed": seed, "of": kind, "transport": TRANSPORT}
+    kind = kind_of(request, seed)
+    seen: dict[str, Any] = {"seed": seed, "of": kind, "transport": TRANSPORT, "contain": faults.form(seed, kind)}
     yield seen
     path = request.config.getoption("--report")
     if path:
@@ -38,11 +41,17 @@ def report(request: pytest.FixtureRequest, seed: int) -> Iterator[dict[str, Any]
             file.write(json.dumps(seen) + "\n")
 
 
+def kind_of(request: pytest.FixtureRequest, seed: int) -> str:
+    """Name the kind of a schedule, by the parameters of its test without the seed."""
+    return "-".join(part for part in request.node.callspec.id.split("-") if part != str(seed))
+
+
 @pytest.fixture
-def ground(members: Cluster, seed: int, tmp_path: Path) -> Iterator[Field]:
-    """A cluster behind proxies, and a random generator with the seed."""
+def ground(members: Cluster, seed: int, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Field]:
+    """A cluster behind proxies, a random generator with the seed, and the form of containment drawn from it."""
     proxies = [Proxy(member.endpoint) for member in members.members]
     bench = Bench(members.endpoints, secrets.token_hex(8), tmp_path)
+    bench.contain = faults.form(seed, kind_of(request, seed))
     ground = Field(bench, members, proxies, random.Random(seed))
     yield ground
     ground.heal()
@@ -53,10 +62,13 @@ def ground(members: Cluster, seed: int, tmp_path: Path) -> Iterator[Field]:
 
 
 def replay(request: pytest.FixtureRequest, ground: Field, seed: int) -> str:
-    """Describe a failure: the command that replays it, the faults so far, and the keys in etcd."""
+    """Describe a failure: the command that replays it, what contained the runs, the faults so far, the keys in etcd."""
     name = request.node.nodeid.split("[")[0]
     story = "\n  ".join(ground.story)
-    replayed = f"replay: python -m pytest {name} --seed {seed} --schedules 1\nlogs: {ground.bench.folder}\n  {story}"
+    replayed = (
+        f"replay: python -m pytest {name} --seed {seed} --schedules 1\nlogs: {ground.bench.folder}\n"
+        f"runs were started with --contain {ground.bench.contain}\n  {story}"
+    )
     try:
         there = ["\nkeys:"]
         for _, meta in ground.bench.etcd.get_prefix(ground.bench.prefix):
@@ -67,7 +79,7 @@ def replay(request: pytest.FixtureRequest, ground: Field, seed: int) -> str:
     return replayed + "\n  ".join(there)
 
 
-@pytest.mark.parametrize(("kind", "slots"), [("elect", 1), ("sema", 1), ("sema", 2), ("sema", 3)])
+@pytest.mark.parametrize(("kind", "slots"), HOLDS)
 def test_never_more_than_n_at_once(
     ground: Field, seed: int, kind: str, slots: int, request: pytest.FixtureRequest, report: dict[str, Any]
 ) -> None:
@@ -142,6 +154,12 @@ def test_never_more_than_n_at_once(
     wait_for(lambda: ground.keys() == [], f"no key left\n{replay(request, ground, seed)}")
 
 
+@pytest.mark.parametrize("kinds", [HOLDS, TICKS])
+def test_first_seed_has_schedules_with_and_without_cgroups(kinds: tuple[tuple[object, object], ...]) -> None:
+    """A short check runs one schedule of each kind, all with the same seed."""
+    assert {faults.form(FIXED_SEED, f"{first}-{second}") for first, second in kinds} == set(faults.FORMS)
+
+
 def living(line: list[Wrapper]) -> list[Wrapper]:
     """Return the contenders that have not ended."""
     return [wrapper for wrapper in line if wrapper.process.poll() is None]
@@ -196,7 +214,7 @@ def stamp(text: str) -> float:
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
-@pytest.mark.parametrize(("hosts", "overlap"), [(2, "allow"), (3, "forbid")])
+@pytest.mark.parametrize(("hosts", "overlap"), TICKS)
 def test_each_tick_runs_at_most_once(
     ground: Field, seed: int, hosts: int, overlap: str, request: pytest.FixtureRequest, report: dict[str, Any]
 ) -> None:

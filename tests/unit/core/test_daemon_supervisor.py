@@ -109,7 +109,7 @@ class World:
             def plain(self, message: str) -> None:
                 world.events.append(f"plain: {message}")
 
-        self.pool = DaemonSupervisor(self, Recorder(), drain_s=drain_s, release_s=release_s)
+        self.pool = DaemonSupervisor(self, self, Recorder(), drain_s=drain_s, release_s=release_s)
         self.pool.begin()
         if begun:
             self.hears(Begun())

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from conch.core.daemon_loop import HOLDS
-from conch.core.states import IllegalTransition
 from conch.cron.node import Node, NodeState
 from conch.cron.registrar import NameTaken, Registered
 from conch.cron.ticks import Registration
+from conch.errors import IllegalTransition
 from tests.support.parts import World, lost_reply
 from tests.support.virtual_loop import Log, VirtualLoop
 
