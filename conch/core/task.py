@@ -168,7 +168,7 @@ class Task:
             self._finish(self._unfinished, self._last_result[1], reason)
             return
         self._end_reason = reason
-        if not self.attempt.main_alive() and self.attempt.lost is None:
+        if self.attempt.lost is None and not self.attempt.killed_or_alive():
             self._enter(TaskState.CONCLUDING)
             return
         self._enter(TaskState.ENDING)

@@ -30,8 +30,8 @@ class Place:
 
     @property
     def conch(self) -> list[str]:
-        """The command line that runs the installed conch in here."""
-        return self.enter(CONCH)
+        """The command line that runs the installed conch in here, its runs in cgroups of their own."""
+        return self.enter("env", "CONCH_CONTAIN=cgroup", CONCH)
 
     def limit(self, descendants: int) -> None:
         """Set how many cgroups there may be below this one."""

@@ -296,12 +296,18 @@ class Bench:
     def run(self, *arguments: str, env: dict[str, str] | None = None, **how: Any) -> "subprocess.CompletedProcess[str]":
         """Run conch and wait until it ends."""
         how.setdefault("timeout", 60)
+        program = how.pop("program", [CONCH])  # the command line that runs conch
         if "input" not in how:
             how.setdefault("stdin", subprocess.DEVNULL)
         how.setdefault("stdout", subprocess.PIPE)
         how.setdefault("stderr", subprocess.PIPE)
         done = subprocess.run(
-            [CONCH, *arguments], env={**self.environment, **(env or {})}, text=True, cwd=self.folder, check=False, **how
+            [*program, *arguments],
+            env={**self.environment, **(env or {})},
+            text=True,
+            cwd=self.folder,
+            check=False,
+            **how,
         )
         assert "Traceback" not in (done.stderr or ""), done.stderr
         if done.returncode < 0:  # killed by a signal: report it as a shell does

@@ -570,6 +570,17 @@ def test_kill_while_running() -> None:
     assert world.finished[0].reason == "replaced"
 
 
+@pytest.mark.parametrize(("noted", "state"), [(False, "killed"), (True, "ended")])
+def test_kill_that_the_keeper_was_first_to_enforce(noted: bool, state: str) -> None:
+    """The supervisor was stopped. A run whose SIGKILL it has seen before died of something else."""
+    world = World().starts_run().at(1)
+    world.tree.code, world.tree.left = 137, [LEFT]
+    if noted:
+        world.pool.on_change({"a"})
+    world.hears(Kill("a", "its key is gone"))
+    assert world.ends(137).outcome == ("a", state, 137, 1)
+
+
 def test_kill_between_attempts() -> None:
     """It is over at once; what comes after that means nothing."""
     world = World().starts_run(retries=3).ends(4).hears(Kill("a", "replaced"), Kill("a", "again"))
