@@ -2,9 +2,7 @@
 
 import random
 import select
-import signal
 import time
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from conch.core import clock, procfs, spawn
@@ -21,7 +19,9 @@ from conch.core.states import End, ProcessTree
 from conch.errors import EXIT_SIGNAL, EndedBySignal
 from conch.line_writer import LineWriter
 from conch.log import Log
+from conch.plain_signal import signal
 from conch.record import replace
+from conch.static_typing import Callable, Collection, Mapping
 
 # How many holds there can be at a time: one for the host, and one per run with a semaphore.
 HOLDS = 4096

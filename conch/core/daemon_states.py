@@ -1,9 +1,8 @@
 """The states of conchd, with their transitions, and what its supervisor acts through."""
 
-from enum import Enum
-
 from conch.core.states import KeeperPorts
 from conch.core.task import TaskPorts
+from conch.enums import Enum
 from conch.static_typing import Protocol
 
 

@@ -2,11 +2,11 @@
 
 import marshal
 import os
-import signal
 from _thread import get_native_id
-from collections.abc import Callable, Collection, Mapping
 
 from conch.core.procfs import Stat, descendants, processes, signal_exactly
+from conch.plain_signal import signal
+from conch.static_typing import Callable, Collection, Mapping
 
 # How often to scan again while only zombies of a tree were found.
 _SCANS = 50

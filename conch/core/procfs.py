@@ -7,11 +7,11 @@ they are its recursive children. A keeper, which is no ancestor, finds them by t
 import errno
 import os
 import select
-import signal
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from conch.core import clock
+from conch.plain_signal import signal
 from conch.record import Record
+from conch.static_typing import Callable, Collection, Iterable, Mapping, Sequence
 
 RUN_ID_VARIABLE = "CONCH_TREE"
 # These errors say nothing about the process in question.

@@ -1,13 +1,12 @@
 """Our token for etcd's authentication: kept across connections, replaced when etcd no longer accepts it."""
 
 import os
-import threading
 import time
-from collections.abc import Callable
 
 from conch.etcd.connection import Connection, read_password
 from conch.etcd.error_codes import BAD_LOGIN, NOT_ENABLED, TOO_OLD, UNAUTHENTICATED, USER_EMPTY, WRONG_PASSWORD
-from conch.static_typing import TYPE_CHECKING
+from conch.static_typing import TYPE_CHECKING, Callable
+from conch.threads import Lock
 
 if TYPE_CHECKING:
     from conch.etcd.call_errors import CallError
@@ -28,7 +27,7 @@ class Login:
         self._password_file = connection.password_file
         self._single_endpoint = len(connection.endpoints) == 1
         self._members = len(connection.endpoints)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._token: str | None = None
         self._refused_by: set[str] = set()
         self._not_enabled = False
