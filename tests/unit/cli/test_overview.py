@@ -46,5 +46,7 @@ def test_answers_load_no_click(word: str) -> None:
         "os._exit = lambda code: (print(*[m for m in slow if m in sys.modules], flush=True), leave(code))\n"
         "from conch.cli.main import main; main()"
     )
-    done = subprocess.run([sys.executable, "-Ic", script, word], capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    command = [sys.executable, "-Ic", script, word]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""
