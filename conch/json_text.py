@@ -39,8 +39,8 @@ def loads(data: bytes) -> Any:
             value, end = _scan(text, len(text) - len(text.lstrip(_BLANKS)))
             if not text[end:].strip(_BLANKS):
                 return value
-        except (ValueError, StopIteration):
-            pass  # it is no JSON, or in another encoding
+        except (ValueError, StopIteration, SystemError):
+            pass  # it is no JSON, which Python 3.11 cannot say without `json`; or in another encoding
     import json
 
     return json.loads(data)

@@ -15,9 +15,9 @@ from tests.support.fuzz import ANY, dumped, torn
 
 def outcome(parse: Any, data: bytes) -> str:
     try:
-        return repr(parse(data))
+        return ascii(parse(data))
     except (ValueError, RecursionError) as error:
-        return f"{type(error).__name__}: {error}"
+        return ascii(f"{type(error).__name__}: {error}")
 
 
 @given(ANY | st.tuples(ANY) | st.dictionaries(st.integers() | st.none(), ANY, max_size=2))
@@ -32,26 +32,50 @@ def test_any_bytes_are_read_as_by_json(data: bytes) -> None:
     assert outcome(loads, data) == outcome(json.loads, data)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        *(b"", b" ", b" {} ", b"{}\n[]", b"\xef\xbb\xbf{}", "{}".encode("utf-16"), b"NaN", b"-Infinity"),
-        *(
-            b'"\xed\xa0\x80"',
-            b"[" * 100_000,
-            b"1" * 5000,
-            b'{"a": 1, "a": 2}',
-            b'"\\ud800"',
-            b"'a'",
-            b'"\x00"',
-            b"\x0b1",
-        ),
-    ],
-    ids=lambda data: repr(data[:12]),
-)
+ODD = [
+    *(b"", b" ", b" {} ", b"{}\n[]", b"\xef\xbb\xbf{}", "{}".encode("utf-16"), b"NaN", b"-Infinity", b"'a'", b"\x0b1"),
+    *(b'"\xed\xa0\x80"', b"1" * 5000, b'{"a": 1, "a": 2}', b'"\\ud800"', b'"\x00"', b'"\\', b'"\\x"', b'"\\u12'),
+    *(
+        b"{",
+        b"{ ",
+        b"[",
+        b"[1,",
+        b"[1 2]",
+        b'{"a"',
+        b'{"a":',
+        b'{"a": 1',
+        b'{"a": 1,',
+        b'{"a" 1}',
+        b'{a": 1}',
+        b'"',
+        b"-",
+    ),
+    *(b"nul", b"junk", b"{} {}", b"\xff", b"[" * 100_000, b'{"a":' * 100_000),
+]
+
+
+@pytest.mark.parametrize("data", ODD, ids=lambda data: repr(data[:12]))
 def test_odd_bytes_are_read_as_by_json(data: bytes) -> None:
     """Which may be errors."""
     assert outcome(loads, data) == outcome(json.loads, data)
+
+
+def test_errors_are_the_same_where_json_was_not_loaded() -> None:
+    """The scanner itself cannot raise them then."""
+    script = f"""
+import sys
+from conch.json_text import loads
+for data in {ODD[:-2]}:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "json"]:
+        del sys.modules[name]
+    try:
+        print(ascii(loads(data)))
+    except (ValueError, RecursionError) as error:
+        print(ascii(f"{{type(error).__name__}}: {{error}}"))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [outcome(json.loads, data) for data in ODD[:-2]]
 
 
 def test_without_the_scanner_json_does_it() -> None:
