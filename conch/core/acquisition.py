@@ -3,6 +3,8 @@
 The part of the supervisor that knows nothing of what runs. It answers each call with an event, or None.
 """
 
+from collections.abc import Callable
+
 from conch.core.deadline import ANSWERS_WITHIN_S, Hold
 from conch.core.messages import Acquire, Answered, Failed, Held, Lost, Message, Note, Queued, Release, Released, Renewed
 from conch.core.states import ACQUISITION_NEXT, AcquisitionState, Contact, LoopPorts, RunOptions
@@ -59,9 +61,11 @@ class Acquisition:
     A keeper that dies is replaced once to queue, and once to release the lease.
     """
 
-    def __init__(self, options: RunOptions, loop: LoopPorts, log: Log) -> None:
+    def __init__(self, options: RunOptions, loop: LoopPorts, log: Log, *, contain: Callable[[], str]) -> None:
+        """`contain` tells the form in which runs are contained."""
         self._options = options
         self._loop = loop
+        self._contain = contain
         self._log = log
         self.state = AcquisitionState.IDLE
         self.hold: Hold | None = None
@@ -216,7 +220,7 @@ class Acquisition:
             ttl_s=rule.ttl_s,
             margin_s=rule.margin_s,
             grace_s=rule.grace_s,
-            contain=self._options.contain,
+            contain=self._contain(),
             rule="SIGTERM by deadline-margin-grace, SIGKILL by deadline-margin",
         )
         return HoldWon(self.hold)

@@ -255,7 +255,9 @@ class DaemonLoop:
         for relay in run.relays:
             self._outputs.finish(relay)
         used = run.process.reap()
-        late = error == spawn.LATE or spawn.was_uncontained(error, self._containment)
+        late = error == spawn.LATE
+        if run.process.uncontained:
+            self._containment.warn(run.process.uncontained)
         return End(None if late else error, late, cpu_s=used.cpu_s, max_rss_kb=used.max_rss_kb)
 
     def empty(self, child: Process) -> bool:

@@ -115,7 +115,6 @@ class RunOptions(Record):
     dial_timeout_s: float = 5.0
     conflict_exit: int = EXIT_NOT_ACQUIRED
     command_timeout_s: float = 5.0
-    contain: str = "tree"
 
 
 class ProcessTree(Protocol):
@@ -166,6 +165,7 @@ class TreePorts(Protocol):
     def start_tree(self, hook: str | None, held: Held, start_by: float | None) -> ProcessTree: ...  # or OSError
     def open_gate(self, tree: ProcessTree) -> None: ...
     def reap(self, tree: ProcessTree) -> End: ...
+    def contain(self) -> str: ...  # the form in which runs are contained now
 
 
 class EndRequests:

@@ -37,7 +37,7 @@ class Supervisor:
         self._loop = loop
         self._trees = trees
         self._log = log
-        self._acquisition = Acquisition(options, loop, log)
+        self._acquisition = Acquisition(options, loop, log, contain=trees.contain)
         self._requests = EndRequests()
         self.state = State.BACKOFF
         self.attempt: Attempt | None = None

@@ -88,7 +88,6 @@ class WrapperLoop:
         if number == signal.SIGCHLD:
             self._reap_orphans()
             if self._next_child is not None and self._next_child.exit_code() is not None:
-                spawn.was_uncontained(self._next_child.exec_error(), self._containment)
                 self._discard_next_child()  # somebody killed it; do not fork again now, in case that goes on
             self._stop_with_child()
             self._supervisor.on_change()
@@ -163,6 +162,10 @@ class WrapperLoop:
             self._child.open_gate()
             linux.give_memory_back()  # it costs time, of which there is enough from here on
 
+    def contain(self) -> str:
+        """Return the form in which runs are contained now."""
+        return self._containment.form
+
     def reap(self, tree: ProcessTree) -> End:
         """Take the terminal back and reap the main process."""
         child = self._child
@@ -170,7 +173,9 @@ class WrapperLoop:
             return End()
         died_of = child.died_of()
         error = child.exec_error()
-        late = error == spawn.LATE or spawn.was_uncontained(error, self._containment)
+        late = error == spawn.LATE
+        if child.uncontained:
+            self._containment.warn(child.uncontained)
         if self._lent:
             self._terminal.take_back(child.pid, restore=died_of is not None)
         used = child.reap()

@@ -22,12 +22,14 @@ def runs(fleet: Fleet, count: int = 1) -> list[tuple[int, int]]:
 
 
 def kill(daemon: Wrapper, what: str) -> None:
-    """SIGKILL the supervisor, the keeper or both."""
+    """SIGKILL the supervisor, the keeper or both; of both, neither acts on the other's death."""
     keeper = daemon.keeper()
-    if what in ("supervisor", "both"):
-        daemon.signal(signal.SIGKILL)
+    if what == "both":
+        daemon.signal(signal.SIGSTOP)
     if what in ("keeper", "both"):
         os.kill(keeper, signal.SIGKILL)
+    if what in ("supervisor", "both"):
+        daemon.signal(signal.SIGKILL)
 
 
 @pytest.mark.parametrize("overlap", ["allow", "forbid"])

@@ -141,11 +141,11 @@ def test_nested_directories_belong_to_it(cgroup: Cgroup) -> None:
 
 def test_signal_spares_one_group(cgroup: Cgroup) -> None:
     """The group of the main process is signalled as a group."""
-    with sleeper(Path(cgroup.path), group=True) as spared, sleeper(Path(cgroup.path), group=True) as other:
-        cgroup.signal(signal.SIGTERM, except_group=spared.pid)
+    with sleeper(Path(cgroup.path), group=True) as excepted, sleeper(Path(cgroup.path), group=True) as other:
+        cgroup.signal(signal.SIGTERM, except_group=excepted.pid)
         assert other.wait(5) == -signal.SIGTERM
-        assert spared.poll() is None
-        assert cgroup.pids() == {spared.pid}
+        assert excepted.poll() is None
+        assert cgroup.pids() == {excepted.pid}
 
 
 def test_signal_reaches_more_than_are_signalled_at_once(cgroup: Cgroup, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ class Child:
         self.gate, gate = os.pipe()
         errors, self.errors = os.pipe()
         pid = os.posix_spawn("/bin/sh", ["sh", "-c", script], {"PATH": "/bin:/usr/bin"}, **options)
-        self.process = Process(pid, "r", gate, errors, lambda one: False, 7.5, False)
+        self.process = Process(pid, "r", gate, errors, lambda one: False, None, 7.5, False)
         self.reaped = False
 
     def ended(self) -> Process:
@@ -191,7 +191,7 @@ class Tree:
         monkeypatch.setattr(process_tree, "signal_exactly", lambda one, number: self._send("process", one.pid, number))
         monkeypatch.setattr(process_tree, "processes", lambda: self.found)
         monkeypatch.setattr(Process, "exit_code", lambda _: self.code)
-        self.process = Process(MAIN, "r", -1, -1, lambda one: one.pid in strange, None, some_hidden)
+        self.process = Process(MAIN, "r", -1, -1, lambda one: one.pid in strange, None, None, some_hidden)
 
     def _kill(self, pid: int, number: int) -> None:
         if number:
@@ -214,7 +214,7 @@ OTHER = entry(900, parent=1, group=900)
 
 
 def test_members(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All descendants, whatever their groups, and orphans; not the main process, nor what is below a stranger."""
+    """All descendants, whatever their groups, and orphans; not the main process, nor what is below a foreign child."""
     tree = Tree(monkeypatch, 300)
     scan = by_pid(
         MAIN_ENTRY,
@@ -239,7 +239,7 @@ def test_members(monkeypatch: pytest.MonkeyPatch) -> None:
             [entry(202, group=900), entry(203, group=900), entry(204, group=900, state="Z")],
             [("process", 202, TERM), ("process", 203, TERM)],
         ),
-        # the group of a stranger is shared with it
+        # the group of a foreign child is shared with it
         ([entry(202, group=300)], [("process", 202, TERM)]),
         ([entry(301, parent=300, group=301)], []),
     ],
@@ -249,8 +249,8 @@ def test_whom_a_signal_reaches_that_left_the_group(
 ) -> None:
     """Never anybody who is not part of the tree."""
     tree = Tree(monkeypatch, 300)
-    stranger = entry(300, parent=ME, group=300)
-    tree.found = by_pid(MAIN_ENTRY, entry(201), stranger, OTHER, *escaped)
+    foreign = entry(300, parent=ME, group=300)
+    tree.found = by_pid(MAIN_ENTRY, entry(201), foreign, OTHER, *escaped)
     tree.process.signal_tree(TERM)
     assert tree.sent == [("group", MAIN, TERM), *sent]
 

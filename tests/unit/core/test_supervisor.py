@@ -108,6 +108,9 @@ class World:
     def send(self, message: Message) -> None:
         self.sent.append(message)
 
+    def contain(self) -> str:
+        return "tree"
+
     def start_tree(self, hook: str | None, hold: Held, start_by: float | None) -> FakeTree:
         if self.fail_start:
             raise OSError(11, "Resource temporarily unavailable")

@@ -24,6 +24,7 @@ class Tree:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.run_id = "r"
+        self.cgroup = ""
         self.code: int | None = None
         self.left = False
         self.end = End()

@@ -133,7 +133,7 @@ def test_it_registers_once(loop: VirtualLoop, log: Log) -> None:
     assert bed.node.registration == Registration(1, 101, 10)
     assert bed.node.leases == [101]
     assert bed.claimable == [0.0]
-    assert log.events("registered") == [{"host": "a", "lease": "65", "rev": 10}]
+    assert log.events("registered") == [{"host": "a", "lease": "65", "rev": 10, "contain": "cgroup"}]
 
 
 def test_it_says_how_we_are(loop: VirtualLoop, log: Log) -> None:
