@@ -2,6 +2,12 @@
 
 import errno
 import os
+from collections.abc import Mapping
+from enum import Enum
+
+from conch.static_typing import TypeVar
+
+_State = TypeVar("_State", bound=Enum)
 
 EXIT_NO = 1
 EXIT_USAGE = 64
@@ -49,6 +55,17 @@ class EndedBySignal(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"ended by signal {number}")
         self.number = number
+
+
+class IllegalTransition(Exception):
+    """An event that makes no sense in a state: a defect of conch."""
+
+
+def checked(table: Mapping[_State, frozenset[_State]], state: _State, following: _State) -> _State:
+    """Return the state that follows; raise `IllegalTransition` if the table does not allow it."""
+    if following not in table[state]:
+        raise IllegalTransition(f"{type(state).__name__} cannot go from {state.value} to {following.value}")
+    return following
 
 
 _SHORTAGES = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from conch.holder import Holder
     from conch.log import Log
 
-_OWN_DESCRIPTORS, _DESCRIPTORS_A_RUN = 64, 5  # gate, errors, two outputs, the lock on its cgroup
-_MOST_DESCRIPTORS = 16384
+_OWN_DESCRIPTORS, _DESCRIPTORS_A_RUN = 64, 4  # two outputs, the reason for a failed exec, the lock on its cgroup
+_MOST_DESCRIPTORS = 20480
 _SECRETS = ("CONCH_PASSWORD", "ETCDCTL_PASSWORD")
 # PATH of runs under another user, the same on every host; a job may set its own (`--env PATH=…`).
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

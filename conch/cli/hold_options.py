@@ -125,13 +125,11 @@ def run_under_hold(settings: Settings, line: Line, *, what: str, stages: "tuple[
         verbose=settings.verbose,
         cgroups=containment.parent,
     )
-    options = _run_options(settings, values, wait_s, containment.form, nonblock=nonblock)
+    options = _run_options(settings, values, wait_s, nonblock=nonblock)
     return WrapperLoop(options, child, file, partial(_keep, hold), hold.pack(), containment, log).run()
 
 
-def _run_options(
-    settings: Settings, values: dict[str, Any], wait_s: float | None, contain: str, *, nonblock: bool
-) -> "RunOptions":
+def _run_options(settings: Settings, values: dict[str, Any], wait_s: float | None, *, nonblock: bool) -> "RunOptions":
     from conch.core.states import RunOptions
 
     return RunOptions(
@@ -149,7 +147,6 @@ def _run_options(
         conflict_exit=values["conflict_exit_code"],
         dial_timeout_s=settings.connection.dial_timeout_s,
         command_timeout_s=settings.connection.command_timeout_s,
-        contain=contain,
     )
 
 

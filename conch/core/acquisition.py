@@ -3,10 +3,12 @@
 The part of the supervisor that knows nothing of what runs. It answers each call with an event, or None.
 """
 
+from collections.abc import Callable
+
 from conch.core.deadline import ANSWERS_WITHIN_S, Hold
 from conch.core.messages import Acquire, Answered, Failed, Held, Lost, Message, Note, Queued, Release, Released, Renewed
-from conch.core.states import ACQUISITION_NEXT, AcquisitionState, Contact, KeeperPorts, RunOptions, checked
-from conch.errors import EXIT_DEFECT, EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE
+from conch.core.states import ACQUISITION_NEXT, AcquisitionState, Contact, LoopPorts, RunOptions
+from conch.errors import EXIT_DEFECT, EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, checked
 from conch.log import Field, Log
 from conch.record import Record
 
@@ -59,13 +61,15 @@ class Acquisition:
     A keeper that dies is replaced once to queue, and once to release the lease.
     """
 
-    def __init__(self, options: RunOptions, ports: KeeperPorts, log: Log) -> None:
+    def __init__(self, options: RunOptions, loop: LoopPorts, log: Log, *, contain: Callable[[], str]) -> None:
+        """`contain` tells the form in which runs are contained."""
         self._options = options
-        self._ports = ports
+        self._loop = loop
+        self._contain = contain
         self._log = log
         self.state = AcquisitionState.IDLE
         self.hold: Hold | None = None
-        self._give_up_at = None if options.wait_s is None else ports.now() + options.wait_s
+        self._give_up_at = None if options.wait_s is None else loop.now() + options.wait_s
         self._contact = Contact.NONE
         self._timer: float | None = None
         self._keeper = False
@@ -95,7 +99,7 @@ class Acquisition:
     def send(self, message: Message) -> None:
         """Send to the keeper, if there is one."""
         if self._keeper:
-            self._ports.send(message)
+            self._loop.send(message)
 
     # -- what happens -------------------------------------------------------------------------------------
 
@@ -133,7 +137,7 @@ class Acquisition:
     def on_keeper_death(self, during: str) -> Event | None:
         """The keeper ended by itself; `during` names what the wrapper was doing."""
         self._keeper = False
-        self._keeper_defect |= self._ports.drop_keeper()
+        self._keeper_defect |= self._loop.drop_keeper()
         if self.state is AcquisitionState.IDLE:
             return None
         self._log("warning", "keeper-died", **self.about(), state=during)
@@ -155,7 +159,7 @@ class Acquisition:
 
     def on_time(self) -> Event | None:
         """Act if the time that the keeper had is over."""
-        now = self._ports.now()
+        now = self._loop.now()
         if self._timer is None or now < self._timer:
             return None
         self._timer = None
@@ -189,12 +193,12 @@ class Acquisition:
             text = f"cannot start the process that talks to etcd: {error}"
             return AcquireFailed(EXIT_UNAVAILABLE, text, leftovers=False, final=self._never_queued)
         self._timer = self._hung_from()
-        self._ports.send(Acquire(self._number, self._give_up_at, abandon))
+        self._loop.send(Acquire(self._number, self._give_up_at, abandon))
         return None
 
     def _hung_from(self) -> float | None:
         """Return when a keeper that has reported nothing by then must be hung."""
-        options, now = self._options, self._ports.now()
+        options, now = self._options, self._loop.now()
         times = [self._give_up_at]
         if self._contact is Contact.NONE:
             times.append(now + max(ANSWERS_WITHIN_S, options.dial_timeout_s))
@@ -216,7 +220,7 @@ class Acquisition:
             ttl_s=rule.ttl_s,
             margin_s=rule.margin_s,
             grace_s=rule.grace_s,
-            contain=self._options.contain,
+            contain=self._contain(),
             rule="SIGTERM by deadline-margin-grace, SIGKILL by deadline-margin",
         )
         return HoldWon(self.hold)
@@ -238,7 +242,7 @@ class Acquisition:
         if self.state is not AcquisitionState.HELD or hold is None or hold.lost is not None:
             return None
         hold.lost = reason
-        self._log("error", "lost", **self.about(), reason=reason, left_s=hold.deadline - self._ports.now())
+        self._log("error", "lost", **self.about(), reason=reason, left_s=hold.deadline - self._loop.now())
         return HoldLost(reason)
 
     # -- releasing ----------------------------------------------------------------------------------------
@@ -260,10 +264,10 @@ class Acquisition:
             wait_s = _UNANSWERED_RELEASE_S
         else:
             self._enter(AcquisitionState.RELEASING)
-            if self.hold is not None and self.lost and self.hold.deadline <= self._ports.now():
+            if self.hold is not None and self.lost and self.hold.deadline <= self._loop.now():
                 wait_s = min(wait_s, _EXPIRED_RELEASE_S)
-        self._timer = self._ports.now() + wait_s
-        self._ports.send(Release(self._lease))
+        self._timer = self._loop.now() + wait_s
+        self._loop.send(Release(self._lease))
         return None
 
     def give_up_release(self) -> Event:
@@ -282,12 +286,12 @@ class Acquisition:
 
     def _need_keeper(self) -> None:
         if not self._keeper:
-            self._ports.start_keeper()
+            self._loop.start_keeper()
             self._keeper = True
 
     def _drop_keeper(self) -> None:
         self._keeper = False
-        self._ports.drop_keeper()
+        self._loop.drop_keeper()
 
     def _reach(self, contact: Contact) -> None:
         if contact.value > self._contact.value:

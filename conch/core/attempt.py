@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 
 from conch.core.deadline import Bounds
 from conch.core.messages import Ended, Message, Running
-from conch.core.states import ATTEMPT_NEXT, AttemptState, End, IllegalTransition, ProcessTree, checked
-from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
+from conch.core.states import ATTEMPT_NEXT, AttemptState, End, ProcessTree
+from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, IllegalTransition, checked
 from conch.log import Field, Log
 from conch.record import Record
 
@@ -121,6 +121,10 @@ class Attempt:
         """Whether the main process still runs."""
         return self._tree is not None and self._tree.exit_code() is None
 
+    def killed_or_alive(self) -> bool:
+        """Whether the main process runs, or died of a SIGKILL just now: perhaps the keeper's, who was first to act."""
+        return self._code is None and self._require_tree().exit_code() in (None, 128 + signal.SIGKILL)
+
     # -- starting -----------------------------------------------------------------------------------------
 
     def try_start(self) -> None:
@@ -171,9 +175,7 @@ class Attempt:
         if self.state is AttemptState.WAITING:
             self._conclude(AttemptOver(EXIT_NOT_EXECUTABLE, started=False, ended_by_loss=True))
             return
-        # a keeper that enforced the loss first has killed the main process
-        killed_or_alive = self._code is None and self._require_tree().exit_code() in (None, 128 + signal.SIGKILL)
-        self.ended_by_loss = killed_or_alive and not self._signalled
+        self.ended_by_loss = self.killed_or_alive() and not self._signalled
         self.terminate("lost", kill_by=self._bounds.sigkill_at)
 
     def terminate(self, cause: str, *, number: int = signal.SIGTERM, kill_by: float | None = None) -> None:

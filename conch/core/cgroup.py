@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from conch.record import Record
 
@@ -21,6 +21,7 @@ _SETTLE_S = 0.1
 _PAUSE_S = 0.001
 # How many processes are signalled at once: each takes a descriptor.
 _AT_ONCE = 64
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 _GONE = frozenset({errno.ENOENT, errno.ENODEV})
 
 
@@ -38,12 +39,14 @@ class Cgroup:
     from one that is about to be entered. All methods may raise `OSError`, unless the cgroup has gone: then it is empty.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, required: bool = False) -> None:
+        """`required`: nothing of the run may start that is not in it."""
         self.path = path
+        self.required = required
         self._lock: int | None = None
 
     @classmethod
-    def create(cls, path: str) -> "Cgroup":
+    def create(cls, path: str, *, required: bool = False) -> "Cgroup":
         """Make the cgroup and lock it; one of this name that a dead conch has left empty is replaced.
 
         Another conch may take ours for left before it is locked, and remove it: that takes it no time to speak of.
@@ -51,20 +54,22 @@ class Cgroup:
         until = time.monotonic() + _SETTLE_S
         while True:
             try:
-                os.mkdir(path)
+                os.mkdir(path, 0o755)
             except FileExistsError:
                 if not remove_if_left(path):
                     if time.monotonic() > until:
                         raise
                     time.sleep(_PAUSE_S)
                 continue
-            lock = _lock_if_there(path)
-            if lock is not None and os.path.isdir(path):
-                cgroup = cls(path)
+            try:
+                lock = _lock_if_there(path)
+            except OSError:
+                os.rmdir(path)
+                raise
+            if lock is not None:
+                cgroup = cls(path, required=required)
                 cgroup._lock = lock
                 return cgroup
-            if lock is not None:
-                os.close(lock)
 
     def enter(self) -> None:
         """Move the calling process into it."""
@@ -110,19 +115,29 @@ class Cgroup:
 
     def signal(self, number: int, *, except_group: int | None = None) -> None:
         """Signal each process in it and below it, those of one process group left out."""
-        listed = sorted(self.pids())
-        while listed:
-            some, listed = listed[:_AT_ONCE], listed[_AT_ONCE:]
-            self._signal(some, number, except_group)
+        unsignalled = self.pids()
+        while unsignalled:
+            self._signal_some(unsignalled, number, except_group)
 
-    def _signal(self, pids: Sequence[int], number: int, except_group: int | None) -> None:
+    def _signal_some(self, unsignalled: set[int], number: int, except_group: int | None) -> None:
+        """Signal as many as there are descriptors for, and take them out of the set."""
         pidfds: dict[int, int] = {}
         try:
-            for pid in pids:
+            while unsignalled and len(pidfds) < _AT_ONCE:
+                pid = unsignalled.pop()
                 try:
                     pidfds[pid] = os.pidfd_open(pid)
-                except ProcessLookupError:
-                    pass  # it has ended
+                except OSError as error:
+                    if error.errno not in _NO_DESCRIPTORS:
+                        continue  # it has ended, or is outside of our pid namespace
+                    if not pidfds:
+                        raise
+                    last, pidfd = pidfds.popitem()
+                    unsignalled |= {pid, last}
+                    os.close(pidfd)  # the list below takes one, too
+                    if not pidfds:
+                        raise
+                    break
             # one whose pid is still listed was ours when its descriptor was opened, or has ended since
             for pid in pidfds.keys() & self.pids():
                 try:
@@ -138,13 +153,20 @@ class Cgroup:
         """SIGKILL everything in it and below it, also what is just being forked."""
         try:
             _write(f"{self.path}/cgroup.kill", b"1")
-        except FileNotFoundError:
+        except OSError:
             if os.path.isdir(self.path):
                 self.freeze_and_kill()
 
     def freeze_and_kill(self) -> None:
-        """As `kill`, for kernels before 5.14: what is frozen cannot fork, and dies of SIGKILL all the same."""
-        _write(f"{self.path}/cgroup.freeze", b"1")
+        """As `kill`, for kernels before 5.14: what is frozen cannot fork, and dies of SIGKILL all the same.
+
+        What cannot be frozen is killed one by one; it may fork meanwhile.
+        """
+        try:
+            _write(f"{self.path}/cgroup.freeze", b"1")
+        except OSError:
+            self.signal(signal.SIGKILL)
+            return
         try:
             self._wait_for(b"frozen 1", _FREEZE_S)
             self.signal(signal.SIGKILL)
@@ -197,7 +219,10 @@ class Cgroup:
 
 def remove_if_left(path: str) -> bool:
     """Remove a cgroup whose conch is dead, if nothing lives in it; return whether it is gone."""
-    lock = _lock_if_there(path)
+    try:
+        lock = _lock_if_there(path)
+    except OSError:
+        return False
     if lock is None:
         return not os.path.isdir(path)
     try:
@@ -210,22 +235,23 @@ def remove_if_left(path: str) -> bool:
 
 
 def _lock_if_there(path: str) -> int | None:
-    """Lock a directory; None if it is not there (any more), or another process has locked it."""
+    """Lock a directory; None if it is not there, was made anew just now, or is locked by another process."""
     import fcntl
 
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    locked = False
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(folder)
-        return None
-    except BaseException:
-        os.close(folder)
-        raise
-    return folder
+        locked = os.path.samestat(os.fstat(folder), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    finally:
+        if not locked:
+            os.close(folder)
+    return folder if locked else None
 
 
 def _write(path: str, data: bytes) -> None:

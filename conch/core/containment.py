@@ -28,41 +28,34 @@ class Containment:
 
     @property
     def form(self) -> str:
-        """How runs are contained, as logged: "cgroup" or "tree"."""
-        return TREE if self._parent is None else CGROUP
+        """How runs are contained, as logged: "cgroup", or "tree" also if the latest run could have no cgroup."""
+        return TREE if self._parent is None or self.reason else CGROUP
 
     @property
     def parent(self) -> str:
-        """The directory of the cgroup below which runs get theirs; empty in the form "tree"."""
+        """The directory of the cgroup below which runs get theirs; empty if they get none."""
         return self._parent or ""
 
     def open(self, run_id: str) -> Cgroup | None:
-        """Make the cgroup of a run; None in the form "tree". `OSError` if none can be had and one is asked for.
+        """Make the cgroup of a run; None if it gets none. `OSError` if none can be had and one is required.
 
         With `auto`, a run whose cgroup cannot be made (their number is limited, say) gets none, and a warning says so.
         """
         if self._parent is None:
             return None
         try:
-            cgroup = Cgroup.create(path_of(self._parent, run_id))
+            cgroup = Cgroup.create(path_of(self._parent, run_id), required=self._mode == CGROUP)
         except OSError as error:
+            why = _why("cannot make its cgroup", error)
             if self._mode == CGROUP:
-                raise
-            self._warn(_why("cannot make a cgroup", error))
+                raise OSError(error.errno, why) from None
+            self.warn(why)
             return None
         self.reason = ""
         return cgroup
 
-    def give_up(self, reason: str) -> bool:
-        """A run could not enter its cgroup: with `auto`, no more are made. Returns whether that is so."""
-        if self._mode == CGROUP:
-            return False
-        self._parent = None
-        self._warn(reason)
-        return True
-
-    def _warn(self, reason: str) -> None:
-        """Log why runs get no cgroups any more, once as long as that lasts."""
+    def warn(self, reason: str) -> None:
+        """Log why a run has no cgroup; the same reason once, until a run has one again."""
         if self._log is not None and reason != self.reason:
             self._log("warning", "uncontained", reason=reason)
         self.reason = reason
@@ -81,18 +74,24 @@ def remove_left(parent: str) -> None:
     if not parent:
         return
     try:
-        names = [name for name in os.listdir(parent) if name.startswith(PREFIX)]
+        names = [name for name in os.listdir(parent) if _is_ours(name)]
         for name in names if len(names) <= _LOOK_AT else sorted(names, key=lambda _: os.urandom(4))[:_LOOK_AT]:
             remove_if_left(f"{parent}/{name}")
     except OSError:
         pass  # the next one may
 
 
+def _is_ours(name: str) -> bool:
+    """Whether a directory has the name of a run's cgroup."""
+    run_id = name.removeprefix(PREFIX)
+    return len(run_id) == 16 != len(name) and not set(run_id) - set("0123456789abcdef")
+
+
 def find(mode: str, log: Log | None = None) -> Containment:
     """Find out whether runs can have cgroups, by making one. `ConchError` if they are asked for and cannot be had."""
     if mode == TREE:
         return Containment(mode, None)
-    parent, reason = None, "cgroup v2 is not mounted"
+    parent, reason = None, "no mounted cgroup v2 shows our cgroup"
     try:
         candidates = own_directories()
     except OSError as error:

@@ -1,6 +1,5 @@
 """The supervisor of many runs on the real system: descriptors, signals, processes, their output."""
 
-import random
 import select
 import signal
 import time
@@ -12,7 +11,7 @@ from conch.core.channel import Channel
 from conch.core.containment import Containment
 from conch.core.daemon_supervisor import DaemonSupervisor
 from conch.core.event_loop import SupervisorLoop
-from conch.core.messages import Message, Start
+from conch.core.messages import Start
 from conch.core.orphans import SCAN_PAUSE_S, Orphans, reap_zombie
 from conch.core.output_relay import Outputs, Relay
 from conch.core.process_tree import Process, reap_orphans
@@ -42,7 +41,7 @@ class _Run:
 
 
 class DaemonLoop:
-    """Runs a `DaemonSupervisor` on the real system; it is its `DaemonPorts`."""
+    """Runs a `DaemonSupervisor` on the real system; it is its `TaskPorts`, and its `SupervisorLoop` the `LoopPorts`."""
 
     def __init__(
         self,
@@ -77,7 +76,7 @@ class DaemonLoop:
         self._scan_at: float | None = None
         self._scanned_at = 0.0
         self._scan: dict[int, Stat] | None = None  # of this turn
-        self._supervisor = DaemonSupervisor(self, log, drain_s=drain_s, release_s=release_s)
+        self._supervisor = DaemonSupervisor(self._loop, self, log, drain_s=drain_s, release_s=release_s)
 
     def run(self) -> int:
         """Work until the supervisor is done; return conchd's exit code. Raises `EndedBySignal` if a signal ended it."""
@@ -188,31 +187,11 @@ class DaemonLoop:
                 poller.poll(100)
                 lines.flush()
 
-    # -- DaemonPorts ----------------------------------------------------------------------------------------
-
-    def now(self) -> float:
-        """Return the seconds of CLOCK_BOOTTIME."""
-        return clock.now()
+    # -- TaskPorts ------------------------------------------------------------------------------------------
 
     def wall(self) -> float:
         """Return the seconds since the epoch, for display."""
         return time.time()
-
-    def jitter(self, low: float, high: float) -> float:
-        """Return a random number between the two."""
-        return random.uniform(low, high)
-
-    def start_keeper(self) -> None:
-        """Fork the keeper."""
-        self._loop.start_keeper()
-
-    def drop_keeper(self) -> bool:
-        """SIGKILL the keeper and reap it; return whether it had ended because of a defect of its own."""
-        return self._loop.drop_keeper()
-
-    def send(self, message: Message) -> None:
-        """Send to the keeper."""
-        self._loop.send(message)
 
     def start_tree(self, order: Start, attempt: int, start_by: float | None) -> ProcessTree:
         """Fork the run behind its gate, its output piped to us."""
@@ -276,7 +255,9 @@ class DaemonLoop:
         for relay in run.relays:
             self._outputs.finish(relay)
         used = run.process.reap()
-        late = error == spawn.LATE or spawn.was_uncontained(error, self._containment)
+        late = error == spawn.LATE
+        if run.process.uncontained:
+            self._containment.warn(run.process.uncontained)
         return End(None if late else error, late, cpu_s=used.cpu_s, max_rss_kb=used.max_rss_kb)
 
     def empty(self, child: Process) -> bool:

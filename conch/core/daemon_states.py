@@ -1,17 +1,6 @@
-"""The states of conchd, with their transitions, and what its supervisor acts through."""
+"""The states of conchd, with their transitions."""
 
 from enum import Enum
-
-from conch.core.states import KeeperPorts
-from conch.core.task import TaskPorts
-from conch.static_typing import Protocol
-
-
-class DaemonPorts(KeeperPorts, TaskPorts, Protocol):
-    """What the decisions act through; `conch.core.daemon_loop` is the real one."""
-
-    def now(self) -> float: ...
-    def jitter(self, low: float, high: float) -> float: ...
 
 
 class DaemonState(Enum):

@@ -1,12 +1,12 @@
 """conchd's decisions: what to do at each message, signal, timeout and end of a process, for many runs.
 
 As `conch.core.supervisor` for one; the same `Attempt` starts and ends what runs. Nothing here touches the system:
-`DaemonPorts` does.
+the ports do.
 """
 
 import signal
 
-from conch.core.daemon_states import DAEMON_NEXT, DaemonPorts, DaemonState
+from conch.core.daemon_states import DAEMON_NEXT, DaemonState
 from conch.core.deadline import Hold
 from conch.core.messages import (
     Begin,
@@ -25,9 +25,9 @@ from conch.core.messages import (
     Renewed,
     Start,
 )
-from conch.core.states import ENDING, EndRequests, checked, next_backoff
-from conch.core.task import Task
-from conch.errors import EXIT_DEFECT, EXIT_SIGNAL, EXIT_UNAVAILABLE
+from conch.core.states import ENDING, EndRequests, LoopPorts, next_backoff
+from conch.core.task import Task, TaskPorts
+from conch.errors import EXIT_DEFECT, EXIT_SIGNAL, EXIT_UNAVAILABLE, checked
 from conch.log import Log
 
 _KEEPER_DIED = "the process that talks to etcd died"
@@ -41,7 +41,8 @@ _STABLE_S = 60.0
 class DaemonSupervisor:
     """Runs what the keeper orders, and replaces a keeper that died. When the state is DONE, `code` is the exit code."""
 
-    def __init__(self, ports: DaemonPorts, log: Log, *, drain_s: float, release_s: float) -> None:
+    def __init__(self, loop: LoopPorts, ports: TaskPorts, log: Log, *, drain_s: float, release_s: float) -> None:
+        self._loop = loop
         self._ports = ports
         self._log = log
         self._drain_s = drain_s
@@ -128,17 +129,17 @@ class DaemonSupervisor:
         The first keeper is not replaced until it has begun: the next one would fail for the same reason.
         """
         self._keeper = False
-        self._defects = self._defects + 1 if self._ports.drop_keeper() else 0
+        self._defects = self._defects + 1 if self._loop.drop_keeper() else 0
         if self.done:
             return
         if self.state is DaemonState.STARTING:
             self._fail(EXIT_DEFECT if self._defects else EXIT_UNAVAILABLE, f"{_KEEPER_DIED} at its start")
             return
         self._log("warning", "keeper-died")
-        now = self._ports.now()
+        now = self._loop.now()
         if now - self._keeper_since >= _STABLE_S:
             self._restart_s = _RESTART_S
-        self._restart_s = next_backoff(self._restart_s, _RESTART_S, _RESTART_MOST_S, self._ports.jitter)
+        self._restart_s = next_backoff(self._restart_s, _RESTART_S, _RESTART_MOST_S, self._loop.jitter)
         self._leases += [hold.held.lease for hold in self._holds.values()]
         for number in list(self._holds):
             self._lose(number, _KEEPER_DIED)
@@ -158,7 +159,7 @@ class DaemonSupervisor:
         """
         if number == signal.SIGHUP:
             self._send(Reload())  # a keeper that is yet to be started reads everything anew in any case
-        if self.done or number not in ENDING or not self._requests.add(number, self._ports.now()):
+        if self.done or number not in ENDING or not self._requests.add(number, self._loop.now()):
             return
         self._log("info", "signal", signal=signal.Signals(number).name)
         if self.state is DaemonState.STARTING and not self.tasks:
@@ -186,7 +187,7 @@ class DaemonSupervisor:
         """Time has passed; deadlines are judged first."""
         if self.done:
             return
-        now = self._ports.now()
+        now = self._loop.now()
         for task in self._live():
             if task.lost_from is not None and now >= task.lost_from:
                 task.lose("not renewed in time")
@@ -208,17 +209,17 @@ class DaemonSupervisor:
 
     def _start_keeper(self) -> None:
         try:
-            self._ports.start_keeper()
+            self._loop.start_keeper()
         except OSError as error:
             text = f"cannot start the process that talks to etcd: {error.strerror or error}"
             if self.state is DaemonState.STARTING:
                 self._fail(EXIT_UNAVAILABLE, text)
                 return
             self._log("error", "keeper-failed", msg=text)
-            self._keeper_at = self._ports.now() + _RESTART_MOST_S
+            self._keeper_at = self._loop.now() + _RESTART_MOST_S
             return
         self._keeper = True
-        self._keeper_since = self._ports.now()
+        self._keeper_since = self._loop.now()
         self._holds.clear()
         ended = [task.finished for task in self.tasks.values() if task.finished is not None]
         live = [task.order.run for task in self._live()]
@@ -233,7 +234,7 @@ class DaemonSupervisor:
 
     def _send(self, message: Message) -> None:
         if self._keeper:
-            self._ports.send(message)
+            self._loop.send(message)
 
     def _fail(self, code: int, text: str) -> None:
         """The first keeper never began: say why, and end."""
@@ -244,7 +245,7 @@ class DaemonSupervisor:
     def _give_up(self) -> None:
         """End without the keeper."""
         self._keeper = False
-        self._ports.drop_keeper()
+        self._loop.drop_keeper()
         self._enter(DaemonState.DONE)
 
     # -- holds and runs -----------------------------------------------------------------------------------
@@ -278,7 +279,7 @@ class DaemonSupervisor:
 
     def _take(self, order: Start) -> None:
         holds = [self._holds.get(number) for number in order.holds]
-        task = Task(order, holds, self._ports, self._send, lambda: not self._requests.count, self._log)
+        task = Task(order, holds, self._ports, self._send, self._loop.now, lambda: not self._requests.count, self._log)
         self.tasks[order.run] = task
         if self._requests.count:
             task.finish_unstarted(_STOPPING)
@@ -289,7 +290,7 @@ class DaemonSupervisor:
 
     def _drain(self) -> None:
         self._enter(DaemonState.DRAINING)
-        self._drain_at = self._ports.now() + self._drain_s
+        self._drain_at = self._loop.now() + self._drain_s
         self._log("info", "draining", runs=len(self._live()), wait_s=self._drain_s)
         self._send(Drain())
         for task in self._live():
@@ -308,7 +309,7 @@ class DaemonSupervisor:
             return
         if not self.tasks and self._keeper:
             self._enter(DaemonState.RELEASING)
-            self._release_by = self._ports.now() + self._release_s
+            self._release_by = self._loop.now() + self._release_s
             self._send(Release())
         elif not self.tasks:
             self._give_up()
@@ -321,7 +322,7 @@ class DaemonSupervisor:
         else:
             # the recording is waited for, but not forever
             self._enter(DaemonState.RECORDING)
-            self._release_by = self._ports.now() + self._release_s
+            self._release_by = self._loop.now() + self._release_s
 
     def _enter(self, state: DaemonState) -> None:
         self.state = checked(DAEMON_NEXT, self.state, state)

@@ -6,7 +6,7 @@ import signal
 import socket
 from collections.abc import Callable, Collection
 
-from conch.core import keeper_process, linux, procfs
+from conch.core import clock, keeper_process, linux, procfs
 from conch.core.channel import Channel
 from conch.core.messages import Message, Renewed
 from conch.core.spawn import Dispositions
@@ -153,6 +153,19 @@ class SupervisorLoop:
         if self._channel is not None:
             self._channel.follow(holds)
 
+    # -- LoopPorts ----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def now() -> float:
+        """Return the seconds of CLOCK_BOOTTIME."""
+        return clock.now()
+
+    @staticmethod
+    def jitter(low: float, high: float) -> float:
+        """Return a random number between the two."""
+        # `random` is slow to import, and cannot be imported where no descriptor is left
+        return low + (high - low) * int.from_bytes(os.urandom(4)) / 0xFFFFFFFF
+
     def start_keeper(self) -> None:
         """Take the keeper that was forked early, if there is one and a spec for it; else fork one."""
         early = keeper_process.take_early() if self._spec else None
@@ -183,6 +196,8 @@ class SupervisorLoop:
         """Send to the keeper."""
         if self._channel is not None:
             self._channel.send(message)
+
+    # -- the end ------------------------------------------------------------------------------------------
 
     def dismiss_keeper(self) -> None:
         """Close the channel, which ends the keeper; kill it if it does not exit in time."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from conch.core.cgroup import Cgroup, Usage
 from conch.core.procfs import Stat, descendants, processes, signal_exactly
 
+# What the main process says first if it could not enter its cgroup.
+UNCONTAINED = "cannot enter its cgroup"
 # How often to scan again while only zombies of a tree were found.
 _SCANS = 50
 # Children of every kind, and of the calling thread only; Python names neither.
@@ -41,6 +43,7 @@ class Process:
         self._errors = errors
         self._exclude = exclude
         self._cgroup = cgroup
+        self.uncontained = ""
         self._contained: set[int] = set()  # what was in the cgroup when it was last signalled
         self._some_hidden = some_hidden
         self._refused: set[int] = set()  # the processes that we may not kill
@@ -101,8 +104,15 @@ class Process:
         return None if result is None else result.si_status
 
     def exec_error(self) -> str | None:
-        """Return why the command was not run, once the main process has ended; None if it was."""
+        """Return why the command was not run, once the main process has ended; None if it was.
+
+        Sets `uncontained` to the reason if it ran without its cgroup.
+        """
         text = os.read(self._errors, 4096).decode("utf-8", "replace")
+        if text.startswith(UNCONTAINED):
+            reason, newline, rest = text.partition("\n")
+            if newline:
+                self.uncontained, text = reason, rest
         return text or None
 
     def members(self, among: Mapping[int, Stat]) -> list[Stat]:
@@ -115,17 +125,12 @@ class Process:
             return False
         try:
             # the kernel's answer covers even the processes that /proc hides from us
-            none_lives = nothing_lives()
-            if self._cgroup is not None and not self._is_cgroup_empty(settled=none_lives):
+            if not nothing_lives() and (self._some_hidden or not self._scan_for_emptiness()):
                 return False
-            return none_lives or (not self._some_hidden and self._scan_for_emptiness())
+            # no descendant lives: if one is still in the cgroup, the kernel is about to note its end
+            return self._cgroup is None or self._cgroup.wait_until_empty()
         except OSError:
             return False  # /proc cannot be read now
-
-    def _is_cgroup_empty(self, *, settled: bool) -> bool:
-        """Whether nothing lives in the cgroup; if all of it is known to be dead, the kernel may be about to note it."""
-        assert self._cgroup is not None  # noqa: S101 - asked before
-        return not self._cgroup.populated() or (settled and self._cgroup.wait_until_empty())
 
     def is_settling(self) -> bool:
         """Whether all of the cgroup has ended, and the kernel is only about to note it; `OSError` if unreadable."""
@@ -169,12 +174,14 @@ class Process:
         """Signal what is in the cgroup, if there is one, and not in the group."""
         if self._cgroup is None:
             return
+        self._contained = set()
         try:
-            self._contained = self._cgroup.pids()
+            contained = self._cgroup.pids()
             if number == signal.SIGKILL:
                 self._cgroup.kill()
             else:
                 self._cgroup.signal(number, except_group=self.pid)
+            self._contained = contained
         except OSError:
             pass  # what is in it is signalled as a descendant; a kill is repeated
 

@@ -154,45 +154,50 @@ def kill_from_outside(targets: Sequence[Target]) -> list[list[Stat]]:
             os.killpg(target.pid, signal.SIGKILL)  # most of the run, however many other processes there are
         except (ProcessLookupError, PermissionError):
             pass  # the group is gone, or was never made
+    for target in targets:
+        _kill_contained(target)
     found: list[list[Stat]] = [[] for _ in targets]
-    by_group = {target.pid: at for at, target in enumerate(targets)}
-    by_pid = dict(by_group)
-    for at, target in enumerate(targets):
-        killed = _kill_contained(target)
-        if killed is None:
-            found[at].append(unseen(target))
-        else:
-            by_pid.update(dict.fromkeys(killed, at))
+    by_pid = {target.pid: at for at, target in enumerate(targets)}
     by_run_id = {target.run_id: at for at, target in enumerate(targets)}
     oldest = min((target.since for target in targets), default=0)
     own_pid = os.getpid()
     for entry in processes().values():
         if entry.dead or entry.pid == own_pid:
             continue
-        owner = by_pid.get(entry.pid, by_group.get(entry.group))
+        owner = by_pid.get(entry.pid, by_pid.get(entry.group))
         if owner is None and entry.start >= oldest:
             owner = next((by_run_id[run_id] for run_id in run_ids_of(entry.pid) or () if run_id in by_run_id), None)
         if owner is not None:
             found[owner].append(entry)
             signal_exactly(entry, signal.SIGKILL)
+    for at, target in enumerate(targets):
+        if not found[at] and _is_populated(target):
+            found[at].append(unseen(target.pid, target.since))
     return found
 
 
-def _kill_contained(target: Target) -> set[int] | None:
-    """SIGKILL what is in the target's cgroup; return what has not ended yet, None if that cannot be told."""
+def _kill_contained(target: Target) -> None:
+    """SIGKILL what is in the target's cgroup."""
+    if target.cgroup:
+        try:
+            Cgroup(target.cgroup).kill()
+        except OSError:
+            pass  # a kill is repeated
+
+
+def _is_populated(target: Target) -> bool:
+    """Whether a process lives in the target's cgroup, or that cannot be told."""
     if not target.cgroup:
-        return set()
-    cgroup = Cgroup(target.cgroup)
+        return False
     try:
-        cgroup.kill()
-        return cgroup.pids()
+        return Cgroup(target.cgroup).populated()
     except OSError:
-        return None
+        return True
 
 
-def unseen(target: Target) -> Stat:
-    """Return what stands for the processes of a run that cannot be seen, and so may be alive."""
-    return Stat(target.pid, UNSEEN, 0, target.pid, 1, target.since)
+def unseen(pid: int, since: int = 0) -> Stat:
+    """Return what stands for processes that cannot be seen, and so may be alive: those of a run, by its first one."""
+    return Stat(pid, UNSEEN, 0, pid, 1, since)
 
 
 def wait_for_ends(entries: Iterable[Stat], timeout_s: float) -> None:

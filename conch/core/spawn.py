@@ -8,15 +8,12 @@ from collections.abc import Callable, Mapping
 
 from conch.core import clock, linux
 from conch.core.cgroup import Cgroup
-from conch.core.containment import Containment
-from conch.core.process_tree import Process
+from conch.core.process_tree import UNCONTAINED, Process
 from conch.core.procfs import RUN_ID_VARIABLE, Stat
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, unexpected
 from conch.record import Record
 
 LATE = "late"
-# What the reason for a failed exec begins with if the main process could not enter its cgroup.
-NOT_CONTAINED = "cannot enter its cgroup"
 # How much of a name the reason for a failed exec shows: it fits into a pipe, so writing it never blocks.
 _NAME_CHARACTERS = 500
 _ALL = frozenset(signal.valid_signals())
@@ -25,11 +22,6 @@ _ALL = frozenset(signal.valid_signals())
 def new_run_id() -> str:
     """Return a random id for one run."""
     return os.urandom(8).hex()
-
-
-def was_uncontained(error: str | None, containment: Containment) -> bool:
-    """Whether a run did not begin because it could not enter its cgroup, and may be started again without one."""
-    return error is not None and error.startswith(NOT_CONTAINED) and containment.give_up(error)
 
 
 def find_command(name: str, path: str | None) -> str:
@@ -103,8 +95,8 @@ def start(
     """Fork a run whose main process waits behind its gate in a group (or session) of its own; `OSError` if that fails.
 
     The main process dies with this process (PR_SET_PDEATHSIG). It enters its cgroup, if it has one, while it waits; if
-    it cannot, it ends and `Process.exec_error` begins with `NOT_CONTAINED`. Its last check before exec is whether
-    `start_by` has passed (CLOCK_BOOTTIME; the value that `Process.start_by` has when the gate is opened).
+    it cannot, it ends if that is required, and else goes on without (`Process.uncontained`). Its last check
+    before exec is whether `start_by` has passed (CLOCK_BOOTTIME; `Process.start_by` when the gate is opened).
     `some_hidden`: /proc does not show all processes of the run.
     """
     try:
@@ -206,7 +198,8 @@ def _leave_parent(
     if os.getppid() != supervisor:
         os._exit(EXIT_NOT_EXECUTABLE)  # the parent died before the kernel was asked to kill us with it
     if cgroup is not None:
-        _enter(cgroup, errors)  # with the parent's rights, and before anything else: whoever kills it finds all
+        # with the parent's rights, and before anything else: whoever kills it finds all
+        _enter(cgroup, errors)
     if spec.outputs is not None:
         os.dup2(spec.outputs[0], 1)
         os.dup2(spec.outputs[1], 2)
@@ -229,8 +222,10 @@ def _enter(cgroup: Cgroup, errors: int) -> None:
     try:
         cgroup.enter()
     except OSError as error:
-        _explain(errors, f"{NOT_CONTAINED}: {os.strerror(error.errno or 0)}")
-        os._exit(EXIT_NOT_EXECUTABLE)
+        reason = f"{UNCONTAINED}: {os.strerror(error.errno or 0)}"
+        _explain(errors, reason if cgroup.required else f"{reason}\n")
+        if cgroup.required:
+            os._exit(EXIT_NOT_EXECUTABLE)
 
 
 def _close_inherited(gate: int, errors: int, *, keep_inheritable: bool) -> None:

@@ -1,32 +1,19 @@
 """The states of the wrapper and of what it owns, with their transitions; its options and its ports."""
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import Enum
 
 from conch.core.messages import Held, Message
 from conch.errors import EXIT_NOT_ACQUIRED
 from conch.record import Record
-from conch.static_typing import Protocol, TypeVar
+from conch.static_typing import Protocol
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 # A signal within this time after another is the same request: `timeout`, a service manager and an outer conch signal
 # both conch and its group.
 SAME_REQUEST_S = 1.0
 PASSED_ON = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT})
-
-_State = TypeVar("_State", bound=Enum)
-
-
-class IllegalTransition(Exception):
-    """An event that makes no sense in a state: a defect of conch."""
-
-
-def checked(table: Mapping[_State, frozenset[_State]], state: _State, following: _State) -> _State:
-    """Return the state that follows; raise `IllegalTransition` if the table does not allow it."""
-    if following not in table[state]:
-        raise IllegalTransition(f"cannot go from {state.value} to {following.value}")
-    return following
 
 
 class State(Enum):
@@ -128,7 +115,6 @@ class RunOptions(Record):
     dial_timeout_s: float = 5.0
     conflict_exit: int = EXIT_NOT_ACQUIRED
     command_timeout_s: float = 5.0
-    contain: str = "tree"
 
 
 class ProcessTree(Protocol):
@@ -163,22 +149,23 @@ class End(Record):
     max_rss_kb: int | None = None
 
 
-class KeeperPorts(Protocol):
-    """What deals with the keeper acts through."""
+class LoopPorts(Protocol):
+    """What decisions on the keeper act through; `conch.core.event_loop.SupervisorLoop` is the real one."""
 
-    def now(self) -> float: ...
+    def now(self) -> float: ...  # seconds of CLOCK_BOOTTIME
+    def jitter(self, low: float, high: float) -> float: ...  # a random number between the two
     def start_keeper(self) -> None: ...  # or OSError
     def drop_keeper(self) -> bool: ...  # SIGKILL and reap; returns whether it had ended because of a defect
     def send(self, message: Message) -> None: ...
 
 
-class Ports(KeeperPorts, Protocol):
-    """What the wrapper's decisions act through; `conch.core.wrapper_loop` is the real one."""
+class TreePorts(Protocol):
+    """What decisions on the wrapper's processes act through; `conch.core.wrapper_loop.WrapperLoop` is the real one."""
 
-    def jitter(self, low: float, high: float) -> float: ...
     def start_tree(self, hook: str | None, held: Held, start_by: float | None) -> ProcessTree: ...  # or OSError
     def open_gate(self, tree: ProcessTree) -> None: ...
     def reap(self, tree: ProcessTree) -> End: ...
+    def contain(self) -> str: ...  # the form in which runs are contained now
 
 
 class EndRequests:

@@ -1,6 +1,6 @@
 """The wrapper's decisions: what to do at each message, signal, timeout and end of a process.
 
-Nothing here touches the system: `Ports` does, and a test drives the states with a table and a clock of its own.
+Nothing here touches the system: the ports do, and a test drives the states with a table and a clock of its own.
 """
 
 import signal
@@ -17,14 +17,13 @@ from conch.core.states import (
     AfterRelease,
     AttemptState,
     EndRequests,
-    IllegalTransition,
-    Ports,
+    LoopPorts,
     RunOptions,
     State,
-    checked,
+    TreePorts,
     next_backoff,
 )
-from conch.errors import EXIT_LOST, EXIT_NOT_ACQUIRED, EXIT_SIGNAL
+from conch.errors import EXIT_LOST, EXIT_NOT_ACQUIRED, EXIT_SIGNAL, IllegalTransition, checked
 from conch.log import Log
 
 _HOOK_TIMEOUT = "hook-timeout"
@@ -33,11 +32,12 @@ _HOOK_TIMEOUT = "hook-timeout"
 class Supervisor:
     """Holds, runs, terminates, releases. When the state is DONE, `code` is conch's exit code."""
 
-    def __init__(self, options: RunOptions, ports: Ports, log: Log) -> None:
+    def __init__(self, options: RunOptions, loop: LoopPorts, trees: TreePorts, log: Log) -> None:
         self._options = options
-        self._ports = ports
+        self._loop = loop
+        self._trees = trees
         self._log = log
-        self._acquisition = Acquisition(options, ports, log)
+        self._acquisition = Acquisition(options, loop, log, contain=trees.contain)
         self._requests = EndRequests()
         self.state = State.BACKOFF
         self.attempt: Attempt | None = None
@@ -102,7 +102,7 @@ class Supervisor:
             self._on_event(self._acquisition.lose("not renewed in time"))
         self._on_event(self._acquisition.on_time())
         self.on_change()
-        if self._timer is not None and self._ports.now() >= self._timer:
+        if self._timer is not None and self._loop.now() >= self._timer:
             self._timer = None
             self._on_timer()
 
@@ -174,12 +174,10 @@ class Supervisor:
 
     def _back_off(self) -> None:
         options = self._options
-        self._backoff_s = next_backoff(
-            self._backoff_s, options.restart_min_s, options.restart_max_s, self._ports.jitter
-        )
+        self._backoff_s = next_backoff(self._backoff_s, options.restart_min_s, options.restart_max_s, self._loop.jitter)
         self._enter(State.BACKOFF)
         self._log("info", "backoff", name=options.name, delay_s=self._backoff_s)
-        self._timer = self._ports.now() + self._backoff_s
+        self._timer = self._loop.now() + self._backoff_s
 
     # -- running ------------------------------------------------------------------------------------------
 
@@ -198,11 +196,11 @@ class Supervisor:
         hook = self._hook_of(state)
         return Attempt(
             AttemptPorts(
-                start=partial(self._ports.start_tree, commands.get(state), hold.held),
-                open_gate=self._ports.open_gate,
-                reap=self._ports.reap,
+                start=partial(self._trees.start_tree, commands.get(state), hold.held),
+                open_gate=self._trees.open_gate,
+                reap=self._trees.reap,
                 send=self._acquisition.send,
-                now=self._ports.now,
+                now=self._loop.now,
             ),
             self._log,
             Bounds([hold] if hold.lost is None else [], self._options.kill_after_s),
@@ -230,9 +228,9 @@ class Supervisor:
 
     def _on_started(self, attempt: Attempt) -> None:
         if attempt.hook is None:
-            self._child_started_at = self._ports.now()
+            self._child_started_at = self._loop.now()
         else:
-            self._timer = self._ports.now() + self._options.hook_timeout_s
+            self._timer = self._loop.now() + self._options.hook_timeout_s
 
     def _on_attempt_over(self, over: AttemptOver) -> None:
         if over.error is not None:
@@ -283,7 +281,7 @@ class Supervisor:
         self.ended_by = over.died_of
         if over.interrupted:
             self._ending = True
-        if self._ports.now() - self._child_started_at >= self._options.restart_stable_s:
+        if self._loop.now() - self._child_started_at >= self._options.restart_stable_s:
             self._backoff_s = self._options.restart_min_s
         if self._options.on_lose is None or over.error is not None:
             self._release()
@@ -297,7 +295,7 @@ class Supervisor:
     # -- ending -------------------------------------------------------------------------------------------
 
     def _on_ending_signal(self, number: int) -> None:
-        if not self._requests.add(number, self._ports.now()):
+        if not self._requests.add(number, self._loop.now()):
             if self._running_attempt is not None and number != self._requests.number:
                 self._running_attempt.pass_on(number)
             return

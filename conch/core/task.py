@@ -7,7 +7,8 @@ from functools import partial
 from conch.core.attempt import Attempt, AttemptOver, AttemptPorts
 from conch.core.deadline import Bounds, Hold
 from conch.core.messages import Finished, Message, Start
-from conch.core.states import AttemptState, End, ProcessTree, checked
+from conch.core.states import AttemptState, End, ProcessTree
+from conch.errors import checked
 from conch.log import Log
 from conch.static_typing import Protocol
 
@@ -34,10 +35,9 @@ TASK_NEXT: dict[TaskState, frozenset[TaskState]] = {
 
 
 class TaskPorts(Protocol):
-    """What a run acts through."""
+    """What a run acts through; `conch.core.daemon_loop.DaemonLoop` is the real one."""
 
-    def now(self) -> float: ...
-    def wall(self) -> float: ...
+    def wall(self) -> float: ...  # seconds since the epoch, for display
     def start_tree(self, order: Start, attempt: int, start_by: float | None) -> ProcessTree: ...  # or OSError
     def open_gate(self, tree: ProcessTree) -> None: ...
     def reap(self, tree: ProcessTree) -> End: ...
@@ -52,6 +52,7 @@ class Task:
         holds: Sequence[Hold | None],
         ports: TaskPorts,
         send: Callable[[Message], None],
+        now: Callable[[], float],
         may_retry: Callable[[], bool],
         log: Log,
     ) -> None:
@@ -62,6 +63,7 @@ class Task:
         self.finished: Finished | None = None
         self._ports = ports
         self._send = send
+        self._now = now
         self._may_retry = may_retry
         self._log = log
         known = [hold for hold in holds if hold is not None]
@@ -115,7 +117,7 @@ class Task:
                 open_gate=self._ports.open_gate,
                 reap=self._ports.reap,
                 send=self._send,
-                now=self._ports.now,
+                now=self._now,
             ),
             self._log,
             self._bounds,
@@ -129,7 +131,7 @@ class Task:
 
     def _start_tree(self, number: int, start_by: float | None) -> ProcessTree:
         self._attempts = number
-        self._started_wall, self._began_at = self._ports.wall(), self._ports.now()
+        self._started_wall, self._began_at = self._ports.wall(), self._now()
         return self._ports.start_tree(self.order, number, start_by)
 
     def announce(self) -> None:
@@ -166,7 +168,7 @@ class Task:
             self._finish(self._unfinished, self._last_result[1], reason)
             return
         self._end_reason = reason
-        if not self.attempt.main_alive() and self.attempt.lost is None:
+        if self.attempt.lost is None and not self.attempt.killed_or_alive():
             self._enter(TaskState.CONCLUDING)
             return
         self._enter(TaskState.ENDING)
@@ -226,7 +228,7 @@ class Task:
 
     def _on_result(self, code: int, error: str) -> None:
         """An attempt ran, or could not be started: end with it, or repeat it."""
-        order, now = self.order, self._ports.now()
+        order, now = self.order, self._now()
         self._duration_s = now - self._began_at
         if self.state is TaskState.ENDING:
             self._finish("killed", code, self._end_reason or "")

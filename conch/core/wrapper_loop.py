@@ -4,11 +4,11 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 
-from conch.core import clock, host, keeper_process, linux, procfs, spawn
+from conch.core import host, keeper_process, linux, procfs, spawn
 from conch.core.channel import Channel
 from conch.core.containment import Containment, remove_left
 from conch.core.event_loop import SupervisorLoop
-from conch.core.messages import Held, Message
+from conch.core.messages import Held
 from conch.core.process_tree import Process, reap_orphans
 from conch.core.procfs import Stat
 from conch.core.spawn import Spec
@@ -20,7 +20,7 @@ from conch.log import Log
 
 
 class WrapperLoop:
-    """Runs a `Supervisor` on the real system; it is its `Ports`."""
+    """Runs a `Supervisor` on the real system; it is its `TreePorts`, and its `SupervisorLoop` the `LoopPorts`."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class WrapperLoop:
         self._preexisting = self._find_preexisting()
         if self._terminal.ours:
             self._loop.signals.note(signal.SIGTSTP)
-        self._supervisor = Supervisor(options, self, log)
+        self._supervisor = Supervisor(options, self._loop, self, log)
 
     def run(self) -> int:
         """Work until the supervisor is done; return conch's exit code. Raises `EndedBySignal` if a signal ended it."""
@@ -88,7 +88,6 @@ class WrapperLoop:
         if number == signal.SIGCHLD:
             self._reap_orphans()
             if self._next_child is not None and self._next_child.exit_code() is not None:
-                spawn.was_uncontained(self._next_child.exec_error(), self._containment)
                 self._discard_next_child()  # somebody killed it; do not fork again now, in case that goes on
             self._stop_with_child()
             self._supervisor.on_change()
@@ -100,29 +99,7 @@ class WrapperLoop:
             self._continue_child()
         self._supervisor.on_signal(number)
 
-    # -- Ports --------------------------------------------------------------------------------------------
-
-    def now(self) -> float:
-        """Return the seconds of CLOCK_BOOTTIME."""
-        return clock.now()
-
-    def jitter(self, low: float, high: float) -> float:
-        """Return a random number between the two."""
-        import random  # late: it is slow to import, and most runs need none
-
-        return random.uniform(low, high)
-
-    def start_keeper(self) -> None:
-        """Fork the keeper."""
-        self._loop.start_keeper()
-
-    def drop_keeper(self) -> bool:
-        """SIGKILL the keeper and reap it; return whether it had ended because of a defect of its own."""
-        return self._loop.drop_keeper()
-
-    def send(self, message: Message) -> None:
-        """Send to the keeper."""
-        self._loop.send(message)
+    # -- TreePorts ----------------------------------------------------------------------------------------
 
     def start_tree(self, hook: str | None, held: Held, start_by: float | None) -> ProcessTree:
         """Start the hook or the child behind its gate; lend the terminal to the child."""
@@ -185,6 +162,10 @@ class WrapperLoop:
             self._child.open_gate()
             linux.give_memory_back()  # it costs time, of which there is enough from here on
 
+    def contain(self) -> str:
+        """Return the form in which runs are contained now."""
+        return self._containment.form
+
     def reap(self, tree: ProcessTree) -> End:
         """Take the terminal back and reap the main process."""
         child = self._child
@@ -192,7 +173,9 @@ class WrapperLoop:
             return End()
         died_of = child.died_of()
         error = child.exec_error()
-        late = error == spawn.LATE or spawn.was_uncontained(error, self._containment)
+        late = error == spawn.LATE
+        if child.uncontained:
+            self._containment.warn(child.uncontained)
         if self._lent:
             self._terminal.take_back(child.pid, restore=died_of is not None)
         used = child.reap()

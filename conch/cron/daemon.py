@@ -214,7 +214,11 @@ def _survivors(lost: set[str], contained: list[Cgroup]) -> list[procfs.Stat]:
     """Return what lives of these runs, SIGKILLed as far as it is in their cgroups."""
     alive = {entry.pid: entry for entry in procfs.tagged(lost)}
     for cgroup in contained:
-        if cgroup.populated():
-            alive.update((pid, entry) for pid in cgroup.pids() if (entry := procfs.stat(pid)) is not None)
-            cgroup.kill()
+        try:
+            if cgroup.populated():
+                # what we may not see counts, too
+                alive.update((pid, procfs.stat(pid) or procfs.unseen(pid)) for pid in cgroup.pids())
+                cgroup.kill()
+        except OSError:
+            alive.setdefault(0, procfs.unseen(0))
     return list(alive.values())

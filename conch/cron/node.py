@@ -7,11 +7,11 @@ from itertools import count
 
 from conch.core import clock
 from conch.core.daemon_loop import HOLDS
-from conch.core.states import IllegalTransition
 from conch.cron.registrar import NameTaken, Registered, Registrar
 from conch.cron.ticks import PAUSE_MOST_S, Registration
 from conch.cron.workers import Alarm, Tasks, Workers, call_in
 from conch.cron.writes import Faults, Unsent, Writes
+from conch.errors import checked
 from conch.etcd.store import StoreError
 from conch.keeper.watchdog import Watchdog
 
@@ -105,9 +105,7 @@ class Node:
         return [*self._old_leases.values(), *([current.lease] if current is not None else [])]
 
     def _enter(self, state: NodeState) -> None:
-        if state not in _NEXT[self.state]:
-            raise IllegalTransition(f"a node cannot go from {self.state.value} to {state.value}")
-        self.state = state
+        self.state = checked(_NEXT, self.state, state)
 
     def new_number(self) -> int:
         """A number for a hold; its place in the page of deadlines is not that of another."""

@@ -9,7 +9,6 @@ from enum import Enum
 
 from conch.core import clock, procfs
 from conch.core.messages import Finished, Held, Kill, Recorded, Start
-from conch.core.states import IllegalTransition
 from conch.cron.fleet_clock import FleetClock
 from conch.cron.job import Job
 from conch.cron.replacement import replaced_by
@@ -18,6 +17,7 @@ from conch.cron.semaphore_slot import OnFailed, OnHeld, SemaphoreSlot
 from conch.cron.ticks import PendingTick, Registration, TickWon, TrackedJob
 from conch.cron.values import Result
 from conch.cron.workers import call_in
+from conch.errors import checked
 from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
 from conch.times import rfc3339
@@ -80,9 +80,7 @@ class ActiveRun:
 
     def enter(self, state: RunState) -> None:
         """Change the state; raises `IllegalTransition` for a change that makes no sense."""
-        if state not in _NEXT[self.state]:
-            raise IllegalTransition(f"a run cannot go from {self.state.value} to {state.value}")
-        self.state = state
+        self.state = checked(_NEXT, self.state, state)
 
     def finish(self, result: Result) -> None:
         """The run has ended so; a later word does not count."""

@@ -11,7 +11,6 @@ from typing import TypeVar
 from conch.core import linux
 from conch.core.deadline import ANSWERS_WITHIN_S
 from conch.core.messages import Drain, Finished, Message, Note, Release, Released, Reload, Running
-from conch.core.states import IllegalTransition
 from conch.cron.fleet import TURN_S
 from conch.cron.health import lease_left_s, why_unhealthy
 from conch.cron.missing import Missed
@@ -36,6 +35,7 @@ from conch.cron.ticks import (
 )
 from conch.cron.values import Result
 from conch.cron.workers import BoottimeLoop, Tasks, ask_in, call_in
+from conch.errors import checked
 from conch.etcd.patience import first_answer
 from conch.times import rfc3339
 
@@ -289,9 +289,7 @@ class Scheduler:
         return self.phase in (Phase.RELEASING, Phase.RELEASED)
 
     def _enter(self, phase: Phase) -> None:
-        if phase not in PHASES[self.phase]:
-            raise IllegalTransition(f"the scheduler cannot go from {self.phase.value} to {phase.value}")
-        self.phase = phase
+        self.phase = checked(PHASES, self.phase, phase)
 
     def _drain(self) -> None:
         """Claim nothing more; what only waits is given up. Runs go on."""

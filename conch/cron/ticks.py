@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from conch.core.states import IllegalTransition
 from conch.cron.job import Job
 from conch.cron.schedule import Schedule
 from conch.cron.workers import Alarm
+from conch.errors import checked
 from conch.etcd.store import KeyValue
 
 # How many expired ticks one transaction removes at most: it catches up, and stays below etcd's limit of operations.
@@ -100,9 +100,7 @@ class PendingTick:
 
     def enter(self, state: TickState) -> None:
         """Change the state; raises `IllegalTransition` for a change that makes no sense."""
-        if state not in _NEXT[self.state]:
-            raise IllegalTransition(f"a tick cannot go from {self.state.value} to {state.value}")
-        self.state = state
+        self.state = checked(_NEXT, self.state, state)
 
     def cancel(self) -> None:
         """Give up waiting for it. A claim that is under way is still followed to its outcome."""

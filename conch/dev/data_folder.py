@@ -36,7 +36,7 @@ class DataFolder:
                 lock = on_failure.enter_context((path / "lock").open("w"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file = path / "ports.json"
-                ports = json.loads(file.read_text()) if file.exists() else None
+                ports = _ports_of(file.read_text()) if file.exists() else None
             except BlockingIOError:
                 raise EtcdFailed(f"--data-dir {path} is in use by another conch dev") from None
             except (OSError, ValueError) as error:
@@ -64,3 +64,10 @@ class DataFolder:
         """Unlock a lasting folder."""
         if self._lock is not None:
             self._lock.close()
+
+
+def _ports_of(text: str) -> list[int]:
+    ports = json.loads(text)
+    if not isinstance(ports, list) or not all(isinstance(port, int) for port in ports):
+        raise ValueError("ports.json is no list of ports")
+    return ports

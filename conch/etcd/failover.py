@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+from conch.etcd.answers import BadAnswer
 from conch.etcd.auth import Login
 from conch.etcd.backoff import Backoff
 from conch.etcd.call_errors import CallError, classify
@@ -233,9 +234,9 @@ class FailOver(ABC, Generic[_Client]):
                         if settled is not None:
                             return settled
                     endpoint = client.conch_endpoint if client is not None else self._endpoints[-1]
-                    tries.note(endpoint, error, sent=sent_at is not None, unfit=isinstance(raised, Unfit))
+                    tries.note(endpoint, raised, error, sent=sent_at is not None)
                     try:
-                        tries.failures[endpoint] = self._classify(what, error, str(endpoint))
+                        tries.explain(endpoint, self._classify(what, error, str(endpoint)))
                     except StoreError as refusal:
                         refusal.unclear = tries.unclear
                         raise
@@ -286,33 +287,41 @@ class _Tries:
         self.what = what
         self.timeout_s = timeout_s
         self.count = 0
-        self.failures: dict[Endpoint, str] = {}  # why the newest try on each endpoint failed
+        self.failures: dict[Endpoint, str] = {}  # why the tries on each endpoint failed
         self._deadline = time.monotonic() + timeout_s
         self.unclear = False  # a try may have been served, or may yet be
         self._etcd_answered = False  # etcd itself said that it cannot serve now
+        self._answered: set[Endpoint] = set()  # with an error or oddly, but in time
         self._unfit: set[Endpoint] = set()
         self._others_failed = False  # for another reason than being unfit
 
     def left_s(self) -> float:
         return self._deadline - time.monotonic()
 
-    def note(self, endpoint: Endpoint, error: CallError, *, sent: bool, unfit: bool) -> None:
+    def note(self, endpoint: Endpoint, raised: Exception, error: CallError, *, sent: bool) -> None:
         """Note a try that failed; `sent`: its request may have reached etcd."""
         self.count += 1
         self.unclear = self.unclear or (sent and not error.nothing_written)
         # a learner serves nothing, however long one waits for it
         self._etcd_answered = self._etcd_answered or (OWN in error.details and not LEARNER.is_in(error.details))
-        if unfit:
+        if error.from_etcd or isinstance(raised, BadAnswer):
+            self._answered.add(endpoint)
+        if isinstance(raised, Unfit):
             self._unfit.add(endpoint)
         else:
             self._others_failed = True
+
+    def explain(self, endpoint: Endpoint, why: str) -> None:
+        """Keep why a try failed. One without an answer, which the call may have cut short, hides no earlier answer."""
+        if why != NO_ANSWER or endpoint not in self._answered:
+            self.failures[endpoint] = why
 
     def all_unfit(self, endpoints: int) -> bool:
         """Return whether none of so many endpoints will ever do."""
         return len(self._unfit) == endpoints and not self._others_failed
 
     def silent(self) -> list[Endpoint]:
-        """Return the endpoints that did not answer in time."""
+        """Return the endpoints that answered nothing in time."""
         return [endpoint for endpoint, why in self.failures.items() if why == NO_ANSWER]
 
     def reasons(self) -> str:

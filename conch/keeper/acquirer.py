@@ -8,7 +8,7 @@ from collections.abc import Callable
 from conch.core import clock
 from conch.core.deadline import DeadlineRule
 from conch.core.messages import Acquire, Answered, Failed, Held, Message, Note, Queued, Release, Released
-from conch.errors import EXIT_NOT_ACQUIRED, ConchError
+from conch.errors import EXIT_NOT_ACQUIRED, ConchError, checked
 from conch.etcd.store import LeaseGone, Store, StoreError
 from conch.keeper.calls import Calls, Cancelled, GaveUp
 from conch.keeper.events import (
@@ -26,7 +26,7 @@ from conch.keeper.notices import Notices
 from conch.keeper.places import Places
 from conch.keeper.queue import Place, PlaceLost, Queue, is_full
 from conch.keeper.session import Session
-from conch.keeper.states import State, enter
+from conch.keeper.states import NEXT, State
 from conch.static_typing import Protocol
 
 
@@ -111,7 +111,7 @@ class Acquirer:
                 self.released.set()
 
     def _enter(self, state: State) -> None:
-        self._state = enter(self._state, state)
+        self._state = checked(NEXT, self._state, state)
 
     # -- one acquisition, from top to bottom --------------------------------------------------------------
 

@@ -8,9 +8,9 @@ from enum import Enum
 
 from conch.core import clock
 from conch.core.deadline import RENEWED_EVERY, DeadlineRule
+from conch.errors import checked
 from conch.etcd.store import LeaseGone, Range, Store, StoreError
 from conch.keeper.hedge import Hedge, Tried
-from conch.keeper.states import IllegalTransition
 from conch.record import Record
 
 # How long one member may take before others are asked in parallel: an eighth of the time that is left, so that tries
@@ -162,9 +162,7 @@ class Session:
         return tried
 
     def _enter(self, health: Health, since: float = 0.0) -> None:
-        if health not in _NEXT[self._health]:
-            raise IllegalTransition(f"renewals cannot go from {self._health.value} to {health.value}")
-        self._health = health
+        self._health = checked(_NEXT, self._health, health)
         if health is Health.FAILING:
             self._failing_since = since
 

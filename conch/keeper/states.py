@@ -24,14 +24,3 @@ NEXT: dict[State, frozenset[State]] = {
     State.LOST: frozenset({State.RELEASING}),
     State.RELEASING: frozenset({State.IDLE}),
 }
-
-
-class IllegalTransition(Exception):
-    """An event that makes no sense in a state: a defect of conch."""
-
-
-def enter(current: State, following: State) -> State:
-    """Return the state that follows; raise `IllegalTransition` if it may not."""
-    if following not in NEXT[current]:
-        raise IllegalTransition(f"cannot go from {current.value} to {following.value}")
-    return following

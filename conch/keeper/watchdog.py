@@ -232,7 +232,7 @@ class Watchdog:
         try:
             return self._kill(targets)
         except OSError:
-            return [[procfs.unseen(target)] for target in targets]  # /proc cannot be read now
+            return [[procfs.unseen(target.pid, target.since)] for target in targets]  # /proc cannot be read now
 
     def _end_trees(self) -> None:
         """The supervisor is dead: kill until two scans in a row find nothing alive."""

@@ -268,9 +268,20 @@ class Bench:
             "CONCH_CONTAIN": self.contain,
         }
 
+    def move(self, endpoints: str) -> None:
+        """Use these endpoints from now on, for each conch that starts and for the test's own client."""
+        self.close_client()
+        self.endpoints = endpoints
+
+    def close_client(self) -> None:
+        """Close the test's own client; the next use opens another one."""
+        if self._etcd is not None:
+            self._etcd.close()
+            self._etcd = None
+
     @property
     def etcd(self) -> Any:
-        """An etcd3 client."""
+        """An etcd3 client of the first endpoint."""
         if self._etcd is None:
             host, port = self.endpoints.split(",")[0].rsplit(":", 1)
             self._etcd = etcd3.client(host=host, port=int(port), timeout=5)
@@ -285,12 +296,18 @@ class Bench:
     def run(self, *arguments: str, env: dict[str, str] | None = None, **how: Any) -> "subprocess.CompletedProcess[str]":
         """Run conch and wait until it ends."""
         how.setdefault("timeout", 60)
+        program = how.pop("program", [CONCH])  # the command line that runs conch
         if "input" not in how:
             how.setdefault("stdin", subprocess.DEVNULL)
         how.setdefault("stdout", subprocess.PIPE)
         how.setdefault("stderr", subprocess.PIPE)
         done = subprocess.run(
-            [CONCH, *arguments], env={**self.environment, **(env or {})}, text=True, cwd=self.folder, check=False, **how
+            [*program, *arguments],
+            env={**self.environment, **(env or {})},
+            text=True,
+            cwd=self.folder,
+            check=False,
+            **how,
         )
         assert "Traceback" not in (done.stderr or ""), done.stderr
         if done.returncode < 0:  # killed by a signal: report it as a shell does
@@ -358,6 +375,7 @@ class Bench:
 
     def finish(self, *, leftovers_s: float = 20.0) -> None:
         """End every conch that still runs, then check that no process is left and no log has a defect."""
+        self.close_client()
         for wrapper in self.wrappers:
             if wrapper.process.poll() is None:
                 wrapper.process.send_signal(signal.SIGTERM)
@@ -383,7 +401,7 @@ class Bench:
         """Check that no key and no lease of this test is left in etcd."""
         wait_for(lambda: not self.keys(), f"no key left below {self.prefix}", leftovers_s)
         wait_for(lambda: not self.leases(), "no lease left", leftovers_s)
-        self.etcd.close()
+        self.close_client()
 
     def jsons(self, text: str) -> Iterator[dict[str, Any]]:
         """The objects of JSON lines."""

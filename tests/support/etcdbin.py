@@ -26,17 +26,11 @@ def release(line: str, program: str = "etcd") -> str:
     return f"{done.stdout.strip()}/{program}"
 
 
-def version(binary: str) -> tuple[int, int]:
-    """Return the release line of a binary of etcd, such as (3, 6)."""
-    text = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
-    major, minor = text.split()[2].split(".")[:2]
-    return int(major), int(minor)
-
-
 @functools.cache
-def running() -> tuple[int, int]:
-    """Return the release line that the tests run on: that of the binary on PATH."""
-    return version(find_etcd())
+def running() -> tuple[int, ...]:
+    """Return the version of the etcd that the tests run on, such as (3, 6, 16): that of the binary on PATH."""
+    text = subprocess.run([find_etcd(), "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
+    return tuple(int(part) for part in text.split()[2].partition("-")[0].split("."))
 
 
 def newest_etcd() -> str:

@@ -2,11 +2,29 @@
 
 import contextlib
 import queue
+import random
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 _SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+
+
+@contextlib.contextmanager
+def unmet() -> Iterator[str]:
+    """Yield an endpoint, and fail if anything has connected to it.
+
+    Its address on loopback is its own: a client of another test that is late for a server with this port, which the
+    kernel gives again and again, does not meet it.
+    """
+    address = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
+    with socket.create_server((address, 0)) as server:
+        server.setblocking(False)
+        yield f"{address}:{server.getsockname()[1]}"
+        with contextlib.suppress(BlockingIOError):
+            _, client = server.accept()
+            raise AssertionError(f"{client} connected")
 
 
 class Front:

@@ -6,7 +6,6 @@ Cases in the tables of `test_cli`, `test_cron_cli`, `test_elect_look` and their 
 import json
 import os
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 from tests.support import conch as support
 from tests.support.conch import CONCH, Bench, alive, wait_for
 from tests.support.cron import Fleet
+from tests.support.fronts import unmet
 
 ODD = os.fsdecode(b"x\xff")  # an argument that is not UTF-8
 RUN = ["--", "true"]
@@ -267,15 +267,10 @@ def test_bad_arguments_variables_and_files(conch: Bench, case: Case) -> None:
         conch.file(name).write_bytes(data)
         conch.file(name).chmod(0o600)
     before = sorted(path.name for path in conch.folder.iterdir())
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.setblocking(False)
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        if {"--cacert", "--cert"} & set(case.command):
-            address = f"https://{address}"
-        done = conch.run(*case.command, env={"CONCH_ENDPOINTS": address, "CONCH_TRANSPORT": "", **case.env})
-        check(done, case.code, case.says)
-        with pytest.raises(BlockingIOError):
-            server.accept()
+    with unmet() as endpoint:
+        scheme = "https://" if {"--cacert", "--cert"} & set(case.command) else ""
+        env = {"CONCH_ENDPOINTS": scheme + endpoint, "CONCH_TRANSPORT": "", **case.env}
+        check(conch.run(*case.command, env=env), case.code, case.says)
     assert sorted(path.name for path in conch.folder.iterdir()) == before
 
 

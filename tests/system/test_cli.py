@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 
 import conch as package
 from tests.support.conch import Bench
+from tests.support.fronts import unmet
 
 RUN = ["--", "true"]
 
@@ -98,16 +98,13 @@ BAD: list[tuple[list[str], str]] = [
 )
 def test_bad_input_prints_one_clear_line_and_exits_64(conch: Bench, arguments: list[str], message: str) -> None:
     """conch exits before it connects to the endpoint."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.setblocking(False)
-        done = conch.run(*arguments, env={"CONCH_ENDPOINTS": f"127.0.0.1:{server.getsockname()[1]}"})
-        assert done.returncode == 64, done.stderr
-        assert done.stdout == ""
-        assert len(done.stderr.splitlines()) == 1, done.stderr
-        assert re.search(message, done.stderr), done.stderr
-        assert all(c.isprintable() for c in done.stderr.rstrip("\n"))
-        with pytest.raises(BlockingIOError):
-            server.accept()
+    with unmet() as endpoint:
+        done = conch.run(*arguments, env={"CONCH_ENDPOINTS": endpoint})
+    assert done.returncode == 64, done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert all(c.isprintable() for c in done.stderr.rstrip("\n"))
 
 
 @pytest.mark.parametrize(

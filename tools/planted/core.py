@@ -99,8 +99,8 @@ BUGS = (
     Bug(
         "the main process's end is taken for the tree's",
         "core/process_tree.py",
-        "return none_lives or (not self._some_hidden and self._scan_for_emptiness())",
-        "return True",
+        "if not nothing_lives() and (self._some_hidden or not self._scan_for_emptiness()):",
+        "if False:",
         (
             f"{_PROCESS}::test_sibling_that_the_main_process_made_is_part_of_the_tree",
             f"{_PROCESS}::test_earlier_children_are_no_part_of_the_tree",
@@ -174,8 +174,8 @@ BUGS = (
     Bug(
         "what lives in the cgroup does not keep a run from being over",
         "core/process_tree.py",
-        "if self._cgroup is not None and not self._is_cgroup_empty(settled=none_lives):",
-        "if False:",
+        "return self._cgroup is None or self._cgroup.wait_until_empty()",
+        "return True",
         (f"{_CGROUP}::test_run_is_not_over_while_anything_lives_in_its_cgroup",),
     ),
     Bug(
@@ -188,8 +188,8 @@ BUGS = (
     Bug(
         "keeper does not kill what is in the cgroup",
         "core/procfs.py",
-        "        cgroup.kill()\n        return cgroup.pids()\n",
-        "        return set()\n",
+        "            Cgroup(target.cgroup).kill()\n",
+        "            pass\n",
         (f"{_CGROUP}::test_process_that_hides_is_killed_from_outside",),
     ),
     # -- the host, signals and the terminal
@@ -203,8 +203,8 @@ BUGS = (
     Bug(
         "what /proc hides is taken for gone",
         "core/process_tree.py",
-        "(not self._some_hidden and self._scan_for_emptiness())",
-        "self._scan_for_emptiness()",
+        "(self._some_hidden or not self._scan_for_emptiness())",
+        "not self._scan_for_emptiness()",
         (f"{_HOST}::test_hidden_leftover_of_another_user_keeps_the_hold",),
     ),
     Bug(

@@ -3,6 +3,7 @@
 from tools.planted.bug import Bug
 
 _ANSWERS = "tests/unit/etcd/test_answers.py"
+_AUTH = "tests/unit/etcd/test_auth.py"
 _FAILOVER = "tests/unit/etcd/test_failover.py"
 _ODD = "tests/system/test_odd_answers.py"
 _RELEASES = "tests/faults/cluster/test_releases_errors.py"
@@ -17,6 +18,20 @@ BUGS = (
         "if left_s <= 0 or not error.accepted():",
         "if True:",
         (f"{_SLOW}::test_all_that_start_at_the_same_time_are_served",),
+    ),
+    Bug(
+        "a last try without an answer hides what the endpoint answered",
+        "etcd/failover.py",
+        "if why != NO_ANSWER or endpoint not in self._answered:",
+        "if True:",
+        (f"{_FAILOVER}::test_last_try_without_an_answer_hides_no_earlier_answer",),
+    ),
+    Bug(
+        "logins that are cut short are begun again with as little time",
+        "etcd/auth.py",
+        "self._least_s = min(self._least_s * _LONGER, _LONGEST_S)",
+        "pass",
+        (f"{_AUTH}::test_login_after_one_that_was_cut_short_may_take_longer",),
     ),
     Bug(
         "watches over HTTP are asked for by a request that ends when the answer begins",

@@ -1,6 +1,5 @@
 """How each release treats leases and members that do not serve, and that conch's holds survive it."""
 
-import functools
 import os
 import secrets
 import signal
@@ -26,13 +25,6 @@ from tests.support.proxy import Proxy
 # Allows for a machine that is busy with other tests.
 SOON_S = 1.0
 LOSSES = ("our key is gone: deleted, or its lease revoked or run out", "our key is gone", "the lease is gone")
-
-
-@functools.cache
-def patch() -> tuple[int, ...]:
-    """Return the version of the etcd that the tests run on, with its patch number."""
-    text = subprocess.run([find_etcd(), "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
-    return tuple(int(part) for part in text.split()[2].split("."))
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -175,7 +167,7 @@ def test_woken_former_leader_and_the_hold(three: Three, store_on: MakeStore, lon
     wait_for(lambda: clock.now() > woken_at + 2.5 or deletion.at, "what a woken leader does, it does at once")
     revoked = key in deletion.at
     print(
-        f"\netcd {'.'.join(map(str, patch()))}, frozen for {woken_at - frozen_at:.1f} s: "
+        f"\netcd {'.'.join(map(str, running()))}, frozen for {woken_at - frozen_at:.1f} s: "
         + (f"revoked {deletion.at[key] - woken_at:.3f} s after it woke" if revoked else "kept")
     )
     if revoked:
@@ -364,7 +356,7 @@ def test_no_key_vanishes_within_a_ttl_of_its_last_renewal(store_on: MakeStore, c
             deletion = Deletion(store, key, put.header.revision)
             wait_for(lambda: deletion.at, "its end", 30)  # noqa: B023 - called immediately
             lasted_s = deletion.at[key] - sent_at
-            print(f"\netcd {'.'.join(map(str, patch()))}, {fault}: the key lasted {lasted_s:.2f} s of {ttl_s}")
+            print(f"\netcd {'.'.join(map(str, running()))}, {fault}: the key lasted {lasted_s:.2f} s of {ttl_s}")
             assert lasted_s >= ttl_s
             deletion.end()
             if fault == "leader dies":

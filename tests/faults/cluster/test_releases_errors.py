@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 
 from conch.dev import Cluster
 from conch.etcd import error_codes
+from conch.etcd.auth import LoginState
 from conch.etcd.call_errors import CallError
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
@@ -50,7 +51,7 @@ class Noting(FailOver[Any]):
 
     def send(self, token: str) -> None:
         """Use this token from now on."""
-        self._login._token = token
+        self._login._enter(LoginState.LOGGED_IN, token)
 
 
 class NotingGrpc(Noting, GrpcStore):

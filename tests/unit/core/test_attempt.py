@@ -10,7 +10,8 @@ from conch.core.attempt import Attempt, AttemptOver, AttemptPorts
 from conch.core.deadline import Bounds, Hold
 from conch.core.messages import Ended, Held, Message, Running
 from conch.core.procfs import Stat
-from conch.core.states import ATTEMPT_NEXT, AttemptState, End, IllegalTransition, checked
+from conch.core.states import ATTEMPT_NEXT, AttemptState, End
+from conch.errors import IllegalTransition, checked
 from conch.log import Log
 
 TERM, INT, KILL, CONT = signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGCONT

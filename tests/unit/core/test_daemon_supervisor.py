@@ -109,7 +109,7 @@ class World:
             def plain(self, message: str) -> None:
                 world.events.append(f"plain: {message}")
 
-        self.pool = DaemonSupervisor(self, Recorder(), drain_s=drain_s, release_s=release_s)
+        self.pool = DaemonSupervisor(self, self, Recorder(), drain_s=drain_s, release_s=release_s)
         self.pool.begin()
         if begun:
             self.hears(Begun())
@@ -568,6 +568,17 @@ def test_kill_while_running() -> None:
     assert world.tree.numbers == [TERM, KILL]
     assert world.ends(137).at(100).outcome == ("a", "killed", 137, 1)
     assert world.finished[0].reason == "replaced"
+
+
+@pytest.mark.parametrize(("noted", "state"), [(False, "killed"), (True, "ended")])
+def test_kill_that_the_keeper_was_first_to_enforce(noted: bool, state: str) -> None:
+    """The supervisor was stopped. A run whose SIGKILL it has seen before died of something else."""
+    world = World().starts_run().at(1)
+    world.tree.code, world.tree.left = 137, [LEFT]
+    if noted:
+        world.pool.on_change({"a"})
+    world.hears(Kill("a", "its key is gone"))
+    assert world.ends(137).outcome == ("a", state, 137, 1)
 
 
 def test_kill_between_attempts() -> None:

@@ -21,8 +21,9 @@ from conch.core.messages import (
     Running,
 )
 from conch.core.procfs import Stat
-from conch.core.states import AttemptState, End, IllegalTransition, RunOptions, State
+from conch.core.states import AttemptState, End, RunOptions, State
 from conch.core.supervisor import Supervisor
+from conch.errors import IllegalTransition
 from conch.log import Log
 
 TERM, INT, HUP, KILL, CONT, USR1 = (
@@ -84,7 +85,7 @@ class World:
                 world.events.append(f"plain: {message}")
 
         plan.setdefault("name", "o")
-        self.supervisor = Supervisor(RunOptions(**plan), self, Recorder())
+        self.supervisor = Supervisor(RunOptions(**plan), self, self, Recorder())
         self.supervisor.begin()
 
     # Ports
@@ -106,6 +107,9 @@ class World:
 
     def send(self, message: Message) -> None:
         self.sent.append(message)
+
+    def contain(self) -> str:
+        return "tree"
 
     def start_tree(self, hook: str | None, hold: Held, start_by: float | None) -> FakeTree:
         if self.fail_start:

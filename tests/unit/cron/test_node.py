@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from conch.core.daemon_loop import HOLDS
-from conch.core.states import IllegalTransition
 from conch.cron.node import Node, NodeState
 from conch.cron.registrar import NameTaken, Registered
 from conch.cron.ticks import Registration
+from conch.errors import IllegalTransition
 from tests.support.parts import World, lost_reply
 from tests.support.virtual_loop import Log, VirtualLoop
 
@@ -133,7 +133,7 @@ def test_it_registers_once(loop: VirtualLoop, log: Log) -> None:
     assert bed.node.registration == Registration(1, 101, 10)
     assert bed.node.leases == [101]
     assert bed.claimable == [0.0]
-    assert log.events("registered") == [{"host": "a", "lease": "65", "rev": 10}]
+    assert log.events("registered") == [{"host": "a", "lease": "65", "rev": 10, "contain": "cgroup"}]
 
 
 def test_it_says_how_we_are(loop: VirtualLoop, log: Log) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from conch.core.messages import Lost, Recorded
-from conch.core.states import IllegalTransition
 from conch.cron.recorder import Recorder
 from conch.cron.result_store import Delivered
 from conch.cron.run_log import Entry
 from conch.cron.runner import ActiveRun, RunState
 from conch.cron.values import Result
 from conch.cron.writes import WriteKind
+from conch.errors import IllegalTransition
 from tests.support.parts import TICK, World, lost_reply, refusal, run_key, script
 from tests.support.virtual_loop import Log, VirtualLoop
 

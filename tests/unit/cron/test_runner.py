@@ -10,11 +10,11 @@ import pytest
 
 from conch.core import procfs
 from conch.core.messages import Finished, Held, Kill, Recorded, Start
-from conch.core.states import IllegalTransition
 from conch.cron.run_log import Entry
 from conch.cron.runner import ActiveRun, Runner, RunPorts, RunState
 from conch.cron.ticks import Registration, TickWon
 from conch.cron.values import Result
+from conch.errors import IllegalTransition
 from conch.keys import Keys
 from tests.support.parts import TICK, World, pending
 from tests.support.virtual_loop import Log, VirtualLoop

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from conch.core.messages import Drain, Finished, Release, Released, Reload, Running
-from conch.core.states import IllegalTransition
 from conch.cron import scheduler as scheduler_module
 from conch.cron.parts import Parts
 from conch.cron.run_log import Entry
@@ -34,6 +33,7 @@ from conch.cron.ticks import (
     TickWon,
 )
 from conch.cron.values import Result
+from conch.errors import IllegalTransition
 from tests.support.parts import ME, TICK, RunLog, Supervisor, lost_reply, pending
 from tests.support.virtual_loop import DirectWorkers, VirtualLoop
 

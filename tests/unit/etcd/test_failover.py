@@ -1,11 +1,12 @@
-"""What an error of etcd says of a write: that it was not made, or nothing."""
+"""What the errors of a call say: whether a write was made, and why no endpoint served it."""
 
 import pytest
 
-from conch.etcd.call_errors import CallError
+from conch.etcd.answers import BadAnswer
+from conch.etcd.call_errors import CallError, classify
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
-from conch.etcd.failover import FailOver
+from conch.etcd.failover import FailOver, _Tries
 from conch.etcd.store import Full, Range, RangeResult, StoreError, Unreachable
 from conch.static_typing import Any
 
@@ -43,6 +44,10 @@ class Failed(Exception):
     def __init__(self, code: int | None, details: str) -> None:
         super().__init__(details)
         self.error = CallError(code, details)
+
+
+class Odd(Failed, BadAnswer):
+    """An answer that etcd never gives."""
 
 
 class Client:
@@ -115,3 +120,23 @@ def test_full_is_an_error_of_its_own() -> None:
 def test_what_a_member_cannot_do_another_may(code: int, text: str) -> None:
     """The code is 14 up to etcd 3.5, and 9 from 3.6 on."""
     assert isinstance(Failing((code, f"etcdserver: {text}")).raises(), Unreachable)
+
+
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        (Failed(14, "etcdserver: no leader"), "it has no leader"),
+        (Odd(None, "an odd answer: no header"), "an odd answer: no header"),
+        (Failed(14, "Connection refused"), "no answer in time"),
+        (Failed(None, "deadline exceeded"), "no answer in time"),
+    ],
+)
+def test_last_try_without_an_answer_hides_no_earlier_answer(first: Failed, says: str) -> None:
+    """The end of the call cuts the last try short, which says nothing about the endpoint."""
+    tries = _Tries("read", 1.0)
+    (endpoint,) = parse_endpoints("a:1")
+    for raised in (first, Failed(4, "Deadline Exceeded")):
+        tries.note(endpoint, raised, raised.error, sent=True)
+        tries.explain(endpoint, classify("read", raised.error))
+    assert tries.reasons() == f"a:1: {says}"
+    assert bool(tries.silent()) == (says == "no answer in time")
