@@ -4,7 +4,15 @@ import os
 import select
 import stat
 
-from conch.static_typing import Any
+from conch.static_typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections import deque
+else:
+    try:
+        from _collections import deque
+    except ImportError:  # nobody promises this name
+        from collections import deque
 
 BACKLOG_BYTES = 256 * 1024
 # A pipe takes so many bytes in one piece or not at all (PIPE_BUF on Linux): lines of several writers do not mix.
@@ -37,7 +45,7 @@ class LineWriter:
         self.fd = fd
         self._most = backlog
         self._writer: _Writer | None = None
-        self._backlog: list[bytes] = []
+        self._backlog: deque[bytes] = deque()
         self._waiting = 0  # bytes of the backlog
         self._partial = b""
         self._dropped = 0  # lines older than the backlog
@@ -70,7 +78,7 @@ class LineWriter:
             if cheap:
                 self._missing += data.count(b"\n")
                 return
-            oldest = self._backlog.pop(0)
+            oldest = self._backlog.popleft()
             self._dropped += oldest.count(b"\n")
             self._waiting -= len(oldest)
         if self._missing:  # their place is here, after the backlog
@@ -90,7 +98,7 @@ class LineWriter:
                 elif not self._partial and self._dropped:
                     self._partial, self._dropped = _note(self._dropped), 0
                 elif not self._partial:
-                    self._partial = self._backlog.pop(0)
+                    self._partial = self._backlog.popleft()
                     self._waiting -= len(self._partial)
                 written = self._write(self._partial)
                 self._partial = self._partial[written:]
