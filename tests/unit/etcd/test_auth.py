@@ -1,5 +1,7 @@
 """How long a login may take, where there is only one endpoint to ask."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from conch.etcd import auth
@@ -16,7 +18,7 @@ class Server:
         self.takes_s = takes_s
         self.limits: list[float] = []
         self._now = 0.0
-        monkeypatch.setattr(auth.time, "monotonic", lambda: self._now)
+        monkeypatch.setattr(auth, "time", SimpleNamespace(monotonic=lambda: self._now))
 
     def _answer(self, user: str, password: str, limit_s: float) -> str:
         self.limits.append(limit_s)
