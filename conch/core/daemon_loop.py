@@ -164,8 +164,9 @@ class DaemonLoop:
         try:
             scan = procfs.processes()
             self._orphans.attribute(scan)
+            trees, sizes = self._orphans.trees(scan), procfs.group_sizes(scan.values())
             for child, number in unsent:
-                child.signal_escaped(number, scan)
+                child.signal_those_escaped(number, trees.get(child.run_id, ()), sizes)
         except OSError:
             pass  # /proc cannot be read now; a kill is repeated
 

@@ -58,14 +58,25 @@ class Orphans:
 
     def excluded(self, entry: Stat, run: str) -> bool:
         """Whether this process is not part of the run: only conchd's own children can belong to another one."""
-        if entry.parent != self._pid:
-            return False
-        owner = (
+        return entry.parent == self._pid and self._owner(entry) != run
+
+    def _owner(self, entry: Stat) -> str | None:
+        """Return the run that a child of conchd belongs to."""
+        return (
             self._run_of_pid.get(entry.pid)
             or self._run_of_pid.get(entry.group)
             or self._run_of_orphan.get((entry.pid, entry.start))
         )
-        return owner != run
+
+    def trees(self, scan: Mapping[int, Stat]) -> dict[str, list[Stat]]:
+        """Return the processes of each run in this scan, parents first: all at once, for the end of many runs."""
+        children = procfs.by_parent(scan)
+        found: dict[str, list[Stat]] = {}
+        for entry in children.get(self._pid, ()):
+            run = self._owner(entry)
+            if run is not None:
+                found.setdefault(run, []).extend((entry, *procfs.descend(entry.pid, children, lambda _: False)))
+        return found
 
 
 def reap_zombie(entry: Stat) -> None:

@@ -5,9 +5,9 @@ import os
 from _thread import get_native_id
 
 from conch.core.cgroup import Cgroup, Usage
-from conch.core.procfs import Stat, descendants, processes, signal_exactly
+from conch.core.procfs import Stat, descendants, group_sizes, processes, signal_exactly
 from conch.plain_signal import signal
-from conch.static_typing import Callable, Collection, Mapping
+from conch.static_typing import Callable, Collection, Mapping, Sequence
 
 # What the main process says first if it could not enter its cgroup.
 UNCONTAINED = "cannot enter its cgroup"
@@ -195,27 +195,31 @@ class Process:
             return  # /proc cannot be read now; a kill is repeated
 
     def signal_escaped(self, number: int, scan: Mapping[int, Stat]) -> None:
-        """Signal the descendants that left group and cgroup: by a new group where all of that belongs to the tree."""
-        escaped = [
-            entry
-            for entry in descendants(os.getpid(), scan, self._exclude)
-            if entry.group != self.pid and entry.pid not in self._contained
-        ]
+        """Signal the descendants that left group and cgroup."""
+        tree = descendants(os.getpid(), scan, self._exclude)
+        self.signal_those_escaped(number, tree, group_sizes(scan.values()))
+
+    def signal_those_escaped(self, number: int, tree: Sequence[Stat], sizes: Mapping[int, int]) -> None:
+        """Signal those of the tree that left group and cgroup: by a new group where all of that belongs to the tree.
+
+        `sizes` are those of all process groups in the scan that showed the tree.
+        """
+        escaped = [entry for entry in tree if entry.group != self.pid and entry.pid not in self._contained]
         if number == signal.SIGKILL:
-            self._note_refusals(scan)
-        escaped_pids = {entry.pid for entry in escaped}
-        shared_groups = {entry.group for entry in scan.values() if entry.pid not in escaped_pids}
-        for group in {entry.group for entry in escaped} - shared_groups:
-            try:
-                os.killpg(group, number)  # also reaches processes forked since the scan
-            except (ProcessLookupError, PermissionError):
-                pass  # the whole group has ended, or belongs to other users
+            self._note_refusals(tree)
+        ours = group_sizes(escaped)
+        for group in ours:
+            if ours[group] == sizes[group]:
+                try:
+                    os.killpg(group, number)  # also reaches processes forked since the scan
+                except (ProcessLookupError, PermissionError):
+                    pass  # the whole group has ended, or belongs to other users
         for entry in escaped:
-            if entry.group in shared_groups and not entry.dead:
+            if ours[entry.group] < sizes[entry.group] and not entry.dead:
                 signal_exactly(entry, number)
 
-    def _note_refusals(self, scan: Mapping[int, Stat]) -> None:
-        for entry in descendants(os.getpid(), scan, self._exclude):
+    def _note_refusals(self, tree: Sequence[Stat]) -> None:
+        for entry in tree:
             if entry.pid in self._contained:
                 continue  # its cgroup was killed, whoever it belongs to
             try:

@@ -64,16 +64,34 @@ def processes() -> dict[int, Stat]:
 
 def descendants(root: int, among: Mapping[int, Stat], exclude: Callable[[Stat], bool]) -> list[Stat]:
     """Return the recursive children of `root`, parents first, without the excluded ones and their descendants."""
-    by_parent: dict[int, list[Stat]] = {}
+    return descend(root, by_parent(among), exclude)
+
+
+def by_parent(among: Mapping[int, Stat]) -> dict[int, list[Stat]]:
+    """Return the children of each process that has some: made once, it serves many calls of `descend`."""
+    found: dict[int, list[Stat]] = {}
     for entry in among.values():
-        by_parent.setdefault(entry.parent, []).append(entry)
+        found.setdefault(entry.parent, []).append(entry)
+    return found
+
+
+def descend(root: int, children: Mapping[int, list[Stat]], exclude: Callable[[Stat], bool]) -> list[Stat]:
+    """As `descendants`, among processes that are sorted by parent."""
     found: list[Stat] = []
     unvisited = [root]
     while unvisited:
-        children = [child for child in by_parent.get(unvisited.pop(), []) if not exclude(child)]
-        found += children
-        unvisited += [child.pid for child in children]
+        below = [child for child in children.get(unvisited.pop(), []) if not exclude(child)]
+        found += below
+        unvisited += [child.pid for child in below]
     return found
+
+
+def group_sizes(entries: Iterable[Stat]) -> dict[int, int]:
+    """Return how many of these processes each process group has."""
+    sizes: dict[int, int] = {}
+    for entry in entries:
+        sizes[entry.group] = sizes.get(entry.group, 0) + 1
+    return sizes
 
 
 def run_ids_of(pid: int) -> list[str] | None:

@@ -156,13 +156,23 @@ class FailOver(ABC, Generic[_Client]):
             old.close()
 
     def _renew_password(self, path: str, timeout_s: float) -> str:
-        try:
-            client = self.connected()
-        except self.failures as raised:
-            return self._call_error(raised).details
-        return self._login.renew(
-            path, timeout_s, lambda u, p, left_s: self._authenticate(client, u, p, left_s), self._call_error
-        )
+        from functools import partial  # late: it is slow to import
+
+        until = time.monotonic() + timeout_s
+        while True:
+            try:
+                client = self.connected()
+            except self.failures as raised:
+                return self._call_error(raised).details
+            problem = self._login.renew(
+                path,
+                max(0.001, until - time.monotonic()),
+                partial(self._authenticate, client),
+                self._call_error,
+            )
+            # a call whose token has just become too old closes the connection, also under this login
+            if not problem or client is self._client or time.monotonic() > until:
+                return problem
 
     def _new_watch(
         self,

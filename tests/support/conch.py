@@ -120,13 +120,16 @@ def children(pid: int) -> list[int]:
 
 def marked(mark: str) -> list[int]:
     """Return the living processes with a test's mark in their environment: it started them, directly or not."""
+    variable = f"{MARK}={mark}".encode()
     found = []
-    for process in psutil.process_iter():
+    for name in filter(str.isdecimal, os.listdir("/proc")):
         try:
-            if process.environ().get(MARK) == mark and alive(process.pid):
-                found.append(process.pid)
-        except psutil.Error:
+            # not with psutil, which takes three times as long: each test scans at least once
+            variables = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
+        except OSError:
             continue
+        if variable in variables and alive(int(name)):
+            found.append(int(name))
     return found
 
 

@@ -37,7 +37,7 @@ def kill(daemon: Wrapper, what: str) -> None:
 def test_killed_daemons_run_is_gone_and_never_run_again(fleet: Fleet, what: str, overlap: str) -> None:
     """The claim has no result until the host restarts; then the result is `lost`."""
     daemon = fleet.start("a", "--ttl", "3s")
-    fleet.add("j", "@yearly", "--overlap", overlap, command=LONG)
+    fleet.add("j", "@yearly", "--overlap", overlap, "--kill-after", "1s", command=LONG)
     tick = fleet.run_now("j")
     (pid, run_tick), *_ = runs(fleet)
     child = int(fleet.bench.read("kids").split()[0])

@@ -555,8 +555,17 @@ def expiry(bench: Bench, lease: int) -> float:
     return boottime() + first
 
 
+def waited_s(pid: int) -> float:
+    """Return how long the main thread of a process was ready to run and had no processor, so far."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
 def test_hundred_trees_are_dead_by_their_deadline(fleet: Fleet) -> None:
-    """The keeper is stopped; all runs are bound, ignore SIGTERM and have descendants outside their group."""
+    """The keeper is stopped; all runs are bound, ignore SIGTERM and have descendants outside their group.
+
+    The margin before the deadline is for the kill itself, not for a machine that gives conch no processor: what conch
+    waited for one since shortly before the kill does not count.
+    """
     daemon = fleet.start("a")
     lease = int(daemon.events("registered")[0]["lease"], 16)
     command = "trap '' TERM; for i in 1 2 3 4 5; do setsid sleep 1000 & done; exec sleep 1000"
@@ -577,15 +586,18 @@ def test_hundred_trees_are_dead_by_their_deadline(fleet: Fleet) -> None:
     keeper = daemon.keeper()
     os.kill(keeper, signal.SIGSTOP)
     deadline = expiry(fleet.bench, lease)
+    waited_before = waited_s(daemon.pid)
     try:
         while left and boottime() < deadline + 5:
+            if boottime() < deadline - 1:
+                waited_before = waited_s(daemon.pid)
             for pidfd, _ in poller.poll(100):
                 poller.unregister(pidfd)
                 os.close(pidfd)
                 left.remove(pidfd)
-        ended = boottime()
+        ended, waited = boottime(), waited_s(daemon.pid) - waited_before
         assert not left
-        assert ended < deadline, f"{ended - deadline:.3f} s too late"
+        assert ended - waited < deadline, f"{ended - deadline:.3f} s too late, of which it waited {waited:.3f} s"
     finally:
         os.kill(keeper, signal.SIGCONT)
 

@@ -56,4 +56,7 @@ def proxied(conch: Bench) -> Iterator[Callable[[], Proxy]]:
 
     yield make
     for proxy in proxies:
+        proxy.heal()
+    conch.finish()  # while etcd can still be reached: leases are revoked, and need not run out
+    for proxy in proxies:
         proxy.close()

@@ -115,7 +115,7 @@ def test_death_of_the_leader_is_not_noticed(three: Three) -> None:
     """It stays dead; the TTL is 10 s."""
     fleet = Fleet(three)
     three.cluster.kill(three.leader())
-    for_a_while(fleet, 12)
+    for_a_while(fleet, 8)  # longer than any child lives without renewals
     fleet.gap("death of the leader")
     fleet.change()
     fleet.hand_over()

@@ -112,10 +112,13 @@ def test_options_come_from_flags_and_from_etcdctls_variables(secure: Bench, opti
     assert secure.run("elect", "o", *flags, "--", "true").returncode == 0
 
 
-def refused(bench: Bench, env: dict[str, str], *flags: str) -> str:
+def refused(bench: Bench, env: dict[str, str]) -> str:
     """Run a command that must exit 69 with one line; return the line."""
-    done = bench.run("elect", "o", "--quiet", "--dial-timeout", "1s", *flags, "--", "true", env=env)
-    assert done.returncode == 69, done.stderr
+    for limit in ("1s", "5s", "20s"):  # a busy machine may need more than one second for a handshake
+        done = bench.run("elect", "o", "--quiet", "--dial-timeout", limit, "--", "true", env=env)
+        assert done.returncode == 69, done.stderr
+        if "no answer in time" not in done.stderr:
+            break
     assert len(done.stderr.splitlines()) == 1, done.stderr
     return done.stderr
 
@@ -263,7 +266,7 @@ def test_plain_server_behind_an_https_endpoint_is_reported(
 ) -> None:
     """The wrong scheme is a common mistake."""
     bench = Bench(f"https://{conch.endpoints}", secrets.token_hex(8), tmp_path)
-    line = refused(bench, options, "--dial-timeout", "10s")
+    line = refused(bench, options)
     assert "it does not speak TLS" in line or "does it speak TLS?" in line
 
 

@@ -4,6 +4,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -290,7 +291,7 @@ class Server:
         self.takes_s = takes_s
         self.limits: list[float] = []
         self._now = 0.0
-        monkeypatch.setattr("conch.etcd.auth.time.monotonic", lambda: self._now)
+        monkeypatch.setattr(auth, "time", SimpleNamespace(monotonic=lambda: self._now))
 
     def _answer(self, user: str, password: str, limit_s: float) -> str:
         self.limits.append(limit_s)

@@ -1,5 +1,7 @@
 """What the errors of a call say: whether a write was made, and why no endpoint served it."""
 
+from pathlib import Path
+
 import pytest
 
 from conch.etcd.answers import BadAnswer
@@ -7,7 +9,7 @@ from conch.etcd.call_errors import CallError, classify
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
 from conch.etcd.failover import FailOver, _Tries
-from conch.etcd.store import Full, Range, RangeResult, StoreError, Unreachable
+from conch.etcd.store import Full, Range, RangeResult, Renewal, StoreError, Unreachable
 from conch.static_typing import Any
 
 NOT_MADE = [
@@ -63,8 +65,8 @@ class Failing(FailOver[Client]):
 
     failures = (Failed,)
 
-    def __init__(self, *failures: tuple[int | None, str], sent: bool = True) -> None:
-        super().__init__(Connection(parse_endpoints("a:1,b:2")))
+    def __init__(self, *failures: tuple[int | None, str], sent: bool = True, **login: Any) -> None:
+        super().__init__(Connection(parse_endpoints("a:1,b:2"), **login))
         self._next = list(failures)
         self._sent = sent
 
@@ -140,3 +142,25 @@ def test_last_try_without_an_answer_hides_no_earlier_answer(first: Failed, says:
         tries.explain(endpoint, classify("read", raised.error))
     assert tries.reasons() == f"a:1: {says}"
     assert bool(tries.silent()) == (says == "no answer in time")
+
+
+class Closing(Failing):
+    """Another call closes the connection under the first login."""
+
+    logins = 0
+
+    def _authenticate(self, client: Client, user: str, password: str, timeout_s: float) -> str:
+        self.logins += 1
+        if self.logins == 1:
+            self.drop_connection(client)
+            raise Failed(None, "Channel closed!")
+        return "token"
+
+
+def test_password_is_renewed_although_another_call_closes_the_connection(tmp_path: Path) -> None:
+    """That call's token is too old, because etcd has the new password already."""
+    path = tmp_path / "password"
+    path.write_text("second")
+    store = Closing(user="u", password="first", password_file=str(path))
+    assert store.renew(Range(b"k"), timeout_s=5) == [Renewal("password", "")]
+    assert store.logins == 2
