@@ -2,10 +2,9 @@
 
 import errno
 import os
-from collections.abc import Mapping
-from enum import Enum
 
-from conch.static_typing import TypeVar
+from conch.enums import Enum
+from conch.static_typing import Mapping, TypeVar
 
 _State = TypeVar("_State", bound=Enum)
 

@@ -1,13 +1,13 @@
 """How a contender describes itself in the value of its key: one line of JSON."""
 
-import json
 import os
 import time
-from collections.abc import Sequence
 
+from conch import json_text
 from conch.errors import BadInput
 from conch.keys import check_name
 from conch.record import Record
+from conch.static_typing import Sequence
 from conch.times import rfc3339
 
 CMD_BYTES = 256
@@ -27,16 +27,15 @@ class Holder(Record):
 
     def encode(self) -> bytes:
         """Return one line of JSON."""
-        return json.dumps(
+        return json_text.dumps(
             {"host": self.host, "pid": self.pid, "started": self.started, "cmd": self.cmd},
-            ensure_ascii=False,
         ).encode("utf-8", "replace")
 
     @classmethod
     def decode(cls, value: bytes) -> "Holder":
         """Parse a value and ignore unknown fields. Raises `UnreadableHolder`, which says what is wrong."""
         try:
-            data = json.loads(value)
+            data = json_text.loads(value)
         except (ValueError, RecursionError) as error:
             raise UnreadableHolder(f"no JSON: {error}") from None
         if not isinstance(data, dict):

@@ -1,7 +1,6 @@
 """Offices and semaphores as read from etcd, without taking part in them: no lease, no key."""
 
 import time
-from collections.abc import Iterator
 
 from conch.etcd.connection import Connection
 from conch.etcd.patience import first_answer
@@ -9,6 +8,7 @@ from conch.etcd.store import Compacted, KeyValue, Range, RangeResult, Store, Unr
 from conch.holder import Holder, UnreadableHolder
 from conch.keys import prefix_end
 from conch.log import Log
+from conch.static_typing import Iterator
 
 _RETRY_S = 1.0
 

@@ -1,27 +1,26 @@
 """The keys of conch in etcd, built and parsed: a versioned public API, see the contract's section on keys."""
 
-import re
-
 from conch.errors import BadInput
 from conch.record import Record
 
 DEFAULT_PREFIX = "/conch/v1"
 # The first part of a key after the prefix; another prefix must not lie below one of these.
 KINDS = frozenset({"elect", "sema", "sema-host", "cron", "node"})
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+-]{0,127}")
+_DIGITS = frozenset("0123456789")
+_ALPHANUMERIC = _DIGITS.union("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_NAME_CHARACTERS, _NAME_LENGTH = _ALPHANUMERIC.union("._@:+-"), 128
+_HEX_DIGITS = _DIGITS.union("abcdef")
 _JOB_KINDS = frozenset({"job", "run", "floor"})
 _TICK_KINDS = frozenset({"fire", "result", "now"})
-_SLOTS = re.compile(r"[1-9][0-9]{0,3}")
 _MOST_SLOTS = 1000
-_LEASE = re.compile(r"[1-9a-f][0-9a-f]{0,15}")
 _MOST_LEASE = 2**63 - 1
-# Ten digits, from 2001 to 2286, so that ticks sort as texts in the order of their numbers.
-_TICK = re.compile(r"[1-9][0-9]{9}")
+# From 2001 to 2286, so that ticks sort as texts in the order of their numbers.
+_TICK_DIGITS = 10
 
 
 def is_name(text: str) -> bool:
     """Return whether a text may stand in a key of etcd."""
-    return _NAME.fullmatch(text) is not None
+    return 0 < len(text) <= _NAME_LENGTH and text[0] in _ALPHANUMERIC and _NAME_CHARACTERS.issuperset(text)
 
 
 def check_name(name: str) -> str:
@@ -115,7 +114,7 @@ class Keys(Record):
                 return _contender("sema-host", name, slots, host, rest) if is_name(host) else None
             case ["cron", kind, name] if kind in _JOB_KINDS and is_name(name):
                 return JobKey(kind, name)
-            case ["cron", kind, name, tick] if kind in _TICK_KINDS and is_name(name) and _TICK.fullmatch(tick):
+            case ["cron", kind, name, tick] if kind in _TICK_KINDS and is_name(name) and _is_tick(tick):
                 return TickKey(kind, name, int(tick))
             case ["node", host] if is_name(host):
                 return NodeKey(host)
@@ -135,11 +134,20 @@ def _contender(kind: str, name: str, slots: str, host: str, rest: list[str]) -> 
 
 
 def _slots(text: str) -> int | None:
-    return int(text) if _SLOTS.fullmatch(text) and int(text) <= _MOST_SLOTS else None
+    return int(text) if _is_number(text, _DIGITS) and len(text) <= 4 and int(text) <= _MOST_SLOTS else None
 
 
 def _lease(text: str) -> int | None:
-    return int(text, 16) if _LEASE.fullmatch(text) and int(text, 16) <= _MOST_LEASE else None
+    return int(text, 16) if _is_number(text, _HEX_DIGITS) and len(text) <= 16 and int(text, 16) <= _MOST_LEASE else None
+
+
+def _is_tick(text: str) -> bool:
+    return _is_number(text, _DIGITS) and len(text) == _TICK_DIGITS
+
+
+def _is_number(text: str, digits: frozenset[str]) -> bool:
+    """Whether this is a positive number as conch writes it, without leading zeros."""
+    return text != "" and text[0] != "0" and digits.issuperset(text)
 
 
 def slots_of(family: str, key: bytes) -> int | None:

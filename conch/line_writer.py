@@ -2,9 +2,17 @@
 
 import os
 import select
-import socket
 import stat
-from collections import deque
+
+from conch.static_typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections import deque
+else:
+    try:
+        from _collections import deque
+    except ImportError:  # nobody promises this name
+        from collections import deque
 
 BACKLOG_BYTES = 256 * 1024
 # A pipe takes so many bytes in one piece or not at all (PIPE_BUF on Linux): lines of several writers do not mix.
@@ -130,10 +138,12 @@ class _Writer:
         self._fd = fd
         self._own: int | None = None
         self._may_block = False
-        self._socket: socket.socket | None = None
+        self._socket: Any = None
         mode = os.fstat(fd).st_mode
         if stat.S_ISSOCK(mode):
-            self._socket = socket.socket(fileno=os.dup(fd))
+            from conch.plain_socket import socket  # late: stderr is rarely one
+
+            self._socket, self._no_wait = socket.socket(fileno=os.dup(fd)), socket.MSG_DONTWAIT
         elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
             try:
                 self._own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
@@ -143,13 +153,13 @@ class _Writer:
     def fileno(self) -> int:
         """The descriptor that is written to."""
         if self._socket is not None:
-            return self._socket.fileno()
+            return int(self._socket.fileno())
         return self._fd if self._own is None else self._own
 
     def write(self, data: bytes) -> int:
         """Return how many bytes were written; raise `BlockingIOError` if nothing can be written now."""
         if self._socket is not None:
-            return self._socket.send(data, socket.MSG_DONTWAIT)
+            return int(self._socket.send(data, self._no_wait))
         if self._may_block:
             poller = select.poll()
             poller.register(self._fd, select.POLLOUT)

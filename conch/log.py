@@ -1,6 +1,5 @@
 """Log lines on stderr: one per transition, logfmt or JSON, never blocking."""
 
-import json
 import time
 
 from conch.line_writer import BACKLOG_BYTES, MOST_BYTES, LineWriter
@@ -31,6 +30,12 @@ def _logfmt_value(value: Field) -> str:
     return text
 
 
+def _json(fields: dict[str, Field]) -> str:
+    import json
+
+    return json.dumps(fields)
+
+
 def _shorten(line: dict[str, Field]) -> bool:
     """Cut the longest text by half, rather than the end of the line; return whether that was possible."""
     name, text = max(((n, v) for n, v in line.items() if isinstance(v, str)), key=lambda item: len(item[1]))
@@ -44,6 +49,8 @@ class Log:
     def __init__(self, *, quiet: bool = False, form: str = "text", fd: int = 2, backlog: int = BACKLOG_BYTES) -> None:
         self._quiet = quiet
         self._json = form == "json"
+        if self._json:
+            import json  # noqa: F401 - loaded before the first line: it is slow to import
         self.lines = LineWriter(fd, backlog)
 
     def __call__(self, level: str, event: str, **fields: Field) -> None:
@@ -60,7 +67,7 @@ class Log:
         self.lines.put(data)
 
     def _encode(self, line: dict[str, Field]) -> bytes:
-        return (json.dumps(line) if self._json else logfmt(line)).encode("utf-8", "backslashreplace")
+        return (_json(line) if self._json else logfmt(line)).encode("utf-8", "backslashreplace")
 
     def plain(self, message: str) -> None:
         """Write one line for people: why conch gave up."""

@@ -1,11 +1,17 @@
-"""What type hints need of `typing`, as empty stand-ins at run time, when nothing evaluates them.
+"""What type hints need of `typing` and `collections.abc`, as empty stand-ins at run time, when nothing evaluates them.
 
-`typing` takes a tenth of the time that a whole `conch elect` does. Type checkers see the real names.
+Those take a tenth of the time that a whole `conch elect` does. Type checkers see the real names.
 """
 
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from collections.abc import Callable as Callable
+    from collections.abc import Collection as Collection
+    from collections.abc import Iterable as Iterable
+    from collections.abc import Iterator as Iterator
+    from collections.abc import Mapping as Mapping
+    from collections.abc import Sequence as Sequence
     from typing import Any as Any
     from typing import ClassVar as ClassVar
     from typing import Generic as Generic
@@ -28,6 +34,7 @@ else:
     class Protocol(_StandIn):
         """See `typing`."""
 
+    Callable = Collection = Iterable = Iterator = Mapping = Sequence = Protocol
     Any = NoReturn = object
 
     def TypeVar(_name, **_bounds):  # noqa: N802

@@ -57,7 +57,7 @@ HOMES = {
 
 # Parts are owned, not inherited, where something is supervised or scheduled.
 OWNED_IN = ("core", "cron")
-VALUE_BASES = ("Record", "Message")
+VALUE_BASES = ("Record", "Message", "Enum")
 
 # Words of our own for which the field has one. In no identifier, not as a part either.
 PRIVATE_WORDS = """

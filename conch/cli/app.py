@@ -1,6 +1,8 @@
 """The registry of all commands, and how a command line reaches one of them."""
 
 from conch.cli.fast_parser import find_command, read_line
+from conch.cli.output import put_line
+from conch.cli.overview import plain_answer
 from conch.cli.spec import Group
 
 _CRON = Group(
@@ -33,6 +35,10 @@ COMMANDS = Group(
 
 def run(words: list[str]) -> int:
     """Run the command that these words name and return conch's exit code; import Click only if the line needs it."""
+    text = plain_answer(words)
+    if text is not None:
+        put_line(text)
+        return 0
     found = find_command(words, COMMANDS)
     if found is not None:
         command, rest = found

@@ -1,8 +1,6 @@
 """The options that all commands share: where etcd is, who we are there, and what conch logs."""
 
 import os
-import re
-from collections.abc import Collection
 
 from conch.cli.spec import ENDPOINTS, POSITIVE_DURATION, PREFIX, TEXT, Line, Option, choice
 from conch.errors import BadInput
@@ -11,7 +9,7 @@ from conch.keys import DEFAULT_PREFIX, Keys
 from conch.limits import cannot
 from conch.log import Log
 from conch.record import Record, replace
-from conch.static_typing import Any
+from conch.static_typing import Any, Collection
 
 
 def _env(option: str, *, etcdctl: bool = True) -> tuple[str, ...]:
@@ -216,4 +214,6 @@ def _warn_of_passwords(connection: Connection, log: Log, *, on_command_line: boo
 
 
 def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host == "::1" or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+    parts = host.split(".")
+    is_127 = len(parts) == 4 and parts[0] == "127" and all(part.isdecimal() and len(part) <= 3 for part in parts)
+    return is_127 or host in ("localhost", "::1")

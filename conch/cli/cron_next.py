@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from conch.cli.connection_options import COMMON
@@ -10,6 +9,7 @@ from conch.cli.cron_client import JSON, CronClient
 from conch.cli.output import put_json, put_line
 from conch.cli.spec import NAME, TEXT, Argument, Command, Kind, Line, Option, Usage, int_range
 from conch.errors import BadInput
+from conch.static_typing import Callable, Sequence
 
 
 def _instant(text: str) -> int:

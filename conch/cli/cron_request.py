@@ -6,12 +6,10 @@ requester learns of the claim by reading. Once the request is gone, a claim that
 
 import os
 import secrets
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable
 
+from conch import threads
 from conch.cli.cron_client import CronClient
 from conch.core import clock
 from conch.cron.job import Job, UnreadableJob, parse
@@ -21,7 +19,9 @@ from conch.cron.views import everything, live_nodes
 from conch.errors import EXIT_NO, ConchError, EndedBySignal
 from conch.etcd.store import Compacted, CreateRevisionIs, KeyValue, Put, Range, StoreError, Unreachable
 from conch.holder import myself
+from conch.plain_signal import signal
 from conch.record import Record
+from conch.static_typing import Callable
 
 # How long a request lives, which is how long a daemon has to claim it.
 LEASE_S = 120
@@ -138,7 +138,7 @@ class _Request:
         try:
             self._store.grant(self._lease, LEASE_S, timeout_s=self._timeout_s)
             self._write()
-            threading.Thread(target=self._follow, args=(waiter, until), name="claim", daemon=True).start()
+            threads.start(self._follow, waiter, until)
             tick = self._wait(waiter, until)
         except _NoClaim as reason:
             self._withdraw(self._timeout_s)

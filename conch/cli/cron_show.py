@@ -2,7 +2,6 @@
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
 
 from conch.cli.connection_options import COMMON
 from conch.cli.cron_client import JSON, CronClient
@@ -11,7 +10,7 @@ from conch.cli.output import put_json, put_line
 from conch.cli.spec import NAME_ARGUMENT, Command, Line, Option, int_range
 from conch.errors import BadInput
 from conch.log import escape
-from conch.static_typing import TYPE_CHECKING, Any
+from conch.static_typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 if TYPE_CHECKING:
     from conch.cron.job import Job

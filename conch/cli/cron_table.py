@@ -1,11 +1,10 @@
 """Tables of jobs and ticks for people."""
 
 import sys
-from collections.abc import Mapping, Sequence
 
 from conch.cli.output import put_line
 from conch.log import escape
-from conch.static_typing import Any
+from conch.static_typing import Any, Mapping, Sequence
 
 LAST_TICK_HEAD = ["LAST", "STATE", "EXIT", "NODE", "TOOK"]
 

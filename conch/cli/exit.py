@@ -1,9 +1,7 @@
 """Turns the result of a command, or the error that ended it, into an exit code."""
 
 import os
-import signal
 import sys
-from collections.abc import Callable
 
 from conch.cli.spec import Usage
 from conch.errors import (
@@ -17,7 +15,8 @@ from conch.errors import (
     unexpected,
 )
 from conch.log import Log, escape
-from conch.static_typing import NoReturn
+from conch.plain_signal import signal
+from conch.static_typing import Callable, NoReturn
 
 
 def end_with(work: Callable[[], int]) -> NoReturn:
@@ -100,9 +99,9 @@ def _raised_in_click(error: BaseException) -> bool:
 
 def guard_threads() -> None:
     """Make an uncaught error in any thread end the process. Call it before the first thread starts."""
-    import threading
+    from conch import threads  # late: few commands start any
 
-    threading.excepthook = lambda args: end_unexpectedly(args.exc_value)
+    threads.guard(end_unexpectedly)
 
 
 def refuse(where: str, text: str) -> None:

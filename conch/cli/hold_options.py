@@ -1,14 +1,12 @@
 """The options of `elect` and `sema`, and the start of a command under a hold."""
 
 import os
-from collections.abc import Collection, Sequence
-from functools import partial
 
 from conch.cli.connection_options import COMMON
 from conch.cli.spec import DURATION, POSITIVE_DURATION, TEXT, TTL, Command, Line, Option, Usage, choice, int_range
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, BadInput, ConchError
 from conch.etcd.connection import Settings
-from conch.static_typing import TYPE_CHECKING, Any
+from conch.static_typing import TYPE_CHECKING, Any, Collection, Sequence
 
 if TYPE_CHECKING:
     from conch.core.containment import Containment
@@ -126,7 +124,7 @@ def run_under_hold(settings: Settings, line: Line, *, what: str, stages: "tuple[
         cgroups=containment.parent,
     )
     options = _run_options(settings, values, wait_s, nonblock=nonblock)
-    return WrapperLoop(options, child, file, partial(_keep, hold), hold.pack(), containment, log).run()
+    return WrapperLoop(options, child, file, lambda channel: _keep(hold, channel), hold.pack(), containment, log).run()
 
 
 def _run_options(settings: Settings, values: dict[str, Any], wait_s: float | None, *, nonblock: bool) -> "RunOptions":

@@ -4,11 +4,10 @@ The fork comes first so that both processes import what they need at the same ti
 """
 
 import os
-import signal
 import sys
-from functools import partial
 
 from conch.errors import EXIT_UNAVAILABLE, end_unexpectedly
+from conch.plain_signal import let_ctrl_c_kill
 from conch.static_typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -29,20 +28,17 @@ def main() -> NoReturn:
     if _will_hold(words):
         import gc
 
-        from conch.core import host, keeper_process
+        gc.disable()  # until all is loaded: what is made meanwhile stays
+        # what both processes need: loaded once
+        from conch import enums, json_text  # noqa: F401
+        from conch.core import deadline, host, keeper_process, linux, procfs  # noqa: F401
+        from conch.keeper import hold_spec  # noqa: F401
 
-        gc.freeze()  # pages stay shared between the two processes for longer if the collector does not touch them
         if host.problem() is None:
             keeper_process.fork_early(_keep_when_told)
     from conch.cli.exit import end_with
 
-    end_with(partial(_run, words))
-
-
-def let_ctrl_c_kill() -> None:
-    """Let SIGINT kill the process without a traceback; commands that handle it install their own handler."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_with(lambda: _run(words))
 
 
 def _run(words: list[str]) -> int:

@@ -1,20 +1,22 @@
 """Lines on stdout, for people and for programs."""
 
-import json
 import sys
 
 from conch.errors import CannotWrite, ReaderGone
-from conch.etcd.store import KeyValue
-from conch.holder import Holder
 from conch.log import escape
+from conch.static_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from conch.etcd.store import KeyValue
+    from conch.holder import Holder
 
 
-def line(kv: KeyValue, holder: Holder) -> str:
+def line(kv: "KeyValue", holder: "Holder") -> str:
     """Format a contender for people, without its name."""
     return f"{escape(holder.host)} pid={holder.pid} since={escape(holder.started)} rev={kv.create_revision}"
 
 
-def fields(kv: KeyValue, holder: Holder) -> dict[str, object]:
+def fields(kv: "KeyValue", holder: "Holder") -> dict[str, object]:
     """Return the JSON fields of a contender, without its name."""
     return {
         "host": holder.host,
@@ -41,4 +43,6 @@ def put_line(text: str) -> None:
 
 def put_json(data: dict[str, object]) -> None:
     """Print one JSON object as a line on stdout and flush it."""
+    import json  # late: it is slow to import
+
     put_line(json.dumps(data))

@@ -42,17 +42,15 @@ if __name__ == "__main__":
     try:
         if not sys.flags.isolated:
             _isolate()
-        import signal  # only now: PYTHONPATH may lead to another one
-
-        # Ctrl-C must not end the imports below with a traceback
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
         try:
             import conch  # noqa: F401 - only to see whether it is found
         except ModuleNotFoundError:
             import site  # it may be installed for this user only, where an isolated Python does not search
 
             site.addsitedir(site.getusersitepackages())
+        from conch.plain_signal import let_ctrl_c_kill
+
+        let_ctrl_c_kill()  # now: it must not end the imports below with a traceback
         from conch.cli.main import main
     except BaseException as error:
         if os.environ.get("CONCH_DEBUG") == "1":

@@ -3,13 +3,10 @@
 `fast_parser` reads from it the lines that are plainly right; `click_adapter` makes Click commands of it for the rest.
 """
 
-from collections.abc import Callable
-from importlib import import_module
-
 from conch.errors import EXIT_USAGE, BadInput, ConchError
 from conch.keys import KINDS, check_name
 from conch.record import Record
-from conch.static_typing import Any
+from conch.static_typing import Any, Callable
 from conch.times import parse_duration
 
 
@@ -98,7 +95,7 @@ class Group(Record):
         if not isinstance(found, str):
             return found
         module, _, constant = found.partition(":")
-        command = getattr(import_module(module), constant)
+        command = getattr(__import__(module, fromlist=[constant]), constant)
         assert isinstance(command, Command)  # noqa: S101 - for the type checker
         return command
 

@@ -3,14 +3,13 @@
 The part of the supervisor that knows nothing of what runs. It answers each call with an event, or None.
 """
 
-from collections.abc import Callable
-
 from conch.core.deadline import ANSWERS_WITHIN_S, Hold
 from conch.core.messages import Acquire, Answered, Failed, Held, Lost, Message, Note, Queued, Release, Released, Renewed
 from conch.core.states import ACQUISITION_NEXT, AcquisitionState, Contact, LoopPorts, RunOptions
 from conch.errors import EXIT_DEFECT, EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, checked
 from conch.log import Field, Log
 from conch.record import Record
+from conch.static_typing import Callable
 
 # A signal before any endpoint answered leaves nothing to release, except for a request that is just under way.
 _UNANSWERED_RELEASE_S = 0.5

@@ -1,14 +1,13 @@
 """One attempt to run something under its holds, from the decision to start it until its tree was seen empty."""
 
-import signal
-from collections.abc import Callable, Mapping
-
 from conch.core.deadline import Bounds
 from conch.core.messages import Ended, Message, Running
 from conch.core.states import ATTEMPT_NEXT, AttemptState, End, ProcessTree
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, IllegalTransition, checked
 from conch.log import Field, Log
+from conch.plain_signal import name_of, signal
 from conch.record import Record
+from conch.static_typing import Callable, Mapping
 
 # The pause before a tree gets SIGKILL again, for what was forked meanwhile; it doubles up to the second value.
 _KILL_AGAIN_S, _KILL_AGAIN_MOST_S = 0.05, 1.0
@@ -197,7 +196,7 @@ class Attempt:
             "term-sent",
             **self._about,
             cause=cause,
-            signal=signal.Signals(number).name,
+            signal=name_of(number),
             kill_in_s=max(0.0, kill_at - now),
         )
         send = tree.signal_group if self._group_only else tree.signal_tree

@@ -7,11 +7,11 @@ and when it says that it is empty, it is. The kernel's Documentation/admin-guide
 import errno
 import os
 import select
-import signal
 import time
-from collections.abc import Iterator
 
+from conch.plain_signal import signal
 from conch.record import Record
+from conch.static_typing import Iterator
 
 PREFIX = "conch-"
 # How long a freeze may take, in seconds: what cannot be frozen is killed all the same, and again until it is empty.

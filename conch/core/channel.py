@@ -5,11 +5,10 @@ supervisor was stopped, it finds the newest one and nothing else, and a renewal 
 """
 
 import errno
-import socket
-from collections import deque
 
 from conch.core.deadline_page import DeadlinePage
 from conch.core.messages import ChannelError, Message, Renewed, decode, encode
+from conch.plain_socket import socket
 
 _MESSAGE_BYTES = 262144
 
@@ -22,7 +21,7 @@ class Channel:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE_BYTES)
         self._socket = end
         self._page = page
-        self._outbox: deque[bytes] = deque()
+        self._outbox: list[bytes] = []
         self._followed: dict[int, Renewed | None] = {0: None} if page.places == 1 else {}
         self.closed = False
 
@@ -63,7 +62,7 @@ class Channel:
         try:
             while self._outbox and not self.closed:
                 self._socket.send(self._outbox[0])
-                self._outbox.popleft()
+                self._outbox.pop(0)
         except BlockingIOError:
             pass  # the other side is slow or stopped; the poll for writing brings us back
         except (BrokenPipeError, ConnectionResetError):

@@ -1,9 +1,7 @@
 """The supervisor of many runs on the real system: descriptors, signals, processes, their output."""
 
 import select
-import signal
 import time
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from conch.core import clock, procfs, spawn
@@ -21,7 +19,9 @@ from conch.core.states import End, ProcessTree
 from conch.errors import EXIT_SIGNAL, EndedBySignal
 from conch.line_writer import LineWriter
 from conch.log import Log
+from conch.plain_signal import signal
 from conch.record import replace
+from conch.static_typing import Callable, Collection, Mapping
 
 # How many holds there can be at a time: one for the host, and one per run with a semaphore.
 HOLDS = 4096

@@ -1,6 +1,6 @@
 """The states of conchd, with their transitions."""
 
-from enum import Enum
+from conch.enums import Enum
 
 
 class DaemonState(Enum):

@@ -4,8 +4,6 @@ As `conch.core.supervisor` for one; the same `Attempt` starts and ends what runs
 the ports do.
 """
 
-import signal
-
 from conch.core.daemon_states import DAEMON_NEXT, DaemonState
 from conch.core.deadline import Hold
 from conch.core.messages import (
@@ -29,6 +27,7 @@ from conch.core.states import ENDING, EndRequests, LoopPorts, next_backoff
 from conch.core.task import Task, TaskPorts
 from conch.errors import EXIT_DEFECT, EXIT_SIGNAL, EXIT_UNAVAILABLE, checked
 from conch.log import Log
+from conch.plain_signal import name_of, signal
 
 _KEEPER_DIED = "the process that talks to etcd died"
 _STOPPING = "conchd is stopping"
@@ -161,7 +160,7 @@ class DaemonSupervisor:
             self._send(Reload())  # a keeper that is yet to be started reads everything anew in any case
         if self.done or number not in ENDING or not self._requests.add(number, self._loop.now()):
             return
-        self._log("info", "signal", signal=signal.Signals(number).name)
+        self._log("info", "signal", signal=name_of(number))
         if self.state is DaemonState.STARTING and not self.tasks:
             self.code, self.ended_by = EXIT_SIGNAL + number, number
             self._give_up()

@@ -1,9 +1,8 @@
 """The rule that turns the deadline of a hold into the times to act by."""
 
-from collections.abc import Sequence
-
 from conch.core.messages import Held
 from conch.record import Record
+from conch.static_typing import Sequence
 
 # etcd that accepts connections but answers nothing for this long at the start is slow, not absent.
 ANSWERS_WITHIN_S = 60.0

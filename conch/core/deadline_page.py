@@ -1,8 +1,8 @@
 """The newest deadline of each hold, in memory that supervisor and keeper share."""
 
+import marshal
 import mmap
-import struct
-import zlib
+from binascii import crc32
 
 from conch.core.messages import Renewed
 
@@ -14,9 +14,9 @@ class DeadlinePage:
     Hold `number` has place `number % places`; the numbers of holds at one time must not share one.
     """
 
-    _FORM = struct.Struct("=qd")
-    _SUM = struct.Struct("=I")
-    _BYTES = _FORM.size + _SUM.size
+    # a number below 2**63 and a time take at most 28 bytes
+    _RECORD_BYTES, _SUM_BYTES = 32, 4
+    _BYTES = _RECORD_BYTES + _SUM_BYTES
 
     def __init__(self, places: int = 1) -> None:
         self.places = places
@@ -24,16 +24,16 @@ class DeadlinePage:
 
     def publish(self, renewed: Renewed) -> None:
         """Publish the deadline for the reader to find."""
-        record = self._FORM.pack(renewed.number, renewed.deadline)
+        record = marshal.dumps((renewed.number, renewed.deadline)).ljust(self._RECORD_BYTES, b"\0")
         at = renewed.number % self.places * self._BYTES
-        self._page[at : at + self._BYTES] = record + self._SUM.pack(zlib.crc32(record))
+        self._page[at : at + self._BYTES] = record + crc32(record).to_bytes(self._SUM_BYTES)
 
     def read(self, place: int = 0) -> Renewed | None:
         """Return the newest deadline of a place, None if there is none or it is just being written."""
         at = place * self._BYTES
         data = bytes(self._page[at : at + self._BYTES])
-        record, checksum = data[: self._FORM.size], data[self._FORM.size :]
-        if self._SUM.unpack(checksum)[0] != zlib.crc32(record):
+        record, checksum = data[: self._RECORD_BYTES], data[self._RECORD_BYTES :]
+        if int.from_bytes(checksum) != crc32(record):
             return None
-        number, deadline = self._FORM.unpack(record)
+        number, deadline = marshal.loads(record)  # noqa: S302 - written by this very program
         return Renewed(number, deadline)

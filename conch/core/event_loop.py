@@ -2,9 +2,6 @@
 
 import os
 import select
-import signal
-import socket
-from collections.abc import Callable, Collection
 
 from conch.core import clock, keeper_process, linux, procfs
 from conch.core.channel import Channel
@@ -14,6 +11,9 @@ from conch.core.states import ENDING, PASSED_ON
 from conch.errors import EXIT_DEFECT
 from conch.line_writer import LineWriter
 from conch.log import Log
+from conch.plain_signal import signal
+from conch.plain_socket import socket
+from conch.static_typing import Callable, Collection
 
 _NOTED = frozenset({*ENDING, *PASSED_ON, signal.SIGCHLD})
 # In the background, conch must be able to take the terminal back and to write to it.
@@ -25,12 +25,12 @@ _KEEPER_LEAVES_S = 1.0
 class Signals:
     """Turns signals into bytes on a descriptor, whichever thread gets them; knows the dispositions for children."""
 
-    def __init__(self, ignored: Collection[signal.Signals] = _IGNORED) -> None:
+    def __init__(self, ignored: Collection[int] = _IGNORED) -> None:
         self._out, self._in = socket.socketpair()
         self._noted: list[int] = []
         self._out.setblocking(False)
         self._in.setblocking(False)
-        reset = {signal.SIGPIPE, signal.SIGXFSZ}  # Python itself ignores these
+        reset: set[int] = {signal.SIGPIPE, signal.SIGXFSZ}  # Python itself ignores these
         for number in ignored:
             if signal.getsignal(number) != signal.SIG_IGN:
                 reset.add(number)

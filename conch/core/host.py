@@ -1,11 +1,12 @@
 """What conch needs from the system before it may run anything, and the environment that it was started with."""
 
 import os
-from functools import cache
 
 from conch.static_typing import Any
 
 _CAP_SYS_PTRACE = 1 << 19
+
+_problem: list[str | None] = []  # once it was looked for
 
 
 def environment() -> dict[str, str]:
@@ -19,9 +20,14 @@ def environment() -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in reversed(pairs)}
 
 
-@cache
 def problem() -> str | None:
     """Return why conch cannot supervise commands on this system, in one line, None if it can. Checked once."""
+    if not _problem:
+        _problem.append(_find_problem())
+    return _problem[0]
+
+
+def _find_problem() -> str | None:
     try:
         os.close(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:

@@ -4,15 +4,15 @@ A process is the child of the very thread that forked it. All keepers are forked
 the children of the main thread are only those that run under the hold, and it can ask the kernel whether any lives.
 """
 
+import gc
 import os
-import signal
 import sys
 from _thread import allocate_lock, start_new_thread
-from collections.abc import Callable, Collection
-from functools import partial
 
 from conch.core.channel import Channel, pair
 from conch.errors import EXIT_UNAVAILABLE, shortage, unexpected
+from conch.plain_signal import signal
+from conch.static_typing import Callable, Collection
 
 # Children of every kind; Python does not name it.
 _WALL = 0x40000000
@@ -29,7 +29,7 @@ def fork_keeper(
     ours, theirs = pair(holds)
     before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     try:
-        pid = _fork_aside(partial(_become_keeper, main, theirs, kept_open))
+        pid = _fork_aside(lambda: _become_keeper(main, theirs, kept_open))
     except OSError:
         ours.close()
         theirs.close()
@@ -118,6 +118,12 @@ def _become_keeper(main: Callable[[Channel], None], channel: Channel, kept_open:
             code = unexpected(error)
     finally:
         os._exit(code)
+
+
+def collect_garbage() -> None:
+    """Switch the collector of garbage on, which is off while a process starts: what was made until now stays."""
+    gc.freeze()
+    gc.enable()
 
 
 def fork_early(main: Callable[[Channel], None]) -> None:

@@ -1,9 +1,11 @@
 """The few Linux calls that Python's `os` does not have (or not yet)."""
 
-import ctypes
 import errno
 import os
+import sys
 import time
+
+from conch.static_typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -13,52 +15,84 @@ _TFD_TIMER_CANCEL_ON_SET = 2
 _TFD_CLOEXEC = 0o2000000
 _FAR_S = 2**40
 _TFD_FLAGS = 0o2000000 | 0o4000  # TFD_CLOEXEC | TFD_NONBLOCK
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = [("sec", ctypes.c_long), ("nsec", ctypes.c_long)]
+_LONG_BYTES = 8 if sys.maxsize > 2**32 else 4
 
 
-class _Itimerspec(ctypes.Structure):
-    _fields_ = [("interval", _Timespec), ("value", _Timespec)]
+def _load_functions() -> tuple[Any, Any]:
+    """Return what finds a function of the C library by its name, and what returns `errno` after a call of one.
+
+    This is the part of `ctypes` that is written in C: the rest costs more at import than all else in this package.
+    """
+    from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno
+
+    class Int(_SimpleCData):  # type: ignore[type-arg]
+        _type_ = "i"
+
+    class Function(CFuncPtr):
+        _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
+        _restype_ = Int
+
+    library = dlopen(None, 0)  # type: ignore[arg-type]
+    return lambda name: Function(dlsym(library, name)), get_errno
+
+
+def _load_functions_with_ctypes() -> tuple[Any, Any]:
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+    return lambda name: library[name], ctypes.get_errno
+
+
+try:
+    _function, _get_errno = _load_functions()
+    _prctl = _function("prctl")
+except (ImportError, AttributeError, TypeError):  # nobody promises those names
+    _function, _get_errno = _load_functions_with_ctypes()
+    _prctl = _function("prctl")
+_timerfd_create, _timerfd_settime = _function("timerfd_create"), _function("timerfd_settime")
 
 
 def _check(result: int) -> int:
     if result < 0:
-        number = ctypes.get_errno()
+        number = _get_errno()
         raise OSError(number, os.strerror(number))
     return result
 
 
+def _itimerspec(sec: int, nsec: int) -> bytes:
+    """Return a `struct itimerspec` for one time: no interval, then seconds and nanoseconds."""
+    return b"".join(number.to_bytes(_LONG_BYTES, sys.byteorder) for number in (0, 0, sec, nsec))
+
+
 def become_subreaper() -> None:
     """Make orphaned descendants children of this process (prctl, PR_SET_CHILD_SUBREAPER)."""
-    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    _check(_prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
 def die_with_parent(signal_number: int) -> None:
     """Ask the kernel for a signal when the parent dies (prctl, PR_SET_PDEATHSIG); the request survives exec."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0))
+    _check(_prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0))
 
 
 def leave_no_core() -> None:
     """Prevent core dumps of this process, whatever handles them on this host (prctl, PR_SET_DUMPABLE)."""
-    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+    _check(_prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
 def give_memory_back() -> None:
     """Return memory that start-up has freed to the kernel (malloc_trim; does nothing where the C library lacks it)."""
-    trim = getattr(_libc, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    try:
+        trim = _function("malloc_trim")
+    except (AttributeError, OSError):
+        return
+    trim(0)
 
 
 class Timer:
     """A timerfd on CLOCK_BOOTTIME: readable from an absolute time on; time spent in suspend counts."""
 
     def __init__(self) -> None:
-        self._fd = _check(_libc.timerfd_create(time.CLOCK_BOOTTIME, _TFD_FLAGS))
+        self._fd = _check(_timerfd_create(time.CLOCK_BOOTTIME, _TFD_FLAGS))
 
     def fileno(self) -> int:
         """Return the descriptor to poll."""
@@ -69,8 +103,7 @@ class Timer:
         # zero disarms the timer, so a past time is one nanosecond after boot
         nanoseconds = 0 if at_s is None else max(1, int(at_s * 1e9))
         sec, nsec = divmod(nanoseconds, 1_000_000_000)
-        spec = _Itimerspec(_Timespec(0, 0), _Timespec(sec, nsec))
-        _check(_libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None))
+        _check(_timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, _itimerspec(sec, nsec), None))
 
     def clear(self) -> None:
         """Make the descriptor unreadable again if the timer fired."""
@@ -88,13 +121,12 @@ class StepTimer:
     """A timerfd on CLOCK_REALTIME that never fires, but reports that the clock was set (or the machine was asleep)."""
 
     def __init__(self) -> None:
-        self._fd = _check(_libc.timerfd_create(time.CLOCK_REALTIME, _TFD_CLOEXEC))
+        self._fd = _check(_timerfd_create(time.CLOCK_REALTIME, _TFD_CLOEXEC))
 
     def wait(self) -> None:
         """Block until the clock is set."""
-        spec = _Itimerspec(_Timespec(0, 0), _Timespec(_FAR_S, 0))
         flags = _TFD_TIMER_ABSTIME | _TFD_TIMER_CANCEL_ON_SET
-        _check(_libc.timerfd_settime(self._fd, flags, ctypes.byref(spec), None))
+        _check(_timerfd_settime(self._fd, flags, _itimerspec(_FAR_S, 0), None))
         try:
             os.read(self._fd, 8)
         except OSError as error:

@@ -1,7 +1,6 @@
 """The messages between supervisor and keeper, and their encoding: one JSON object per message."""
 
-import json
-
+from conch import json_text
 from conch.record import Record, fields_of
 from conch.static_typing import Any, ClassVar
 
@@ -225,7 +224,8 @@ _KINDS: dict[str, type[Message]] = {
 def encode(message: Message) -> bytes:
     """Return the message as it is sent."""
     values = fields_of(message)
-    return json.dumps({"kind": message.kind, **(values if message.uncut else _shorten(values))}).encode()
+    text = json_text.dumps({"kind": message.kind, **(values if message.uncut else _shorten(values))})
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _shorten(data: dict[str, Any]) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def _shorten(data: dict[str, Any]) -> dict[str, Any]:
 def decode(data: bytes) -> Message:
     """Return the message that was encoded; raise `ChannelError` for anything else."""
     try:
-        values: dict[str, Any] = json.loads(data)
+        values: dict[str, Any] = json_text.loads(data)
         kind = _KINDS[values.pop("kind")]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ChannelError(f"not a message: {data[:80]!r}") from None

@@ -1,10 +1,10 @@
 """Attributing orphans to runs: processes that left their group and lost their parents become conchd's children."""
 
 import os
-from collections.abc import Callable, Collection, Mapping
 
 from conch.core import clock, procfs
 from conch.core.procfs import Stat
+from conch.static_typing import Callable, Collection, Mapping
 
 # The pause between two scans of /proc.
 SCAN_PAUSE_S = 0.01

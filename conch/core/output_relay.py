@@ -3,9 +3,9 @@
 import os
 import select
 from collections import deque
-from collections.abc import Iterable, Iterator
 
 from conch.line_writer import MOST_BYTES, LineWriter, whole_characters
+from conch.static_typing import Iterable, Iterator
 
 # A read costs as much of the budget as a page, however little it brings.
 _READ_BYTES, _READ_COST = 16384, 2048

@@ -2,12 +2,12 @@
 
 import marshal
 import os
-import signal
 from _thread import get_native_id
-from collections.abc import Callable, Collection, Mapping
 
 from conch.core.cgroup import Cgroup, Usage
 from conch.core.procfs import Stat, descendants, processes, signal_exactly
+from conch.plain_signal import signal
+from conch.static_typing import Callable, Collection, Mapping
 
 # What the main process says first if it could not enter its cgroup.
 UNCONTAINED = "cannot enter its cgroup"

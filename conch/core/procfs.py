@@ -7,12 +7,12 @@ they are its recursive children. A keeper, which is no ancestor, finds them by t
 import errno
 import os
 import select
-import signal
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from conch.core import clock
 from conch.core.cgroup import Cgroup
+from conch.plain_signal import signal
 from conch.record import Record
+from conch.static_typing import Callable, Collection, Iterable, Mapping, Sequence
 
 RUN_ID_VARIABLE = "CONCH_TREE"
 UNSEEN = "?"  # the state of a process that stands for others

@@ -3,15 +3,15 @@
 import errno
 import marshal
 import os
-import signal
-from collections.abc import Callable, Mapping
 
 from conch.core import clock, linux
 from conch.core.cgroup import Cgroup
 from conch.core.process_tree import UNCONTAINED, Process
 from conch.core.procfs import RUN_ID_VARIABLE, Stat
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, unexpected
+from conch.plain_signal import signal
 from conch.record import Record
+from conch.static_typing import Callable, Mapping
 
 LATE = "late"
 # How much of a name the reason for a failed exec shows: it fits into a pipe, so writing it never blocks.
@@ -77,7 +77,7 @@ class Dispositions(Record):
     `descriptors` is the limit of open files, if conch has raised its own.
     """
 
-    reset: tuple[signal.Signals, ...]
+    reset: tuple[int, ...]
     mask: frozenset[int]
     descriptors: tuple[int, int] | None = None
 
@@ -207,8 +207,8 @@ def _leave_parent(
     for number in _ALL - {signal.SIGKILL, signal.SIGSTOP}:
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
-    for number in dispositions.reset:
-        signal.signal(number, signal.SIG_DFL)
+    for ignored in dispositions.reset:
+        signal.signal(ignored, signal.SIG_DFL)
     _close_inherited(gate, errors, keep_inheritable=spec.user is None)
     if spec.user is not None:
         _change_user(spec.user, supervisor)

@@ -1,13 +1,11 @@
 """The states of the wrapper and of what it owns, with their transitions; its options and its ports."""
 
-import signal
-from collections.abc import Callable
-from enum import Enum
-
 from conch.core.messages import Held, Message
+from conch.enums import Enum
 from conch.errors import EXIT_NOT_ACQUIRED
+from conch.plain_signal import signal
 from conch.record import Record
-from conch.static_typing import Protocol
+from conch.static_typing import Callable, Protocol
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 # A signal within this time after another is the same request: `timeout`, a service manager and an outer conch signal

@@ -3,9 +3,6 @@
 Nothing here touches the system: the ports do, and a test drives the states with a table and a clock of its own.
 """
 
-import signal
-from functools import partial
-
 from conch.core.acquisition import AcquireFailed, Acquisition, Event, HoldLost, HoldRenewed, HoldWon, ReleaseDone
 from conch.core.attempt import Attempt, AttemptOver, AttemptPorts
 from conch.core.deadline import Bounds
@@ -25,6 +22,7 @@ from conch.core.states import (
 )
 from conch.errors import EXIT_LOST, EXIT_NOT_ACQUIRED, EXIT_SIGNAL, IllegalTransition, checked
 from conch.log import Log
+from conch.plain_signal import name_of, signal
 
 _HOOK_TIMEOUT = "hook-timeout"
 
@@ -194,9 +192,10 @@ class Supervisor:
             raise IllegalTransition(f"cannot start anything without a hold ({self.state.value})")
         commands = {State.ON_ACQUIRE: self._options.on_acquire, State.ON_LOSE: self._options.on_lose}
         hook = self._hook_of(state)
+        command, held = commands.get(state), hold.held
         return Attempt(
             AttemptPorts(
-                start=partial(self._trees.start_tree, commands.get(state), hold.held),
+                start=lambda start_by: self._trees.start_tree(command, held, start_by),
                 open_gate=self._trees.open_gate,
                 reap=self._trees.reap,
                 send=self._acquisition.send,
@@ -301,7 +300,7 @@ class Supervisor:
             return
         first = self._requests.count == 1
         self._ending = True
-        self._log("info", "signal", name=self._options.name, signal=signal.Signals(number).name)
+        self._log("info", "signal", name=self._options.name, signal=name_of(number))
         match self.state:
             case State.ACQUIRING | State.READY:
                 self._end_by(number)

@@ -1,16 +1,13 @@
 """A run of conchd: its attempts one after the other, from the order to start it until its end is recorded."""
 
-from collections.abc import Callable, Sequence
-from enum import Enum
-from functools import partial
-
 from conch.core.attempt import Attempt, AttemptOver, AttemptPorts
 from conch.core.deadline import Bounds, Hold
 from conch.core.messages import Finished, Message, Start
 from conch.core.states import AttemptState, End, ProcessTree
+from conch.enums import Enum
 from conch.errors import checked
 from conch.log import Log
-from conch.static_typing import Protocol
+from conch.static_typing import Callable, Protocol, Sequence
 
 
 class TaskState(Enum):
@@ -113,7 +110,7 @@ class Task:
         self._timed_out = False
         self.attempt = Attempt(
             AttemptPorts(
-                start=partial(self._start_tree, number),
+                start=lambda start_by: self._start_tree(number, start_by),
                 open_gate=self._ports.open_gate,
                 reap=self._ports.reap,
                 send=self._send,

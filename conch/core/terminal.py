@@ -1,10 +1,10 @@
 """The terminal: lent to the child's process group while it runs, so that editors and shells work under conch."""
 
 import os
-import signal
 import termios
 
 from conch.core import procfs
+from conch.plain_signal import signal
 from conch.static_typing import Any
 
 WANTS_TERMINAL = "the command wants the terminal, which another job has: bring conch to the foreground"

@@ -1,8 +1,6 @@
 """The wrapper's supervisor on the real system: descriptors, signals, processes and the terminal."""
 
 import os
-import signal
-from collections.abc import Callable, Mapping, Sequence
 
 from conch.core import host, keeper_process, linux, procfs, spawn
 from conch.core.channel import Channel
@@ -17,6 +15,8 @@ from conch.core.supervisor import Supervisor
 from conch.core.terminal import WANTS_TERMINAL, Terminal
 from conch.errors import EXIT_SIGNAL, ConchError, EndedBySignal
 from conch.log import Log
+from conch.plain_signal import name_of, signal
+from conch.static_typing import Callable, Mapping, Sequence
 
 
 class WrapperLoop:
@@ -55,6 +55,7 @@ class WrapperLoop:
 
     def run(self) -> int:
         """Work until the supervisor is done; return conch's exit code. Raises `EndedBySignal` if a signal ended it."""
+        keeper_process.collect_garbage()
         supervisor = self._supervisor
         try:
             supervisor.begin()
@@ -264,7 +265,7 @@ class WrapperLoop:
             self._on_signal(number)
 
     def _log_stopped(self, number: int, text: str) -> None:
-        self._log("warning", "stopped", name=self._name, signal=signal.Signals(number).name, msg=text)
+        self._log("warning", "stopped", name=self._name, signal=name_of(number), msg=text)
 
     def _can_lend(self, child: Process) -> bool:
         return self._terminal.foreground() in (os.getpgrp(), child.pid)

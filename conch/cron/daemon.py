@@ -4,9 +4,9 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from conch import threads
 from conch.core import procfs
 from conch.core.cgroup import Cgroup
 from conch.core.channel import Channel
@@ -164,7 +164,7 @@ def keep(daemon: Daemon, channel: Channel) -> None:
     try:
         _check_room()
         watchdog = Watchdog(channel)
-        threading.excepthook = partial(crash, watchdog)
+        threads.guard(lambda error: crash(watchdog, error))
         keeper = DaemonKeeper(daemon, watchdog)
         threading.Thread(target=keeper.work, name="scheduler", daemon=True).start()
     except (OSError, RuntimeError, MemoryError, ConchError) as error:

@@ -290,7 +290,7 @@ class Runner:
                 message.duration_s,
                 message.attempt,
                 message.reason,
-                message.cpu_s,
+                None if message.max_rss_kb is None else message.cpu_s,
                 message.max_rss_kb,
             )
         )

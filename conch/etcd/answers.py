@@ -4,8 +4,6 @@ Taken literally, an answer that lacks parts would say "vacant", "gone" or "held"
 endpoint, and the next one is asked.
 """
 
-from collections.abc import Sequence
-
 from conch.etcd.store import (
     Compare,
     CreateRevisionIs,
@@ -23,6 +21,7 @@ from conch.etcd.store import (
     ValueBelow,
 )
 from conch.record import replace
+from conch.static_typing import Sequence
 
 # The next revision still fits into etcd's 64 bits.
 _LARGEST = 2**63 - 2

@@ -1,15 +1,14 @@
 """Our token for etcd's authentication: kept across connections, replaced when etcd no longer accepts it."""
 
 import os
-import threading
 import time
-from collections.abc import Callable
-from enum import Enum
 
+from conch.enums import Enum
 from conch.errors import checked
 from conch.etcd.connection import Connection, read_password
 from conch.etcd.error_codes import BAD_LOGIN, NOT_ENABLED, TOO_OLD, UNAUTHENTICATED, USER_EMPTY, WRONG_PASSWORD
-from conch.static_typing import TYPE_CHECKING
+from conch.static_typing import TYPE_CHECKING, Callable
+from conch.threads import Lock
 
 if TYPE_CHECKING:
     from conch.etcd.call_errors import CallError
@@ -47,7 +46,7 @@ class Login:
         self._password_file = connection.password_file
         self._members = len(connection.endpoints)
         self._least_s = _SINGLE_ENDPOINT_S if self._members == 1 else 0.0
-        self._lock = threading.Lock()
+        self._lock = Lock()
         # One value: calls read it without the lock. Only who has the lock logs in; anybody may log out.
         self._current: tuple[LoginState, str | None] = (LoginState.LOGGED_OUT, None)
         self._refused_by: set[str] = set()  # members that do not know the token

@@ -1,10 +1,10 @@
 """Opens TCP connections to an endpoint within a deadline."""
 
-import socket
-import threading
 import time
 
+from conch import threads
 from conch.etcd.endpoints import Endpoint
+from conch.plain_socket import socket
 from conch.static_typing import Any
 
 
@@ -56,20 +56,21 @@ def _resolve(endpoint: Endpoint, deadline: float) -> list[Any]:
         except OSError:
             continue
         return [(family, socket.SOCK_STREAM, 0, "", (endpoint.host, endpoint.port))]
-    found: list[list[Any]] = []
+    found: list[Any] = []
+    resolved = threads.Event()
 
     def resolve() -> None:
         try:
-            found.append(socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError):  # UnicodeError: a label of the name is empty or too long
-            found.append([])
+            # as bytes: what Python does to a text, for letters beyond ASCII, takes long to load
+            found.extend(socket.getaddrinfo(endpoint.host.encode(), endpoint.port, type=socket.SOCK_STREAM))
+        except OSError:
+            pass  # nothing is found
+        resolved.set()
 
-    resolver = threading.Thread(target=resolve, daemon=True)
     try:
-        resolver.start()
+        threads.start(resolve)
     except RuntimeError:
         raise ConnectionError("cannot start a thread to resolve its name") from None
-    resolver.join(left_s(deadline))
-    if not found or not found[0]:
+    if not resolved.wait(left_s(deadline)) or not found:
         raise ConnectionError("name resolution failed")
-    return found[0]
+    return found

@@ -1,14 +1,12 @@
 """Parses endpoints as people write them: `host`, `host:2379`, `http://host:2379`, `https://host`, `[::1]:2379`."""
 
-import re
-
 from conch.errors import BadInput
 from conch.record import Record
 
 DEFAULT_PORT = 2379
-# compiled when they are used: not every process parses endpoints
-_HOST = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?"
-_ADDRESS = r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?"
+_WORD = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_")
+_HOST = _WORD.union(".-")
+_ADDRESS = frozenset("0123456789ABCDEFabcdef:.")
 
 
 class Endpoint(Record):
@@ -42,7 +40,7 @@ def parse_endpoint(text: str) -> Endpoint:
         raise bad("only a host and a port are wanted")
     if rest.startswith("["):
         host, closing, port = rest[1:].partition("]")
-        if not closing or not re.fullmatch(_ADDRESS, host) or ":" not in host:
+        if not closing or not _is_address(host) or ":" not in host:
             raise bad("no IPv6 address in the brackets")
         if port and not port.startswith(":"):
             raise bad("there is something between the address and the port")
@@ -52,13 +50,25 @@ def parse_endpoint(text: str) -> Endpoint:
         has_port = bool(colon)
         if ":" in port:
             raise bad("an IPv6 address needs brackets, as in [::1]:2379")
-        if not re.fullmatch(_HOST, host):
+        if not _is_host(host):
             raise bad("no host name" if not host else "not a host name")
     if not has_port:
         return Endpoint(host, DEFAULT_PORT, scheme.lower() == "https", not separator)
     if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise bad("the port must be a number from 1 to 65535")
     return Endpoint(host, int(port), scheme.lower() == "https", not separator)
+
+
+def _is_host(text: str) -> bool:
+    """Whether this is a host name, or an IPv4 address; a dot may end it."""
+    name = text.removesuffix(".")
+    return name != "" and name[0] in _WORD and name[-1] in _WORD and _HOST.issuperset(name)
+
+
+def _is_address(text: str) -> bool:
+    """Whether this may be an IPv6 address, with or without a zone."""
+    address, percent, zone = text.partition("%")
+    return address != "" and _ADDRESS.issuperset(address) and bool(percent) == bool(zone) and _HOST.issuperset(zone)
 
 
 def parse_endpoints(text: str) -> tuple[Endpoint, ...]:

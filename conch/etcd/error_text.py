@@ -1,7 +1,5 @@
 """Describes in a few words why a call failed."""
 
-import re
-
 from conch.etcd.error_codes import DEADLINE_EXCEEDED, LEARNER, NO_LEADER
 
 NO_ANSWER = "no answer in time"
@@ -28,9 +26,11 @@ _MEANINGS = {
 
 def describe(code: int | None, details: str) -> str:
     """Describe a failure by its code in gRPC (None: it never got that far) and its text."""
-    invalid = re.search(r"CERTIFICATE_VERIFY_FAILED(?:: ([a-zA-Z ]+))?", details)
-    if invalid:
-        return f"its certificate is not valid: {invalid[1] or 'verification failed'}"
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        import re  # late: only TLS fails like this, and has imported it
+
+        why = re.search(r"CERTIFICATE_VERIFY_FAILED: ([a-zA-Z ]+)", details)
+        return f"its certificate is not valid: {why[1] if why else 'verification failed'}"
     for sign, meaning in _MEANINGS.items():
         if sign in details.lower():
             return meaning

@@ -1,11 +1,8 @@
 """The base of the drivers: asks one endpoint after the other until one answers, within the caller's deadline."""
 
-import math
 import os
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 
 from conch.etcd.answers import BadAnswer
 from conch.etcd.auth import Login
@@ -21,7 +18,8 @@ from conch.etcd.store import Range, RangeResult, Refused, Renewal, StoreError, U
 from conch.etcd.timeline import Timeline
 from conch.etcd.watch import DriverWatch, Stream
 from conch.record import replace
-from conch.static_typing import Any, Generic, Protocol, TypeVar
+from conch.static_typing import Any, Callable, Generic, Protocol, Sequence, TypeVar
+from conch.threads import Lock, start_later
 
 # One try on one endpoint; it doubles from round to round, for an etcd that is slow rather than gone.
 _TRY_S = 2.0
@@ -61,7 +59,7 @@ class FailOver(ABC, Generic[_Client]):
         self.timeline = timeline or Timeline()
         # in random order, so that a fleet spreads over the members
         self._endpoints = sorted(connection.endpoints, key=lambda _: os.urandom(4))
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._client: _Client | None = None
         self._login = Login(connection)
         self._try_s = _TRY_S
@@ -112,7 +110,7 @@ class FailOver(ABC, Generic[_Client]):
         for endpoint in endpoints:
             member = type(self)(replace(self._connection, endpoints=(endpoint,)), self.timeline)
             member._login = self._login
-            member._try_s = math.inf
+            member._try_s = float("inf")
             members.append(member)
         return members
 
@@ -152,10 +150,8 @@ class FailOver(ABC, Generic[_Client]):
             self._endpoints = [*others, new.conch_endpoint]
         if old is None:
             return
-        closing = threading.Timer(timeout_s, old.close)
-        closing.daemon = True
         try:
-            closing.start()
+            start_later(timeout_s, old.close)
         except RuntimeError:  # no more threads
             old.close()
 
@@ -260,7 +256,7 @@ class FailOver(ABC, Generic[_Client]):
             error = Refused(f"cannot {tries.what}: {tries.reasons()}")
         elif tries.left_s() <= 0:
             if tries.silent() and tries.timeout_s >= _TRY_S:
-                self._slow_s = math.inf
+                self._slow_s = float("inf")
             error = tries.unreachable()
         else:
             return

@@ -4,10 +4,9 @@ Pure. Whatever arrives, an answer is read to a record, or raises `GatewayError` 
 Fields that we do not know are ignored.
 """
 
-import json
-from base64 import b64encode
-from collections.abc import Sequence
+from binascii import b2a_base64
 
+from conch import json_text
 from conch.etcd import answers
 from conch.etcd import gateway_fields as fields
 from conch.etcd.answers import BadAnswer
@@ -27,7 +26,7 @@ from conch.etcd.store import (
     ValueBelow,
 )
 from conch.etcd.watch import Answer
-from conch.static_typing import Any
+from conch.static_typing import Any, Sequence
 
 # An error says what it is at its beginning.
 _MESSAGE_CHARS = 1000
@@ -108,11 +107,11 @@ def probe() -> bytes:
 
 
 def _body(request: dict[str, Any]) -> bytes:
-    return json.dumps(request).encode()
+    return json_text.dumps(request).encode()
 
 
 def _base64(data: bytes) -> str:
-    return b64encode(data).decode()
+    return b2a_base64(data, newline=False).decode()
 
 
 def _range(what: Range) -> dict[str, Any]:
@@ -175,7 +174,7 @@ def answer(status: int, data: bytes) -> dict[str, Any]:
 def stream_answer(line: bytes) -> dict[str, Any]:
     """Parse a line of a stream: its answer is in `result`, its error in `error`."""
     try:
-        parsed = json.loads(line)
+        parsed = json_text.loads(line)
     except (ValueError, RecursionError):
         raise BadAnswer(f"it answers no JSON: {line[:60]!r}") from None
     answer = fields.as_object(parsed, "it")

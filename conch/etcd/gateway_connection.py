@@ -1,15 +1,14 @@
 """One HTTP connection to etcd's JSON gateway: its socket and its state."""
 
 import select
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from enum import Enum
 
+from conch.enums import Enum
 from conch.etcd.dial import dial, left_s
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.gateway_protocol import AnswerParser, Head, chunk
-from conch.static_typing import Any
+from conch.plain_socket import socket
+from conch.static_typing import Any, Callable, Iterator
+from conch.threads import Lock
 
 _READ_BYTES = 65536
 # A peer that vanished is noticed while nothing is sent, as by a watch.
@@ -49,7 +48,7 @@ class GatewayConnection:
         self.state = ConnectionState.ACTIVE
         self._socket: Any = dial(endpoint, deadline, first)
         self._parser = AnswerParser()
-        self._adding = threading.Lock()
+        self._adding = Lock()
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

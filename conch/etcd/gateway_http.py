@@ -3,9 +3,7 @@
 It speaks over plain sockets: that is little to import and little to keep in memory.
 """
 
-import threading
 import time
-from collections.abc import Callable, Iterator
 
 from conch.etcd.answers import BadAnswer
 from conch.etcd.endpoints import Endpoint
@@ -14,7 +12,8 @@ from conch.etcd.gateway_codec import answer, stream_answer
 from conch.etcd.gateway_connection import ConnectionState, GatewayConnection
 from conch.etcd.gateway_protocol import CHUNKED, CLOSE, LARGEST_BYTES, Head, chunk, content_length, request
 from conch.etcd.store import Unfit
-from conch.static_typing import Any
+from conch.static_typing import Any, Callable, Iterator
+from conch.threads import Lock
 
 # Idle connections that are kept.
 _IDLE = 4
@@ -38,7 +37,7 @@ class Gateway:
         self.conch_endpoint = endpoint
         self._first_address = first_address
         self._tls = tls
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._open: list[GatewayConnection] = []  # all but the closed ones
         self._closed = False
         self._answered_at: float | None = None

@@ -3,11 +3,10 @@
 Pure. Anything that is not such an answer raises `BadAnswer`.
 """
 
-from collections.abc import Sequence
-from enum import Enum
-
+from conch.enums import Enum
 from conch.etcd.answers import BadAnswer
 from conch.record import Record
+from conch.static_typing import Sequence
 
 # No answer, line of a stream or chunk is larger.
 LARGEST_BYTES = 64 << 20

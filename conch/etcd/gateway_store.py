@@ -1,8 +1,5 @@
 """The driver on etcd's JSON gateway instead of gRPC, for commands that must start fast and stay small."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-
 from conch.etcd import gateway_codec as codec
 from conch.etcd.answers import BadAnswer
 from conch.etcd.call_errors import CallError, granted_before
@@ -16,7 +13,7 @@ from conch.etcd.gateway_watch import ALIVE_S, WatchStream
 from conch.etcd.store import Compare, Header, Lease, LeaseGone, Operation, Range, RangeResult, TxnResult
 from conch.etcd.timeline import Timeline
 from conch.etcd.watch import DriverWatch
-from conch.static_typing import Any, TypeVar
+from conch.static_typing import Any, Callable, Sequence, TypeVar
 
 _Read = TypeVar("_Read")
 _Call = Callable[[Gateway, str | None, float], _Read]
@@ -86,7 +83,9 @@ class HttpStore(FailOver[Gateway]):
     def grant(self, lease: int, ttl_s: int, *, timeout_s: float) -> Lease:
         """See `Store`."""
         ask = self._ask("/v3/lease/grant", codec.grant(lease, ttl_s), lambda answer: codec.granted(lease, answer))
-        return self._call("get a lease", timeout_s, ask, partial(granted_before, lease, ttl_s))
+        return self._call(
+            "get a lease", timeout_s, ask, lambda error, tried_before: granted_before(lease, ttl_s, error, tried_before)
+        )
 
     def keep_alive(self, lease: int, *, timeout_s: float) -> Lease:
         """See `Store`."""

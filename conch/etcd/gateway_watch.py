@@ -1,15 +1,13 @@
 """A watch's stream over etcd's JSON gateway, which finds out whether a silent stream still works."""
 
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from enum import Enum
-
+from conch.enums import Enum
 from conch.etcd import gateway_codec as codec
 from conch.etcd.answers import BadAnswer
 from conch.etcd.gateway_http import SILENCE_S, Gateway, Stream
 from conch.etcd.store import Range
 from conch.etcd.watch import Answer
+from conch.static_typing import Callable, Iterator
+from conch.threads import Lock
 
 # A stream that was asked whether it still works has this long to answer.
 ALIVE_S = 1.5
@@ -37,8 +35,8 @@ class WatchStream:
         self._confirmed = 0
         self._requested_at_silence: int | None = None  # of the silence before, if there was one
         self._probing = False  # a probe was sent, and nothing has arrived since
-        self._unanswered = deque([_Sent.WATCH] * requested)
-        self._sending = threading.Lock()
+        self._unanswered = [_Sent.WATCH] * requested
+        self._sending = Lock()
         self._deletes_only = deletes_only
         self._check_alive = check_alive
 
@@ -46,7 +44,7 @@ class WatchStream:
         for parsed in self._stream.answers(self._silence_s, self._on_silence):
             answer = codec.watch_answer(parsed)
             self._probing = False
-            if answer.created and self._unanswered and self._unanswered.popleft() is _Sent.PROBE:
+            if answer.created and self._unanswered and self._unanswered.pop(0) is _Sent.PROBE:
                 continue
             self._confirmed += answer.created
             yield answer

@@ -3,8 +3,6 @@
 An answer is read to a record, or raises `BadAnswer`.
 """
 
-from collections.abc import Sequence
-
 from conch.etcd import answers, grpc_descriptors
 from conch.etcd.answers import BadAnswer
 from conch.etcd.store import (
@@ -23,7 +21,7 @@ from conch.etcd.store import (
     ValueBelow,
 )
 from conch.etcd.watch import Answer
-from conch.static_typing import Any
+from conch.static_typing import Any, Sequence
 
 grpc_descriptors.install()
 

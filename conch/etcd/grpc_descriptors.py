@@ -5,13 +5,12 @@ schema as a serialized descriptor, though, and the installed protobuf builds the
 """
 
 import sys
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_loader
 from types import CodeType, ModuleType
 
-from conch.static_typing import Any
+from conch.static_typing import Any, Sequence
 
 _PACKAGE = "etcd3.etcdrpc."
 # rpc_pb2 refers to the messages of the other two

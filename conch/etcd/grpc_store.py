@@ -3,7 +3,6 @@
 import os
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from conch.etcd import grpc_descriptors
@@ -25,7 +24,7 @@ from conch.etcd.store import (
 )
 from conch.etcd.timeline import Timeline
 from conch.etcd.watch import Answer, DriverWatch
-from conch.static_typing import Any
+from conch.static_typing import Any, Callable, Iterator, Sequence
 
 grpc_descriptors.install()
 # gRPC writes to stderr by itself; the errors have the same text

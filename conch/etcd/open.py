@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
 
+from conch import threads
 from conch.etcd.connection import Connection
 from conch.etcd.error_codes import USER_EMPTY
 from conch.etcd.gateway_http import NoGateway
@@ -26,7 +26,7 @@ from conch.etcd.store import (
 )
 from conch.etcd.timeline import Log, Timeline
 from conch.limits import lacking
-from conch.static_typing import TypeVar
+from conch.static_typing import Callable, Sequence, TypeVar
 
 _Answer = TypeVar("_Answer")
 # The least time for the second driver, where the first one used up the timeout.
@@ -71,6 +71,7 @@ def _grpc(connection: Connection, timeline: Timeline, *, members_only: bool) -> 
     lack = lacking(threads=_GRPC_THREADS + min(max(os.cpu_count() or 1, 4), 16), descriptors=_GRPC_DESCRIPTORS)
     if lack:
         raise NoGrpc(f"cannot use gRPC: {lack}")
+    threads.guard_others()
     try:
         from conch.etcd.grpc_store import GrpcStore  # late: it takes 100 ms and 25 MB
     except (ImportError, OSError, MemoryError) as error:

@@ -1,11 +1,10 @@
 """Waits for etcd's first answer: a slow etcd gets more time than an absent one."""
 
 import time
-from collections.abc import Callable
 
 from conch.etcd.connection import Connection
 from conch.etcd.store import Unreachable
-from conch.static_typing import TypeVar
+from conch.static_typing import Callable, TypeVar
 
 _Answer = TypeVar("_Answer")
 

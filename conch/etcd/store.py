@@ -3,11 +3,9 @@
 Timeouts are float seconds and cover the whole call, retries on other endpoints included.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-
 from conch.errors import ConchError
 from conch.record import Record
-from conch.static_typing import Protocol
+from conch.static_typing import Callable, Iterator, Protocol, Sequence
 
 
 class StoreError(ConchError):

@@ -7,14 +7,12 @@ rarely look lower for an instant, in an election. A false alarm costs one listin
 The same answers bound the time at which a revision was written, on our own clock.
 """
 
-import threading
 import time
-from collections import deque
-from collections.abc import Callable
 
 from conch.etcd.store import Header, Lease, RangeResult, TxnResult
 from conch.record import Record
-from conch.static_typing import TypeVar
+from conch.static_typing import Callable, TypeVar
+from conch.threads import Lock
 
 _Answer = TypeVar("_Answer")
 
@@ -42,11 +40,11 @@ class Timeline:
     def __init__(self, log: Log = lambda _event, _text: None) -> None:
         """`log` is called with `revision-went-back` and a text, once each time."""
         self._log = log
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._followers: set[Callable[[], None]] = set()
         self.newest = Mark(0, 0, 0)
         # revisions, each with the times at which its request was sent and its answer arrived
-        self._moments: deque[tuple[int, float, float]] = deque(maxlen=_KEPT)
+        self._moments: list[tuple[int, float, float]] = []
 
     def follow(self, on_back: Callable[[], None]) -> None:
         """Call `on_back`, from any thread, whenever the revision goes back, until `unfollow`."""
@@ -87,6 +85,7 @@ class Timeline:
         with self._lock:
             if before.turn == self.newest.turn and (not self._moments or sent_at >= self._moments[-1][1] + _APART_S):
                 self._moments.append((revision, sent_at, heard_at))
+                del self._moments[:-_KEPT]
 
     def note_event(self, revision: int, since: Mark) -> None:
         """Note an event at this revision, on a watch that was begun when `since` was the newest mark."""

@@ -1,17 +1,16 @@
 """A watch that resumes: events in order and none twice, whatever endpoints come and go."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
 
+from conch import threads
+from conch.enums import Enum
 from conch.etcd.answers import BadAnswer, covers
 from conch.etcd.backoff import Backoff
 from conch.etcd.error_codes import DENIED, USER_EMPTY
 from conch.etcd.store import Compacted, Event, Header, Range, Refused, StoreError, WentBack
 from conch.etcd.timeline import Mark, Timeline
 from conch.record import Record
-from conch.static_typing import Any, Protocol
+from conch.static_typing import Any, Callable, Iterator, Protocol, Sequence
 
 _PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 # After so many useless streams in a row it is reported: the restart of a member takes fewer.
@@ -101,7 +100,7 @@ class DriverWatch:
         self.state = WatchState.STARTING
         self._what = [watched for watched, _ in what]
         self._next = [revision for _, revision in what]
-        self._lock = threading.Lock()
+        self._lock = threads.Lock()
         self._open_stream = open_stream
         self._drop_connection = drop_connection
         self._invalidate_token = invalidate_token
@@ -113,7 +112,7 @@ class DriverWatch:
         self._since = timeline.newest
         # listed before the revision went back, and begun after it
         self._outlived = self._since.turn > 0 and max(self._next) > self._since.revision + 1
-        self._cancelled = threading.Event()
+        self._cancelled = threads.Event()
         self._current: _OpenStream | None = None
         self._useless = 0  # streams in a row that brought nothing, whatever they confirmed
         self._backoff = Backoff(_PAUSE_S, _LONGEST_PAUSE_S)

@@ -1,10 +1,8 @@
 """The keeper's dealings with etcd: get a lease, queue, hold, release. One thread, one inbox."""
 
 import os
-import queue
-import threading
-from collections.abc import Callable
 
+from conch import threads
 from conch.core import clock
 from conch.core.deadline import DeadlineRule
 from conch.core.messages import Acquire, Answered, Failed, Held, Message, Note, Queued, Release, Released
@@ -27,7 +25,8 @@ from conch.keeper.places import Places
 from conch.keeper.queue import Place, PlaceLost, Queue, is_full
 from conch.keeper.session import Session
 from conch.keeper.states import NEXT, State
-from conch.static_typing import Protocol
+from conch.static_typing import Callable, Protocol
+from conch.threads import Empty, Lock, SimpleQueue
 
 
 class Holding(Protocol):
@@ -57,10 +56,10 @@ class Acquirer:
         self._spec = spec
         self._store = store
         self._watchdog = watchdog
-        self._inbox: queue.SimpleQueue[Message | Event] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._inbox: SimpleQueue[Message | Event] = SimpleQueue()
+        self._lock = Lock()
         self._releases = 0  # delivered and not served yet
-        self.released = threading.Event()
+        self.released = threads.Event()
         self._calls = Calls(spec, self._log)
         self._key_watch = KeyWatch(store, self._inbox.put, self._log)
         self._notices = Notices(self._log)
@@ -308,7 +307,7 @@ class Acquirer:
         self._calls.check()
         try:
             event = self._inbox.get(timeout=self._calls.left_s())
-        except queue.Empty:
+        except Empty:
             self._calls.check()
             return None  # woken a little early
         match event:

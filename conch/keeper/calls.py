@@ -1,15 +1,13 @@
 """How an acquisition asks etcd: until it answers, the supervisor cancels, or `--wait` runs out."""
 
-import threading
-from collections.abc import Callable
-
 from conch.core import clock
 from conch.core.deadline import ANSWERS_WITHIN_S
 from conch.errors import EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, ConchError
 from conch.etcd.patience import first_answer
 from conch.etcd.store import Unreachable
 from conch.keeper.hold_spec import HoldSpec
-from conch.static_typing import TypeVar
+from conch.static_typing import Callable, TypeVar
+from conch.threads import Event
 
 _PAUSE_S, _PAUSE_MOST_S = 0.05, 2.0
 # The least time that etcd is given for its first answer, however late the keeper got ready.
@@ -37,7 +35,7 @@ class Calls:
         self._log = log
         self._answered = False  # etcd has answered this keeper at least once
         self._give_up_at: float | None = None
-        self.cancelled = threading.Event()
+        self.cancelled = Event()
 
     def begin(self, give_up_at: float | None) -> None:
         """Start an acquisition that is given up at this time of CLOCK_BOOTTIME."""

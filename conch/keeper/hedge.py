@@ -1,10 +1,9 @@
 """Asks every member in parallel for a renewal whose first try failed, until one confirms it."""
 
-import threading
-from collections.abc import Callable, Sequence
-
+from conch import threads
 from conch.etcd.store import Store, StoreError, Unreachable
 from conch.record import Record
+from conch.static_typing import Callable, Sequence
 
 # Tries with a long time limit, for an etcd that is slow rather than gone; each begins this much after the one before.
 _PATIENT, _STAGGERED_S = 3, 1.0
@@ -12,7 +11,8 @@ _PATIENT_MOST_S = 10.0
 _PAUSE_S = 0.05
 # How many renewals of one process may do so at a time: conchd may have hundreds of holds, and each renewal takes
 # threads and connections. The others try one member after the other, by the store's own fail-over.
-_ROOM = threading.BoundedSemaphore(16)
+_MOST = 16
+_room = [None] * _MOST  # a place for each
 
 
 class Tried(Record):
@@ -49,10 +49,11 @@ class Hedge:
         self._report = report
         self._should_renew = should_renew
         self._share_s = share_s
-        self._over = threading.Event()
+        self._over = threads.Event()
         patience_s = min(_PATIENT_MOST_S, patience_s)
-        self._threads: list[threading.Thread] = []
-        self._has_room = _ROOM.acquire(blocking=False)
+        self._lock = threads.Lock()
+        self._asking = 0  # threads
+        self._has_room = _take_room()
         if not self._has_room:
             return
         for member in store.each_member():
@@ -66,22 +67,31 @@ class Hedge:
         """Ask no more, without waiting for the threads. To be called once."""
         self._over.set()
         if self._has_room:
-            _ROOM.release()
+            _room.append(None)
 
     @property
     def asks(self) -> bool:
         """Whether a thread still asks: there may have been no room, or no thread, or `should_renew` said no."""
-        return any(thread.is_alive() for thread in self._threads)
+        return self._asking > 0
 
     def _start(self, stores: Sequence[Store], limit_s: Callable[[], float], delay_s: float) -> None:
-        thread = threading.Thread(target=self._ask, args=(stores, limit_s, delay_s), name="hedge", daemon=True)
+        self._count(1)
         try:
-            thread.start()
-            self._threads.append(thread)
+            threads.start(self._ask, stores, limit_s, delay_s)
         except RuntimeError:
-            pass  # no more threads: those that were started must do
+            self._count(-1)  # no more threads: those that were started must do
+
+    def _count(self, more: int) -> None:
+        with self._lock:
+            self._asking += more
 
     def _ask(self, stores: Sequence[Store], limit_s: Callable[[], float], delay_s: float) -> None:
+        try:
+            self._ask_in_turn(stores, limit_s, delay_s)
+        finally:
+            self._count(-1)
+
+    def _ask_in_turn(self, stores: Sequence[Store], limit_s: Callable[[], float], delay_s: float) -> None:
         self._over.wait(delay_s)
         number = 0
         while not self._over.is_set() and self._should_renew():
@@ -95,3 +105,12 @@ class Hedge:
             self._over.wait(pause_s - tried.took_s)
         for store in stores:
             store.close()
+
+
+def _take_room() -> bool:
+    """Take a place; return False if none is left."""
+    try:
+        _room.pop()  # atomic
+    except IndexError:
+        return False
+    return True

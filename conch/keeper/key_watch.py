@@ -1,10 +1,9 @@
 """Watches for the deletion of keys: those right ahead of us in a queue, and our own."""
 
-import threading
-from collections.abc import Callable, Mapping
-
+from conch import threads
 from conch.etcd.store import Compacted, Range, Store, StoreError, Watch
 from conch.keeper.events import KeyDeleted, WatchBroken, WatchEvent, WatchUnavailable
+from conch.static_typing import Callable, Mapping
 
 # How long to wait before watching again where etcd refuses it.
 _REFUSED_S = 1.0
@@ -42,8 +41,7 @@ class KeyWatch:
             deletes_only=True,
             blind=lambda: self._put(WatchUnavailable(number)),
         )
-        reader = threading.Thread(target=self._read, args=(self._watch, number), name="key-watch", daemon=True)
-        reader.start()
+        threads.start(self._read, self._watch, number)
 
     def end(self) -> None:
         """End the current watch."""
@@ -57,9 +55,7 @@ class KeyWatch:
         self._break_later(self.number)
 
     def _break_later(self, number: int) -> None:
-        timer = threading.Timer(_REFUSED_S, self._put, (WatchBroken(number),))
-        timer.daemon = True
-        timer.start()
+        threads.start_later(_REFUSED_S, self._put, WatchBroken(number))
 
     def _read(self, watch: Watch, number: int) -> None:
         try:

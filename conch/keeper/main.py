@@ -1,14 +1,13 @@
 """The keeper from start to end."""
 
-import threading
-from functools import partial
-
+from conch import threads
 from conch.core.channel import Channel
+from conch.core.keeper_process import collect_garbage
 from conch.core.messages import Failed, Note, Release
 from conch.errors import EXIT_UNAVAILABLE, ConchError, end_unexpectedly, shortage
 from conch.keeper.hold_spec import HoldSpec
 from conch.record import replace
-from conch.static_typing import TYPE_CHECKING, Any
+from conch.static_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from conch.keeper.watchdog import Watchdog
@@ -33,14 +32,16 @@ def keep(spec: HoldSpec, channel: Channel) -> None:
     from conch.keeper.acquirer import Acquirer
     from conch.keeper.watchdog import NotReady, Watchdog
 
+    collect_garbage()
+
     def log(event: str, text: str) -> None:
         watchdog.send(Note("warning", event, {"msg": text}))
 
     try:
         watchdog = Watchdog(channel)
-        threading.excepthook = partial(crash, watchdog)
+        threads.guard(lambda error: crash(watchdog, error))
         acquirer = Acquirer(spec, open_store(spec.connection, log, members_only=True), watchdog)
-        threading.Thread(target=acquirer.run, name="acquirer", daemon=True).start()
+        threads.start(acquirer.run)
     except (OSError, RuntimeError, MemoryError, ConchError) as error:
         channel.send(failure(error))
         return
@@ -69,9 +70,9 @@ def failure(error: BaseException) -> Failed:
     return Failed(EXIT_UNAVAILABLE, f"cannot start the process that talks to etcd: {short}")
 
 
-def crash(watchdog: "Watchdog", args: Any) -> None:
+def crash(watchdog: "Watchdog", error: BaseException) -> None:
     """End the keeper because a thread died, of a defect or of a shortage; the supervisor handles the rest."""
-    if shortage(args.exc_value):
-        watchdog.quit(replace(failure(args.exc_value), leftovers=True))
-        threading.Event().wait()  # until the watchdog's thread has ended this process
-    end_unexpectedly(args.exc_value)
+    if shortage(error):
+        watchdog.quit(replace(failure(error), leftovers=True))
+        threads.Event().wait()  # until the watchdog's thread has ended this process
+    end_unexpectedly(error)

@@ -1,12 +1,12 @@
 """Warnings for a contender that may wait for ever, or that meets keys it did not expect."""
 
 import os
-from collections.abc import Callable
 
 from conch.etcd.store import Range, StoreError
 from conch.keeper.hold_spec import QueueSpec
 from conch.keeper.queue import Place, Queue
 from conch.keys import contender, slots_of
+from conch.static_typing import Callable
 
 _LEASE = "CONCH_LEASE"
 

@@ -1,8 +1,7 @@
 """Our places in the queues entered under one lease."""
 
-from collections.abc import Callable
-
 from conch.keeper.queue import Place, PlaceLost, Queue
+from conch.static_typing import Callable
 
 # Calls it with a time limit in seconds until etcd answers.
 UntilAnswered = Callable[[Callable[[float], Place]], Place]

@@ -1,17 +1,15 @@
 """A lease kept alive, and the deadline that each confirmed renewal proves."""
 
-import math
-import queue
-import threading
-from collections.abc import Callable
-from enum import Enum
-
+from conch import threads
 from conch.core import clock
 from conch.core.deadline import RENEWED_EVERY, DeadlineRule
+from conch.enums import Enum
 from conch.errors import checked
 from conch.etcd.store import LeaseGone, Range, Store, StoreError
 from conch.keeper.hedge import Hedge, Tried
 from conch.record import Record
+from conch.static_typing import Callable
+from conch.threads import Empty, SimpleQueue
 
 # How long one member may take before others are asked in parallel: an eighth of the time that is left, so that tries
 # come faster the nearer the deadline is, and the end of a fault is noticed. An etcd that was slow the last time gets up
@@ -75,20 +73,20 @@ class Session:
         self._renewed = renewed
         self._lost = lost
         self._log = log
-        self._stop = threading.Event()
-        self._inbox: queue.SimpleQueue[Tried | _Wake] = queue.SimpleQueue()
+        self._stop = threads.Event()
+        self._inbox: SimpleQueue[Tried | _Wake] = SimpleQueue()
         self._hedge: Hedge | None = None  # while a renewal does not come through
         self._took_s = 0.0  # the last renewal that was confirmed
         self._health = Health.CONFIRMED
         self._failing_since = 0.0  # if not CONFIRMED
-        self._thread = threading.Thread(target=self._run, name="session", daemon=True)
         self.deadline = granted_at + ttl_s
 
     def follow(self, key: str, rev: int) -> None:
         """Confirm each renewal by this key of ours and its create-revision. The first call starts the renewals."""
+        first = self._own_key is None
         self._own_key = (key, rev)
-        if not self._thread.ident:
-            self._thread.start()
+        if first:
+            threads.start(self._run)
 
     def stop_quietly(self) -> None:
         """Renew no more, but leave the thread asleep; call `stop` later."""
@@ -124,7 +122,7 @@ class Session:
         try:
             event = self._inbox.get(timeout=max(0.0, wait_s))
             return event if isinstance(event, Tried) else None
-        except queue.Empty:
+        except Empty:
             pass
         if self._stop.is_set():
             return None
@@ -168,7 +166,7 @@ class Session:
 
     def _share_s(self) -> float:
         """Return how long one member may take before others are asked in parallel."""
-        left_s = DeadlineRule(self.ttl_s, math.inf).sigterm_at(self.deadline) - clock.now()
+        left_s = DeadlineRule(self.ttl_s, float("inf")).sigterm_at(self.deadline) - clock.now()
         if left_s <= 0:
             return _SHARE_MOST_S
         usual_s = min(2 * self._took_s, left_s * _SLOW_SHARE)

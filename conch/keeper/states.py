@@ -1,6 +1,6 @@
 """The states of one acquisition in the keeper, and which may follow which."""
 
-from enum import Enum
+from conch.enums import Enum
 
 
 class State(Enum):

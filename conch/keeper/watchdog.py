@@ -7,8 +7,6 @@ immediately, and returns, for the lease to be released, only when the tree was s
 
 import os
 import select
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
 
 from conch.core import clock, procfs
 from conch.core.cgroup import Cgroup
@@ -16,6 +14,7 @@ from conch.core.channel import Channel
 from conch.core.deadline import DeadlineRule
 from conch.core.messages import Drain, Ended, Kill, Lost, Message, Renewed, Running
 from conch.core.procfs import Stat, Target
+from conch.static_typing import Callable, Iterable, Sequence
 
 _KILL_PAUSE_S, _KILL_PAUSE_MOST_S = 0.02, 1.0
 _OVERDUE = 0.0  # of CLOCK_BOOTTIME
@@ -65,7 +64,7 @@ class Watchdog:
         self._channel = channel
         self._kill = kill
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._outbox: deque[Message] = deque()
+        self._outbox: list[Message] = []
         self._runs: dict[str, _Run] = {}
         self._holds: dict[int, _Hold] = {}
         self._last_message: Message | None = None  # to be sent before the process ends
@@ -156,7 +155,7 @@ class Watchdog:
             timer.clear()
             self._clear_wake()
             while self._outbox:
-                self._channel.send(self._outbox.popleft())
+                self._channel.send(self._outbox.pop(0))
             if self._last_message is not None:
                 self._channel.send(self._last_message)
                 os._exit(1)

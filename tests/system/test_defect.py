@@ -67,7 +67,7 @@ COMMANDS = [
     ("core/daemon_loop.py", "supervisor = self._supervisor", ("conchd", "--state-dir", "s")),
     ("core/wrapper_loop.py", "supervisor.begin()", ("elect", "o", "--", "true")),
     ("cli/dev.py", "environment = host.environment()", ("dev", "--", "true")),
-    ("cli/click_adapter.py", "result = root.main(", ("--help",)),
+    ("cli/click_adapter.py", "result = root.main(", ("elect", "--help")),
 ]
 
 
@@ -90,7 +90,7 @@ def test_defect_in_a_command(conch: Bench, planted: Planted, file: str, line: st
         ("cli/elect.py", "common = settings(line)", "def again() -> None:\n    again()\nagain()"),
         ("cli/elect.py", "common = settings(line)", "raise SystemExit(0)"),
         ("cli/elect.py", "common = settings(line)", "os = __import__('os'); os.close(99)"),
-        ("etcd/dial.py", "found.append(socket.getaddrinfo(", DEFECT),
+        ("etcd/dial.py", "found.extend(socket.getaddrinfo(", DEFECT),
     ],
     ids=["import-at-the-end", "import", "recursion", "exit", "bad-descriptor", "thread"],
 )
@@ -119,7 +119,7 @@ def test_traceback_of_a_defect_is_shown_on_request(conch: Bench, planted: Plante
 KEEPERS = [
     ("keeper/acquirer.py", "session = self._start_session()", DEFECT),
     ("keeper/acquirer.py", "place = self._enter_queue(queue, session)", DEFECT),  # it has a lease by then
-    ("keeper/acquirer.py", "import queue", "import conch.none_of_ours"),
+    ("keeper/acquirer.py", "import os", "import conch.none_of_ours"),
     ("keeper/main.py", "watchdog = Watchdog(channel)", DEFECT),
     ("keeper/watchdog.py", "timer.arm(self._next_kill_at())", DEFECT),
 ]

@@ -263,7 +263,7 @@ def test_quiet_is_silent_on_a_good_run(conch: Bench) -> None:
 
 def test_log_has_a_line_per_transition_in_both_formats(conch: Bench) -> None:
     """The events are in order, with name, token and lease; JSON has the same."""
-    expected = ["acquiring", "acquired", "child-start", "child-exit", "released"]
+    expected = ["acquiring", "acquired", "child-start", "child-exit", "child-end", "released"]
     text = conch.run("elect", "o", "--", "true").stderr
     wrapper_events = [line.split("event=")[1].split()[0] for line in text.splitlines()]
     assert wrapper_events == expected

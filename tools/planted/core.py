@@ -19,7 +19,7 @@ _SUPERVISOR = "tests/unit/core/test_supervisor.py"
 _TERMINAL = "tests/system/test_terminal_shared.py"
 _WAITING = "tests/system/test_waiting_child.py"
 
-# Another process does it, once the command runs.
+# Another process does it, a second after the command has begun to run.
 _ENTER_AFTER_EXEC = """\
         us = f"/proc/{os.getpid()}"
         before = open(f"{us}/cmdline").read()
@@ -27,6 +27,8 @@ _ENTER_AFTER_EXEC = """\
             if os.fork() == 0:
                 while open(f"{us}/cmdline").read() == before:
                     pass
+                import time
+                time.sleep(1)
                 with open(f"{cgroup.path}/cgroup.procs", "w") as file:
                     file.write(us[6:])
             os._exit(0)

@@ -5,7 +5,6 @@ of clients is reached, the one that has been longest without a complete request 
 """
 
 import asyncio
-import enum
 import logging
 import resource
 import socket
@@ -20,6 +19,7 @@ from uvicorn.server import ServerState
 from conch.cron.status.app import build
 from conch.cron.status.hosts import Hosts
 from conch.cron.status.views import Status
+from conch.enums import Enum
 
 _REQUEST_S = _READ_S = 5.0
 # Longer than any answer takes to compute.
@@ -37,7 +37,7 @@ _PAUSE_S = 0.1
 Log = Callable[..., None]
 
 
-class State(enum.Enum):
+class State(Enum):
     """The life of a client; clients in an earlier state are disconnected first when the limit is reached."""
 
     RECEIVING = 0

@@ -30,9 +30,10 @@ class Allowance:
 
 
 def read(path: Path) -> list[Interval]:
-    """Return the intervals of a log; a killed process ends with its last beat."""
+    """Return the intervals of a log; a killed process ends with its last beat. A line that is being written is left."""
     found: dict[tuple[str, str, int, int], list[float]] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
+    text = path.read_text() if path.exists() else ""
+    for line in text[: text.rfind("\n") + 1].splitlines():
         kind, name, rev, pid, _, at = line.split()
         found.setdefault((kind, name, int(rev), int(pid)), []).append(float(at))
     return sorted(

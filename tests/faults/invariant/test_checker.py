@@ -25,6 +25,13 @@ def test_overlap_is_seen() -> None:
     assert len(overlaps([ran(1, 0, 3), ran(2, 0.5, 3), ran(3, 1, 2)], 2)) == 1
 
 
+def test_line_that_is_being_written_is_left(tmp_path: Path) -> None:
+    """A reader may see a part of it, where it crosses a page of memory."""
+    log = tmp_path / "beats"
+    log.write_text("elect x 7 42 start 1.000000\nelect x 7 42 beat 2.000000\nelect x 7 42 beat")
+    assert read(log) == [ran(7, 1.0, 2.0, pid=42)]
+
+
 def test_allowance_covers_only_its_own_time() -> None:
     """An overlap that began before the allowance, lasts longer, or comes long after it is flagged."""
     gone = [Allowance(1.0, 0.5)]

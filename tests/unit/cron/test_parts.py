@@ -62,6 +62,7 @@ class Port:
             max_runs=MAX_RUNS,
             job_key=None,
             first=True,
+            contain="tree",
             timeout_s=5.0,
         )
         port: Any = self
