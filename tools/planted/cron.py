@@ -5,6 +5,7 @@ from tools.planted.bug import Bug
 _CLAIMS = "tests/system/test_claims.py"
 _CLAIM_STORE = "tests/unit/cron/test_claim_store.py"
 _CLOCK = "tests/system/test_cron_clock.py"
+_CONTAINMENT = "tests/system/test_containment.py"
 _CRON_RUN = "tests/system/test_cron_run.py"
 _NAMESAKES = "tests/system/test_namesakes.py"
 _RACES = "tests/system/test_conchd_races.py"
@@ -228,5 +229,12 @@ BUGS = (
         "if mark in self._known or",
         "if",
         (f"{_STATUS}::test_keys_that_conch_did_not_make",),
+    ),
+    Bug(
+        "what survived a dead conchd is not killed by its cgroup",
+        "cron/daemon.py",
+        "for run in lost] if cgroups else []",
+        "for run in lost] if not cgroups else []",
+        (f"{_CONTAINMENT}::test_survivors_of_both_processes_of_conchd_are_killed_by_their_cgroup",),
     ),
 )

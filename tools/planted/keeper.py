@@ -2,6 +2,7 @@
 
 from tools.planted.bug import Bug
 
+_CONTAINMENT = "tests/system/test_containment.py"
 _DEATH = "tests/system/test_death.py"
 _RUN = "tests/system/test_elect_run.py"
 _SEMA = "tests/system/test_sema.py"
@@ -10,6 +11,21 @@ _STORE = "tests/system/test_store.py"
 _WATCHDOG = "tests/unit/keeper/test_watchdog.py"
 
 BUGS = (
+    # -- the cgroup of a run
+    Bug(
+        "keeper frees the hold of a dead supervisor before the cgroup is removed",
+        "keeper/watchdog.py",
+        "                Cgroup(run.running.cgroup).remove()\n",
+        "                pass\n",
+        (f"{_CONTAINMENT}::test_what_escaped_is_dead_before_the_hold_is_free",),
+    ),
+    Bug(
+        "keeper does not know the cgroup when the deadline comes",
+        "keeper/watchdog.py",
+        "running.run_id, run.since, run.running.cgroup)",
+        'running.run_id, run.since, "")',
+        (f"{_CONTAINMENT}::test_what_escaped_is_dead_before_the_lease_can_expire",),
+    ),
     # -- the deadline and its confirmation
     Bug(
         "deadline counts from the reply",

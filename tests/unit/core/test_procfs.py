@@ -1,0 +1,46 @@
+"""Runs as a process sees them that is not their ancestor: those in cgroups."""
+
+import secrets
+import signal
+from pathlib import Path
+
+import pytest
+
+from conch.core import procfs
+from conch.core.cgroup import Cgroup
+from conch.core.procfs import Target, kill_from_outside
+from tests.support.cgroups import new_place, sleeper
+
+# No process has this pid: the run's first process and its group are gone.
+NOBODY = 2**22 + 1
+
+
+def test_run_is_alive_as_long_as_the_kernel_says_that_its_cgroup_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lives there carries no run id, and has not died of the kill yet."""
+    with new_place(f"t-{secrets.token_hex(8)}") as place:
+        target = Target(NOBODY, "cafe", 0, str(place.path))
+        assert kill_from_outside([target]) == [[]]
+        with sleeper(place.path) as process:
+            with monkeypatch.context() as patch:
+                patch.setattr(Cgroup, "kill", lambda _: None)
+                ((seen,),) = kill_from_outside([target])
+                assert (seen.state, seen.pid) == (procfs.UNSEEN, NOBODY)
+            assert process.poll() is None
+            kill_from_outside([target])
+            assert process.wait(5) == -signal.SIGKILL
+        assert Cgroup(str(place.path)).wait_until_empty(5)
+        assert kill_from_outside([target]) == [[]]
+    assert not Path(target.cgroup).exists()
+    assert kill_from_outside([target]) == [[]], "one that is gone is empty"
+
+
+def test_run_whose_cgroup_cannot_be_read_may_be_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(cgroup: Cgroup) -> bool:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Cgroup, "kill", unreadable)
+    monkeypatch.setattr(Cgroup, "populated", unreadable)
+    assert kill_from_outside([Target(NOBODY, "cafe", 0, "/nowhere"), Target(NOBODY + 1, "f00d", 0)]) == [
+        [procfs.unseen(NOBODY)],
+        [],
+    ]
