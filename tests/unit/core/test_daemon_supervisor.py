@@ -1092,7 +1092,9 @@ class Anything(RuleBasedStateMachine):
         world.at(self.seconds() + 40)
         for run in list(world.pool.tasks):
             world.hears(Recorded(run))
-        assert set(self.orders) == {finished.run for finished in world.finished}
+        unrecorded = set(self.orders) - {finished.run for finished in world.finished}
+        # a second request does not wait for the next keeper, and says what it gives up
+        assert not unrecorded or (world.pool.done and any("could not be recorded" in event for event in world.events))
         assert world.pool.done or isinstance(world.sent[-1], Release)
 
 
