@@ -15,7 +15,6 @@ from conch.static_typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conch.core.spawn import User
-    from conch.cron.daemon import Daemon
     from conch.etcd.connection import Settings
     from conch.holder import Holder
     from conch.log import Log
@@ -82,9 +81,9 @@ def run(line: Line) -> int:
     state = state_dir(values["state_dir"])
     locked = lock(state)
     _warn_of_risks(log, account, job_key, values["max_runs"], descriptors)
-    daemon = _daemon(common, values, identity, state, job_key, min(values["max_runs"], descriptors.most_runs))
+    max_runs = min(values["max_runs"], descriptors.most_runs)
     loop = DaemonLoop(
-        partial(_keep, daemon),
+        partial(_keep, common, values, identity, state, job_key, max_runs),
         _environment(account),
         log,
         drain_s=values["drain"],
@@ -192,12 +191,19 @@ def _warn_of_risks(
         )
 
 
-def _daemon(
-    common: "Settings", values: dict[str, Any], identity: "Holder", state: str, job_key: bytes | None, max_runs: int
-) -> "Daemon":
-    from conch.cron.daemon import Daemon
+def _keep(
+    common: "Settings",
+    values: dict[str, Any],
+    identity: "Holder",
+    state: str,
+    job_key: bytes | None,
+    max_runs: int,
+    channel: Any,
+) -> None:
+    """Be the keeper. What only this process needs is imported here: each fork of a run copies the supervisor's pages."""
+    from conch.cron.daemon import Daemon, keep
 
-    return Daemon(
+    daemon = Daemon(
         connection=common.connection,
         keys=common.keys,
         identity=identity,
@@ -208,12 +214,6 @@ def _daemon(
         status=values["status_addr"],
         status_hosts=values["status_host"],
     )
-
-
-def _keep(daemon: Any, channel: Any) -> None:
-    # imported in the keeper only, because it imports all of gRPC
-    from conch.cron.daemon import keep
-
     keep(daemon, channel)
 
 

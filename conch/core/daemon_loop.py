@@ -1,11 +1,9 @@
 """The supervisor of many runs on the real system: descriptors, signals, processes, their output."""
 
-import random
 import select
 import signal
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 
 from conch.core import clock, procfs, spawn
 from conch.core.channel import Channel
@@ -21,7 +19,7 @@ from conch.core.states import End, ProcessTree
 from conch.errors import EXIT_SIGNAL, EndedBySignal
 from conch.line_writer import LineWriter
 from conch.log import Log
-from conch.record import replace
+from conch.record import Record, replace
 
 # How many holds there can be at a time: one for the host, and one per run with a semaphore.
 HOLDS = 4096
@@ -34,8 +32,7 @@ OUTPUT_BYTES = 4 << 20
 _LAST_OUTPUT_S = 1.0
 
 
-@dataclass(slots=True)
-class _Run:
+class _Run(Record):
     process: Process
     relays: tuple[Relay, Relay]
 
@@ -197,6 +194,8 @@ class DaemonLoop:
 
     def jitter(self, low: float, high: float) -> float:
         """Return a random number between the two."""
+        import random  # late: see `_Run`
+
         return random.uniform(low, high)
 
     def start_keeper(self) -> None:
