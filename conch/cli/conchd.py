@@ -200,7 +200,7 @@ def _keep(
     max_runs: int,
     channel: Any,
 ) -> None:
-    """Be the keeper. What only this process needs is imported here: each fork of a run copies the supervisor's pages."""
+    """Be the keeper. What only it needs is imported here: each fork of a run copies what the supervisor has loaded."""
     from conch.cron.daemon import Daemon, keep
 
     daemon = Daemon(
