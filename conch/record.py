@@ -38,7 +38,9 @@ class Record:
         elif named:
             raise TypeError(f"{type(self).__name__}: repeated fields: {', '.join(named)}")
         else:
-            self.__dict__.update(zip(fields, values, strict=True))
+            own = self.__dict__
+            for name, value in zip(fields, values, strict=True):
+                own[name] = value
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse: a record never changes."""

@@ -16,7 +16,6 @@ from conch.static_typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from conch.core.containment import Containment
     from conch.core.spawn import User
-    from conch.cron.daemon import Daemon
     from conch.etcd.connection import Settings
     from conch.holder import Holder
     from conch.log import Log
@@ -84,10 +83,9 @@ def run(line: Line) -> int:
     state = state_dir(values["state_dir"])
     locked = lock(state)
     _warn_of_risks(log, account, job_key, values["max_runs"], descriptors)
-    most_runs = min(values["max_runs"], descriptors.most_runs)
-    daemon = _daemon(common, values, identity, state, job_key, most_runs, containment)
+    max_runs = min(values["max_runs"], descriptors.most_runs)
     loop = DaemonLoop(
-        partial(_keep, daemon),
+        partial(_keep, common, values, identity, state, job_key, max_runs, containment),
         _environment(account),
         containment,
         log,
@@ -197,7 +195,7 @@ def _warn_of_risks(
         )
 
 
-def _daemon(
+def _keep(
     common: "Settings",
     values: dict[str, Any],
     identity: "Holder",
@@ -205,10 +203,12 @@ def _daemon(
     job_key: bytes | None,
     max_runs: int,
     containment: "Containment",
-) -> "Daemon":
-    from conch.cron.daemon import Daemon
+    channel: Any,
+) -> None:
+    """Be the keeper. What only it needs is imported here: each fork of a run copies what the supervisor has loaded."""
+    from conch.cron.daemon import Daemon, keep
 
-    return Daemon(
+    daemon = Daemon(
         connection=common.connection,
         keys=common.keys,
         identity=identity,
@@ -221,12 +221,6 @@ def _daemon(
         contain=containment.form,
         cgroups=containment.parent,
     )
-
-
-def _keep(daemon: Any, channel: Any) -> None:
-    # imported in the keeper only, because it imports all of gRPC
-    from conch.cron.daemon import keep
-
     keep(daemon, channel)
 
 

@@ -1,7 +1,5 @@
 """Reads the key that jobs are signed with."""
 
-import hashlib
-import hmac
 import os
 import stat
 
@@ -30,4 +28,7 @@ def read_key(path: str | None, prefix: str) -> bytes | None:
         raise BadInput(f"--job-key-file: {path} is open to all users (chmod 600)")
     if len(key) < _MIN_BYTES:
         raise BadInput(f"--job-key-file: the key in {path} is shorter than {_MIN_BYTES} bytes")
+    import hashlib  # late: most daemons have no key file
+    import hmac
+
     return hmac.new(key, f"conch jobs {prefix}".encode(), hashlib.sha256).digest()

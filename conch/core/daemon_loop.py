@@ -2,7 +2,6 @@
 
 import select
 import time
-from dataclasses import dataclass
 
 from conch.core import clock, procfs, spawn
 from conch.core.channel import Channel
@@ -20,7 +19,7 @@ from conch.errors import EXIT_SIGNAL, EndedBySignal
 from conch.line_writer import LineWriter
 from conch.log import Log
 from conch.plain_signal import signal
-from conch.record import replace
+from conch.record import Record, replace
 from conch.static_typing import Callable, Collection, Mapping
 
 # How many holds there can be at a time: one for the host, and one per run with a semaphore.
@@ -34,8 +33,7 @@ OUTPUT_BYTES = 4 << 20
 _LAST_OUTPUT_S = 1.0
 
 
-@dataclass(slots=True)
-class _Run:
+class _Run(Record):
     process: Process
     relays: tuple[Relay, Relay]
 

@@ -4,7 +4,6 @@ The host name, the state directory and the machine id are copied with a disk ima
 a start time is valid within one boot. So only a process of this boot can be proved dead here.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping
 
@@ -114,4 +113,6 @@ def _read(path: str) -> str:
 
 def _hashed(text: str) -> str:
     """Hash a machine id: it is confidential (machine-id(5)), so only a value specific to conch leaves the machine."""
+    import hashlib  # late: the supervisor needs none
+
     return hashlib.sha256(f"conch origin {text}".encode()).hexdigest()[:16] if text else ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from conch.cron.result_store import ResultStore, is_tick
-from conch.cron.ticks import TRIM, PendingTick, Registration
+from conch.cron.ticks import PendingTick, Registration
 from conch.cron.values import Result, claim_value, fields_of
 from conch.etcd.store import (
     Compare,
@@ -211,7 +211,7 @@ class ClaimStore:
         if answer.succeeded:
             has_run = self._key("run", name) in [operation.key for operation in success if isinstance(operation, Put)]
             rev = answer.header.revision
-            expired = self._results.over(*answer.ranges, most=TRIM) if answer.ranges else None
+            expired = self._results.found_old(name, *answer.ranges) if answer.ranges else None
             return Won(rev, self._leases.for_claims(now), rev if has_run else None, expired)
         return self._explain(pending, node, answer, has_floor=has_floor)
 

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from conch.core.messages import Lost, Recorded
+from conch.cron.journal import Journal
 from conch.cron.result_store import Delivered, ResultStore
-from conch.cron.run_log import Entry, RunLog, ended
+from conch.cron.run_log import RunLog, ended
 from conch.cron.runner import ActiveRun, Runner, RunState
 from conch.cron.semaphore_slot import SemaphoreSlot
 from conch.cron.ticks import TrackedJob
@@ -46,10 +47,8 @@ class Recorder:
         """`ended` is called when a run has ended, before it is recorded; `run_key_gone` when its run key is deleted."""
         self._store = store
         self._runner = runner
-        self._run_log = run_log
+        self._journal = Journal(run_log, tasks, workers)
         self._watchdog = watchdog
-        self._tasks = tasks
-        self._workers = workers
         self._writes = writes
         self._counts = counts
         self._log = log
@@ -74,15 +73,11 @@ class Recorder:
             self.returning = [*(slot for slot in self.returning if not slot.released.is_set()), run.slot]
             self._watchdog.send(Lost(run.slot.number, "given back"))
         self._ended()
-        written = await self._workers.disk(lambda: self._write_end(run.entry, reported=run.reported))
+        written = await self._journal.write(run.entry)
         run.only_in_memory = run.reported and not written
+        if run.reported and written:
+            self._watchdog.send(Recorded(run.entry.run))
         await self.deliver(run)
-
-    def _write_end(self, entry: Entry, *, reported: bool) -> bool:
-        written = self._run_log.write(entry)
-        if reported and written:
-            self._watchdog.send(Recorded(entry.run))
-        return written
 
     async def deliver(self, run: ActiveRun) -> None:
         """Bring the result to etcd, again and again until etcd has it."""
@@ -138,7 +133,7 @@ class Recorder:
     def _on_delivered(self, run: ActiveRun, delivered: Delivered) -> None:
         entry = run.entry
         run.enter(RunState.RECORDED)
-        self._tasks.spawn(self._forget(entry))
+        self._journal.forget(entry.run)
         self._runner.active.pop(entry.run, None)
         if run.only_in_memory:
             self._watchdog.send(Recorded(entry.run))
@@ -149,6 +144,3 @@ class Recorder:
             if tracked.run is not None and tracked.run.create_revision == entry.run_rev:
                 tracked.run = None
                 self._run_key_gone(entry.name)
-
-    async def _forget(self, entry: Entry) -> None:
-        await self._workers.disk(lambda: self._run_log.delivered(entry.run))

@@ -28,6 +28,8 @@ from conch.etcd.store import (
 from conch.keys import Keys
 
 HISTORY = 1000
+# How many of a job's oldest ticks a transaction reads. One that finds more to remove has the next ones read `TRIM`.
+_FEW = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class ResultStore:
         self.leases = SharedLeases(store, keys.prefix)
         self._store = store
         self._keys = keys
+        self._behind: set[str] = set()  # jobs with more to remove than a transaction reads
 
     # -- delivering ---------------------------------------------------------------------------------------
 
@@ -90,7 +93,7 @@ class ResultStore:
             expired_ticks = [expired for expired in expired_ticks if expired < tick]
             answer = self._try_deliver(name, tick, result, expired_ticks, assumed, now, timeout_s)
             if answer.succeeded:
-                return Delivered(self.over(*answer.ranges, most=TRIM), assumed.has_floor or bool(expired_ticks))
+                return Delivered(self.found_old(name, *answer.ranges), assumed.has_floor or bool(expired_ticks))
             existing, floor, run = (found.kvs[0] if found.kvs else None for found in answer.ranges)
             unreadable = None if floor is None or is_tick(floor.value) else floor.mod_revision
             too_old = unreadable is None and floor is not None and floor.value >= str(tick).encode()
@@ -143,7 +146,8 @@ class ResultStore:
         key = self._key("result", name, tick)
         expired_ticks = [expired for expired in expired_ticks if expired < tick]
         compare, removal = self.removal(name, expired_ticks, has_floor=has_floor)
-        return compare, [Put(key, result.encode(), self.leases.for_results(now)), *removal, *self.oldest(name, TRIM)]
+        oldest = self.oldest(name, TRIM if name in self._behind else _FEW)
+        return compare, [Put(key, result.encode(), self.leases.for_results(now)), *removal, *oldest]
 
     def end_run(self, name: str, run_rev: int, *, timeout_s: float) -> None:
         """Delete the job's run key, if it is still the one created at `run_rev`."""
@@ -157,6 +161,14 @@ class ResultStore:
         prefixes = [self._keys.ticks(kind, name).encode() for kind in ("fire", "result")]
         first = str(FIRST_TICK).encode()
         return [Range(prefix + first, prefix + b":", limit=limit, keys_only=True) for prefix in prefixes]
+
+    def found_old(self, name: str, claims: RangeResult, results: RangeResult) -> tuple[int, ...]:
+        """Return the oldest ticks beyond the limit, out of the answers to the reads of `recording`."""
+        if max(claims.count, results.count) - self.history > _FEW:
+            self._behind.add(name)
+        else:
+            self._behind.discard(name)
+        return self.over(claims, results, most=TRIM)
 
     def over(self, claims: RangeResult, results: RangeResult, *, most: int, earlier: int = 0) -> tuple[int, ...]:
         """Return the oldest ticks beyond the limit, up to `most`, out of the answers to the reads of `oldest`.

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from conch.core.origin import Origin, origin_of
@@ -35,7 +35,7 @@ class Entry:
     def encode(self) -> bytes:
         """Encode it as one line of JSON."""
         data = {name: getattr(self, name) for name in _FIELDS}
-        data["result"] = None if self.result is None else asdict(self.result)
+        data["result"] = None if self.result is None else {name: getattr(self.result, name) for name in _RESULT_FIELDS}
         data["origin"] = None if self.origin is None else self.origin.fields()
         return json.dumps(data).encode()
 
@@ -50,6 +50,7 @@ class Entry:
 
 
 _FIELDS = tuple(field.name for field in fields(Entry))
+_RESULT_FIELDS = tuple(field.name for field in fields(Result))
 
 
 class RunLog:
@@ -124,32 +125,39 @@ class RunLog:
         if foreign:
             log("warning", "runs-left", runs=len(foreign), msg="they are another conchd's: it records how they ended")
 
-    def write(self, entry: Entry) -> bool:
-        """Record that a run began, or that it ended; return whether that is on disk. A run that is over stays over."""
-        if entry.origin is None:
-            entry = replace(entry, origin=self._here)
+    def write(self, *entries: Entry) -> bool:
+        """Record that runs began, or that they ended; return whether that is on disk. A run that is over stays over."""
         with self._lock:
-            known = self._entries.get(entry.run)
-            if known is not None and known[1].result is not None and entry.result is None:
-                return True
-        mark, seq, written = self._append(entry)
+            new = [self._ours(entry) for entry in entries if not self._is_over(entry)]
+        if not new:
+            return True
+        mark, seq, written = self._append(*new)
         with self._lock:
             self._writing.remove(mark)
-            self._remember(seq, entry)
+            for at, entry in enumerate(new, seq):
+                self._remember(at, entry)
         if self._wal.segments > _SEGMENTS:
             self._rewrite_open()
         return written
 
-    def _append(self, entry: Entry) -> tuple[int, int, bool]:
-        """Append a record; return a mark at or below its number, its number, and whether it is on disk.
+    def _ours(self, entry: Entry) -> Entry:
+        return replace(entry, origin=self._here) if entry.origin is None else entry
 
-        The mark keeps the record from being truncated before its entry is known; the caller removes it.
+    def _is_over(self, entry: Entry) -> bool:
+        """Whether an entry says that a run began which is known to be over."""
+        known = self._entries.get(entry.run)
+        return known is not None and known[1].result is not None and entry.result is None
+
+    def _append(self, *entries: Entry) -> tuple[int, int, bool]:
+        """Append records; return a mark at or below their numbers, the first number, and whether they are on disk.
+
+        The mark keeps the records from being truncated before their entries are known; the caller removes it.
         """
         with self._lock:
             mark = self._wal.next_seq
             self._writing.append(mark)
         try:
-            seq = self._wal.append(entry.encode())
+            seq = self._wal.append(*(entry.encode() for entry in entries))
         except OSError as error:
             if not self._failing:
                 self._failing = True
@@ -162,10 +170,11 @@ class RunLog:
             self._log("warning", "journal-works", msg="the journal can be written again")
         return mark, seq, True
 
-    def delivered(self, run: str) -> None:
-        """Forget a run: its result is in etcd."""
+    def delivered(self, *runs: str) -> None:
+        """Forget runs: their results are in etcd."""
         with self._lock:
-            self._entries.pop(run, None)
+            for run in runs:
+                self._entries.pop(run, None)
         self._truncate()
 
     def _truncate(self) -> None:

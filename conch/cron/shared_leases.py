@@ -6,6 +6,7 @@ hosts: every host computes the same id, and whoever needs it first grants it.
 
 import hashlib
 from collections.abc import Callable
+from functools import lru_cache
 
 from conch.etcd.store import LeaseExists, LeaseGone, Store, StoreError, TxnResult
 
@@ -16,6 +17,7 @@ _RESULT_S, _RESULT_EVERY_S = 15 * 86400, 86400
 _CLAIM_YOUNG, _RESULT_YOUNG = 6, 7
 
 
+@lru_cache
 def shared_lease(prefix: str, kind: str, period: int) -> int:
     """Compute the id of the lease that all hosts use for `kind` in this period."""
     digest = hashlib.sha256(f"{prefix} {kind} {period}".encode()).digest()

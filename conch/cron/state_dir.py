@@ -11,7 +11,6 @@ import os
 import re
 import stat
 import time
-import uuid
 from collections.abc import Callable, Mapping
 
 from conch.core.origin import Origin
@@ -161,7 +160,7 @@ def _read(path: str) -> dict[str, Any] | None:
 
 def _write(path: str, prefix: str, here: Origin, known: str | None = None) -> str:
     """Write the id file durably and return the id: the known one, or a new one."""
-    state_id = known or uuid.uuid4().hex
+    state_id = known or os.urandom(16).hex()
     name = os.path.join(path, _ID)
     temporary = f"{name}.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -70,6 +70,8 @@ class WaitingRoom:
 
     def admit(self) -> None:
         """Wake the ticks that can be claimed now, as many as there is room for, and those that are too late."""
+        if not self._waiting:
+            return
         wall, now = self._wall_clock(), self._now()
         room = 0 if self._why_closed(False) else self._free()
         for waiting in list(self._waiting.values()):

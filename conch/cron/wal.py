@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from conch.cron.wal_files import Segment, load, sync_folder, write_all
@@ -38,9 +38,10 @@ class Record:
 
 @dataclass(slots=True, eq=False)
 class _PendingAppend:
-    """An append that waits for its number or its error."""
+    """An append that waits for its number or its error; `wake` is locked until it has one, or is to commit itself."""
 
-    data: bytes
+    records: tuple[bytes, ...]
+    wake: threading.Lock = field(default_factory=threading.Lock)
     seq: int = 0
     error: OSError | None = None
 
@@ -126,45 +127,51 @@ class Wal:
 
     # -- appending ----------------------------------------------------------------------------------------
 
-    def append(self, data: bytes) -> int:
-        """Add a record and return its number once it is durable; callers at the same time share a sync.
+    def append(self, *records: bytes) -> int:
+        """Add records and return the number of the first once all are durable; callers at the same time share a sync.
 
-        OSError: it could not be made durable and is not in the log, nor are those that shared its sync; their
+        OSError: they could not be made durable and are not in the log, nor are those that shared their sync; their
         numbers are not used again, and appends work when the fault is over. Only if the disk refused the rollback
-        and a new segment too, until this process ended, may the next one see it. ValueError: it is over 16 MiB.
+        and a new segment too, until this process ended, may the next one see them. ValueError: one is over 16 MiB.
         """
-        if len(data) > LARGEST_RECORD_BYTES:
-            raise ValueError(f"a record of {len(data)} bytes is too long")
-        append = _PendingAppend(data)
-        batch: list[_PendingAppend] = []
+        longest = max(map(len, records))
+        if longest > LARGEST_RECORD_BYTES:
+            raise ValueError(f"a record of {longest} bytes is too long")
+        append = _PendingAppend(records)
+        append.wake.acquire()
         with self._changed:
             if self._fd < 0:
                 raise OSError(errno.EBADF, "cannot append to the journal: it is closed", str(self._folder))
             self._queue.append(append)
-            self._changed.wait_for(lambda: append.seq or append.error or not self._committing)
-            if not (append.seq or append.error):
-                self._committing = True
-                batch, self._queue = self._queue, []
-        if batch:
-            self._commit_for_all(batch)
+            must_wait, self._committing = self._committing, True
+        if must_wait:
+            append.wake.acquire()
+        if not (append.seq or append.error):
+            self._commit_for_all()
         if append.error:
             why = append.error.strerror or str(append.error)
             raise OSError(append.error.errno, f"cannot append to the journal: {why}", str(self._folder))
         return append.seq
 
-    def _commit_for_all(self, batch: list[_PendingAppend]) -> None:
-        """Commit a batch and wake its callers; whatever is raised, nobody waits for ever."""
+    def _commit_for_all(self) -> None:
+        """Commit what is queued and wake its callers, and the one that commits next; nobody waits for ever."""
+        with self._changed:
+            batch, self._queue = self._queue, []
         first, error = 0, OSError(errno.EINTR, "interrupted")
         try:
-            first = self._commit([append.data for append in batch])
+            first = self._commit([data for append in batch for data in append.records])
         except OSError as caught:
             error = caught
         finally:
+            for append in batch:
+                append.seq, append.error = (first, None) if first else (0, error)
+                first += len(append.records) if first else 0
             with self._changed:
-                for number, append in enumerate(batch):
-                    append.seq, append.error = (first + number, None) if first else (0, error)
-                self._committing = False
+                self._committing = bool(self._queue)
+                woken = [*batch, *self._queue[:1]]
                 self._changed.notify_all()
+            for append in woken:
+                append.wake.release()
 
     def _commit(self, batch: list[bytes]) -> int:
         """Write the records and sync them; return the number of the first."""

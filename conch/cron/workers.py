@@ -12,7 +12,7 @@ from conch.limits import is_short
 
 _T = TypeVar("_T")
 
-_ETCD_WORKERS, _DISK_WORKERS = 8, 4
+_ETCD_WORKERS, _DISK_WORKERS = 8, 1
 # Work of which there is much, such as planning thousands of jobs, runs in slices of this length, in seconds.
 SLICE_S = 0.01
 

@@ -20,7 +20,6 @@ from conch.etcd.store import (
     TxnResult,
     ValueBelow,
 )
-from conch.record import replace
 from conch.static_typing import Sequence
 
 # The next revision still fits into etcd's 64 bits.
@@ -94,7 +93,7 @@ def found(what: Range, header: Header, kvs: tuple[KeyValue, ...], count: int) ->
     if not all(covers(what, kv.key) for kv in kvs):
         raise BadAnswer("an odd answer: keys that were not asked for")
     if what.keys_only:  # 3.7 leaves the leases out: see `Range`
-        kvs = tuple(replace(kv, value=b"", lease=0) if kv.lease else kv for kv in kvs)
+        kvs = tuple(KeyValue(kv.key, b"", kv.create_revision, kv.mod_revision, 0) if kv.lease else kv for kv in kvs)
     return RangeResult(header, kvs, count)
 
 

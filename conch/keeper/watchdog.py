@@ -65,6 +65,7 @@ class Watchdog:
         self._kill = kill
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._outbox: list[Message] = []
+        self._is_called = False  # the thread will look into the outbox
         self._runs: dict[str, _Run] = {}
         self._holds: dict[int, _Hold] = {}
         self._last_message: Message | None = None  # to be sent before the process ends
@@ -74,7 +75,9 @@ class Watchdog:
     def send(self, message: Message) -> None:
         """Have the watchdog's thread send this to the supervisor; does not wait."""
         self._outbox.append(message)
-        os.eventfd_write(self._wake, 1)
+        if not self._is_called:
+            self._is_called = True
+            os.eventfd_write(self._wake, 1)
 
     def quit(self, last: Message) -> None:
         """Have this sent last and the process ended: a thread that is needed has died."""
@@ -154,6 +157,7 @@ class Watchdog:
             poller.poll()
             timer.clear()
             self._clear_wake()
+            self._is_called = False  # from here on a message that is added wakes us, or is seen below
             while self._outbox:
                 self._channel.send(self._outbox.pop(0))
             if self._last_message is not None:

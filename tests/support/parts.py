@@ -93,12 +93,12 @@ class RunLog:
         self.forgotten: list[str] = []
         self.full = False
 
-    def write(self, entry: Any) -> bool:
-        self.written.append(entry)
+    def write(self, *entries: Any) -> bool:
+        self.written += entries
         return not self.full
 
-    def delivered(self, run: str) -> None:
-        self.forgotten.append(run)
+    def delivered(self, *runs: str) -> None:
+        self.forgotten += runs
 
 
 class Supervisor:

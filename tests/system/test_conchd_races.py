@@ -397,9 +397,9 @@ def test_record_that_is_being_written_is_not_truncated(tmp_path: Path, monkeypat
     written, go_on = threading.Event(), threading.Event()
 
     class Late(Wal):
-        def append(self, data: bytes) -> int:
-            seq = super().append(data)
-            if b'"new"' in data:
+        def append(self, *records: bytes) -> int:
+            seq = super().append(*records)
+            if any(b'"new"' in record for record in records):
                 written.set()
                 assert go_on.wait(10)
             return seq
