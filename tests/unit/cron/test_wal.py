@@ -22,6 +22,18 @@ def test_records_come_back_in_order_with_numbers_from_one(opened: Opener) -> Non
     assert wal.next_seq == 7
 
 
+def test_records_of_one_append_have_successive_numbers_and_one_sync(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wal, syncs = opened(), []
+    monkeypatch.setattr(os, "fdatasync", syncs.append)
+    assert wal.append(b"one") == 1
+    assert wal.append(b"two", b"", b"three") == 2
+    assert wal.append(b"four") == 5
+    assert len(syncs) == 3
+    assert [record.data for record in wal.replay()] == [b"one", b"two", b"", b"three", b"four"]
+
+
 def test_empty_log_has_no_records_and_one_segment(opened: Opener, tmp_path: Path) -> None:
     """That only the user may read."""
     wal = opened()
