@@ -25,7 +25,8 @@ def test_records_come_back_in_order_with_numbers_from_one(opened: Opener) -> Non
 def test_records_of_one_append_have_successive_numbers_and_one_sync(
     opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wal, syncs = opened(), []
+    wal = opened()
+    syncs: list[int] = []
     monkeypatch.setattr(os, "fdatasync", syncs.append)
     assert wal.append(b"one") == 1
     assert wal.append(b"two", b"", b"three") == 2
