@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from conch.core.messages import Lost, Recorded
-from conch.cron.journal import Journal
+from conch.cron.group_commit import GroupCommit
 from conch.cron.result_store import Delivered, ResultStore
 from conch.cron.run_log import RunLog, ended
 from conch.cron.runner import ActiveRun, Runner, RunState
@@ -47,7 +47,7 @@ class Recorder:
         """`ended` is called when a run has ended, before it is recorded; `run_key_gone` when its run key is deleted."""
         self._store = store
         self._runner = runner
-        self._journal = Journal(run_log, tasks, workers)
+        self._ends = GroupCommit(run_log, tasks, workers)
         self._watchdog = watchdog
         self._writes = writes
         self._counts = counts
@@ -73,7 +73,7 @@ class Recorder:
             self.returning = [*(slot for slot in self.returning if not slot.released.is_set()), run.slot]
             self._watchdog.send(Lost(run.slot.number, "given back"))
         self._ended()
-        written = await self._journal.write(run.entry)
+        written = await self._ends.write(run.entry)
         run.only_in_memory = run.reported and not written
         if run.reported and written:
             self._watchdog.send(Recorded(run.entry.run))
@@ -133,7 +133,7 @@ class Recorder:
     def _on_delivered(self, run: ActiveRun, delivered: Delivered) -> None:
         entry = run.entry
         run.enter(RunState.RECORDED)
-        self._journal.forget(entry.run)
+        self._ends.forget(entry.run)
         self._runner.active.pop(entry.run, None)
         if run.only_in_memory:
             self._watchdog.send(Recorded(entry.run))

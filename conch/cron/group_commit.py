@@ -7,7 +7,7 @@ from conch.cron.run_log import Entry, RunLog
 from conch.cron.workers import Tasks, Workers
 
 
-class Journal:
+class GroupCommit:
     """Passes on to the run log what ended and what is to be forgotten; one call at a time."""
 
     def __init__(self, run_log: RunLog, tasks: Tasks, workers: Workers) -> None:

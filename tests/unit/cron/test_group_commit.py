@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from conch.cron.journal import Journal
+from conch.cron.group_commit import GroupCommit
 from conch.cron.run_log import Entry
 from conch.cron.values import Result
 from tests.support.parts import TICK, World
@@ -32,11 +32,11 @@ class Bed(World):
             return bool(write(*entries))
 
         self.run_log.write = note
-        self.journal = Journal(self.run_log, self.tasks, SlowDisk())
+        self.ends = GroupCommit(self.run_log, self.tasks, SlowDisk())
 
     async def write(self, run: str) -> tuple[bool, float]:
         """Whether it was written, and when."""
-        return await self.journal.write(Entry(run, "j", TICK, 20, None, result=Result("a", "ok", 0))), self.now()
+        return await self.ends.write(Entry(run, "j", TICK, 20, None, result=Result("a", "ok", 0))), self.now()
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -58,10 +58,10 @@ def test_what_is_delivered_is_forgotten_after_the_ends_of_the_same_call(loop: Vi
     bed = Bed(loop, log)
 
     async def work() -> None:
-        bed.journal.forget("x")
-        bed.journal.forget("y")
+        bed.ends.forget("x")
+        bed.ends.forget("y")
         await bed.write("a")
-        bed.journal.forget("a")
+        bed.ends.forget("a")
         await asyncio.sleep(2.0)
 
     loop.run(work())
