@@ -77,6 +77,8 @@ look lookout loop parent plan pool reasons records strays tree worker wrapper
 
 # Loaded before a wrapper's command can start; what is heavy costs each run of conch.
 SUPERVISOR = "cli.main cli.elect cli.sema cli.cron_show core.wrapper_loop keeper.hold_spec"
+# Each fork of a run copies the page tables of conchd's supervisor, and so of all that it has loaded.
+CONCHD = "cli.conchd cli.keyfile core.daemon_loop cron.state_dir"
 KEEPER = "keeper.main keeper.acquirer keeper.watchdog etcd.open"
 CLICK_COMMANDS = "cli.app"
 ETCD_DRIVERS = ("grpc", "etcd3", "google.protobuf", "conch.etcd.grpc_store")
@@ -162,8 +164,13 @@ def test_each_outside_package_has_one_home() -> None:
 
 @pytest.mark.parametrize(
     ("modules", "forbidden"),
-    [(SUPERVISOR, HEAVY), (KEEPER, HEAVY), (CLICK_COMMANDS, (*ETCD_DRIVERS, "asyncio", "ssl", "croniter"))],
-    ids=["supervisor", "keeper", "click commands"],
+    [
+        (SUPERVISOR, HEAVY),
+        (CONCHD, (*HEAVY, "hashlib", "random")),
+        (KEEPER, HEAVY),
+        (CLICK_COMMANDS, (*ETCD_DRIVERS, "asyncio", "ssl", "croniter")),
+    ],
+    ids=["supervisor", "conchd's supervisor", "keeper", "click commands"],
 )
 def test_wrapper_loads_nothing_heavy(modules: str, forbidden: tuple[str, ...]) -> None:
     """Heavy modules cost more than the whole run; the supervisor also knows no gRPC and no threads."""
