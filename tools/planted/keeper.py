@@ -13,13 +13,6 @@ _WATCHDOG = "tests/unit/keeper/test_watchdog.py"
 BUGS = (
     # -- the cgroup of a run
     Bug(
-        "keeper frees the hold of a dead supervisor before the cgroup is removed",
-        "keeper/watchdog.py",
-        "                Cgroup(run.running.cgroup).remove()\n",
-        "                pass\n",
-        (f"{_CONTAINMENT}::test_what_escaped_is_dead_before_the_hold_is_free",),
-    ),
-    Bug(
         "keeper does not know the cgroup when the deadline comes",
         "keeper/watchdog.py",
         "running.run_id, run.since, run.running.cgroup)",
