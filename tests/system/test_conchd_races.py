@@ -655,7 +655,7 @@ def test_tick_whose_skip_was_recorded_without_an_answer_does_not_run(bed: Bed) -
     host._store.txn = forgetful  # type: ignore[method-assign]
     request = bed.fleet.ask("j")
     tick = bed.fleet.claimed("j", request)
-    assert lost.is_set()
+    assert lost.wait(10)
     wait_for(lambda: not host.scheduler.pending and not host.scheduler.parts.closer.unclear, "it is settled")
     throughout(0.5, lambda: None)
     assert ("j", tick) not in host.orders

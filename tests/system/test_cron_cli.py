@@ -31,6 +31,7 @@ RFC3339 = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(Z|[+-]\d\d:\d\d)"
 LS = ["name", "schedule", "tz", "cmd", "paused", "next_tick"]
 LAST = ["last_tick", "node", "exit", "state", "duration_s"]
 HISTORY = ["name", "tick", "tick_unix", "state", "exit", "node", "started", "duration_s", "attempt", "reason"]
+HISTORY += ["cpu_s", "max_rss_kb"]
 TICK = int(time.time()) // 3600 * 3600 - 86400
 
 
@@ -696,7 +697,7 @@ def test_history_of_a_job_that_never_ran(bench: Bench) -> None:
 def test_history_rows(bench: Bench) -> None:
     """Newest first, the documented fields, at most -n rows; claimed ticks and removed jobs are included."""
     for at in range(25):
-        put(bench, "result", "j", TICK + at, value=result(attempt=2, reason="because"))
+        put(bench, "result", "j", TICK + at, value=result(attempt=2, reason="because", cpu_s=0.25, max_rss_kb=9000))
         put(bench, "fire", "j", TICK + at, value=CLAIM)
     put(bench, "fire", "j", TICK + 25, value=CLAIM)
     put(bench, "result", "j2", TICK + 99, value=result())
@@ -712,7 +713,9 @@ def test_history_rows(bench: Bench) -> None:
         "state": "claimed",
         "node": "c",
     }
-    assert [second[field] for field in HISTORY[3:]] == ["ok", 0, "n", "2026-01-01T00:00:01Z", 1.5, 2, "because"]
+    assert [second[field] for field in HISTORY[3:]] == [
+        *("ok", 0, "n", "2026-01-01T00:00:01Z", 1.5, 2, "because", 0.25, 9000)
+    ]
     assert list(bench.jsons(ok(bench, "history", "j", "--json"))) == shown[:20]
     assert list(bench.jsons(ok(bench, "history", "j", "-n", "2", "--json"))) == shown[:2]
     head, *lines = ok(bench, "history", "j", "-n", "2").splitlines()
