@@ -85,12 +85,7 @@ class Parts:
             waiting=lambda: len(port.pending) + len(self.closer.unclear),
         )
         self.claimer = self._make_claimer()
-        self.turns = Turns(
-            self.fleet,
-            wall_clock=spec.clock.now,
-            are_we_claiming=lambda: self.claimer.under_way > 0,
-            draining=lambda: port.is_draining,
-        )
+        self.turns = Turns(self.fleet, wall_clock=spec.clock.now, draining=lambda: port.is_draining)
         self.closer = self._make_closer()
         self.replacement = self._make_replacement()
         self.requests = self._make_requests()

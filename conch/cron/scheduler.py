@@ -113,6 +113,7 @@ class Scheduler:
         if not tick.request_rev:
             await parts.turns.wait(tick)
         claim = await self._claim(tick)
+        parts.turns.settle(tick)
         on_claim(claim)
         if isinstance(claim, TickWaits):
             waiting = "the run before it is being ended"
