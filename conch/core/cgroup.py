@@ -71,6 +71,14 @@ class Cgroup:
                 cgroup._lock = lock
                 return cgroup
 
+    def fork(self) -> int:
+        """As `os.fork`, of a child that is born in it; for its owner, see `linux.fork_into`."""
+        from conch.core import linux  # late: the keeper forks nothing
+
+        if self._lock is None:
+            raise ValueError(f"{self.path} is not ours")
+        return linux.fork_into(self._lock)
+
     def enter(self) -> None:
         """Move the calling process into it."""
         _write(f"{self.path}/cgroup.procs", b"0")
