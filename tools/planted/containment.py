@@ -138,4 +138,18 @@ BUGS = (
         "                pass\n",
         (f"{_CONTAINMENT}::test_all_of_the_run_gets_sigterm_before_sigkill",),
     ),
+    Bug(
+        "cgroup that lists no process is taken for empty",
+        "cron/daemon.py",
+        "for pid in cgroup.pids() or {0}]",
+        "for pid in cgroup.pids()]",
+        ("tests/unit/cron/test_daemon.py::test_run_survives_as_long_as_its_cgroup_is_populated",),
+    ),
+    Bug(
+        "cgroup that cannot be read is asked again and again",
+        "core/procfs.py",
+        "            if not empty:\n",
+        "            if not entry.cgroup:\n",
+        (f"{_PROCFS}::test_wait_for_what_nothing_shows_takes_the_time",),
+    ),
 )
