@@ -16,6 +16,8 @@ _TFD_TIMER_CANCEL_ON_SET = 2
 _TFD_CLOEXEC = 0o2000000
 _SYS_CLONE3 = 435  # where an architecture has another number, it has no such call of this one
 _CLONE_INTO_CGROUP = 0x200000000
+_SYS_CLOSE_RANGE = 436
+LAST_DESCRIPTOR = 2**31 - 1
 _FAR_S = 2**40
 _TFD_FLAGS = 0o2000000 | 0o4000  # TFD_CLOEXEC | TFD_NONBLOCK
 _LONG_BYTES = 8 if sys.maxsize > 2**32 else 4
@@ -52,6 +54,7 @@ try:
 except (ImportError, AttributeError, TypeError):  # nobody promises those names
     _function, _get_errno = _load_functions_with_ctypes()
     _prctl = _function("prctl")
+_syscall = _function("syscall")
 _timerfd_create, _timerfd_settime = _function("timerfd_create"), _function("timerfd_settime")
 
 
@@ -83,6 +86,12 @@ def die_with_parent(signal_number: int) -> None:
 def leave_no_core() -> None:
     """Prevent core dumps of this process, whatever handles them on this host (prctl, PR_SET_DUMPABLE)."""
     _check(_prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+
+
+def close_range(first: int, last: int) -> None:
+    """Close all descriptors from `first` to `last`; `OSError` where the kernel has no such call (before 5.9)."""
+    if first <= last:
+        _check(_syscall(_SYS_CLOSE_RANGE, first, last, 0))
 
 
 def give_memory_back() -> None:

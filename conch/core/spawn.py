@@ -11,12 +11,14 @@ from conch.core.procfs import RUN_ID_VARIABLE, Stat
 from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, unexpected
 from conch.plain_signal import signal
 from conch.record import Record
-from conch.static_typing import Callable, Mapping
+from conch.static_typing import Callable, Collection, Mapping
 
 LATE = "late"
 # How much of a name the reason for a failed exec shows: it fits into a pipe, so writing it never blocks.
 _NAME_CHARACTERS = 500
 _ALL = frozenset(signal.valid_signals())
+
+_found_user_descriptors: list[frozenset[int]] = []  # once they were looked for
 
 
 def new_run_id() -> str:
@@ -119,6 +121,7 @@ def _start(
 ) -> Process:
     supervisor = os.getpid()
     environment = dict(spec.environment)
+    _user_descriptors()  # found before the fork, for all runs
     outer_ids = environment.get(RUN_ID_VARIABLE)
     environment[RUN_ID_VARIABLE] = f"{outer_ids},{run_id}" if outer_ids else run_id
     gate_out, gate_in = os.pipe2(os.O_CLOEXEC)
@@ -220,7 +223,8 @@ def _leave_parent(
             signal.signal(number, signal.SIG_DFL)
     for ignored in dispositions.reset:
         signal.signal(ignored, signal.SIG_DFL)
-    _close_inherited(gate, errors, keep_inheritable=spec.user is None)
+    # a command that runs as another user gets none of our descriptors
+    _close_inherited({gate, errors} if spec.user is not None else {gate, errors, *_user_descriptors()})
     if spec.user is not None:
         _change_user(spec.user, supervisor)
     if dispositions.descriptors is not None:
@@ -239,20 +243,41 @@ def _enter(cgroup: Cgroup, errors: int) -> None:
             os._exit(EXIT_NOT_EXECUTABLE)
 
 
-def _close_inherited(gate: int, errors: int, *, keep_inheritable: bool) -> None:
-    """Close the parent's descriptors; a command that runs as another user gets none of ours.
+def _close_inherited(kept: Collection[int]) -> None:
+    """Close the parent's descriptors but these.
 
     The parent's end of the gate, and of all its other pipes and sockets, must not stay open here: whoever reads the
-    other end recognises the parent's death by the end of file. The user's own descriptors are inheritable and stay.
+    other end recognises the parent's death by the end of file. conchd has thousands, so the kernel closes them.
     """
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        if fd > 2 and fd not in (gate, errors):
+    first = 3
+    try:
+        for fd in sorted(kept):
+            linux.close_range(first, fd - 1)
+            first = fd + 1
+        linux.close_range(first, linux.LAST_DESCRIPTOR)
+    except OSError:  # before Linux 5.9, or a filter of system calls
+        for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, *kept}:
             try:
-                if not keep_inheritable or not os.get_inheritable(fd):
-                    os.close(fd)
+                os.close(fd)
             except OSError:
                 pass  # the listing's own descriptor
+
+
+def _user_descriptors() -> frozenset[int]:
+    """Return the descriptors that the user passed to conch for its command: those that are inheritable.
+
+    Found once: conch's own never are. `OSError` if they cannot be listed now.
+    """
+    if not _found_user_descriptors:
+        found = set()
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            try:
+                if fd > 2 and os.get_inheritable(fd):
+                    found.add(fd)
+            except OSError:
+                pass  # the listing's own descriptor
+        _found_user_descriptors.append(frozenset(found))
+    return _found_user_descriptors[0]
 
 
 def _exec(spec: Spec, environment: dict[str, str]) -> None:
