@@ -14,13 +14,14 @@ Log = Callable[..., None]
 TURN_S = 0.1
 
 
-def order(hosts: Iterable[str], name: str, tick: int) -> list[str]:
-    """The hosts in the order of their turns at a tick: by highest random weight (Thaler and Ravishankar, 1996)."""
+def place(host: bytes, others: Iterable[bytes], name: str, tick: int) -> int:
+    """The place of a host among others at a tick: by highest random weight (Thaler and Ravishankar, 1996).
 
-    def weight(host: str) -> bytes:
-        return hashlib.sha256(f"{name}\0{tick}\0{host}".encode()).digest()
-
-    return sorted(hosts, key=weight)
+    Every daemon asks this of every tick, so it is one digest a host and no more.
+    """
+    weigh, of_tick = hashlib.sha256, f"{name}\0{tick}\0".encode()
+    weight = weigh(of_tick + host).digest()
+    return sum([weigh(of_tick + other).digest() < weight for other in others])
 
 
 def differing_zones(nodes: Mapping[str, Mapping[str, Any]]) -> str:
@@ -46,16 +47,19 @@ class Fleet:
         self._clock = fleet_clock
         self._log = log
         self._differing_zones = ""  # as logged last
+        self._other_takers: list[bytes] | None = None  # None: a registration has changed since
         self.nodes: dict[str, dict[str, Any]] = {}
 
     def add(self, host: str, kv: KeyValue) -> Mapping[str, Any]:
         """Take in a host's registration; its fields."""
         fields = self.nodes[host] = dict(fields_of(kv.value))
+        self._other_takers = None
         return fields
 
     def remove(self, host: str) -> None:
         """The host's registration is gone."""
         self.nodes.pop(host, None)
+        self._other_takers = None
 
     def zones_differ_anew(self) -> bool:
         """Warn, once per change, of hosts with other releases of the time zones: their ticks differ. Whether it did."""
@@ -68,25 +72,27 @@ class Fleet:
         self._differing_zones = differing or self._differing_zones
         return changed
 
-    def takers(self) -> set[str]:
-        """The live hosts that take new ticks, ourselves among them."""
-        return {self._host} | {
-            host
-            for host, fields in self.nodes.items()
-            if fields.get("draining") is not True and fields.get("clock_off") is not True
-        }
+    def _place(self, name: str, number: int) -> int:
+        """Our place among the live hosts that take new ticks, of which we are one."""
+        if self._other_takers is None:
+            self._other_takers = [
+                host.encode()
+                for host, fields in self.nodes.items()
+                if host != self._host and fields.get("draining") is not True and fields.get("clock_off") is not True
+            ]
+        return place(self._host.encode(), self._other_takers, name, number)
 
     def turn(self, name: str, number: int) -> int:
         """Our place in the line for a tick of a job, or for a request; 0 is the first.
 
         A host whose clock differs from the others' by more than a second never goes first.
         """
-        turn = order(self.takers(), name, number).index(self._host)
+        turn = self._place(name, number)
         return max(turn, 1) if abs(self._clock.skew_s()) > SKEW_S else turn
 
     def is_first(self, name: str, number: int) -> bool:
         """Whether we are the first in line, whatever our clock shows."""
-        return order(self.takers(), name, number)[0] == self._host
+        return self._place(name, number) == 0
 
     def origins(self) -> list[Origin]:
         """Where the registered daemons run, as far as they say so."""
