@@ -229,6 +229,20 @@ BUGS = (
         'r"^[Hh]"',
         ("tests/unit/cron/test_job.py::test_jobs_that_are_due_alike_share_their_schedule",),
     ),
+    Bug(
+        "host that drains keeps its place in line",
+        "cron/fleet.py",
+        "dict(fields_of(kv.value))\n        self._other_takers = None\n",
+        "dict(fields_of(kv.value))\n",
+        ("tests/unit/cron/test_fleet.py::test_host_that_takes_no_ticks_is_not_waited_for",),
+    ),
+    Bug(
+        "host that asks for the time right after an answer gets none",
+        "cron/node.py",
+        "            self._tasks.later(wait_s, self._answer_late)\n",
+        "",
+        ("tests/unit/cron/test_node.py::test_hosts_that_ask_together_are_answered_together",),
+    ),
     # -- what others send and write
     Bug(
         "clients that send nothing keep their places",
