@@ -6,11 +6,11 @@ import time
 from conch.cli.connection_options import COMMON
 from conch.cli.cron_client import JSON, CronClient
 from conch.cli.cron_table import LAST_TICK_HEAD, instant, put_table, tick_cells
-from conch.cli.output import put_json, put_line
+from conch.cli.output import json_line, put_json, put_line, put_lines
 from conch.cli.spec import NAME_ARGUMENT, Command, Line, Option, int_range
 from conch.errors import BadInput
 from conch.log import escape
-from conch.static_typing import TYPE_CHECKING, Any, Mapping, Sequence
+from conch.static_typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 
 if TYPE_CHECKING:
     from conch.cron.job import Job
@@ -20,49 +20,61 @@ if TYPE_CHECKING:
 
 def run_ls(line: Line) -> int:
     """List the jobs."""
-    from conch.cron.views import last_rows
-
     with_last, as_json = line.values["last"], line.values["as_json"]
-    last: Mapping[str, Mapping[str, Any]] = {}
+    objects: list[str] = []
+    rows: list[list[str]] = []
     with CronClient(line) as client:
-        jobs = _read_jobs(client)
-        if with_last:
-            names = [job.name for job in jobs]
-            last, unreadable = last_rows(client.store, client.keys, names, timeout_s=client.timeout_s)
-            for key in unreadable:
-                client.log_unreadable(key)
-    now = time.time()
-    rows = []
-    for job in jobs:
-        next_tick = None if job.paused else job.ticks().next_after(int(now))
-        newest = last.get(job.name, {}) if with_last else None
-        if as_json:
-            put_json(_job_object(job, next_tick, newest))
-            continue
-        cells = [job.name, job.schedule, job.tz, "paused" if job.paused else instant(next_tick, now)]
-        if newest is not None:
-            cells += tick_cells(newest, now)
-        rows.append([*cells, shlex.join(job.cmd)])
+        for jobs in _pages_of_jobs(client):
+            last = _last_rows(client, jobs) if with_last else None
+            now = time.time()
+            for job in jobs:
+                next_tick = None if job.paused else job.ticks().next_after(int(now))
+                newest = None if last is None else last.get(job.name, {})
+                if as_json:
+                    objects.append(json_line(_job_object(job, next_tick, newest)))
+                else:
+                    rows.append(_job_cells(job, next_tick, newest, now))
+    if objects:
+        put_lines(objects)
     put_table(["NAME", "SCHEDULE", "TZ", "NEXT", *(LAST_TICK_HEAD if with_last else []), "COMMAND"], rows)
     return 0
 
 
-def _read_jobs(client: CronClient) -> "Sequence[Job]":
-    """Return all jobs whose value can be read; warn of the others."""
+def _pages_of_jobs(client: CronClient) -> "Iterator[Sequence[Job]]":
+    """Yield the jobs whose value can be read, in pages; warn of the others."""
     from conch.cron.job import UnreadableJob, parse
-    from conch.cron.views import everything
+    from conch.cron.views import everything, pages
     from conch.keys import JobKey
 
-    jobs = []
-    for kv in client.store.range(everything(client.keys.cron("job")), timeout_s=client.timeout_s).kvs:
-        key = client.keys.parse(kv.key)
-        try:
-            if not isinstance(key, JobKey):
-                raise UnreadableJob("the key has no valid job name")
-            jobs.append(parse(key.name, kv.value))
-        except (UnreadableJob, BadInput) as error:
-            client.log_unreadable(kv.key.decode("utf-8", "replace"), str(error))
-    return jobs
+    for found in pages(client.store, everything(client.keys.cron("job")), timeout_s=client.timeout_s):
+        jobs = []
+        for kv in found.kvs:
+            key = client.keys.parse(kv.key)
+            try:
+                if not isinstance(key, JobKey):
+                    raise UnreadableJob("the key has no valid job name")
+                jobs.append(parse(key.name, kv.value))
+            except (UnreadableJob, BadInput) as error:
+                client.log_unreadable(kv.key.decode("utf-8", "replace"), str(error))
+        yield jobs
+
+
+def _last_rows(client: CronClient, jobs: "Sequence[Job]") -> Mapping[str, Mapping[str, Any]]:
+    """Return the row of the newest tick of each job that has one; warn of what cannot be read."""
+    from conch.cron.views import last_rows
+
+    names = [job.name for job in jobs]
+    last, unreadable = last_rows(client.store, client.keys, names, timeout_s=client.timeout_s)
+    for key in unreadable:
+        client.log_unreadable(key)
+    return last
+
+
+def _job_cells(job: "Job", next_tick: int | None, newest: Mapping[str, Any] | None, now: float) -> list[str]:
+    """Return the cells of a job; `newest` is the row of its newest tick, None without --last."""
+    following = "paused" if job.paused else instant(next_tick, now)
+    last = [] if newest is None else tick_cells(newest, now)
+    return [job.name, job.schedule, job.tz, following, *last, shlex.join(job.cmd)]
 
 
 def _job_object(job: "Job", next_tick: int | None, newest: Mapping[str, Any] | None) -> dict[str, object]:

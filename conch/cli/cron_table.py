@@ -2,7 +2,7 @@
 
 import sys
 
-from conch.cli.output import put_line
+from conch.cli.output import put_lines
 from conch.log import escape
 from conch.static_typing import Any, Mapping, Sequence
 
@@ -15,8 +15,7 @@ def put_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         return
     cells = [list(head), *([escape(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    for row in cells:
-        put_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    put_lines(["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells])
 
 
 def tick_cells(row: Mapping[str, Any], now: float) -> list[str]:

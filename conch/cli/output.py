@@ -4,7 +4,7 @@ import sys
 
 from conch.errors import CannotWrite, ReaderGone
 from conch.log import escape
-from conch.static_typing import TYPE_CHECKING
+from conch.static_typing import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     from conch.etcd.store import KeyValue
@@ -30,10 +30,15 @@ def fields(kv: "KeyValue", holder: "Holder") -> dict[str, object]:
 
 def put_line(text: str) -> None:
     """Print one line on stdout and flush it. Raises `CannotWrite`, or `ReaderGone` for a closed pipe."""
+    put_lines([text])
+
+
+def put_lines(texts: Sequence[str]) -> None:
+    """Print lines on stdout, all in one write, and flush it. Raises as `put_line`."""
     if sys.stdout is None:
         raise CannotWrite("cannot write to stdout: it is closed")
     try:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write("".join([text + "\n" for text in texts]))
         sys.stdout.flush()
     except BrokenPipeError:
         raise ReaderGone("stdout was closed") from None
@@ -43,6 +48,11 @@ def put_line(text: str) -> None:
 
 def put_json(data: dict[str, object]) -> None:
     """Print one JSON object as a line on stdout and flush it."""
+    put_line(json_line(data))
+
+
+def json_line(data: dict[str, object]) -> str:
+    """Return one JSON object as a line."""
     import json  # late: it is slow to import
 
-    put_line(json.dumps(data))
+    return json.dumps(data)

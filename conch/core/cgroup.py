@@ -14,6 +14,8 @@ from conch.record import Record
 from conch.static_typing import Iterator
 
 PREFIX = "conch-"
+# How many cgroups one conch looks at to find those that are left.
+_LOOK_AT = 64
 # How long a freeze may take, in seconds: what cannot be frozen is killed all the same, and again until it is empty.
 _FREEZE_S = 0.2
 # How long the kernel may take to note the end of a process that its parent knows to be dead, in seconds.
@@ -70,6 +72,14 @@ class Cgroup:
                 cgroup = cls(path, required=required)
                 cgroup._lock = lock
                 return cgroup
+
+    def fork(self) -> int:
+        """As `os.fork`, of a child that is born in it; for its owner, see `linux.fork_into`."""
+        from conch.core import linux  # late: the keeper forks nothing
+
+        if self._lock is None:
+            raise ValueError(f"{self.path} is not ours")
+        return linux.fork_into(self._lock)
 
     def enter(self) -> None:
         """Move the calling process into it."""
@@ -184,15 +194,22 @@ class Cgroup:
 
     def remove(self) -> bool:
         """Remove it and what is below it, if nothing lives there; return whether it is gone."""
-        gone = True
+        try:
+            os.rmdir(self.path)
+            gone = True
+        except OSError as error:
+            gone = error.errno in _GONE or self._remove_all()
+        self.close()
+        return gone
+
+    def _remove_all(self) -> bool:
         try:
             self.wait_until_empty()
             for folder in reversed(list(self._folders())):
                 os.rmdir(folder)
         except OSError as error:
-            gone = error.errno in _GONE
-        self.close()
-        return gone
+            return error.errno in _GONE
+        return True
 
     def close(self) -> None:
         """Give up the lock."""
@@ -217,6 +234,11 @@ class Cgroup:
                     yield entry.path
 
 
+def path_of(parent: str, run_id: str) -> str:
+    """Return the directory of the cgroup of a run."""
+    return f"{parent}/{PREFIX}{run_id}"
+
+
 def remove_if_left(path: str) -> bool:
     """Remove a cgroup whose conch is dead, if nothing lives in it; return whether it is gone."""
     try:
@@ -232,6 +254,27 @@ def remove_if_left(path: str) -> bool:
         return False
     finally:
         os.close(lock)
+
+
+def remove_left(parent: str) -> None:
+    """Remove the empty cgroups that dead conchs have left below `parent`, if that is not "".
+
+    Where there are many, as when many conchs start together, each looks at some.
+    """
+    if not parent:
+        return
+    try:
+        names = [name for name in os.listdir(parent) if _is_ours(name)]
+        for name in names if len(names) <= _LOOK_AT else sorted(names, key=lambda _: os.urandom(4))[:_LOOK_AT]:
+            remove_if_left(f"{parent}/{name}")
+    except OSError:
+        pass  # the next one may
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a directory has the name of a run's cgroup."""
+    run_id = name.removeprefix(PREFIX)
+    return len(run_id) == 16 != len(name) and not set(run_id) - set("0123456789abcdef")
 
 
 def _lock_if_there(path: str) -> int | None:

@@ -2,14 +2,12 @@
 
 import os
 
-from conch.core.cgroup import PREFIX, Cgroup, remove_if_left
+from conch.core.cgroup import Cgroup, path_of
 from conch.errors import ConchError
 from conch.log import Log
 
 AUTO, CGROUP, TREE = "auto", "cgroup", "tree"
 MODES = (AUTO, CGROUP, TREE)
-# How many cgroups one conch looks at to find those that are left.
-_LOOK_AT = 64
 _MOUNT_ESCAPES = {"\\040": " ", "\\011": "\t", "\\012": "\n", "\\134": "\\"}
 
 
@@ -59,32 +57,6 @@ class Containment:
         if self._log is not None and reason != self.reason:
             self._log("warning", "uncontained", reason=reason)
         self.reason = reason
-
-
-def path_of(parent: str, run_id: str) -> str:
-    """Return the directory of the cgroup of a run."""
-    return f"{parent}/{PREFIX}{run_id}"
-
-
-def remove_left(parent: str) -> None:
-    """Remove the empty cgroups that dead conchs have left below `parent`, if that is not "".
-
-    Where there are many, as when many conchs start together, each looks at some.
-    """
-    if not parent:
-        return
-    try:
-        names = [name for name in os.listdir(parent) if _is_ours(name)]
-        for name in names if len(names) <= _LOOK_AT else sorted(names, key=lambda _: os.urandom(4))[:_LOOK_AT]:
-            remove_if_left(f"{parent}/{name}")
-    except OSError:
-        pass  # the next one may
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a directory has the name of a run's cgroup."""
-    run_id = name.removeprefix(PREFIX)
-    return len(run_id) == 16 != len(name) and not set(run_id) - set("0123456789abcdef")
 
 
 def find(mode: str, log: Log | None = None) -> Containment:

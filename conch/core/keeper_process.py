@@ -16,6 +16,8 @@ from conch.static_typing import Callable, Collection
 
 # Children of every kind; Python does not name it.
 _WALL = 0x40000000
+# How long one thread waits before it asks another for Python's lock: in a supervisor, and where all threads work.
+_NEVER_S, _SWITCH_S = 1000.0, sys.getswitchinterval()
 
 _forker: "_Forker | None" = None
 _early: tuple[int, Channel] | None = None
@@ -58,7 +60,8 @@ class _Forker:
     """The thread that forks keepers; it ends with the process.
 
     It sleeps without holding a lock, so a fork in the main thread copies no locked one. It starts with all signals
-    blocked, so that the main thread gets them.
+    blocked, so that the main thread gets them. It never asks the main thread for Python's lock, but waits until that
+    thread sleeps: a child that `linux.fork_into` makes would wait for it to take the lock, and for ever.
     """
 
     def __init__(self) -> None:
@@ -71,6 +74,7 @@ class _Forker:
         self._done.acquire()
         self._child: Callable[[], object] = int
         self._result: int | OSError = 0
+        sys.setswitchinterval(_NEVER_S)
         start_new_thread(self._serve, ())
 
     def fork(self, child: Callable[[], object]) -> int:
@@ -96,6 +100,7 @@ class _Forker:
 def _become_keeper(main: Callable[[Channel], None], channel: Channel, kept_open: Collection[int]) -> None:
     code = EXIT_UNAVAILABLE
     try:
+        sys.setswitchinterval(_SWITCH_S)
         os.setsid()
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:

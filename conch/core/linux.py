@@ -5,6 +5,7 @@ import os
 import sys
 import time
 
+from conch.plain_signal import signal
 from conch.static_typing import Any
 
 _PR_SET_PDEATHSIG = 1
@@ -13,6 +14,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _TFD_TIMER_ABSTIME = 1
 _TFD_TIMER_CANCEL_ON_SET = 2
 _TFD_CLOEXEC = 0o2000000
+_SYS_CLONE3 = 435  # where an architecture has another number, it has no such call of this one
+_CLONE_INTO_CGROUP = 0x200000000
 _SYS_CLOSE_RANGE = 436
 LAST_DESCRIPTOR = 2**31 - 1
 _FAR_S = 2**40
@@ -55,6 +58,9 @@ _syscall = _function("syscall")
 _timerfd_create, _timerfd_settime = _function("timerfd_create"), _function("timerfd_settime")
 
 
+_fork_functions_found: tuple[Any, ...] = ()
+
+
 def _check(result: int) -> int:
     if result < 0:
         number = _get_errno()
@@ -95,6 +101,49 @@ def give_memory_back() -> None:
     except (AttributeError, OSError):
         return
     trim(0)
+
+
+def fork_into(cgroup: int) -> int:
+    """As `os.fork`, of a child that is born in the cgroup whose directory is open as `cgroup`; `OSError` if not.
+
+    A process that enters a cgroup waits for all processors first (an RCU grace period, 10 ms and more), and whoever
+    makes, removes or enters another one waits for it. A child that is born in one waits for nothing.
+
+    The C library does not notice this fork. So its other threads must sleep, and not for Python's lock (`_Forker` sees
+    to that); and the child must not do what the C library does in all threads, as a change of user.
+    """
+    before, after_in_parent, after_in_child, system_call = _fork_functions()
+    # struct clone_args: flags, then pidfd, child_tid, parent_tid, exit_signal, then six more, and the cgroup
+    fields = (_CLONE_INTO_CGROUP, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, cgroup)
+    arguments = b"".join(int(field).to_bytes(8, sys.byteorder) for field in fields)
+    before()
+    pid: int = system_call(_SYS_CLONE3, arguments, len(arguments))
+    if pid == 0:
+        after_in_child()
+    else:
+        after_in_parent()
+    return _check(pid)
+
+
+def _fork_functions() -> tuple[Any, ...]:
+    """Return what Python calls before a fork, after it in the parent and in the child; and any system call.
+
+    They keep Python's lock, as `os.fork` does. `OSError` if this Python does not have them.
+    """
+    global _fork_functions_found
+    if not _fork_functions_found:
+        try:
+            from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_PYTHONAPI, FUNCFLAG_USE_ERRNO, CFuncPtr, dlopen, dlsym
+
+            class Locked(CFuncPtr):
+                _flags_ = FUNCFLAG_CDECL | FUNCFLAG_PYTHONAPI | FUNCFLAG_USE_ERRNO
+
+            library = dlopen(None, 0)  # type: ignore[arg-type]
+            names = ("PyOS_BeforeFork", "PyOS_AfterFork_Parent", "PyOS_AfterFork_Child", "syscall")
+            _fork_functions_found = tuple(Locked(dlsym(library, name)) for name in names)
+        except (ImportError, AttributeError, TypeError):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    return _fork_functions_found
 
 
 class Timer:

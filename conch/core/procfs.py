@@ -21,7 +21,10 @@ _CANNOT_READ = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class Stat(Record):
-    """What /proc says of a process; `start` (clock ticks since boot) distinguishes it from a later one of its pid."""
+    """What /proc says of a process; `start` (clock ticks since boot) distinguishes it from a later one of its pid.
+
+    One that is `unseen` may have the directory of the cgroup that shows it.
+    """
 
     pid: int
     state: str
@@ -29,6 +32,7 @@ class Stat(Record):
     group: int
     threads: int
     start: int
+    cgroup: str = ""
 
     @property
     def dead(self) -> bool:
@@ -53,7 +57,7 @@ def stat(pid: int) -> Stat | None:
         return None
     # the name in parentheses may hold anything, so what counts begins after the last one
     rest = data[data.rindex(b")") + 2 :].split(None, 20)
-    return Stat(pid, chr(rest[0][0]), int(rest[1]), int(rest[2]), int(rest[17]), int(rest[19]))
+    return Stat(pid, chr(rest[0][0]), int(rest[1]), int(rest[2]), int(rest[17]), int(rest[19]), "")
 
 
 def processes() -> dict[int, Stat]:
@@ -209,7 +213,7 @@ def kill_from_outside(targets: Sequence[Target]) -> list[list[Stat]]:
             signal_exactly(entry, signal.SIGKILL)
     for at, target in enumerate(targets):
         if not found[at] and _is_populated(target):
-            found[at].append(unseen(target.pid, target.since))
+            found[at].append(unseen(target.pid, target.since, target.cgroup))
     return found
 
 
@@ -232,18 +236,20 @@ def _is_populated(target: Target) -> bool:
         return True
 
 
-def unseen(pid: int, since: int = 0) -> Stat:
+def unseen(pid: int, since: int = 0, cgroup: str = "") -> Stat:
     """Return what stands for processes that cannot be seen, and so may be alive: those of a run, by its first one."""
-    return Stat(pid, UNSEEN, 0, pid, 1, since)
+    return Stat(pid, UNSEEN, 0, pid, 1, since, cgroup)
 
 
 def wait_for_ends(entries: Iterable[Stat], timeout_s: float) -> None:
-    """Return when all these processes have ended, or after the timeout, as for those that are `unseen`."""
+    """Return when all these processes have ended, or after the timeout; that of those `unseen` only a cgroup shows."""
     deadline = clock.now() + timeout_s
     for entry in entries:
         poller = select.poll()
         if entry.state == UNSEEN:
-            poller.poll(max(0.0, deadline - clock.now()) * 1000)
+            empty = entry.cgroup and Cgroup(entry.cgroup).wait_until_empty(max(0.0, deadline - clock.now()))
+            if not empty:
+                poller.poll(max(0.0, deadline - clock.now()) * 1000)
             continue
         try:
             pidfd = os.pidfd_open(entry.pid)

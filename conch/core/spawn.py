@@ -96,9 +96,10 @@ def start(
 ) -> Process:
     """Fork a run whose main process waits behind its gate in a group (or session) of its own; `OSError` if that fails.
 
-    The main process dies with this process (PR_SET_PDEATHSIG). It enters its cgroup, if it has one, while it waits; if
-    it cannot, it ends if that is required, and else goes on without (`Process.uncontained`). Its last check
-    before exec is whether `start_by` has passed (CLOCK_BOOTTIME; `Process.start_by` when the gate is opened).
+    The main process dies with this process (PR_SET_PDEATHSIG). It is born in its cgroup, if it has one, or enters it
+    before it waits at the gate; if it cannot, it ends if that is required, and else goes on without
+    (`Process.uncontained`). Its last check before exec is whether `start_by` has passed (CLOCK_BOOTTIME;
+    `Process.start_by` when the gate is opened).
     `some_hidden`: /proc does not show all processes of the run.
     """
     try:
@@ -132,9 +133,9 @@ def _start(
         raise
     before = signal.pthread_sigmask(signal.SIG_SETMASK, _ALL)
     try:
-        pid = os.fork()
+        pid, unentered = _fork(spec, cgroup)
         if pid == 0:
-            _become(spec, environment, supervisor, gate_out, errors_in, dispositions, cgroup)
+            _become(spec, environment, supervisor, gate_out, errors_in, dispositions, unentered)
     except OSError:
         for fd in (gate_in, errors_out):
             os.close(fd)
@@ -150,6 +151,16 @@ def _start(
         pass  # it is dead already
     os.set_blocking(errors_out, False)
     return Process(pid, run_id, gate_in, errors_out, exclude, cgroup, start_by, some_hidden)
+
+
+def _fork(spec: Spec, cgroup: Cgroup | None) -> tuple[int, Cgroup | None]:
+    """Fork, into the cgroup if that can be; return the pid (0: the child's), and the cgroup that it is to enter."""
+    if cgroup is not None and spec.user is None:
+        try:
+            return cgroup.fork(), None
+        except OSError:
+            pass  # the kernel or a filter of system calls does not have it, or entering will say the same
+    return os.fork(), cgroup
 
 
 def _become(

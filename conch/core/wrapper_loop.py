@@ -3,8 +3,9 @@
 import os
 
 from conch.core import host, keeper_process, linux, procfs, spawn
+from conch.core.cgroup import remove_left
 from conch.core.channel import Channel
-from conch.core.containment import Containment, remove_left
+from conch.core.containment import Containment
 from conch.core.event_loop import SupervisorLoop
 from conch.core.messages import Held
 from conch.core.process_tree import Process, reap_orphans
@@ -131,7 +132,6 @@ class WrapperLoop:
         elif not self._prefork_tried and not self._some_hidden:
             # where /proc hides some processes, a hook is known to be gone only when conch has no other child
             self._prefork_tried = True
-            remove_left(self._containment.parent)
             if self._next_child is None:
                 try:
                     self._next_child = self._fork_child()
@@ -161,7 +161,11 @@ class WrapperLoop:
         """Let the main process exec."""
         if self._child is tree and self._child is not None:
             self._child.open_gate()
-            linux.give_memory_back()  # it costs time, of which there is enough from here on
+            # these cost time, of which there is enough from here on
+            import resource  # noqa: F401 - what `os.wait4` would load when the command has ended
+
+            linux.give_memory_back()
+            remove_left(self._containment.parent)
 
     def contain(self) -> str:
         """Return the form in which runs are contained now."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from conch.cron.result_store import ResultStore, is_tick
 from conch.cron.ticks import PendingTick, Registration
+from conch.cron.transactions import Sending
 from conch.cron.values import Result, claim_value, fields_of
 from conch.etcd.store import (
     Compare,
@@ -21,6 +22,7 @@ from conch.etcd.store import (
     Range,
     Store,
     StoreError,
+    Txn,
     TxnResult,
     ValueBelow,
 )
@@ -82,7 +84,10 @@ Outcome = Won | Taken | Changed | Busy | NodeGone | Again
 
 
 class ClaimStore:
-    """The transactions on claims and run keys. Every call may raise `StoreError`."""
+    """The transactions on claims and run keys. Every call may raise `StoreError`.
+
+    Those that are `sending` may raise `Unsent`, too.
+    """
 
     def __init__(self, store: Store, keys: Keys, host: str, results: ResultStore) -> None:
         self._store = store
@@ -94,7 +99,7 @@ class ClaimStore:
 
     # -- claiming -----------------------------------------------------------------------------------------
 
-    def claim(
+    async def claim(
         self,
         pending: PendingTick,
         node: Registration,
@@ -102,7 +107,7 @@ class ClaimStore:
         now: float,
         *,
         has_floor: bool,
-        timeout_s: float,
+        sending: Sending,
     ) -> Outcome:
         """Claim the tick to run it, with the job's run key where the job needs one."""
         value = claim_value(identity, pending.run, pending.tick, pending.request)
@@ -111,9 +116,9 @@ class ClaimStore:
             run = self._key("run", pending.job.name)
             compare.append(CreateRevisionIs(run, 0))
             success.append(Put(run, value, node.lease))
-        return self._claim(pending, node, compare, success, now, has_floor=has_floor, timeout_s=timeout_s)
+        return await self._claim(pending, node, compare, success, now, has_floor=has_floor, sending=sending)
 
-    def claim_to_wait(
+    async def claim_to_wait(
         self,
         pending: PendingTick,
         node: Registration,
@@ -122,15 +127,15 @@ class ClaimStore:
         busy: KeyValue,
         *,
         has_floor: bool,
-        timeout_s: float,
+        sending: Sending,
     ) -> Outcome:
         """Claim the tick while the run before it is ended to make room for it (`replace`)."""
         value = claim_value(identity, pending.run, pending.tick, pending.request)
         compare, success = self._common(pending, node, value, now, has_floor=has_floor)
         compare.append(CreateRevisionIs(busy.key, busy.create_revision))
-        return self._claim(pending, node, compare, success, now, has_floor=has_floor, timeout_s=timeout_s)
+        return await self._claim(pending, node, compare, success, now, has_floor=has_floor, sending=sending)
 
-    def claim_to_skip(
+    async def claim_to_skip(
         self,
         pending: PendingTick,
         node: Registration,
@@ -141,7 +146,7 @@ class ClaimStore:
         expired_ticks: Sequence[int] = (),
         *,
         has_floor: bool,
-        timeout_s: float,
+        sending: Sending,
     ) -> Outcome:
         """Claim the tick and record in the same transaction that it does not run.
 
@@ -155,7 +160,7 @@ class ClaimStore:
         recording = self._results.recording(*pending.id, result, expired_ticks, now, has_floor=has_floor)
         compare += recording[0]
         success += recording[1]
-        return self._claim(pending, node, compare, success, now, has_floor=has_floor, timeout_s=timeout_s)
+        return await self._claim(pending, node, compare, success, now, has_floor=has_floor, sending=sending)
 
     def _common(
         self, pending: PendingTick, node: Registration, value: bytes, now: float, *, has_floor: bool
@@ -176,7 +181,7 @@ class ClaimStore:
             success.append(Delete(request))
         return compare, success
 
-    def _claim(
+    async def _claim(
         self,
         pending: PendingTick,
         node: Registration,
@@ -185,10 +190,10 @@ class ClaimStore:
         now: float,
         *,
         has_floor: bool,
-        timeout_s: float,
+        sending: Sending,
     ) -> Outcome:
         name = pending.job.name
-        failure = [
+        failure = (
             Range(self._node_key, keys_only=True),
             Range(self._key("fire", *pending.id)),
             Range(self._key("result", *pending.id), keys_only=True),
@@ -196,13 +201,11 @@ class ClaimStore:
             Range(self._key("floor", name)),
             Range(self._key("now", name, pending.number), keys_only=True),
             Range(self._key("run", name)),
-        ]
+        )
         try:
-            answer = self._leases.call(
-                lambda: self._store.txn(compare, success, failure, timeout_s=timeout_s), now, timeout_s
-            )
+            answer = await sending.make(name, Txn(tuple(compare), tuple(success), failure), now)
         except Full as error:
-            answer = self._read_back(failure, error, timeout_s)
+            answer = await self._read_back(failure, error, sending)
             if answer.ranges[1].kvs and self.is_ours(answer.ranges[1].kvs[0], pending):
                 return self._explain(pending, node, answer, has_floor=has_floor)
             raise
@@ -215,10 +218,10 @@ class ClaimStore:
             return Won(rev, self._leases.for_claims(now), rev if has_run else None, expired)
         return self._explain(pending, node, answer, has_floor=has_floor)
 
-    def _read_back(self, reads: Sequence[Operation], error: Full, timeout_s: float) -> TxnResult:
+    async def _read_back(self, reads: Sequence[Range], error: Full, sending: Sending) -> TxnResult:
         """Read what a refused claim may have written all the same; if that fails too, mark the outcome unclear."""
         try:
-            return self._store.txn([], reads, timeout_s=timeout_s)
+            return await sending.read(*reads)
         except StoreError:
             error.unclear = True
             raise error from None
@@ -249,23 +252,25 @@ class ClaimStore:
             return NodeGone()
         return Busy(run)
 
-    def take_run(
-        self, pending: PendingTick, rev: int, node: Registration, identity: Holder, *, timeout_s: float
+    async def take_run(
+        self, pending: PendingTick, rev: int, node: Registration, identity: Holder, now: float, *, sending: Sending
     ) -> Outcome:
         """Take the run key for a tick that waited, now that the run before it has ended."""
         claim_key, run_key = self._key("fire", *pending.id), self._key("run", pending.job.name)
         result_key, node_key = self._key("result", *pending.id), self._node_key
-        answer = self._store.txn(
-            [
+        txn = Txn(
+            (
                 CreateRevisionIs(node_key, node.rev),
                 CreateRevisionIs(claim_key, rev),
                 CreateRevisionIs(result_key, 0),
                 CreateRevisionIs(run_key, 0),
-            ],
-            [Put(run_key, claim_value(identity, pending.run, pending.tick), node.lease), Range(claim_key)],
-            [Range(node_key, keys_only=True), Range(run_key), Range(claim_key), Range(result_key, keys_only=True)],
-            timeout_s=timeout_s,
+            ),
+            (Put(run_key, claim_value(identity, pending.run, pending.tick), node.lease), Range(claim_key)),
+            (Range(node_key, keys_only=True), Range(run_key), Range(claim_key), Range(result_key, keys_only=True)),
         )
+        answer = await sending.make(pending.job.name, txn, now)
+        if answer is None:
+            return NodeGone()
         if answer.succeeded:
             return Won(rev, answer.ranges[0].kvs[0].lease, answer.header.revision)
         ours, run, claim, result = (found.kvs[0] if found.kvs else None for found in answer.ranges)
@@ -279,9 +284,9 @@ class ClaimStore:
             return Taken("the claim is gone")
         return Busy(run)
 
-    def release(self, name: str, run_rev: int, *, timeout_s: float) -> None:
+    async def release(self, name: str, run_rev: int, now: float, *, sending: Sending) -> None:
         """Delete the job's run key, if it is still the one created at `run_rev`."""
-        self._results.end_run(name, run_rev, timeout_s=timeout_s)
+        await self._results.end_run(name, run_rev, now, sending=sending)
 
     def whose(self, pending: PendingTick, *, timeout_s: float) -> tuple[KeyValue | None, KeyValue | None]:
         """Read the claim of a tick and the job's run key; change nothing."""

@@ -1,13 +1,15 @@
 """Claiming one tick: when it can be done, how, and every outcome of the transaction."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypedDict
 
 from conch.cron.claim_store import Again, Busy, Changed, ClaimStore, NodeGone, Outcome, Taken, Won
 from conch.cron.fleet_clock import FleetClock
+from conch.cron.group_commit import GroupCommit
 from conch.cron.overlap import ClaimToRun, ClaimToSkip, ClaimToWait, Decision, policy_of
-from conch.cron.run_log import Entry, RunLog
+from conch.cron.run_log import Entry
 from conch.cron.ticks import (
     CHANGED,
     PAUSE_S,
@@ -26,12 +28,18 @@ from conch.cron.ticks import (
     TickWon,
     TrackedJob,
 )
+from conch.cron.transactions import Sending, Transactions
 from conch.cron.waiting_room import WaitingRoom
-from conch.cron.workers import Workers
 from conch.cron.writes import Unsent, WriteKind, Writes, was_refused
 from conch.etcd.store import KeyValue, StoreError
 from conch.holder import Holder
 from conch.times import rfc3339
+
+
+class _How(TypedDict):
+    has_floor: bool
+    sending: Sending
+
 
 # A tick whose job changes that often while it is claimed is tried more slowly.
 _CHANGES = 20
@@ -62,9 +70,9 @@ class Claimer:
         store: ClaimStore,
         ports: ClaimPorts,
         room: WaitingRoom,
-        workers: Workers,
+        transactions: Transactions,
         writes: Writes,
-        run_log: RunLog,
+        commit: GroupCommit,
         fleet_clock: FleetClock,
         identity: Holder,
         counts: Counter[tuple[str, str]],
@@ -76,9 +84,9 @@ class Claimer:
         self._store = store
         self._ports = ports
         self._room = room
-        self._workers = workers
+        self._transactions = transactions
         self._writes = writes
-        self._run_log = run_log
+        self._commit = commit
         self._clock = fleet_clock
         self._identity = identity
         self._counts = counts
@@ -199,31 +207,30 @@ class Claimer:
         probe: bool,
     ) -> Outcome:
         """Send one claim. A claim that is won to run is on disk before this returns."""
-        now, has_floor = self._clock.own(), tracked.has_floor
-        expired = tracked.take_expired() if isinstance(decision, ClaimToSkip) else []
+        left_s = tick.deadline - self._clock.now()
+        sending = self._transactions.sending(
+            timeout_s=max(0.2, min(self._timeout_s, left_s)),
+            # it may have waited for too long, or writes may have begun to fail
+            is_wanted=lambda: self._clock.now() < tick.deadline and self._writes.may_send(probe=probe),
+        )
+        given = (tick, registration, self._identity, self._clock.own())
+        how: _How = {"has_floor": tracked.has_floor, "sending": sending}
 
-        def work() -> Outcome:
-            left_s = tick.deadline - self._clock.now()
-            if left_s <= 0:
-                raise Unsent  # it queued for a worker for too long
-            store, identity, timeout_s = self._store, self._identity, max(0.2, min(self._timeout_s, left_s))
-            if isinstance(decision, ClaimToSkip):
-                reason, busy = decision.reason, decision.busy
-                return store.claim_to_skip(
-                    tick, registration, identity, now, busy, reason, expired, has_floor=has_floor, timeout_s=timeout_s
-                )
-            if isinstance(decision, ClaimToWait):
-                return store.claim_to_wait(
-                    tick, registration, identity, now, decision.busy, has_floor=has_floor, timeout_s=timeout_s
-                )
-            outcome = store.claim(tick, registration, identity, now, has_floor=has_floor, timeout_s=timeout_s)
-            if isinstance(outcome, Won):
-                self._run_log.write(Entry(tick.run, tick.job.name, tick.tick, outcome.rev, outcome.run_rev))
-            return outcome
+        def write() -> Awaitable[Outcome]:
+            match decision:
+                case ClaimToSkip(reason, busy):
+                    return self._store.claim_to_skip(*given, busy, reason, tracked.take_expired(), **how)
+                case ClaimToWait(busy):
+                    return self._store.claim_to_wait(*given, busy, **how)
+                case ClaimToRun():
+                    return self._store.claim(*given, **how)
 
         self.under_way += 1
         try:
-            return await self._writes.send(work, probe=probe)
+            outcome = await self._writes.gather(write, probe=probe)
+            if isinstance(outcome, Won) and isinstance(decision, ClaimToRun):
+                await self._commit.write(Entry(tick.run, tick.job.name, tick.tick, outcome.rev, outcome.run_rev))
+            return outcome
         finally:
             self.under_way -= 1
 

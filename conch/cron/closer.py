@@ -18,6 +18,7 @@ from conch.cron.ticks import (
     TickState,
     TrackedJob,
 )
+from conch.cron.transactions import Transactions
 from conch.cron.workers import Alarm, Workers
 from conch.cron.writes import RETRY_EVERY_S, ProbeQueue, Unsent, WriteKind, Writes
 from conch.etcd.store import StoreError
@@ -36,6 +37,7 @@ class Closer:
         self,
         store: ClaimStore,
         ports: ClaimPorts,
+        transactions: Transactions,
         workers: Workers,
         writes: Writes,
         fleet_clock: FleetClock,
@@ -48,6 +50,7 @@ class Closer:
         """`report` logs a failed write for a tick; `releasing` says whether the daemon gives everything back."""
         self._store = store
         self._ports = ports
+        self._transactions = transactions
         self._workers = workers
         self._writes = writes
         self._clock = fleet_clock
@@ -125,17 +128,19 @@ class Closer:
         To look is not enough: a request that was given up may be served at any later time, as by a leader that was
         frozen, and what it then claimed nobody would ever end.
         """
-        now, has_floor = self._clock.own(), tracked.has_floor
-        outcome = await self._writes.send(
+        sending = self._transactions.sending(
+            timeout_s=self._timeout_s, is_wanted=lambda: self._writes.may_send(probe=probe)
+        )
+        outcome = await self._writes.gather(
             lambda: self._store.claim_to_skip(
                 tick,
                 registration,
                 self._identity,
-                now,
+                self._clock.own(),
                 None,
                 TOO_LATE,
-                has_floor=has_floor,
-                timeout_s=self._timeout_s,
+                has_floor=tracked.has_floor,
+                sending=sending,
             ),
             probe=probe,
         )

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from conch import threads
 from conch.core import procfs
-from conch.core.cgroup import Cgroup
+from conch.core.cgroup import Cgroup, path_of, remove_left
 from conch.core.channel import Channel
-from conch.core.containment import TREE, path_of, remove_left
+from conch.core.containment import TREE
 from conch.core.messages import Begin, Begun, Failed, Message, Note
 from conch.core.origin import origin
 from conch.cron.fleet_clock import FleetClock
@@ -216,8 +216,9 @@ def _survivors(lost: set[str], contained: list[Cgroup]) -> list[procfs.Stat]:
     for cgroup in contained:
         try:
             if cgroup.populated():
-                # what we may not see counts, too
-                alive.update((pid, procfs.stat(pid) or procfs.unseen(pid)) for pid in cgroup.pids())
+                # what we may not see counts, too, and what is not even listed
+                unseen = [procfs.unseen(pid, cgroup=cgroup.path) for pid in cgroup.pids() or {0}]
+                alive.update((entry.pid, procfs.stat(entry.pid) or entry) for entry in unseen)
                 cgroup.kill()
         except OSError:
             alive.setdefault(0, procfs.unseen(0))

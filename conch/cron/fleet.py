@@ -1,9 +1,11 @@
 """The live daemons as their registrations tell, and the order in which they try to claim a tick."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from conch.core import clock
 from conch.core.origin import Origin, origin_of
 from conch.cron.fleet_clock import SKEW_S, FleetClock
 from conch.cron.values import fields_of
@@ -12,6 +14,16 @@ from conch.etcd.store import KeyValue
 Log = Callable[..., None]
 # Each host in line for a tick gives the ones before it this much time, in seconds.
 TURN_S = 0.1
+# A host that has claimed something so lately is claiming still: it may have many ticks to claim at once.
+_CLAIMING_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How long a host waits for its turn, in seconds, and for whom: the hosts before it in line."""
+
+    wait_s: float
+    before: Sequence[str]
 
 
 def order(hosts: Iterable[str], name: str, tick: int) -> list[str]:
@@ -47,6 +59,7 @@ class Fleet:
         self._log = log
         self._differing_zones = ""  # as logged last
         self.nodes: dict[str, dict[str, Any]] = {}
+        self._claimed_at: dict[str, float] = {}  # CLOCK_BOOTTIME
 
     def add(self, host: str, kv: KeyValue) -> Mapping[str, Any]:
         """Take in a host's registration; its fields."""
@@ -56,6 +69,17 @@ class Fleet:
     def remove(self, host: str) -> None:
         """The host's registration is gone."""
         self.nodes.pop(host, None)
+        self._claimed_at.pop(host, None)
+
+    def on_claim(self, host: str) -> None:
+        """The host has claimed a tick."""
+        if host in self.nodes:
+            self._claimed_at[host] = clock.now()
+
+    def are_claiming(self, hosts: Iterable[str]) -> bool:
+        """Whether one of these hosts is claiming ticks, as far as we have heard."""
+        since = clock.now() - _CLAIMING_S
+        return any(self._claimed_at.get(host, 0.0) > since for host in hosts)
 
     def zones_differ_anew(self) -> bool:
         """Warn, once per change, of hosts with other releases of the time zones: their ticks differ. Whether it did."""
@@ -76,13 +100,15 @@ class Fleet:
             if fields.get("draining") is not True and fields.get("clock_off") is not True
         }
 
-    def turn(self, name: str, number: int) -> int:
-        """Our place in the line for a tick of a job, or for a request; 0 is the first.
+    def turn(self, name: str, number: int) -> Turn:
+        """Our turn at a tick of a job, or at a request.
 
         A host whose clock differs from the others' by more than a second never goes first.
         """
-        turn = order(self.takers(), name, number).index(self._host)
-        return max(turn, 1) if abs(self._clock.skew_s()) > SKEW_S else turn
+        line = order(self.takers(), name, number)
+        before = line[: line.index(self._host)]
+        is_off = abs(self._clock.skew_s()) > SKEW_S
+        return Turn(max(len(before), 1 if is_off else 0) * TURN_S, before)
 
     def is_first(self, name: str, number: int) -> bool:
         """Whether we are the first in line, whatever our clock shows."""

@@ -226,8 +226,9 @@ class Inventory:
     def _on_claim(self, name: str, tick: int, kv: KeyValue) -> None:
         self._port.on_claim((name, tick), lambda pending: self._store.is_ours(kv, pending))
         tracked = self._planner.jobs.get(name)
-        skips = fields_of(kv.value).get("skip") is True
-        if tracked is not None and tracked.job.overlap == "replace" and not skips:
+        fields = fields_of(kv.value)
+        self._fleet.on_claim(str(fields.get("host")))
+        if tracked is not None and tracked.job.overlap == "replace" and fields.get("skip") is not True:
             self._replacement.on_claim(tracked, tick)
 
     # -- hosts --------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from conch.cron.claimer import Claimer, ClaimPorts
 from conch.cron.clock_check import ClockCheck
 from conch.cron.closer import Closer
 from conch.cron.fleet import Fleet
+from conch.cron.group_commit import GroupCommit
 from conch.cron.inventory import Inventory
-from conch.cron.job import Job
 from conch.cron.missing import MissedTicks
 from conch.cron.node import Node
 from conch.cron.planner import Planner
@@ -18,12 +18,14 @@ from conch.cron.reload import Reload
 from conch.cron.replacement import Replacement
 from conch.cron.requests import RequestPorts, Requests
 from conch.cron.result_store import ResultStore
-from conch.cron.runner import ActiveRun, Runner, RunPorts
+from conch.cron.runner import Runner, RunPorts
 from conch.cron.scheduler_spec import SchedulerPort
-from conch.cron.semaphore_slot import OnFailed, OnHeld, SemaphoreSlot
+from conch.cron.semaphore_slot import queue_for_slot
 from conch.cron.sweep import Sweep
 from conch.cron.sweeping import Sweeping
 from conch.cron.ticks import Registration, TrackedJob
+from conch.cron.transactions import Transactions
+from conch.cron.turns import Turns
 from conch.cron.unreadable import Unreadable
 from conch.cron.waiting_room import WaitingRoom
 from conch.cron.watcher import Watcher
@@ -31,8 +33,6 @@ from conch.cron.workers import Chores, Workers
 from conch.cron.writes import Faults, Writes
 from conch.etcd.server_clock import etcd_time
 from conch.etcd.store import Range
-from conch.holder import Holder, shown
-from conch.times import rfc3339
 
 # How long etcd's hosts may take to say their time, in seconds.
 _ETCD_CLOCK_S = 2.0
@@ -53,6 +53,11 @@ class Parts:
         self.unreadable = Unreadable(port.log)
         self.results = ResultStore(spec.store, spec.keys)
         self.store = ClaimStore(spec.store, spec.keys, self._host, self.results)
+        self._commit = GroupCommit(spec.run_log, port.tasks, self.workers)
+        # apart, so that neither waits for the other
+        self._claims, self._results = (
+            Transactions(spec.store, self.results.leases, port.tasks, self.workers) for _ in range(2)
+        )
         self.fleet = Fleet(self._host, spec.clock, port.log)
         self.clock_check = self._make_clock_check()
         self.planner = self._make_planner()
@@ -80,6 +85,7 @@ class Parts:
             waiting=lambda: len(port.pending) + len(self.closer.unclear),
         )
         self.claimer = self._make_claimer()
+        self.turns = Turns(self.fleet, wall_clock=spec.clock.now, draining=lambda: port.is_draining)
         self.closer = self._make_closer()
         self.replacement = self._make_replacement()
         self.requests = self._make_requests()
@@ -89,7 +95,10 @@ class Parts:
         self.inventory = self._make_inventory()
         self.watcher = self._make_watcher()
         self.writes.connect(
-            probers=(self.closer.probes.probe, self.room.probe, self.recorder.probes.probe, self._probe_by_publishing),
+            probers=(
+                *(self.closer.probes.probe, self.room.probe, self.recorder.probes.probe),
+                lambda: self.node.publish(probe=True),
+            ),
             resumed=(self.node.publish, self.recorder.probes.resume, self.closer.probes.resume, self.room.admit),
         )
 
@@ -158,32 +167,6 @@ class Parts:
         self.node.revoke_unneeded()
         self.room.admit()
 
-    def _on_clock_right(self) -> None:
-        self.planner.on_clock_right()
-
-    def _probe_by_publishing(self) -> bool:
-        return self.node.publish(probe=True)
-
-    def _queue_for_slot(self, run: ActiveRun, job: Job, number: int, held: OnHeld, failed: OnFailed) -> SemaphoreSlot:
-        identity, spec = self._spec.identity, self._spec
-        assert job.semaphore is not None  # noqa: S101 - asked by the runner
-        return SemaphoreSlot(
-            spec.store,
-            spec.connection,
-            spec.keys,
-            spec.watchdog,
-            job.semaphore,
-            number=number,
-            run=run.entry.run,
-            ttl_s=spec.ttl_s,
-            kill_after_s=job.kill_after_s,
-            wait_s=job.run_ttl_s,
-            value=Holder(identity.host, identity.pid, rfc3339(spec.clock.own()), shown(job.cmd)).encode(),
-            held=held,
-            failed=failed,
-            log=self._port.log,
-        )
-
     # -- making the parts ---------------------------------------------------------------------------------
 
     def _make_clock_check(self) -> ClockCheck:
@@ -195,7 +178,7 @@ class Parts:
             self._port.log,
             etcd_time=partial(etcd_time, self._spec.connection, within_s=_ETCD_CLOCK_S),
             publish=lambda: self.node.publish(),
-            corrected=self._on_clock_right,
+            corrected=lambda: self.planner.on_clock_right(),
         )
 
     def _make_planner(self) -> Planner:
@@ -215,7 +198,7 @@ class Parts:
                 tracked=self._tracked,
                 registration=self._registration,
                 new_number=lambda: self.node.new_number(),
-                queue_for_slot=self._queue_for_slot,
+                queue_for_slot=partial(queue_for_slot, self._spec, self._port.log),
             ),
             self._spec.watchdog,
             self._spec.run_log,
@@ -249,7 +232,7 @@ class Parts:
     def _make_claimer(self) -> Claimer:
         spec, port = self._spec, self._port
         return Claimer(
-            *(self.store, self._claim_ports, self.room, self.workers, self.writes, spec.run_log, spec.clock),
+            *(self.store, self._claim_ports, self.room, self._claims, self.writes, self._commit, spec.clock),
             *(spec.identity, port.counts),
             job_key=spec.job_key,
             timeout_s=spec.timeout_s,
@@ -258,7 +241,7 @@ class Parts:
     def _make_closer(self) -> Closer:
         spec = self._spec
         return Closer(
-            *(self.store, self._claim_ports, self.workers, self.writes, spec.clock, spec.identity),
+            *(self.store, self._claim_ports, self._claims, self.workers, self.writes, spec.clock, spec.identity),
             report=self.claimer.report_failure,
             releasing=lambda: self._port.is_releasing,
             timeout_s=spec.timeout_s,
@@ -267,8 +250,8 @@ class Parts:
     def _make_replacement(self) -> Replacement:
         spec = self._spec
         return Replacement(
-            *(self.store, self._claim_ports, self._port.tasks, self.workers, self.writes, spec.run_log, spec.clock),
-            spec.identity,
+            *(self.store, self._claim_ports, self._port.tasks, self._claims, self.workers, self.writes, self._commit),
+            *(spec.clock, spec.identity),
             end_runs=self.runner.end_before,
             is_recorded=lambda run: run not in self.runner.active,
             timeout_s=spec.timeout_s,
@@ -291,7 +274,7 @@ class Parts:
     def _make_recorder(self) -> Recorder:
         spec, port = self._spec, self._port
         return Recorder(
-            *(self.results, self.runner, spec.run_log, spec.watchdog, port.tasks, self.workers, self.writes),
+            *(self.results, self.runner, self._commit, spec.watchdog, self._results, self.writes),
             *(port.counts, port.log),
             tracked=self._tracked,
             own_time=spec.clock.own,

@@ -177,9 +177,11 @@ class Planner:
         now, here = self._clock.now(), self._now()
         after, before = self._moments(revision)
         latest = now if before is None else now - max(0.0, here - before)
-        said = max(seconds_of(job.raw.get("added_at")), seconds_of(job.raw.get("changed_at")))
-        if after is not None and said + 1.0 > now - (here - after):
-            latest = min(latest, max(said, now - (here - after)))
+        if after is not None:
+            fields = job.raw
+            said = max(seconds_of(fields.get("added_at")), seconds_of(fields.get("changed_at")))
+            if said + 1.0 > now - (here - after):
+                latest = min(latest, max(said, now - (here - after)))
         return max(self._since, latest)
 
     def _take_up_all_due(self, name: str, tracked: TrackedJob) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from conch.core.messages import Lost, Recorded
 from conch.cron.group_commit import GroupCommit
 from conch.cron.result_store import Delivered, ResultStore
-from conch.cron.run_log import RunLog, ended
+from conch.cron.run_log import ended
 from conch.cron.runner import ActiveRun, Runner, RunState
 from conch.cron.semaphore_slot import SemaphoreSlot
 from conch.cron.ticks import TrackedJob
+from conch.cron.transactions import Transactions
 from conch.cron.values import Result
-from conch.cron.workers import Tasks, Workers
 from conch.cron.writes import ProbeQueue, Unsent, WriteKind, Writes, was_refused
 from conch.etcd.store import StoreError
 from conch.keeper.watchdog import Watchdog
@@ -29,10 +29,9 @@ class Recorder:
         self,
         store: ResultStore,
         runner: Runner,
-        run_log: RunLog,
+        commit: GroupCommit,
         watchdog: Watchdog,
-        tasks: Tasks,
-        workers: Workers,
+        transactions: Transactions,
         writes: Writes,
         counts: Counter[tuple[str, str]],
         log: Log,
@@ -47,8 +46,9 @@ class Recorder:
         """`ended` is called when a run has ended, before it is recorded; `run_key_gone` when its run key is deleted."""
         self._store = store
         self._runner = runner
-        self._ends = GroupCommit(run_log, tasks, workers)
+        self._commit = commit
         self._watchdog = watchdog
+        self._transactions = transactions
         self._writes = writes
         self._counts = counts
         self._log = log
@@ -73,7 +73,7 @@ class Recorder:
             self.returning = [*(slot for slot in self.returning if not slot.released.is_set()), run.slot]
             self._watchdog.send(Lost(run.slot.number, "given back"))
         self._ended()
-        written = await self._ends.write(run.entry)
+        written = await self._commit.write(run.entry)
         run.only_in_memory = run.reported and not written
         if run.reported and written:
             self._watchdog.send(Recorded(run.entry.run))
@@ -116,16 +116,12 @@ class Recorder:
         tracked = self._tracked(entry.name)
         expired = tracked.take_expired() if tracked is not None and not self._writes.is_open else []
         has_floor, now = tracked is not None and tracked.has_floor, self._own_time()
-        return await self._writes.send(
+        sending = self._transactions.sending(
+            timeout_s=self._timeout_s, is_wanted=lambda: self._writes.may_send(probe=probe)
+        )
+        return await self._writes.gather(
             lambda: self._store.deliver(
-                entry.name,
-                entry.tick,
-                result,
-                entry.run_rev,
-                expired,
-                now,
-                has_floor=has_floor,
-                timeout_s=self._timeout_s,
+                *(entry.name, entry.tick, result, entry.run_rev, expired, now), has_floor=has_floor, sending=sending
             ),
             probe=probe,
         )
@@ -133,7 +129,7 @@ class Recorder:
     def _on_delivered(self, run: ActiveRun, delivered: Delivered) -> None:
         entry = run.entry
         run.enter(RunState.RECORDED)
-        self._ends.forget(entry.run)
+        self._commit.forget(entry.run)
         self._runner.active.pop(entry.run, None)
         if run.only_in_memory:
             self._watchdog.send(Recorded(entry.run))

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from conch.cron.claim_store import Busy, ClaimStore, NodeGone, Outcome, Taken, Won
 from conch.cron.claimer import ClaimPorts
 from conch.cron.fleet_clock import FleetClock
-from conch.cron.run_log import Entry, RunLog
+from conch.cron.group_commit import GroupCommit
+from conch.cron.run_log import Entry
 from conch.cron.ticks import (
     PAUSE_MOST_S,
     PAUSE_S,
@@ -18,6 +19,7 @@ from conch.cron.ticks import (
     TickWon,
     TrackedJob,
 )
+from conch.cron.transactions import Sending, Transactions
 from conch.cron.workers import Alarm, Tasks, Workers
 from conch.cron.writes import Unsent, WriteKind, Writes
 from conch.etcd.store import Full, KeyValue, StoreError
@@ -53,9 +55,10 @@ class Replacement:
         store: ClaimStore,
         ports: ClaimPorts,
         tasks: Tasks,
+        transactions: Transactions,
         workers: Workers,
         writes: Writes,
-        run_log: RunLog,
+        commit: GroupCommit,
         fleet_clock: FleetClock,
         identity: Holder,
         *,
@@ -70,9 +73,10 @@ class Replacement:
         self._store = store
         self._ports = ports
         self._tasks = tasks
+        self._transactions = transactions
         self._workers = workers
         self._writes = writes
-        self._run_log = run_log
+        self._commit = commit
         self._clock = fleet_clock
         self._identity = identity
         self._end_runs = end_runs
@@ -180,16 +184,16 @@ class Replacement:
 
     async def _take(self, tick: PendingTick, rev: int, registration: Registration) -> Outcome:
         """Try once to take the run key. A run key that is taken is on disk before this returns."""
-
-        def work() -> Outcome:
-            outcome = self._store.take_run(tick, rev, registration, self._identity, timeout_s=self._timeout_s)
-            if isinstance(outcome, Won):
-                self._run_log.write(Entry(tick.run, tick.job.name, tick.tick, rev, outcome.run_rev))
-            return outcome
-
         self.under_way += 1
         try:
-            return await self._writes.send(work)
+            outcome = await self._writes.gather(
+                lambda: self._store.take_run(
+                    tick, rev, registration, self._identity, self._clock.own(), sending=self._sending()
+                )
+            )
+            if isinstance(outcome, Won):
+                await self._commit.write(Entry(tick.run, tick.job.name, tick.tick, rev, outcome.run_rev))
+            return outcome
         finally:
             self.under_way -= 1
 
@@ -214,8 +218,10 @@ class Replacement:
         pause = _Pause()
         while True:
             try:
-                await self._writes.send(
-                    lambda: self._store.release(tick.job.name, run.create_revision, timeout_s=self._timeout_s)
+                await self._writes.gather(
+                    lambda: self._store.release(
+                        tick.job.name, run.create_revision, self._clock.own(), sending=self._sending()
+                    )
                 )
                 return
             except Unsent:
@@ -223,6 +229,11 @@ class Replacement:
             except StoreError as error:
                 self._writes.failed(WriteKind.CLAIM.value, error, job=tick.job.name, tick=rfc3339(tick.tick))
             await pause.wait()
+
+    def _sending(self) -> Sending:
+        return self._transactions.sending(
+            timeout_s=self._timeout_s, is_wanted=lambda: self._writes.may_send(probe=False)
+        )
 
 
 class _Pause:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
-from conch.cron.fleet import TURN_S
+from conch.cron.fleet import Turn
 from conch.cron.fleet_clock import FleetClock
 from conch.cron.seconds import free_second, read_seconds
 from conch.cron.ticks import PAUSE_MOST_S, PAUSE_S, Claim, PendingTick, TickGivenUp, TickLost, TickState, TrackedJob
@@ -44,14 +44,14 @@ class RequestPorts:
     """What the requests ask of the other parts.
 
     `tracked` is a job as it is followed now; `is_pending` whether a tick (job, tick) is being claimed; `why_closed` why
-    no tick can be claimed now; `turn` our place in the line for a job's request; `start` begins the life of a tick and
+    no tick can be claimed now; `turn` is our turn at a job's request; `start` begins the life of a tick and
     reports what became of its claim; `draining` says whether nothing more is to be started.
     """
 
     tracked: Callable[[str], TrackedJob | None]
     is_pending: Callable[[tuple[str, int]], bool]
     why_closed: Callable[[], str]
-    turn: Callable[[str, int], int]
+    turn: Callable[[str, int], Turn]
     start: Callable[[PendingTick, Callable[[Claim], None]], None]
     draining: Callable[[], bool]
 
@@ -135,7 +135,7 @@ class Requests:
             while (request := self._oldest(name)) is not None and self._ports.tracked(name) is not None:
                 if self._ports.draining():
                     return
-                await request.alarm.wait(self._ports.turn(name, request.number) * TURN_S)
+                await request.alarm.wait(self._ports.turn(name, request.number).wait_s)
                 while not request.is_gone and request is self._oldest(name) and not self._ports.draining():
                     if self._ports.tracked(name) is None:
                         return

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from conch.cron.shared_leases import SharedLeases
 from conch.cron.ticks import TRIM
+from conch.cron.transactions import Sending
 from conch.cron.values import FIRST_TICK, LAST_TICK, Result
 from conch.etcd.store import (
     Compare,
@@ -22,6 +23,7 @@ from conch.etcd.store import (
     Range,
     RangeResult,
     Store,
+    Txn,
     TxnResult,
     ValueBelow,
 )
@@ -60,7 +62,10 @@ def is_tick(value: bytes) -> bool:
 
 
 class ResultStore:
-    """The transactions that record how ticks ended and remove expired ones. Every call may raise `StoreError`."""
+    """The transactions that record how ticks ended and remove expired ones. Every call may raise `StoreError`.
+
+    Those that are `sending` may raise `Unsent`, too.
+    """
 
     def __init__(self, store: Store, keys: Keys, history: int = HISTORY) -> None:
         """`history` is how many ticks a job keeps."""
@@ -72,7 +77,7 @@ class ResultStore:
 
     # -- delivering ---------------------------------------------------------------------------------------
 
-    def deliver(
+    async def deliver(
         self,
         name: str,
         tick: int,
@@ -82,7 +87,7 @@ class ResultStore:
         now: float,
         *,
         has_floor: bool,
-        timeout_s: float,
+        sending: Sending,
     ) -> Delivered:
         """Record how a tick ended, end its run key, and remove `expired_ticks` for good by raising the floor.
 
@@ -91,7 +96,7 @@ class ResultStore:
         assumed = _Assumed(has_floor, run_rev)
         while True:
             expired_ticks = [expired for expired in expired_ticks if expired < tick]
-            answer = self._try_deliver(name, tick, result, expired_ticks, assumed, now, timeout_s)
+            answer = await self._try_deliver(name, tick, result, expired_ticks, assumed, now, sending)
             if answer.succeeded:
                 return Delivered(self.found_old(name, *answer.ranges), assumed.has_floor or bool(expired_ticks))
             existing, floor, run = (found.kvs[0] if found.kvs else None for found in answer.ranges)
@@ -100,12 +105,12 @@ class ResultStore:
             run_rev = assumed.run_rev if run is not None and run.create_revision == assumed.run_rev else None
             if existing is not None or too_old:
                 if run_rev is not None:
-                    self.end_run(name, run_rev, timeout_s=timeout_s)
+                    await self.end_run(name, run_rev, now, sending=sending)
                 return Delivered((), floor is not None, is_wanted=existing is not None)
             expired_ticks = ()
             assumed = _Assumed(floor is not None, run_rev, unreadable)
 
-    def _try_deliver(
+    async def _try_deliver(
         self,
         name: str,
         tick: int,
@@ -113,7 +118,7 @@ class ResultStore:
         expired_ticks: Sequence[int],
         assumed: _Assumed,
         now: float,
-        timeout_s: float,
+        sending: Sending,
     ) -> TxnResult:
         """Make the one transaction of a delivery.
 
@@ -128,10 +133,8 @@ class ResultStore:
         if assumed.run_rev is not None:
             compare.append(CreateRevisionIs(run, assumed.run_rev))
             success.append(Delete(run))
-        failure = [Range(key, keys_only=True), Range(floor), Range(run, keys_only=True)]
-        answer = self.leases.call(
-            lambda: self._store.txn(compare, success, failure, timeout_s=timeout_s), now, timeout_s
-        )
+        failure = (Range(key, keys_only=True), Range(floor), Range(run, keys_only=True))
+        answer = await sending.make(name, Txn(tuple(compare), tuple(success), failure), now)
         if answer is None:
             raise LeaseGone("cannot record a result: its lease is gone")
         return answer
@@ -149,10 +152,10 @@ class ResultStore:
         oldest = self.oldest(name, TRIM if name in self._behind else _FEW)
         return compare, [Put(key, result.encode(), self.leases.for_results(now)), *removal, *oldest]
 
-    def end_run(self, name: str, run_rev: int, *, timeout_s: float) -> None:
+    async def end_run(self, name: str, run_rev: int, now: float, *, sending: Sending) -> None:
         """Delete the job's run key, if it is still the one created at `run_rev`."""
         run = self._key("run", name)
-        self._store.txn([CreateRevisionIs(run, run_rev)], [Delete(run)], timeout_s=timeout_s)
+        await sending.make(name, Txn((CreateRevisionIs(run, run_rev),), (Delete(run),)), now)
 
     # -- the limit ----------------------------------------------------------------------------------------
 

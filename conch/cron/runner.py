@@ -98,7 +98,7 @@ class RunPorts:
     tracked: Callable[[str], TrackedJob | None]
     registration: Callable[[], Registration | None]
     new_number: Callable[[], int]
-    queue_for_slot: Callable[[ActiveRun, Job, int, OnHeld, OnFailed], SemaphoreSlot]
+    queue_for_slot: Callable[[str, Job, int, OnHeld, OnFailed], SemaphoreSlot]
 
 
 class Runner:
@@ -233,7 +233,7 @@ class Runner:
                 settle(Result(self._host, "timeout", reason=why))
 
         try:
-            run.slot = self._ports.queue_for_slot(run, job, self._ports.new_number(), held, failed)
+            run.slot = self._ports.queue_for_slot(run.entry.run, job, self._ports.new_number(), held, failed)
         except RuntimeError as error:  # no more threads
             return self._skipped(f"cannot queue for its slot: {error}")
         finished.add_done_callback(lambda done: settle(done.result()) if not done.cancelled() else None)

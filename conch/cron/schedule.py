@@ -1,10 +1,10 @@
 """Computes when a job is due: cron expressions, `H` fields and `@every`, as instants in the job's own time zone.
 
-The contract defines the grammar. Where it leaves something open, and where croniter (which expands the fields) differs:
+The contract defines the grammar. Where it leaves something open:
 
-- `5/15` means `5-59/15`, as in croniter. A step longer than its range leaves the first value.
-- `5-5` means only 5 (croniter: the whole field). A range that runs backwards is refused, except that
-  Sunday counts as 7 at the end of a range and as 0 at its beginning: `fri-sun`, `5-7`, `7-2`.
+- `5/15` means `5-59/15`. A step longer than its range leaves the first value.
+- `5-5` means only 5. A range that runs backwards is refused, except that Sunday counts as 7 at the end of a range and
+  as 0 at its beginning: `fri-sun`, `5-7`, `7-2`.
 - Day of month and day of week: a field counts as `*` when it begins with `*`, as in Debian's cron. If neither does, a
   day matches that is in either field; else it must be in both. So `*/2` with `mon` means the Mondays with an odd date.
 - `H` is a fixed value: it counts as `*` neither for the days nor for daylight saving. It is drawn from the whole
@@ -67,6 +67,8 @@ _ITEM = re.compile(
          (?: / (?P<step>[0-9]{{1,9}}) )?""",
     re.VERBOSE,
 )
+# Whether an item is drawn by the job's name; a day or month never begins with this letter.
+_HASHED = re.compile(r"(?:^|[ \t,])[Hh]")
 # A key of the IANA database, and no path. The excluded keys are in a host's zone directory, too, but differ by host.
 _ZONE = re.compile(r"(?!(?:posix|right)/)[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+){0,2}")
 # Meaningful only to other crons: the last day, the nearest weekday, a random value.
@@ -78,7 +80,7 @@ _NO_ZONES = ("localtime", "posixrules", "Factory")
 class Schedule:
     """The ticks of one job. They depend only on its expression, zone and (`H`) name, so all hosts compute the same.
 
-    It keeps no state: its methods may be called in any order.
+    It keeps no state: its methods may be called in any order, and jobs that are due alike may share one.
     """
 
     expression: str
@@ -126,10 +128,15 @@ def parse_schedule(expression: str, *, zone: str = "UTC", name: str | None = Non
         raise BadInput(f"bad schedule: longer than {LONGEST_EXPRESSION} characters")
     text = expression.strip(" \t")
     try:
-        rule = _parse_rule(text, local, name)
+        return _parse(text, zone, local, name if _HASHED.search(text) else None)
     except BadInput as error:
         raise BadInput(f"bad schedule {text[:100]!r}: {error}") from None
-    return Schedule(text, zone, rule)
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str, zone: str, local: ZoneInfo, name: str | None) -> Schedule:
+    """Parse an expression. Thousands of jobs have few schedules between them, and each is parsed more than once."""
+    return Schedule(text, zone, _parse_rule(text, local, name))
 
 
 def _parse_zone(zone: str) -> ZoneInfo:
@@ -167,11 +174,9 @@ def _parse_every(words: list[str]) -> "_Every":
 
 
 def _parse_fields(texts: list[str], zone: ZoneInfo, name: str | None) -> "_Fields":
-    normalized = [
-        ",".join(_normalize(item, field, name) for item in text.split(","))
-        for field, text in zip(_FIELDS, texts, strict=True)
-    ]
-    minutes, hours, days, months, weekdays = _expand(" ".join(normalized))
+    minutes, hours, days, months, weekdays = (
+        _expand(text, field, name if _HASHED.search(text) else None) for field, text in zip(_FIELDS, texts, strict=True)
+    )
     starred = [text.startswith("*") for text in texts]
     either_day = not (starred[2] or starred[4])
     if not either_day and all(day > DAYS_OF_MONTH[month - 1] for month in months for day in days):
@@ -184,24 +189,14 @@ def _parse_fields(texts: list[str], zone: ZoneInfo, name: str | None) -> "_Field
 
 
 @lru_cache(maxsize=1024)
-def _expand(normalized: str) -> tuple[tuple[int, ...], ...]:
-    """Return the values of each field, sorted."""
-    from croniter import CroniterError, croniter  # slow to import, and @every does without
-
-    try:
-        expanded = croniter.expand(normalized)[0]
-    except CroniterError as error:
-        raise BadInput(str(error)) from None
-    return tuple(
-        tuple(range(field.low, field.high + 1)) if "*" in values else tuple(sorted(int(value) for value in values))
-        for field, values in zip(_FIELDS, expanded, strict=True)
-    )
+def _expand(text: str, field: _Field, name: str | None) -> tuple[int, ...]:
+    """Return the values of a field, sorted."""
+    values = {value for item in text.split(",") for value in _values(item, field, name)}
+    return tuple(sorted({value % 7 for value in values} if field is _WEEKDAY else values))
 
 
-def _normalize(item: str, field: _Field, name: str | None) -> str:
-    """Check one item of a list, and rewrite it in a form that every cron reads alike: `*`, `5` or `10-30/5`."""
-    if item == "*":
-        return item
+def _values(item: str, field: _Field, name: str | None) -> range:
+    """Check one item of a list, and return its values. Sunday may be 7."""
     bad = partial("bad {} {!r}: {}".format, field.name, item[:40])
     match = _ITEM.fullmatch(item)
     if not match or any((match[part] or "").lower() in _OTHER_CRONS for part in ("low", "high")):
@@ -229,7 +224,7 @@ def _normalize(item: str, field: _Field, name: str | None) -> str:
         low += int.from_bytes(digest[:8], "big") % (min(step, choices) if match["step"] else choices)
         if not match["step"]:
             high = low
-    return str(low) if low == high else f"{low}-{high}/{step}"
+    return range(low, high + 1, step)
 
 
 def _value(text: str, field: _Field, bad: "partial[str]") -> int:

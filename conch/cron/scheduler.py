@@ -11,7 +11,6 @@ from typing import TypeVar
 from conch.core import linux
 from conch.core.deadline import ANSWERS_WITHIN_S
 from conch.core.messages import Drain, Finished, Message, Note, Release, Released, Reload, Running
-from conch.cron.fleet import TURN_S
 from conch.cron.health import lease_left_s, why_unhealthy
 from conch.cron.missing import Missed
 from conch.cron.parts import Parts
@@ -111,9 +110,10 @@ class Scheduler:
     async def _live(self, tick: PendingTick, on_claim: Callable[[Claim], None]) -> None:
         """The life of one tick: its turn, its claim, its run, its record."""
         parts = self.parts
-        if not tick.request_rev and (turn := parts.fleet.turn(*tick.id)):
-            await tick.alarm.wait(turn * TURN_S)  # the hosts before us in rank go first
+        if not tick.request_rev:
+            await parts.turns.wait(tick)
         claim = await self._claim(tick)
+        parts.turns.settle(tick)
         on_claim(claim)
         if isinstance(claim, TickWaits):
             waiting = "the run before it is being ended"

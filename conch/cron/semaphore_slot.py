@@ -6,12 +6,16 @@ from collections.abc import Callable
 from conch.core import clock
 from conch.core.deadline import DeadlineRule
 from conch.core.messages import Acquire, Failed, Held, Message, Note, Release, Released
+from conch.cron.job import Job
+from conch.cron.scheduler_spec import SchedulerSpec
 from conch.etcd.connection import Connection
 from conch.etcd.store import Store
+from conch.holder import Holder, shown
 from conch.keeper.acquirer import Acquirer
 from conch.keeper.hold_spec import HoldSpec, QueueSpec
 from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
+from conch.times import rfc3339
 
 Log = Callable[..., None]
 OnHeld = Callable[[Held], None]
@@ -119,3 +123,27 @@ class SemaphoreSlot:
     def lost(self, number: int, reason: str) -> None:
         """See `Watchdog`."""
         self._watchdog.lost(number, reason)
+
+
+def queue_for_slot(
+    spec: SchedulerSpec, log: Log, run: str, job: Job, number: int, held: OnHeld, failed: OnFailed
+) -> SemaphoreSlot:
+    """Queue for a slot of the job's semaphore, for the run of this id."""
+    assert job.semaphore is not None  # noqa: S101 - asked by the runner
+    identity = spec.identity
+    return SemaphoreSlot(
+        spec.store,
+        spec.connection,
+        spec.keys,
+        spec.watchdog,
+        job.semaphore,
+        number=number,
+        run=run,
+        ttl_s=spec.ttl_s,
+        kill_after_s=job.kill_after_s,
+        wait_s=job.run_ttl_s,
+        value=Holder(identity.host, identity.pid, rfc3339(spec.clock.own()), shown(job.cmd)).encode(),
+        held=held,
+        failed=failed,
+        log=log,
+    )

@@ -7,8 +7,11 @@ hosts: every host computes the same id, and whoever needs it first grants it.
 import hashlib
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeVar
 
-from conch.etcd.store import LeaseExists, LeaseGone, Store, StoreError, TxnResult
+from conch.etcd.store import LeaseExists, LeaseGone, Store, StoreError, TxnResult, TxnResults
+
+_Made = TypeVar("_Made", TxnResult, TxnResults)
 
 # A claim lives 25 h at least; one lease serves the claims of an hour, one the results of a day.
 _CLAIM_S, _CLAIM_EVERY_S = 26 * 3600, 3600
@@ -45,7 +48,7 @@ class SharedLeases:
         results = (self.for_results(now + at * _RESULT_EVERY_S) for at in range(-_RESULT_YOUNG, 2))
         return frozenset((*claims, *results))
 
-    def call(self, transaction: Callable[[], TxnResult], now: float, timeout_s: float) -> TxnResult | None:
+    def call(self, transaction: Callable[[], _Made], now: float, timeout_s: float) -> _Made | None:
         """Run a transaction; if a lease is missing, grant the shared ones and run it once more.
 
         Returns None if it still fails for a missing lease: then the missing lease is not a shared one. A `StoreError`

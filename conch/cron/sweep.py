@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from conch.cron.result_store import ResultStore
-from conch.cron.views import everything
+from conch.cron.views import everything, pages
 from conch.etcd.store import Compare, CreateRevisionIs, Delete, KeyValue, ModRevisionIs, Range, RangeResult, Store
 from conch.keys import Keys, prefix_end
+from conch.record import replace
 
 # How many of the newest ticks of each job never expire.
 KEPT = 20
@@ -19,7 +20,6 @@ KEPT = 20
 ORPHAN_S = 15 * 86400
 # etcd accepts 128 operations at most. A job takes two reads of `KEPT` keys each, a tick two deletions.
 _JOBS, _GAPS, _TICKS, _PROLONGED = 30, 60, 60, 50
-_PAGE = 500
 
 
 class Sweep:
@@ -39,23 +39,17 @@ class Sweep:
         """Sweep; yield after each small piece of work, so that the caller can pause. Raises `StoreError`."""
         names: list[bytes] = []
         prefix = self._keys.cron("job")
-        for kvs in self._list(everything(prefix)):
-            names += [kv.key[len(prefix.encode()) :] for kv in kvs]
+        for found in self._list(prefix):
+            names += [kv.key[len(prefix.encode()) :] for kv in found.kvs]
             yield
         yield from self._jobs([name.decode() for name in names if name.isascii() and b"/" not in name])
         for kind in ("fire", "result"):
             yield from self._orphans(kind, names)
         yield from self._floors(frozenset(names))
 
-    def _list(self, span: Range) -> Iterator[tuple[KeyValue, ...]]:
-        """Yield the keys of a range, in pages."""
-        start = span.key
-        while True:
-            found = self._range(Range(start, span.end, limit=_PAGE, keys_only=True))
-            yield found.kvs
-            if found.count <= len(found.kvs) or not found.kvs:
-                return
-            start = found.kvs[-1].key + b"\0"
+    def _list(self, prefix: str) -> Iterator[RangeResult]:
+        """Yield the keys below a prefix, in pages."""
+        return pages(self._store, replace(everything(prefix), keys_only=True), timeout_s=self._timeout_s)
 
     def _range(self, read: Range) -> RangeResult:
         return self._store.range(read, timeout_s=self._timeout_s)
@@ -176,9 +170,9 @@ class Sweep:
     def _floors(self, names: frozenset[bytes]) -> Iterator[None]:
         """Remove the floors of removed jobs. A job that was added again meanwhile keeps its floor."""
         prefix = self._keys.cron("floor").encode()
-        for kvs in self._list(everything(prefix.decode())):
+        for found in self._list(prefix.decode()):
             yield
-            for kv in kvs:
+            for kv in found.kvs:
                 name = kv.key[len(prefix) :]
                 if name not in names:
                     job = self._keys.cron("job").encode() + name

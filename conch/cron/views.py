@@ -2,16 +2,19 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from conch.cron.values import LAST_TICK, fields_of, row
 from conch.etcd.store import KeyValue, Range, RangeResult, Store
 from conch.holder import UnreadableHolder
 from conch.keys import Keys, NodeKey, prefix_end
+from conch.record import replace
 
 # A job takes two reads, and etcd accepts 128 operations at most.
 _JOBS_AT_ONCE = 60
+# How many keys a page has. Jobs have a few hundred bytes each, and 32 KiB at most.
+_PAGE = 500
 # The factor by which a read grows when too few of its ticks are readable.
 _GROWTH = 8
 
@@ -19,6 +22,19 @@ _GROWTH = 8
 def everything(prefix: str) -> Range:
     """Return the read of all keys below a prefix, sorted by name."""
     return Range(prefix.encode(), prefix_end(prefix.encode()))
+
+
+def pages(store: Store, what: Range, *, timeout_s: float) -> Iterator[RangeResult]:
+    """Read the keys of a range, sorted by name, in pages: neither we nor etcd hold the answer to all of it in memory.
+
+    Each page is as of when it was read. What changes meanwhile is seen by a watch from the first page's revision on.
+    """
+    while True:
+        found = store.range(replace(what, limit=_PAGE), timeout_s=timeout_s)
+        yield found
+        if found.count <= len(found.kvs) or not found.kvs:
+            return
+        what = replace(what, key=found.kvs[-1].key + b"\0")
 
 
 def newest(keys: Keys, kind: str, name: str, limit: int) -> Range:

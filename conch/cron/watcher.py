@@ -4,9 +4,9 @@ import threading
 from collections.abc import Callable, Sequence
 
 from conch.cron.faults import Lasting
+from conch.cron.views import pages
 from conch.etcd.store import Compacted, Event, KeyValue, Range, RangeResult, Store, StoreError, Watch
 from conch.keys import Keys, prefix_end
-from conch.record import replace
 
 Log = Callable[..., None]
 
@@ -73,9 +73,12 @@ class Watcher:
         """
         listed = []
         for what in self.ranges():
-            # claims are of interest only as they are made
-            limit = 1 if what.key == self._keys.cron("fire").encode() else 0
-            listed.append((what, self._store.range(replace(what, limit=limit), timeout_s=timeout_s)))
+            # Claims are of interest only as they are made. A read of one key spares etcd counting them all.
+            read = Range(what.key) if what.key == self._keys.cron("fire").encode() else what
+            found = list(pages(self._store, read, timeout_s=timeout_s))
+            kvs = tuple(kv for page in found for kv in page.kvs)
+            # the revision of the first page: what changed while the others were read comes again as events
+            listed.append((what, RangeResult(found[0].header, kvs, len(kvs))))
         self._call(self._listed, listed, run_ids)
         return [(what, found.header.revision + 1) for what, found in listed]
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -90,17 +90,28 @@ class Writes:
 
         Whoever catches a `StoreError` has to report it by `failed`.
         """
-        if self._breaker.is_open and not probe:
-            raise Unsent
 
         def work() -> _T:
-            if self._breaker.is_open and not probe:
+            if not self.may_send(probe=probe):
                 raise Unsent  # writes began to fail while this one queued for a worker
             return call()
 
-        result = await self._workers.etcd(work)
+        return await self.gather(lambda: self._workers.etcd(work), probe=probe)
+
+    async def gather(self, write: Callable[[], Awaitable[_T]], *, probe: bool = False) -> _T:
+        """Make a write that is sent together with others; as `send`.
+
+        Its sender has to ask `may_send` when its time has come.
+        """
+        if not self.may_send(probe=probe):
+            raise Unsent
+        result = await write()
         self.on_success()
         return result
+
+    def may_send(self, *, probe: bool) -> bool:
+        """Whether a write may be sent now; from any thread."""
+        return probe or not self._breaker.is_open
 
     def on_success(self) -> None:
         """A write was made: etcd takes writes."""

@@ -17,6 +17,7 @@ from conch.etcd.store import (
     Put,
     Range,
     RangeResult,
+    Txn,
     TxnResult,
     ValueBelow,
 )
@@ -97,22 +98,20 @@ def found(what: Range, header: Header, kvs: tuple[KeyValue, ...], count: int) ->
     return RangeResult(header, kvs, count)
 
 
-def transaction(
-    compare: Sequence[Compare],
-    success: Sequence[Operation],
-    failure: Sequence[Operation],
-    header: Header,
-    *,
-    succeeded: bool,
-    responses: Sequence[Response],
-) -> TxnResult:
+def same_number(parts: Sequence[Txn], results: Sequence[object], *, succeeded: bool) -> None:
+    """Raise unless there is one result for each of several transactions that were made as one."""
+    if not succeeded or len(parts) != len(results):
+        raise BadAnswer("an odd answer: other parts than the transaction asked for")
+
+
+def transaction(txn: Txn, header: Header, *, succeeded: bool, responses: Sequence[Response]) -> TxnResult:
     """Return what a transaction did: one response per operation of its branch, in agreement with its compares."""
-    branch = success if succeeded else failure
-    if (not compare and not succeeded) or [kind for kind, _, _ in responses] != [
+    branch = txn.success if succeeded else txn.failure
+    if (not txn.compare and not succeeded) or [kind for kind, _, _ in responses] != [
         type(operation) for operation in branch
     ]:
         raise BadAnswer("an odd answer: other parts than the transaction asked for")
-    known = _known(compare, succeeded=succeeded)
+    known = _known(txn.compare, succeeded=succeeded)
     ranges = []
     for operation, (_, kvs, count) in zip(branch, responses, strict=True):
         match operation:

@@ -17,13 +17,14 @@ from conch.etcd.error_codes import (
     OWN,
     PERMISSION_DENIED,
     RESOURCE_EXHAUSTED,
+    TOO_BIG,
     UNAUTHENTICATED,
     UNAVAILABLE,
     UNKNOWN,
     USER_EMPTY,
 )
 from conch.etcd.error_text import describe
-from conch.etcd.store import Full, Header, Lease, LeaseExists, LeaseGone, Refused, Rejected
+from conch.etcd.store import Full, Header, Lease, LeaseExists, LeaseGone, Refused, Rejected, TooBig
 from conch.record import Record
 
 _TRY_ELSEWHERE = frozenset({UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNKNOWN, INTERNAL, UNAUTHENTICATED})
@@ -73,6 +74,8 @@ def classify(what: str, error: CallError) -> str:
         raise LeaseGone(f"cannot {what}: the lease is gone")
     if FULL.matches(code, details):
         raise Full(f"cannot {what}: etcd answered: {details}")
+    if any(known.matches(code, details) for known in TOO_BIG):
+        raise TooBig(f"cannot {what}: etcd answered: {details}")
     if code in _TRY_ELSEWHERE or any(known.matches(code, details) for known in ELSEWHERE):
         return describe(code, error.details)
     raise Rejected(f"cannot {what}: etcd answered: {details or f'code {code}'}")

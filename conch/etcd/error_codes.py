@@ -60,6 +60,10 @@ FULL = EtcdError((RESOURCE_EXHAUSTED,), "etcdserver: mvcc: database space exceed
 TOO_LARGE = EtcdError((INVALID_ARGUMENT,), "etcdserver: request is too large")
 TOO_MANY_OPERATIONS = EtcdError((INVALID_ARGUMENT,), "etcdserver: too many operations in txn request")
 
+# gRPC's own limit of a message, which etcd sets a little above that of a request
+MESSAGE_TOO_LARGE = EtcdError((RESOURCE_EXHAUSTED,), "received message larger than max")
+
+TOO_BIG = (TOO_LARGE, TOO_MANY_OPERATIONS, MESSAGE_TOO_LARGE)
 ELSEWHERE = (LEARNER, NOT_CAPABLE, NOT_LEADER, NO_LEADER, TOO_MANY_REQUESTS)
 BAD_LOGIN = (WRONG_PASSWORD, NO_PASSWORD)
 TOO_OLD = (OLD_REVISION, OLD_REVISION_RAW)

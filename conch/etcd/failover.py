@@ -14,7 +14,7 @@ from conch.etcd.dial import accepts
 from conch.etcd.endpoints import Endpoint
 from conch.etcd.error_codes import LEARNER, OWN
 from conch.etcd.error_text import NO_ANSWER, describe
-from conch.etcd.store import Range, RangeResult, Refused, Renewal, StoreError, Unfit, Unreachable
+from conch.etcd.store import Put, Range, RangeResult, Refused, Renewal, StoreError, Txn, Unfit, Unreachable
 from conch.etcd.timeline import Timeline
 from conch.etcd.watch import DriverWatch, Stream
 from conch.record import replace
@@ -81,6 +81,15 @@ class FailOver(ABC, Generic[_Client]):
     @abstractmethod
     def range(self, what: Range, *, timeout_s: float) -> RangeResult:
         """See `Store`."""
+
+    def never_taken(self, parts: Sequence[Txn]) -> list[Put]:
+        """Return a branch, never taken, that names the keys written by transactions made as one.
+
+        3.4.23 checks our role in the branches of the outer transaction alone.
+        """
+        if self._connection.user is None and self._connection.cert is None:
+            return []  # no role is ours
+        return [Put(key, b"") for part in parts for key in part.written()]
 
     def confirm(self, what: Range) -> None:
         """Have the timeline check etcd's revision, by a small linearizable read. May raise `StoreError`."""

@@ -22,7 +22,9 @@ from conch.etcd.store import (
     Put,
     Range,
     RangeResult,
+    Txn,
     TxnResult,
+    TxnResults,
     ValueBelow,
 )
 from conch.etcd.watch import Answer
@@ -72,13 +74,17 @@ def local_read(key: bytes) -> bytes:
     return _body({"key": _base64(key), "limit": "1", "serializable": True})
 
 
-def transact(compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation]) -> bytes:
+def transact(txn: Txn) -> bytes:
     """Ask for a transaction."""
+    return _body(_txn(txn))
+
+
+def transact_all(parts: Sequence[Txn], never: Sequence[Operation]) -> bytes:
+    """Ask for several transactions as one; `never` is a branch that is not taken."""
     return _body(
         {
-            "compare": [_compare(condition) for condition in compare],
-            "success": [_operation(operation) for operation in success],
-            "failure": [_operation(operation) for operation in failure],
+            "success": [{"request_txn": _txn(part)} for part in parts],
+            "failure": [_operation(operation) for operation in never],
         }
     )
 
@@ -130,6 +136,14 @@ def _range(what: Range) -> dict[str, Any]:
     if what.keys_only:
         request["keys_only"] = True
     return request
+
+
+def _txn(txn: Txn) -> dict[str, Any]:
+    return {
+        "compare": [_compare(condition) for condition in txn.compare],
+        "success": [_operation(operation) for operation in txn.success],
+        "failure": [_operation(operation) for operation in txn.failure],
+    }
 
 
 def _compare(condition: Compare) -> dict[str, Any]:
@@ -210,13 +224,19 @@ def found(what: Range, answer: dict[str, Any]) -> RangeResult:
     return answers.found(what, header(answer), _keys(answer), fields.int64(answer, "count"))
 
 
-def transaction(
-    compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation], answer: dict[str, Any]
-) -> TxnResult:
-    """Read what a transaction did."""
+def transaction(txn: Txn, answer: dict[str, Any], at: Header | None = None) -> TxnResult:
+    """Read what a transaction did; `at` is the header of the answer that it is a part of."""
     responses = [_response(response) for response in fields.objects(answer, "responses")]
     succeeded = fields.flag(answer, "succeeded")
-    return answers.transaction(compare, success, failure, header(answer), succeeded=succeeded, responses=responses)
+    return answers.transaction(txn, at or header(answer), succeeded=succeeded, responses=responses)
+
+
+def transactions(parts: Sequence[Txn], answer: dict[str, Any]) -> TxnResults:
+    """Read what several transactions did that were made as one."""
+    at = header(answer)
+    nested = [fields.part(response, "response_txn") for response in fields.objects(answer, "responses")]
+    answers.same_number(parts, nested, succeeded=fields.flag(answer, "succeeded"))
+    return TxnResults(at, tuple(transaction(part, each, at) for part, each in zip(parts, nested, strict=True)))
 
 
 def watch_answer(answer: dict[str, Any]) -> Answer:

@@ -10,7 +10,18 @@ from conch.etcd.failover import FailOver
 from conch.etcd.gateway_codec import GatewayError
 from conch.etcd.gateway_http import Gateway, HungUp, NoGateway
 from conch.etcd.gateway_watch import ALIVE_S, WatchStream
-from conch.etcd.store import Compare, Header, Lease, LeaseGone, Operation, Range, RangeResult, TxnResult
+from conch.etcd.store import (
+    Compare,
+    Header,
+    Lease,
+    LeaseGone,
+    Operation,
+    Range,
+    RangeResult,
+    Txn,
+    TxnResult,
+    TxnResults,
+)
 from conch.etcd.timeline import Timeline
 from conch.etcd.watch import DriverWatch
 from conch.static_typing import Any, Callable, Sequence, TypeVar
@@ -117,12 +128,15 @@ class HttpStore(FailOver[Gateway]):
         timeout_s: float,
     ) -> TxnResult:
         """See `Store`."""
-        ask = self._ask(
-            "/v3/kv/txn",
-            codec.transact(compare, success, failure),
-            lambda answer: codec.transaction(compare, success, failure, answer),
-        )
+        txn = Txn(tuple(compare), tuple(success), tuple(failure))
+        ask = self._ask("/v3/kv/txn", codec.transact(txn), lambda answer: codec.transaction(txn, answer))
         return self._call("make a transaction", timeout_s, ask)
+
+    def txns(self, parts: Sequence[Txn], *, timeout_s: float) -> TxnResults:
+        """See `Store`."""
+        body = codec.transact_all(parts, self.never_taken(parts))
+        ask = self._ask("/v3/kv/txn", body, lambda answer: codec.transactions(parts, answer))
+        return self._call("make transactions", timeout_s, ask)
 
     def watch(
         self,

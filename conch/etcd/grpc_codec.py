@@ -17,7 +17,9 @@ from conch.etcd.store import (
     Put,
     Range,
     RangeResult,
+    Txn,
     TxnResult,
+    TxnResults,
     ValueBelow,
 )
 from conch.etcd.watch import Answer
@@ -70,6 +72,21 @@ def operation_request(operation: Operation) -> Any:
             return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key))
 
 
+def txn_request(txn: Txn) -> Any:
+    return etcdrpc.TxnRequest(
+        compare=[compare_request(condition) for condition in txn.compare],
+        success=[operation_request(operation) for operation in txn.success],
+        failure=[operation_request(operation) for operation in txn.failure],
+    )
+
+
+def txns_request(parts: Sequence[Txn], never: Sequence[Operation]) -> Any:
+    return etcdrpc.TxnRequest(
+        success=[etcdrpc.RequestOp(request_txn=txn_request(part)) for part in parts],
+        failure=[operation_request(operation) for operation in never],
+    )
+
+
 def header(answer: Any) -> Header:
     """Read the header, which every answer has."""
     return answers.header(answer.header.revision, answer.header.member_id, answer.header.raft_term)
@@ -95,14 +112,18 @@ def range_result(what: Range, answer: Any) -> RangeResult:
     return answers.found(what, header(answer), _keys(answer), answer.count)
 
 
-def txn_result(
-    compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation], answer: Any
-) -> TxnResult:
-    """Read what a transaction did."""
+def txn_result(txn: Txn, answer: Any, at: Header | None = None) -> TxnResult:
+    """Read what a transaction did; `at` is the header of the answer that it is a part of."""
     responses = [_response(response) for response in answer.responses]
-    return answers.transaction(
-        compare, success, failure, header(answer), succeeded=answer.succeeded, responses=responses
-    )
+    return answers.transaction(txn, at or header(answer), succeeded=answer.succeeded, responses=responses)
+
+
+def txns_result(parts: Sequence[Txn], answer: Any) -> TxnResults:
+    """Read what several transactions did that were made as one."""
+    at = header(answer)
+    nested = [response.response_txn for response in answer.responses if response.HasField("response_txn")]
+    answers.same_number(parts, nested, succeeded=answer.succeeded)
+    return TxnResults(at, tuple(txn_result(part, each, at) for part, each in zip(parts, nested, strict=True)))
 
 
 def watch_answer(answer: Any) -> Answer:

@@ -19,7 +19,9 @@ from conch.etcd.store import (
     Range,
     RangeResult,
     Refused,
+    Txn,
     TxnResult,
+    TxnResults,
     Unfit,
 )
 from conch.etcd.timeline import Timeline
@@ -37,7 +39,7 @@ import grpc  # noqa: E402
 from etcd3 import etcdrpc  # noqa: E402
 
 from conch.etcd import grpc_codec  # noqa: E402
-from conch.etcd.grpc_codec import compare_request, operation_request, range_request  # noqa: E402
+from conch.etcd.grpc_codec import range_request  # noqa: E402
 
 # gRPC raises ValueError for a channel that another thread has closed; OSError is a missing certificate file.
 _FAILURES = (grpc.RpcError, etcd3.Etcd3Exception, BadAnswer, ValueError, OSError, Unfit)
@@ -218,17 +220,26 @@ class GrpcStore(FailOver[Any]):
         timeout_s: float,
     ) -> TxnResult:
         """See `Store`."""
-        request = etcdrpc.TxnRequest(
-            compare=[compare_request(condition) for condition in compare],
-            success=[operation_request(operation) for operation in success],
-            failure=[operation_request(operation) for operation in failure],
+        txn = Txn(tuple(compare), tuple(success), tuple(failure))
+        request = grpc_codec.txn_request(txn)
+        return self._call(
+            "make a transaction",
+            timeout_s,
+            lambda client, token, limit_s: grpc_codec.txn_result(
+                txn, client.kvstub.Txn(request, **_call_options(token, limit_s))
+            ),
         )
 
-        def call(client: Any, token: str | None, timeout_s: float) -> TxnResult:
-            answer = client.kvstub.Txn(request, **_call_options(token, timeout_s))
-            return grpc_codec.txn_result(compare, success, failure, answer)
-
-        return self._call("make a transaction", timeout_s, call)
+    def txns(self, parts: Sequence[Txn], *, timeout_s: float) -> TxnResults:
+        """See `Store`."""
+        request = grpc_codec.txns_request(parts, self.never_taken(parts))
+        return self._call(
+            "make transactions",
+            timeout_s,
+            lambda client, token, limit_s: grpc_codec.txns_result(
+                parts, client.kvstub.Txn(request, **_call_options(token, limit_s))
+            ),
+        )
 
     def watch(
         self,

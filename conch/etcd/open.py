@@ -20,7 +20,9 @@ from conch.etcd.store import (
     Renewal,
     Store,
     StoreError,
+    Txn,
     TxnResult,
+    TxnResults,
     Unreachable,
     Watch,
 )
@@ -146,6 +148,10 @@ class AutoStore:
     ) -> TxnResult:
         """See `Store`."""
         return self._ask(timeout_s, lambda store, left_s: store.txn(compare, success, failure, timeout_s=left_s))
+
+    def txns(self, parts: Sequence[Txn], *, timeout_s: float) -> TxnResults:
+        """See `Store`."""
+        return self._ask(timeout_s, lambda store, left_s: store.txns(parts, timeout_s=left_s))
 
     def watch(
         self,

@@ -35,6 +35,10 @@ class Rejected(StoreError):
     """etcd answered that it will not do this; asking again changes nothing."""
 
 
+class TooBig(Rejected):
+    """A request with too many operations or bytes for etcd's limits: a smaller one may be taken."""
+
+
 class Full(Rejected):
     """etcd's quota is used up, and it takes no writes (the NOSPACE alarm).
 
@@ -147,12 +151,31 @@ class RangeResult(Record):
     count: int
 
 
+class Txn(Record):
+    """A transaction: `success` if all of `compare` hold, else `failure`. It must be safe to repeat."""
+
+    compare: tuple[Compare, ...]
+    success: tuple[Operation, ...]
+    failure: tuple[Operation, ...] = ()
+
+    def written(self) -> tuple[bytes, ...]:
+        """Return the keys that it may write or delete, in either branch."""
+        return tuple(operation.key for operation in (*self.success, *self.failure) if not isinstance(operation, Range))
+
+
 class TxnResult(Record):
     """Which branch ran; `ranges` has the answers to its `Range` operations in their order."""
 
     header: Header
     succeeded: bool
     ranges: tuple[RangeResult, ...]
+
+
+class TxnResults(Record):
+    """What each of several transactions did that were made as one."""
+
+    header: Header
+    results: tuple[TxnResult, ...]
 
 
 class Lease(Record):
@@ -220,6 +243,14 @@ class Store(Protocol):
         timeout_s: float,
     ) -> TxnResult:
         """Make a transaction. It may be made twice if an answer is lost, so it must be safe to repeat."""
+        ...
+
+    def txns(self, parts: Sequence[Txn], *, timeout_s: float) -> TxnResults:
+        """Make several transactions as one, at one revision: each has its own compares, and fails alone.
+
+        All compares see etcd as it was before the first of them, and no key may be written by two. So none may compare
+        or read what another writes.
+        """
         ...
 
     def watch(

@@ -9,7 +9,7 @@ The same answers bound the time at which a revision was written, on our own cloc
 
 import time
 
-from conch.etcd.store import Header, Lease, RangeResult, TxnResult
+from conch.etcd.store import Header, Lease, RangeResult, TxnResult, TxnResults
 from conch.record import Record
 from conch.static_typing import Callable, TypeVar
 from conch.threads import Lock
@@ -61,7 +61,7 @@ class Timeline:
 
         `sent_at` is the time just before the request was sent (CLOCK_BOOTTIME, seconds).
         """
-        if isinstance(answer, RangeResult | TxnResult):
+        if isinstance(answer, RangeResult | TxnResult | TxnResults):
             self._note(answer.header, before, linearizable=True)
             if sent_at is not None:
                 self._remember(answer.header.revision, before, sent_at, _now())

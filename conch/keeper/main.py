@@ -1,6 +1,7 @@
 """The keeper from start to end."""
 
 from conch import threads
+from conch.core.cgroup import remove_left
 from conch.core.channel import Channel
 from conch.core.keeper_process import collect_garbage
 from conch.core.messages import Failed, Note, Release
@@ -27,7 +28,6 @@ def keep_when_told(channel: Channel) -> None:
 def keep(spec: HoldSpec, channel: Channel) -> None:
     """Run the keeper until the supervisor has ended and everything is released. Called in the forked process."""
     # late: the supervisor must never have loaded these
-    from conch.core.containment import remove_left
     from conch.etcd.open import open_store
     from conch.keeper.acquirer import Acquirer
     from conch.keeper.watchdog import NotReady, Watchdog

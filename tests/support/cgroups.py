@@ -1,6 +1,7 @@
 """Real cgroups (v2) for tests: a place of a test's own, and what lives in it."""
 
 import os
+import secrets
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -61,16 +62,25 @@ def populated(path: Path) -> bool:
 
 
 @contextmanager
-def new_place(name: str) -> Iterator[Place]:
+def new_place() -> Iterator[Place]:
     """A place for as long as a test takes; the test is skipped if there can be none."""
     if not _FOUND.parent:
         pytest.skip(f"no cgroup for tests: {_FOUND.reason}")
-    place = Place(Path(_FOUND.parent) / name)
+    place = Place(Path(_FOUND.parent) / f"t-{secrets.token_hex(8)}")
     place.path.mkdir()
     try:
         yield place
     finally:
         place.remove()
+
+
+@contextmanager
+def place_of_conch() -> Iterator[Place]:
+    """A place in which conch is started, and leaves nothing."""
+    with new_place() as place:
+        yield place
+        wait_for(lambda: not populated(place.path), "nothing lives any more")
+        wait_for(lambda: not place.runs(), "no cgroup of a run is left")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Values for tests of the scheduler's parts: jobs, ticks, answers of etcd; and a script of answers in its place."""
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -8,8 +9,11 @@ from typing import Any
 from conch.core.messages import Message
 from conch.cron.faults import Lasting
 from conch.cron.fleet_clock import FleetClock
+from conch.cron.group_commit import GroupCommit
 from conch.cron.job import Job, parse
+from conch.cron.shared_leases import SharedLeases
 from conch.cron.ticks import PendingTick, Registration, TrackedJob
+from conch.cron.transactions import Transactions
 from conch.cron.writes import Faults, Writes
 from conch.etcd.store import KeyValue, StoreError, Unreachable
 from conch.holder import Holder
@@ -55,6 +59,10 @@ def fire_key(run: str, rev: int = 21) -> KeyValue:
     return KeyValue(b"/fire/j", json.dumps({"run": run}).encode(), rev, rev, 1)
 
 
+# What is sent together with others, and awaited; it takes a millisecond, as a call of a worker does.
+_AWAITED = ("claim", "claim_to_wait", "claim_to_skip", "take_run", "release", "deliver")
+
+
 class Script:
     """Answers each call with the next of a list; an exception is raised, a callable is called for its answer."""
 
@@ -64,6 +72,10 @@ class Script:
         self.arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def __getattr__(self, how: str) -> Callable[..., Any]:
+        async def awaited(*arguments: Any, **options: Any) -> Any:
+            await asyncio.sleep(0.001)
+            return call(*arguments, **options)
+
         def call(*arguments: Any, **options: Any) -> Any:
             self.asked.append(how)
             self.arguments.append((arguments, options))
@@ -74,7 +86,7 @@ class Script:
                 raise answer
             return answer
 
-        return call
+        return awaited if how in _AWAITED else call
 
     def is_ours(self, kv: KeyValue, tick: PendingTick) -> bool:
         return bool(json.loads(kv.value).get("run") == tick.run)
@@ -152,6 +164,9 @@ class World:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.supervisor: Any = Supervisor()
         self.run_log: Any = RunLog()
+        self.commit = GroupCommit(self.run_log, self.tasks, self.workers)
+        leases: Any = SharedLeases(script(), "/p")
+        self.transactions = Transactions(script(), leases, self.tasks, self.workers)
         self.tracked: TrackedJob | None = tracked(**fields)
         self.registration: Registration | None = Registration(3, 8, 4)
         self.draining = False

@@ -1,8 +1,6 @@
 """`--contain`: what it takes, and the systems on which a run can have a cgroup of its own, or cannot."""
 
 import re
-import secrets
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -10,20 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cgroups import Place, new_place, populated
+from tests.support.cgroups import Place, place_of_conch
 from tests.support.conch import CONCH, Bench, alive, wait_for
 from tests.support.cron import Fleet
+from tests.support.users import USER, as_user, folder_with_way_to_root
 
-USER = 54321
 SHOW = ("--", "cat", "/proc/self/cgroup")
 
 
 @pytest.fixture
 def place() -> Iterator[Place]:
-    with new_place(f"t-{secrets.token_hex(8)}") as place:
+    with place_of_conch() as place:
         yield place
-        wait_for(lambda: not populated(place.path), "nothing lives any more")
-        wait_for(lambda: not place.runs(), "no cgroup of a run is left")
 
 
 @pytest.fixture
@@ -44,13 +40,6 @@ def was_called(server: socket.socket) -> bool:
 
 def endpoint(server: socket.socket) -> str:
     return f"127.0.0.1:{server.getsockname()[1]}"
-
-
-def as_user(*command: str) -> list[str]:
-    """Return the command as a plain user, who may read all files in case Python is where only root may read."""
-    caps = "-all,+dac_read_search"
-    ids = [f"--reuid={USER}", f"--regid={USER}", "--clear-groups", f"--inh-caps={caps}", f"--ambient-caps={caps}"]
-    return ["setpriv", *ids, *command]
 
 
 def own_by(path: Path) -> None:
@@ -198,14 +187,8 @@ def test_plain_user_who_may_make_cgroups_but_not_move_into_them(place: Place, co
 def test_plain_user_ends_what_became_root(place: Place, conch: Bench) -> None:
     """No signal of the user's can end it, but the kill of its cgroup does."""
     own_by(place.path)
-    folder = Path(f"/tmp/conch-{conch.mark}")
-    folder.mkdir()
-    folder.chmod(0o777)
-    becomes_root = folder / "root"
-    shutil.copy("/usr/bin/setpriv", becomes_root)
-    becomes_root.chmod(0o4755)
-    try:
-        left = f"setsid {becomes_root} --reuid 0 env -i sh -c 'echo $$ > {folder}/pid; exec sleep 1000' &"
+    with folder_with_way_to_root(conch.mark) as folder:
+        left = f"setsid {folder}/root --reuid 0 env -i sh -c 'echo $$ > {folder}/pid; exec sleep 1000' &"
         command = f"{left} while ! test -s {folder}/pid; do sleep 0.05; done"
         program = place.enter(*as_user(CONCH))
         done = conch.run("elect", "o", "--kill-after", "200ms", "--", "sh", "-c", command, program=program)
@@ -213,8 +196,6 @@ def test_plain_user_ends_what_became_root(place: Place, conch: Bench) -> None:
         assert not alive(int((folder / "pid").read_text()))
         assert "contain=cgroup" in done.stderr
         assert "kill-refused" not in done.stderr
-    finally:
-        shutil.rmtree(folder)
 
 
 # -- limits that come later -------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Each test starts conch in a cgroup of the test's own, which must be empty at the
 
 import os
 import re
-import secrets
 import shlex
 import signal
 import sys
@@ -17,7 +16,7 @@ import pytest
 
 from tests.conftest import OwnEtcd
 from tests.support import escape as escape_program
-from tests.support.cgroups import Place, new_place, populated
+from tests.support.cgroups import Place, place_of_conch, populated
 from tests.support.conch import CONCH, Bench, Wrapper, alive, boottime, throughout, wait_for
 from tests.support.cron import Fleet
 
@@ -28,10 +27,8 @@ FLAGS = ("--ttl", "3s", "--kill-after", "700ms")
 @pytest.fixture
 def place() -> Iterator[Place]:
     """Where conch is started; requested before `conch`, so that it is checked when all has ended."""
-    with new_place(f"t-{secrets.token_hex(8)}") as place:
+    with place_of_conch() as place:
         yield place
-        wait_for(lambda: not populated(place.path), "nothing lives any more")
-        wait_for(lambda: not place.runs(), "no cgroup of a run is left")
 
 
 def command(bench: Bench, how: str, end: str = "stays") -> str:

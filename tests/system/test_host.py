@@ -1,7 +1,6 @@
 """Hosts on which conch cannot control what it runs, so it reports this and runs nothing; and hosts where it can."""
 
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -10,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.conch import CONCH, Bench, alive, log_lines, wait_for
+from tests.support.users import as_user, folder_with_way_to_root
 
 # Each changes the host in a mount namespace of its own.
 _NO_PROC = "umount -l /proc"
 _NO_NULL = "mount -t tmpfs none /dev"
 _HIDDEN = "mount -t proc -o hidepid=invisible proc /proc"
-USER = 54321
 
 
 def on_host(conch: Bench, odd: str, command: str, *flags: str) -> "subprocess.CompletedProcess[str]":
@@ -32,23 +31,10 @@ def on_host(conch: Bench, odd: str, command: str, *flags: str) -> "subprocess.Co
     )
 
 
-def as_user(command: str) -> str:
-    """Return the command as a plain user, who may read all files in case Python is where only root may read."""
-    caps = "-all,+dac_read_search"
-    return f"setpriv --reuid {USER} --regid {USER} --clear-groups --inh-caps={caps} --ambient-caps={caps} {command}"
-
-
 @pytest.fixture
 def open_folder(conch: Bench) -> Iterator[Path]:
-    """A folder that any user may reach, with a program that makes whoever starts it root."""
-    folder = Path(f"/tmp/conch-{conch.mark}")
-    folder.mkdir()
-    folder.chmod(0o777)
-    becomes_root = folder / "root"
-    shutil.copy("/usr/bin/setpriv", becomes_root)
-    becomes_root.chmod(0o4755)
-    yield folder
-    shutil.rmtree(folder)
+    with folder_with_way_to_root(conch.mark) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("command", ["elect o -- touch ran", "sema s --max 1 -- touch ran", "conchd --state-dir state"])
@@ -90,7 +76,9 @@ def test_first_process_of_a_namespace_exits_with_a_code_for_the_signal(conch: Be
 @pytest.mark.parametrize("hook", ["", "--on-acquire true --on-lose true"])
 def test_plain_user_where_other_users_processes_are_hidden(conch: Bench, hook: str) -> None:
     """conch sees the user's processes; the kernel confirms that nothing else is left."""
-    command = as_user(f"{CONCH} elect o --kill-after 300ms {hook} -- sh -c 'setsid sleep 1000 & echo started'")
+    command = " ".join(
+        as_user(f"{CONCH} elect o --kill-after 300ms {hook} -- sh -c 'setsid sleep 1000 & echo started'")
+    )
     done = on_host(conch, _HIDDEN, command)
     assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
     assert conch.keys() == []
@@ -101,7 +89,7 @@ def test_hidden_leftover_of_another_user_keeps_the_hold(conch: Bench, open_folde
     left = f"setsid {open_folder}/root --reuid 0 sh -c 'echo $$ > {open_folder}/pid; exec sleep 1000' &"
     script = open_folder / "command"
     script.write_text(f"{left} while ! test -s {open_folder}/pid; do sleep 0.05; done")
-    command = as_user(f"{CONCH} elect o --kill-after 100ms -- sh {script}")
+    command = " ".join(as_user(f"{CONCH} elect o --kill-after 100ms -- sh {script}"))
     with conch.file("err").open("wb") as err:
         holder = subprocess.Popen(
             ["unshare", "-m", "sh", "-c", f"{_HIDDEN}; exec {command}"],
@@ -125,7 +113,7 @@ def test_hidden_leftover_of_another_user_keeps_the_hold(conch: Bench, open_folde
 
 def test_refused_kill_is_logged_once_with_its_pid(conch: Bench, open_folder: Path) -> None:
     """The command became another user's; the hold is kept until somebody else kills it."""
-    command = as_user(f"{CONCH} elect o --kill-after 100ms -- {open_folder}/root --reuid 0 sleep 1000")
+    command = " ".join(as_user(f"{CONCH} elect o --kill-after 100ms -- {open_folder}/root --reuid 0 sleep 1000"))
     with conch.file("err").open("wb") as err:
         holder = subprocess.Popen(["sh", "-c", f"exec {command}"], env=conch.environment, stderr=err, cwd=open_folder)
 

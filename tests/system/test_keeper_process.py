@@ -28,6 +28,20 @@ def test_early_keeper_ends_when_it_is_not_needed(tmp_path: Path, then: str) -> N
     assert "Traceback" not in done.stderr
 
 
+def test_thread_that_forks_keepers_never_asks_for_pythons_lock(tmp_path: Path) -> None:
+    """A child that was forked meanwhile would wait for it. The threads of a keeper do ask each other."""
+    text = """
+import os, sys
+from conch.core import keeper_process
+show = lambda *_: print(sys.getswitchinterval() > 100, file=sys.stderr, flush=True)
+pid, _ = keeper_process.fork_keeper(show)
+os.waitpid(pid, 0)
+show()
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert done.stderr.split() == ["False", "True"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

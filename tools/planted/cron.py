@@ -208,6 +208,27 @@ BUGS = (
         "if False and",
         (f"{_STATE_DIR}::test_files_that_others_may_have_planted_are_refused",),
     ),
+    Bug(
+        "what changes between two reads of a listing is missed",
+        "cron/watcher.py",
+        "RangeResult(found[0].header, kvs",
+        "RangeResult(found[-1].header, kvs",
+        ("tests/system/test_many_jobs.py::test_changes_between_two_reads_of_a_listing_come_as_events",),
+    ),
+    Bug(
+        "schedule is shared across the rules of its zone",
+        "cron/schedule.py",
+        "return _parse(text, zone, local, name if",
+        "return _parse(text, zone, load('UTC'), name if",
+        ("tests/unit/cron/test_job.py::test_schedule_is_not_shared_across_rules_of_its_zone",),
+    ),
+    Bug(
+        "schedule is shared across names that H is drawn by",
+        "cron/schedule.py",
+        'r"(?:^|[ \\t,])[Hh]"',
+        'r"^[Hh]"',
+        ("tests/unit/cron/test_job.py::test_jobs_that_are_due_alike_share_their_schedule",),
+    ),
     # -- what others send and write
     Bug(
         "clients that send nothing keep their places",

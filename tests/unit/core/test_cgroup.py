@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from tests.support.conch import alive, wait_for
 
 @pytest.fixture
 def place() -> Iterator[Place]:
-    with new_place(f"t-{secrets.token_hex(8)}") as place:
+    with new_place() as place:
         yield place
 
 

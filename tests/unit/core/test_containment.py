@@ -1,15 +1,14 @@
 """Where runs get cgroups: the kernel's files as text, and places in the real cgroups in which none can be had."""
 
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conch.core import containment as module
-from conch.core.cgroup import Cgroup
-from conch.core.containment import Containment, find, own_directories, path_of, remove_left
+from conch.core.cgroup import Cgroup, path_of, remove_left
+from conch.core.containment import Containment, find, own_directories
 from conch.errors import EXIT_UNAVAILABLE, ConchError
 from conch.log import Log
 from tests.support.cgroups import Place, new_place, sleeper
@@ -29,7 +28,7 @@ def mount(root: str, point: str, options: str = "rw") -> str:
 
 @pytest.fixture
 def place() -> Iterator[Place]:
-    with new_place(f"t-{secrets.token_hex(8)}") as place:
+    with new_place() as place:
         yield place
 
 

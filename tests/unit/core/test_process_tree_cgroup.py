@@ -54,6 +54,49 @@ print(os.path.exists(cgroup.path))
     assert run(text, tmp_path).split() == ["True", "True", "False"]
 
 
+@pytest.mark.parametrize("error", ["ENOSYS", "EINVAL", "EPERM"])
+def test_command_enters_its_cgroup_where_none_can_be_born_there(tmp_path: Path, error: str) -> None:
+    """The kernel is too old, or a filter of system calls refuses: the same, but the process does it itself."""
+    text = f"""
+import errno
+
+def refuse(folder):
+    raise OSError(errno.{error}, "no")
+
+linux.fork_into = refuse
+child = start("exec cat /proc/self/cgroup > shown")
+wait_for(child.empty)
+print(open("shown").read().rstrip("\\n").endswith(os.path.basename(cgroup.path)))
+child.reap()
+"""
+    assert run(text, tmp_path).split() == ["True", "True"]
+
+
+def test_child_that_is_born_in_its_cgroup_is_as_any_other(tmp_path: Path) -> None:
+    """It has one thread, and Python in it works: locks, blocking calls, imports, its hooks, its children."""
+    text = """
+from conch.core import keeper_process
+os.waitpid(keeper_process._fork_aside(lambda: os._exit(0)), 0)  # a second thread
+os.register_at_fork(
+    before=lambda: print("before", flush=True),
+    after_in_child=lambda: print("child", flush=True),
+)
+pid = cgroup.fork()
+if pid == 0:
+    threads = len(os.listdir("/proc/self/task"))
+    import json, threading
+    thread = threading.Thread(target=time.sleep, args=(0.01,))
+    thread.start()
+    thread.join()
+    print(json.dumps([threads, os.getppid()]), flush=True)
+    sys.exit(os.waitstatus_to_exitcode(os.system("exit 7")))
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+print(os.getpid())
+"""
+    before, child, shown, parent = run(text, tmp_path).splitlines()
+    assert (before, child, shown) == ("before", "child", f"[1, {parent}]")
+
+
 def test_run_is_not_over_while_anything_lives_in_its_cgroup(tmp_path: Path) -> None:
     """Its own processes have ended. What moved in is no descendant of theirs, but the kernel lists it."""
     text = """

@@ -1,7 +1,8 @@
 """Runs as a process sees them that is not their ancestor: those in cgroups."""
 
-import secrets
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ NOBODY = 2**22 + 1
 
 def test_run_is_alive_as_long_as_the_kernel_says_that_its_cgroup_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lives there carries no run id, and has not died of the kill yet."""
-    with new_place(f"t-{secrets.token_hex(8)}") as place:
+    with new_place() as place:
         target = Target(NOBODY, "cafe", 0, str(place.path))
         assert kill_from_outside([target]) == [[]]
         with sleeper(place.path) as process:
@@ -41,6 +42,29 @@ def test_run_whose_cgroup_cannot_be_read_may_be_alive(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Cgroup, "kill", unreadable)
     monkeypatch.setattr(Cgroup, "populated", unreadable)
     assert kill_from_outside([Target(NOBODY, "cafe", 0, "/nowhere"), Target(NOBODY + 1, "f00d", 0)]) == [
-        [procfs.unseen(NOBODY)],
+        [procfs.unseen(NOBODY, cgroup="/nowhere")],
         [],
     ]
+
+
+def test_wait_for_what_only_a_cgroup_shows_ends_with_it() -> None:
+    """The kernel reports its end: whoever waits sleeps until then, and no longer."""
+    with new_place() as place:
+        with sleeper(place.path) as process:
+            entry = procfs.unseen(NOBODY, cgroup=str(place.path))
+            began = time.monotonic()
+            procfs.wait_for_ends([entry], 0.05)
+            assert time.monotonic() - began >= 0.05
+            threading.Timer(0.05, process.kill).start()
+            procfs.wait_for_ends([entry], 60)
+        assert time.monotonic() - began < 30
+        assert not Cgroup(str(place.path)).populated()
+
+
+def test_wait_for_what_nothing_shows_takes_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cgroup that cannot be read says nothing: to return at once would be to poll it."""
+    monkeypatch.setattr(Cgroup, "wait_until_empty", lambda *_: False)
+    for cgroup in ("", "/nowhere"):
+        began = time.monotonic()
+        procfs.wait_for_ends([procfs.unseen(NOBODY, cgroup=cgroup)], 0.05)
+        assert time.monotonic() - began >= 0.05

@@ -1,5 +1,6 @@
 """Claiming one tick: every outcome of the transaction, and everything that can happen before and between tries."""
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +11,9 @@ import pytest
 from conch.cron.claim_store import Again, Busy, Changed, NodeGone, Outcome, Taken, Won
 from conch.cron.claimer import Claimer, ClaimPorts
 from conch.cron.fleet_clock import FleetClock
+from conch.cron.group_commit import GroupCommit
 from conch.cron.job import Job, parse
+from conch.cron.shared_leases import SharedLeases
 from conch.cron.ticks import (
     CHANGED,
     REMOVED,
@@ -28,8 +31,9 @@ from conch.cron.ticks import (
     TickWon,
     TrackedJob,
 )
+from conch.cron.transactions import Transactions
 from conch.cron.waiting_room import WaitingRoom
-from conch.cron.writes import Faults, WriteKind, Writes
+from conch.cron.writes import Faults, Unsent, WriteKind, Writes
 from conch.etcd.store import KeyValue, StoreError, Unreachable
 from conch.holder import Holder
 from tests.support.virtual_loop import DirectWorkers, Log, VirtualLoop, tasks_of
@@ -60,21 +64,24 @@ class Answers:
         self.script = script
         self.asked: list[str] = []
 
-    def _next(self, how: str) -> Outcome:
+    async def _next(self, how: str, *, sending: Any, has_floor: bool) -> Outcome:
         self.asked.append(how)
+        await asyncio.sleep(0.001)
+        if not sending.is_wanted():
+            raise Unsent
         answer = self.script.pop(0)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def claim(self, *given: Any, **options: Any) -> Outcome:
-        return self._next("run")
+    async def claim(self, *given: Any, **options: Any) -> Outcome:
+        return await self._next("run", **options)
 
-    def claim_to_wait(self, *given: Any, **options: Any) -> Outcome:
-        return self._next("wait")
+    async def claim_to_wait(self, *given: Any, **options: Any) -> Outcome:
+        return await self._next("wait", **options)
 
-    def claim_to_skip(self, *given: Any, **options: Any) -> Outcome:
-        return self._next("skip")
+    async def claim_to_skip(self, *given: Any, **options: Any) -> Outcome:
+        return await self._next("skip", **options)
 
     def is_ours(self, kv: KeyValue, tick: PendingTick) -> bool:
         return bool(json.loads(kv.value).get("run") == tick.run)
@@ -84,8 +91,8 @@ class RunLog:
     def __init__(self) -> None:
         self.written: list[Any] = []
 
-    def write(self, entry: Any) -> bool:
-        self.written.append(entry)
+    def write(self, *entries: Any) -> bool:
+        self.written += entries
         return True
 
 
@@ -130,8 +137,10 @@ class Bed:
         )
         store: Any = self.answers
         run_log: Any = self.run_log
+        transactions = Transactions(store, SharedLeases(store, "/p"), tasks, workers)
+        commit = GroupCommit(run_log, tasks, workers)
         self.claimer = Claimer(
-            *(store, ports, room, workers, self.writes, run_log, FleetClock(loop.wall), ME, self.counts),
+            *(store, ports, room, transactions, self.writes, commit, FleetClock(loop.wall), ME, self.counts),
             job_key=self.job_key,
             timeout_s=5.0,
         )

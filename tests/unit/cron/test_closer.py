@@ -43,7 +43,7 @@ class Bed(World):
             waiting=lambda: 0,
         )
         self.closer = Closer(
-            *(self.store, ports, self.workers, self.writes, self.clock, ME),
+            *(self.store, ports, self.transactions, self.workers, self.writes, self.clock, ME),
             report=self._report,
             releasing=lambda: self.releasing,
             timeout_s=5.0,

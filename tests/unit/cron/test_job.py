@@ -1,11 +1,14 @@
 """Jobs as bytes in etcd: what is refused, and what is kept."""
 
+import gc
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conch.cron import zones
 from conch.cron.job import (
     LARGEST_BYTES,
     LONGEST_S,
@@ -18,6 +21,7 @@ from conch.cron.job import (
 )
 from conch.errors import BadInput
 from tests.support.jobs import FULL, KEY, LEAST, TICK, text_of
+from tests.support.zones import Zones
 
 BAD: list[tuple[Any, str]] = [
     (None, "object"),
@@ -158,8 +162,9 @@ def test_defaults() -> None:
         env={},
         cwd=None,
         paused=False,
-        raw=LEAST,
+        value=text_of(LEAST),
     )
+    assert job.raw == LEAST
     assert job.exclusive
     assert not job.is_signed
 
@@ -267,3 +272,42 @@ def test_semaphore_and_variable_as_they_are_written() -> None:
     for text in ("A", "=x", "", "A-B=x", "ä=x", "A\n=x"):
         with pytest.raises(BadInput):
             parse_variable(text)
+
+
+# -- thousands of jobs ----------------------------------------------------------------------------------------
+
+
+def test_job_keeps_its_value_and_not_all_that_was_parsed_from_it() -> None:
+    """The bytes are there anyway, in what etcd answered; the parsed fields would take four times as much."""
+    value = text_of({**FULL, "more": {"of": ["a", "newer", "release"]}})
+    job = parse("j", value)
+    assert job.value is value
+    assert [kept for kept in gc.get_referents(job) if isinstance(kept, dict)] == [job.env]
+    assert job.raw["more"] == {"of": ["a", "newer", "release"]}
+
+
+def test_jobs_that_are_due_alike_share_their_schedule() -> None:
+    """Of ten thousand jobs with a hundred schedules, a hundred are kept, and each is parsed once."""
+
+    def ticks(name: str, **fields: str) -> object:
+        return parse(name, text_of({**LEAST, **fields})).ticks()
+
+    assert ticks("a", schedule="17 3 * * *") is ticks("b", schedule="17 3 * * *")
+    assert ticks("a", schedule="17 3 * * *") is not ticks("a", schedule="17 3 * * *", tz="Europe/Berlin")
+    assert ticks("a", schedule="H 3 * * *") is ticks("a", schedule="H 3 * * *")
+    assert ticks("a", schedule="H 3 * * *") != ticks("b", schedule="H 3 * * *")
+    assert ticks("a", schedule="0,h 3 * * *") != ticks("b", schedule="0,h 3 * * *")
+
+
+def test_schedule_is_not_shared_across_rules_of_its_zone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Jobs that are parsed after a zone was changed on disk are due by its new rules."""
+    database = Zones(tmp_path / "zones")
+    monkeypatch.setattr(zones, "_loaded", {})
+    monkeypatch.setenv("TZDIR", str(database.folder))
+    job = text_of({**LEAST, "schedule": "0 12 * * *", "tz": "Mars/Olympus"})
+    noon = []
+    for offset_s in (3600, 7200):
+        database.zone("Mars/Olympus", offset_s)
+        zones.reload()
+        noon.append(parse("a", job).ticks().next_after(0))
+    assert noon == [11 * 3600, 10 * 3600]

@@ -43,7 +43,7 @@ class Bed(World):
         self.calls: list[str] = []
         runner: Any = SimpleNamespace(active=self.active)
         self.recorder = Recorder(
-            *(self.store, runner, self.run_log, self.supervisor, self.tasks, self.workers, self.writes),
+            *(self.store, runner, self.commit, self.supervisor, self.transactions, self.writes),
             *(self.counts, log),
             tracked=lambda name: self.tracked,
             own_time=loop.wall,
@@ -99,7 +99,7 @@ def test_what_is_delivered(loop: VirtualLoop, log: Log) -> None:
     bed.record(bed.add())
     (arguments, options) = bed.store.arguments[0]
     assert arguments == ("j", TICK, OK, 22, [TICK - 200, TICK - 100], pytest.approx(loop.wall(), abs=1))
-    assert options == {"has_floor": False, "timeout_s": 5.0}
+    assert (options["has_floor"], options["sending"].timeout_s) == (False, 5.0)
     assert bed.tracked.expired_ticks == {TICK - 9}
     assert bed.tracked.has_floor
 

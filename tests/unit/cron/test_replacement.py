@@ -44,7 +44,8 @@ class Bed(World):
             waiting=lambda: 0,
         )
         self.replacement = Replacement(
-            *(self.store, ports, self.tasks, self.workers, self.writes, self.run_log, self.clock, ME),
+            *(self.store, ports, self.tasks, self.transactions, self.workers, self.writes, self.commit),
+            *(self.clock, ME),
             end_runs=lambda name, tick, reason: self.ended.append((name, tick, reason)),
             is_recorded=lambda run: self.recorded,
             timeout_s=5.0,
