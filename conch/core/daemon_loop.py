@@ -89,7 +89,7 @@ class DaemonLoop:
             self._signal_escaped()
             for number in self._loop.signals.take():
                 if number == signal.SIGCHLD:
-                    self._note_ends()
+                    self._scan_soon()
                 else:
                     supervisor.on_signal(number)
             self._signal_escaped()
@@ -104,24 +104,31 @@ class DaemonLoop:
 
     # -- the ends of runs ---------------------------------------------------------------------------------
 
+    def _scan_soon(self) -> None:
+        """A process has ended: find out which, together with those that end at about the same time."""
+        self._scan_at = self._scanned_at + SCAN_PAUSE_S
+
     def _note_ends(self) -> None:
         reap_orphans({self._loop.keeper, *self._run_of_pid})
         for run, started in self._runs.items():
             if run not in self._ended and started.process.exit_code() is not None:
                 self._ended[run] = clock.now()
-        if self._ended:
-            self._scan_at = self._scanned_at + SCAN_PAUSE_S
 
     def _judge_ends(self) -> None:
-        """Have the supervisor judge the runs whose main process has ended; all of them share one /proc scan.
+        """Have the supervisor judge the runs whose main process has ended; all of them share one scan.
 
-        One scan each would cost too much when many runs end together.
+        What lives of such a run are conchd's own children and what is below them: its main process had others, which
+        the kernel had conchd adopt before it reported that end.
         """
         now = clock.now()
         if self._scan_at is None or now < self._scan_at:
             return
+        self._scanned_at, self._scan_at = now, None
+        self._note_ends()
+        if not self._ended:
+            return
         try:
-            self._scan = procfs.processes()
+            self._scan = procfs.children(self._run_of_pid)
             clear = self._orphans.attribute(self._scan)
             # a stream of unclear processes, perhaps of other runs, must not delay the judgement forever
             judged = {

@@ -25,6 +25,7 @@ from conch.core.messages import (
 )
 from conch.core.states import ENDING, EndRequests, LoopPorts, next_backoff
 from conch.core.task import Task, TaskPorts
+from conch.core.timetable import Timetable
 from conch.errors import EXIT_DEFECT, EXIT_SIGNAL, EXIT_UNAVAILABLE, checked
 from conch.log import Log
 from conch.plain_signal import name_of, signal
@@ -48,6 +49,7 @@ class DaemonSupervisor:
         self._release_s = release_s
         self.state = DaemonState.STARTING
         self.tasks: dict[str, Task] = {}
+        self._times = Timetable()  # when each task is to be woken, or earlier: a renewal makes that later
         self._holds: dict[int, Hold] = {}
         self._leases: list[int] = []  # of earlier keepers, until something is held again
         self._keeper = False
@@ -75,8 +77,8 @@ class DaemonSupervisor:
     @property
     def wake_at(self) -> float | None:
         """The next time (CLOCK_BOOTTIME) at which `on_time` has something to do."""
-        times = [None if self._bound() else self._keeper_at, self._release_by, self._drain_at]
-        times += [task.wake_at for task in self.tasks.values()]
+        keeper_at = None if self._keeper_at is None or self._bound() else self._keeper_at
+        times = [keeper_at, self._release_by, self._drain_at, self._times.first]
         return min((at for at in times if at is not None), default=None)
 
     @property
@@ -103,8 +105,10 @@ class DaemonSupervisor:
                 self._take(message)
             case Kill(run, reason) if run in self.tasks:
                 self.tasks[run].end(reason)
+                self._plan(self.tasks[run])
             case Recorded(run) if run in self.tasks and self.tasks[run].finished is not None:
                 del self.tasks[run]
+                self._times.set(run, None)
                 self._forget_holds()
             case Failed(code, text) if self.state is DaemonState.STARTING:
                 self._fail(code, text)
@@ -171,6 +175,7 @@ class DaemonSupervisor:
         else:
             for task in self._live():
                 task.kill("third signal")
+                self._plan(task)
         self._end_if_idle()
 
     def on_change(self, ended: set[str]) -> None:
@@ -180,6 +185,7 @@ class DaemonSupervisor:
         for run in ended:
             if run in self.tasks:
                 self.tasks[run].advance()
+                self._plan(self.tasks[run])
         self._end_if_idle()
 
     def on_time(self) -> None:
@@ -187,11 +193,13 @@ class DaemonSupervisor:
         if self.done:
             return
         now = self._loop.now()
-        for task in self._live():
+        due = [self.tasks[run] for run in self._times.take_due(now) if run in self.tasks]
+        for task in due:
             if task.lost_from is not None and now >= task.lost_from:
                 task.lose("not renewed in time")
-        for task in self._live():
+        for task in due:
             task.on_time(now)
+            self._plan(task)
         if self._keeper_at is not None and now >= self._keeper_at and not self._bound():
             self._keeper_at = None
             self._start_keeper()
@@ -252,6 +260,10 @@ class DaemonSupervisor:
     def _live(self) -> list[Task]:
         return [task for task in self.tasks.values() if task.finished is None]
 
+    def _plan(self, task: Task) -> None:
+        """Note when a task is to be woken, after whatever may have made that earlier."""
+        self._times.set(task.order.run, task.wake_at)
+
     def _bound(self) -> bool:
         return any(task.order.holds for task in self._live())
 
@@ -259,6 +271,8 @@ class DaemonSupervisor:
         known = self._holds.get(held.number)
         if known is not None and known.lost is None:
             known.confirm(held)
+            for task in self._live():
+                self._plan(task)
         else:
             self._holds[held.number] = Hold(held)
 
@@ -270,9 +284,12 @@ class DaemonSupervisor:
         for task in self._live():
             if number in task.order.holds:
                 task.lose(reason)
+                self._plan(task)
         self._forget_holds()
 
     def _forget_holds(self) -> None:
+        if all(hold.lost is None for hold in self._holds.values()):
+            return
         needed = {number for task in self._live() for number in task.order.holds}
         self._holds = {n: hold for n, hold in self._holds.items() if hold.lost is None or n in needed}
 
@@ -284,6 +301,7 @@ class DaemonSupervisor:
             task.finish_unstarted(_STOPPING)
         else:
             task.start()
+            self._plan(task)
 
     # -- the end ------------------------------------------------------------------------------------------
 
@@ -294,6 +312,7 @@ class DaemonSupervisor:
         self._send(Drain())
         for task in self._live():
             task.end_waiting(_STOPPING)
+            self._plan(task)
 
     def _end_drain(self) -> None:
         self._drain_at = None
@@ -301,6 +320,7 @@ class DaemonSupervisor:
             self._enter(DaemonState.STOPPING)
         for task in self._live():
             task.end(_STOPPING)
+            self._plan(task)
 
     def _end_if_idle(self) -> None:
         """When nothing runs any more, have the ends of runs recorded, then everything released; then end."""

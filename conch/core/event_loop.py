@@ -13,13 +13,23 @@ from conch.line_writer import LineWriter
 from conch.log import Log
 from conch.plain_signal import signal
 from conch.plain_socket import socket
-from conch.static_typing import Callable, Collection
+from conch.static_typing import TYPE_CHECKING, Callable, Collection
+
+if TYPE_CHECKING:
+    from collections import deque
+else:
+    try:
+        from _collections import deque
+    except ImportError:  # nobody promises this name
+        from collections import deque
 
 _NOTED = frozenset({*ENDING, *PASSED_ON, signal.SIGCHLD})
 # In the background, conch must be able to take the terminal back and to write to it.
 _IGNORED = frozenset({signal.SIGTTOU, signal.SIGTTIN})
 # How long a keeper may take to exit by itself at the end, before it is killed.
 _KEEPER_LEAVES_S = 1.0
+# How long messages are handled before all else has its turn: orders to start many runs arrive together.
+_SLICE_S = 0.01
 
 
 class Signals:
@@ -99,6 +109,7 @@ class SupervisorLoop:
         self._holds = holds
         self._kept_open = kept_open
         self._channel: Channel | None = None
+        self._arrived: deque[Message] = deque()  # and not handled yet
         self._writing: set[int] = set()
         self.signals = Signals()
         self._timer = linux.Timer()
@@ -108,8 +119,11 @@ class SupervisorLoop:
         linux.become_subreaper()
 
     def wait(self, until: float | None) -> list[tuple[int, int]]:
-        """Wait until `until` (CLOCK_BOOTTIME) or until a descriptor is ready; return the ready ones as poll does."""
-        self._timer.arm(until)
+        """Wait until `until` (CLOCK_BOOTTIME) or until a descriptor is ready; return the ready ones as poll does.
+
+        It does not wait while messages that have arrived are not handled yet.
+        """
+        self._timer.arm(0.0 if self._arrived else until)
         if self._channel is not None:
             events = select.POLLIN | (select.POLLOUT if self._channel.pending else 0)
             self.poller.modify(self._channel, events)
@@ -133,7 +147,7 @@ class SupervisorLoop:
             self.poller.unregister(fd)
 
     def receive(self, on_message: Callable[[Message], None], on_death: Callable[[], None]) -> None:
-        """Pass on the messages of the keeper, then its death if it ended."""
+        """Pass on the messages of the keeper, for at most 10 ms a call; after the last one its death, if it ended."""
         channel = self._channel
         if channel is None:
             return
@@ -143,9 +157,14 @@ class SupervisorLoop:
         for message in arrived:
             if isinstance(message, Renewed):
                 on_message(message)
-        for message in arrived:
-            on_message(message)
-        if channel.closed and channel is self._channel:
+            else:
+                self._arrived.append(message)
+        until = clock.now() + _SLICE_S
+        while self._arrived:
+            on_message(self._arrived.popleft())
+            if clock.now() >= until:
+                break
+        if channel.closed and channel is self._channel and not self._arrived:
             on_death()
 
     def follow(self, holds: set[int]) -> None:
@@ -181,6 +200,7 @@ class SupervisorLoop:
     def drop_keeper(self) -> bool:
         """SIGKILL the keeper and reap it; return whether it had ended because of a defect of its own."""
         defect = False
+        self._arrived.clear()  # what it said of holds is not true of the next one's
         if self.keeper is not None:
             os.kill(self.keeper, signal.SIGKILL)
             _, status = os.waitpid(self.keeper, 0)

@@ -66,6 +66,25 @@ def processes() -> dict[int, Stat]:
     return {entry.pid: entry for entry in found if entry is not None}
 
 
+def children(known: Collection[int]) -> dict[int, Stat]:
+    """Return the children of the main thread, which calls this, but the `known` ones; or more, as `processes` does.
+
+    None that lived all the time is missing: a child leaves the kernel's list only when its parent has waited for it,
+    and what is adopted meanwhile comes last. Where the kernel keeps no list, all processes are returned.
+    """
+    own_pid = os.getpid()
+    try:
+        fd = os.open(f"/proc/self/task/{own_pid}/children", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return processes()
+    try:
+        data = b"".join(iter(lambda: os.read(fd, 65536), b""))
+    finally:
+        os.close(fd)
+    found = (stat(pid) for pid in map(int, data.split()) if pid not in known)
+    return {entry.pid: entry for entry in found if entry is not None}
+
+
 def descendants(root: int, among: Mapping[int, Stat], exclude: Callable[[Stat], bool]) -> list[Stat]:
     """Return the recursive children of `root`, parents first, without the excluded ones and their descendants."""
     return descend(root, by_parent(among), exclude)

@@ -1,19 +1,19 @@
 """The runs of this daemon: each is ordered from the supervisor and followed until it has ended."""
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from conch.core import clock, procfs
+from conch.core import clock
 from conch.core.messages import Finished, Held, Kill, Recorded, Start
 from conch.cron.fleet_clock import FleetClock
 from conch.cron.job import Job
 from conch.cron.replacement import replaced_by
 from conch.cron.run_log import Entry, RunLog
 from conch.cron.semaphore_slot import OnFailed, OnHeld, SemaphoreSlot
+from conch.cron.supervisor_check import SupervisorCheck
 from conch.cron.ticks import PendingTick, Registration, TickWon, TrackedJob
 from conch.cron.values import Result
 from conch.cron.workers import call_in
@@ -22,8 +22,6 @@ from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
 from conch.times import rfc3339
 
-# When a supervisor that does not take an order is taken for stopped, in seconds.
-_UNANSWERED_S = 1.0
 # Upper bounds of the lag histogram, in seconds.
 LAGS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -60,13 +58,13 @@ class ActiveRun:
     entry: Entry
     node: int | None = None
     slot: SemaphoreSlot | None = None
-    ordered_at: float = 0.0
     ends_by: float | None = None
     reported: bool = False  # its end was, by the supervisor
     only_in_memory: bool = False
     refused: bool = False  # by etcd, when its result was to be recorded the last time
     state: RunState = RunState.CLAIMED
     finished: "asyncio.Future[Result] | None" = None
+    on_over: Callable[[], None] | None = None
 
     @property
     def label(self) -> str:
@@ -81,6 +79,8 @@ class ActiveRun:
     def enter(self, state: RunState) -> None:
         """Change the state; raises `IllegalTransition` for a change that makes no sense."""
         self.state = checked(_NEXT, self.state, state)
+        if self.is_over and self.on_over is not None:
+            self.on_over()
 
     def finish(self, result: Result) -> None:
         """The run has ended so; a later word does not count."""
@@ -129,20 +129,29 @@ class Runner:
         self._loop = loop
         self._counts = counts
         self._now = now
-        self._supervisor = os.getppid()
+        self._supervisor = SupervisorCheck(now)
         self.active: dict[str, ActiveRun] = {}  # until the result is recorded
+        self._live: dict[str, ActiveRun] = {}  # those of them that have not ended
         self.lag_counts: Counter[float] = Counter()
         self.lag_sum = 0.0
 
     def add(self, run: ActiveRun) -> ActiveRun:
         """Follow a run from now on."""
         run.finished = self._loop.create_future()
-        self.active[run.entry.run] = run
+        run_id = run.entry.run
+        self.active[run_id] = run
+        if not run.is_over:
+            self._live[run_id] = run
+            run.on_over = lambda: self._forget_live(run_id)
         return run
+
+    def _forget_live(self, run_id: str) -> None:
+        self._live.pop(run_id, None)
+        self._supervisor.taken(run_id)
 
     def live(self) -> list[ActiveRun]:
         """The runs that have not ended."""
-        return [run for run in self.active.values() if not run.is_over]
+        return list(self._live.values())
 
     def ids_with_keys(self) -> set[str]:
         """The ids of the live runs that have run keys."""
@@ -236,7 +245,7 @@ class Runner:
     def _order(self, run: ActiveRun, tick: PendingTick, holds: list[int], variables: dict[str, str]) -> None:
         job, entry, now = tick.job, run.entry, self._now()
         start_by = now + tick.deadline - self._clock.now() if run.ends_by is None else run.ends_by
-        run.ordered_at = now
+        self._supervisor.ordered(entry.run)
         run.enter(RunState.ORDERED)
         self._watchdog.send(
             Start(
@@ -263,6 +272,7 @@ class Runner:
         if run is None or run.state is not RunState.ORDERED:
             return
         run.enter(RunState.RUNNING)
+        self._supervisor.taken(run_id)
         if run.slot is not None:
             run.slot.in_use = True
         lag_s = max(0.0, self._clock.own() - run.entry.tick)  # a request's tick may lie ahead
@@ -297,16 +307,7 @@ class Runner:
 
     def is_supervisor_answering(self) -> bool:
         """Whether the supervisor takes orders: it is alive, not stopped, and the last orders were taken."""
-        unanswered = [run.ordered_at for run in self.live() if run.state is RunState.ORDERED]
-        if unanswered and self._now() - min(unanswered) > _UNANSWERED_S:
-            return False
-        if os.getppid() != self._supervisor:
-            return False  # it is dead
-        try:
-            supervisor = procfs.stat(self._supervisor)
-        except OSError:
-            return True  # /proc cannot be read now
-        return supervisor is not None and supervisor.state not in "Tt"
+        return self._supervisor.is_answering()
 
     # -- ending runs --------------------------------------------------------------------------------------
 

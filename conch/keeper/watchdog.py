@@ -67,6 +67,8 @@ class Watchdog:
         self._outbox: list[Message] = []
         self._is_called = False  # the thread will look into the outbox
         self._runs: dict[str, _Run] = {}
+        self._first_kill_at: float | None = None  # of all runs, or earlier: a renewal makes it later
+        self._may_be_earlier = False  # something has changed since that was found; others set it, after the change
         self._holds: dict[int, _Hold] = {}
         self._last_message: Message | None = None  # to be sent before the process ends
 
@@ -95,10 +97,12 @@ class Watchdog:
     ) -> None:
         """Enforce hold `number` with this deadline from now on; `renew_now` is called to have it renewed earlier."""
         self._holds[number] = _Hold(rule, run, deadline, renew_now)
+        self._may_be_earlier = True
 
     def drop_hold(self, number: int) -> None:
         """Drop a hold that is about to be released: nothing runs under it, and a run that did would be killed."""
         self._holds.pop(number, None)
+        self._may_be_earlier = True
 
     def renewed(self, number: int, deadline: float) -> None:
         """Note a confirmed deadline. Wakes nobody: both processes read it when the one that they know comes near."""
@@ -127,6 +131,7 @@ class Watchdog:
         hold = self._holds.get(number)
         if hold is not None and hold.lost_at is None:
             hold.lost_at = clock.now()
+            self._may_be_earlier = True
             self.send(Lost(number, reason))
 
     def end(self, run: str, reason: str) -> None:
@@ -134,6 +139,7 @@ class Watchdog:
         known = self._runs.get(run)
         if known is not None and known.ended_at is None:
             known.ended_at = clock.now()
+            self._may_be_earlier = True
         self.send(Kill(run, reason))
 
     # -- the thread ---------------------------------------------------------------------------------------
@@ -187,6 +193,8 @@ class Watchdog:
                 first = None
             not_renewed = [hold for n, hold in self._holds_of(message) if not self.wants_renewals(n)]
             self._runs[message.run] = _Run(message, first.start if first is not None else 0)
+            times = (self._first_kill_at, self._kill_at(self._runs[message.run]))
+            self._first_kill_at = min((at for at in times if at is not None), default=None)
             for hold in not_renewed:
                 hold.renew_now()
         elif isinstance(message, Ended):
@@ -215,12 +223,19 @@ class Watchdog:
         return min(limits, default=None)
 
     def _next_kill_at(self) -> float | None:
-        times = (self._kill_at(run) for run in self._runs.values())
-        return min((at for at in times if at is not None), default=None)
+        """Return when to kill the first run, or an earlier time; with many runs, not all are asked each time."""
+        if self._may_be_earlier:
+            self._may_be_earlier = False
+            times = (self._kill_at(run) for run in self._runs.values())
+            self._first_kill_at = min((at for at in times if at is not None), default=None)
+        return self._first_kill_at
 
     def _enforce(self) -> None:
         """Kill each tree whose time is up, and go on killing it: the supervisor may be stopped for hours."""
-        now = clock.now()
+        now, first_at = clock.now(), self._next_kill_at()
+        if first_at is None or now < first_at:
+            return
+        self._may_be_earlier = True  # the next one is to be found
         times = [(run, self._kill_at(run)) for run in self._runs.values()]
         due = [run for run, at in times if at is not None and now >= at]
         if not due:

@@ -1,14 +1,12 @@
 """Ordering runs and following them: when a run is started, with what, and everything that can end it before that."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from conch.core import procfs
 from conch.core.messages import Finished, Held, Kill, Recorded, Start
 from conch.cron.run_log import Entry
 from conch.cron.runner import ActiveRun, Runner, RunPorts, RunState
@@ -334,47 +332,6 @@ def test_report_of_a_run_that_is_over(
     bed.run.enter(RunState.ENDED)
     bed.runner.on_finished(finished("mine" if known else "nobody"))
     assert [isinstance(message, Recorded) for message in bed.supervisor.sent] == ([True] if answered else [])
-
-
-@pytest.mark.parametrize(
-    ("ordered", "after_s", "parent", "process", "answers"),
-    [
-        (False, 5.0, True, "S", True),
-        (True, 0.9, True, "S", True),
-        (True, 1.1, True, "S", False),
-        (False, 0.0, False, "S", False),
-        (False, 0.0, True, "T", False),
-        (False, 0.0, True, "t", False),
-        (False, 0.0, True, "gone", False),
-        (False, 0.0, True, "unreadable", True),
-    ],
-)
-def test_supervisor_that_answers(
-    loop: VirtualLoop,
-    log: Log,
-    monkeypatch: pytest.MonkeyPatch,
-    ordered: bool,
-    after_s: float,
-    parent: bool,
-    process: str,
-    answers: bool,
-) -> None:
-    """It is alive, not stopped, and took the last orders within a second; an unreadable /proc says nothing."""
-
-    def stat(pid: int) -> Any:
-        if process == "unreadable":
-            raise OSError("too many open files")
-        return None if process == "gone" else SimpleNamespace(state=process)
-
-    bed = Bed(loop, log)
-    monkeypatch.setattr(procfs, "stat", stat)
-    if not parent:
-        monkeypatch.setattr(os, "getppid", lambda: 1)
-    if ordered:
-        bed.run.ordered_at = loop.seconds
-        bed.run.enter(RunState.ORDERED)
-    loop.seconds += after_s
-    assert bed.runner.is_supervisor_answering() == answers
 
 
 # -- ending runs ----------------------------------------------------------------------------------------------
