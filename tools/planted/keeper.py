@@ -115,6 +115,15 @@ BUGS = (
         (f"{_RUN}::test_a_waiter_in_the_middle_that_leaves_promotes_nobody",),
     ),
     Bug(
+        "promotion by the event of the one key ahead, though ours went with it",
+        "keeper/acquirer.py",
+        "                case KeyDeleted():\n                    place = self._read_places()\n",
+        "                case KeyDeleted() if len(place.ahead) == 1:\n"
+        "                    place = Place(place.rev, (), place.seen_at)\n"
+        "                case KeyDeleted():\n                    place = self._read_places()\n",
+        (f"{_DEATH}::test_waiters_whose_keys_go_with_those_ahead_of_them_start_nothing_under_those",),
+    ),
+    Bug(
         "waiter watches one key of N",
         "keeper/queue.py",
         "return Place(rev, tuple(kv.key for kv in ahead), seen_at",
