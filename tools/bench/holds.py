@@ -129,19 +129,39 @@ def waiters(bench: Bench, cluster: Cluster) -> None:
         line[0].signal(signal.SIGTERM)
         line[1].child()
         time.sleep(1)
-        sent = difference(before, requests(cluster.endpoints))
-        # each renewal of the others is a keepalive and a read
-        sent["Range"] = sent.get("Range", 0) - sent.pop("LeaseKeepAlive", 0)
-        row(
-            f"(f) a release with {count} waiters",
-            ", ".join(f"{n} {what}" for what, n in sorted(sent.items())),
-            "-",
-            "-",
-        )
+        sent = _without_renewals(difference(before, requests(cluster.endpoints)))
+        row(f"(f) a release with {count} waiters", sent, "-", "-")
         for wrapper in line:
             wrapper.process.terminate()
         for wrapper in line:
             wrapper.wait(60)
+
+
+def long_line(bench: Bench, cluster: Cluster, count: int) -> None:
+    """What a release costs, and the last in line, with so many in it: all but two of those who wait are plain keys."""
+    office = f"long{count}"
+    holder, first = bench.hold(office), bench.queue(office)
+    lease = bench.etcd.lease(600)
+    for number in range(count - 2):
+        bench.etcd.put(f"{bench.prefix}/elect/{office}/plain{number}", "{}", lease=lease)
+    last = bench.queue(office)
+    time.sleep(3)
+    row(f"(e) memory of the last of {count} that wait (PSS)", f"{pss_mb(last.pid):.1f} MB", "-", "-", "-")
+    before = requests(cluster.endpoints)
+    holder.signal(signal.SIGTERM)
+    first.child()
+    sent = _without_renewals(difference(before, requests(cluster.endpoints)))
+    row(f"(f) a release with {count} that wait, most of them plain keys", sent, "-", "-")
+    lease.revoke()
+    for wrapper in (last, first, holder):
+        wrapper.signal(signal.SIGTERM)
+        wrapper.wait()
+
+
+def _without_renewals(sent: dict[str, int]) -> str:
+    """Return how many requests of each kind there were, those of renewals left out: a keepalive and a read each."""
+    sent["Range"] = sent.get("Range", 0) - sent.pop("LeaseKeepAlive", 0)
+    return ", ".join(f"{count} {what}" for what, count in sorted(sent.items()) if count)
 
 
 def queries(bench: Bench) -> None:
@@ -167,4 +187,6 @@ def main() -> None:
         loss(bench)
         at_rest(bench)
         waiters(bench, cluster)
+        for count in (20, 1000):
+            long_line(bench, cluster, count)
         queries(bench)
