@@ -2,12 +2,18 @@
 
 import argparse
 import compileall
+from collections.abc import Callable
 from pathlib import Path
 
 import conch
-from tools.bench import contain, cron, holds, versions
+from tools.bench import contain, cron, holds, hour, versions
 
-GROUPS = {"holds": holds.main, "contain": contain.main, "cron": cron.main}
+GROUPS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "holds": lambda _: holds.main(),
+    "contain": lambda _: contain.main(),
+    "cron": lambda _: cron.main(),
+    "hour": lambda options: hour.main(options.jobs, options.many),
+}
 
 
 def main() -> None:
@@ -16,6 +22,10 @@ def main() -> None:
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"one of {', '.join(GROUPS)}; all without one")
     parser.add_argument(
         "--against", type=Path, metavar="FOLDER", help="compare with the conch that FOLDER/.venv/bin/conch runs"
+    )
+    parser.add_argument("--jobs", type=int, default=1000, help="hour: how many jobs are due in one second (1000)")
+    parser.add_argument(
+        "--many", type=int, default=hour.MANY, help="hour: how many in the flood after that (5000; 0: none)"
     )
     options = parser.parse_args()
     if unknown := set(options.groups) - set(GROUPS):
@@ -31,7 +41,7 @@ def main() -> None:
     if options.against:
         versions.main(options.against)
     for group in options.groups or ([] if options.against else GROUPS):
-        GROUPS[group]()
+        GROUPS[group](options)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,14 @@
 """What ticks cost: delay, proposals, many jobs, time at rest. Each measurement has an etcd of its own."""
 
-import json
-import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-from conch.dev import Cluster
-from tests.support.conch import Bench, Wrapper
+from tests.support.conch import Wrapper
 from tests.support.cron import Fleet, until_second
+from tools.bench.daemons import new_fleet, proposals, put_jobs
 from tools.bench.measure import daemon_cpu_s
 from tools.bench.table import header, ms, row
 
 SECONDS = 40
-
-
-@contextmanager
-def new_fleet() -> Iterator[Fleet]:
-    """A fleet on an etcd of its own."""
-    with Cluster() as cluster, tempfile.TemporaryDirectory() as folder:
-        fleet = Fleet(Bench(cluster.endpoints, "bench", Path(folder)))
-        yield fleet
-        fleet.clean()
-
-
-def proposals(endpoint: str) -> float:
-    """Return how many raft proposals etcd has committed."""
-    with urllib.request.urlopen(f"http://{endpoint}/metrics", timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("etcd_server_proposals_committed_total"))
 
 
 def delay(hosts: int) -> None:
@@ -46,13 +24,6 @@ def delay(hosts: int) -> None:
         cost = (proposals(endpoint) - before) / (len(fleet.ticks("result", "j")) - had)
         delays = [float(line) % 1 for line in fleet.bench.file("log").read_text().split()]
         row(f"delay until the command's first output, {hosts} daemons", ms(delays), f"{cost:.2f} proposals a tick")
-
-
-def put_jobs(fleet: Fleet, jobs: int, schedule: str) -> None:
-    """Add many jobs that run `true`, without a command for each."""
-    job = json.dumps({"schedule": schedule, "cmd": ["true"], "overlap": "allow"})
-    for number in range(jobs):
-        fleet.bench.etcd.put(f"{fleet.bench.prefix}/cron/job/j{number}", job)
 
 
 def load(fleet: Fleet, daemon: Wrapper, jobs: int, seconds: int) -> tuple[float, int, int]:

@@ -86,8 +86,12 @@ def peak_mb(pid: int) -> float:
 
     The kernel's `ru_maxrss` is of no use here: after exec it still counts the memory of the process that forked.
     """
-    texts = [Path(f"/proc/{process.pid}/status").read_text() for process in _without_command(pid)]
-    return sum(int(text.split("VmHWM:")[1].split()[0]) for text in texts) / 1024
+    return sum(map(_peak_mb, _without_command(pid)))
+
+
+def _peak_mb(process: psutil.Process) -> float:
+    text = Path(f"/proc/{process.pid}/status").read_text()
+    return int(text.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 class Activity(NamedTuple):
@@ -119,7 +123,21 @@ def idle(pids: Sequence[int], seconds: float) -> list[tuple[float, float]]:
     ]
 
 
+def daemon_processes(daemon: Wrapper) -> list[psutil.Process]:
+    """Return a daemon's two processes, without its runs."""
+    return [psutil.Process(daemon.pid), psutil.Process(daemon.keeper())]
+
+
 def daemon_cpu_s(daemon: Wrapper) -> float:
     """Return the CPU time of a daemon's two processes, without its runs."""
-    processes = [psutil.Process(daemon.pid), psutil.Process(daemon.keeper())]
-    return sum(process.cpu_times().user + process.cpu_times().system for process in processes)
+    return sum(process.cpu_times().user + process.cpu_times().system for process in daemon_processes(daemon))
+
+
+def daemon_pss_mb(daemon: Wrapper) -> float:
+    """Return the proportional memory of a daemon's two processes."""
+    return sum(process.memory_full_info().pss for process in daemon_processes(daemon)) / 1e6
+
+
+def daemon_peak_mb(daemon: Wrapper) -> float:
+    """Return the largest resident memory of each of a daemon's two processes so far, added up."""
+    return sum(map(_peak_mb, daemon_processes(daemon)))

@@ -1,0 +1,150 @@
+"""Fleets of daemons to measure, each on an etcd of its own: many jobs at once, counters, the status server."""
+
+import json
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from conch.dev import Cluster
+from conch.etcd.store import Range
+from conch.keys import prefix_end
+from tests.support.conch import Bench, Wrapper, new_store, wait_for
+from tests.support.cron import Fleet
+
+# etcd takes 128 operations in a transaction
+_BATCH = 100
+_ASK_EVERY_S = 0.2
+_COUNT_EVERY_S = 0.1
+_LONGEST_ANSWER_S = 60.0
+
+
+@contextmanager
+def new_fleet() -> Iterator[Fleet]:
+    """A fleet on an etcd of its own."""
+    with Cluster() as cluster, tempfile.TemporaryDirectory() as folder:
+        fleet = Fleet(Bench(cluster.endpoints, "bench", Path(folder)))
+        yield fleet
+        fleet.clean()
+
+
+def put_jobs(fleet: Fleet, jobs: int, schedule: str, **fields: Any) -> None:
+    """Add the jobs j0, j1 … in large transactions; each runs `true` and may overlap unless the fields say otherwise."""
+    job = json.dumps({"schedule": schedule, "cmd": ["true"], "overlap": "allow", **fields})
+    etcd = fleet.bench.etcd
+    puts = [etcd.transactions.put(f"{fleet.bench.prefix}/cron/job/j{number}", job) for number in range(jobs)]
+    for first in range(0, jobs, _BATCH):
+        etcd.transaction(compare=[], success=puts[first : first + _BATCH], failure=[])
+
+
+class KeyCount:
+    """Counts keys below `cron/` without reading them."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._prefix = f"{fleet.bench.prefix}/cron/"
+        self._store = new_store(fleet.bench.endpoints)
+
+    def __call__(self, kind: str) -> int:
+        """Count the keys of one kind, such as `result`."""
+        prefix = f"{self._prefix}{kind}/".encode()
+        return self._store.range(Range(prefix, prefix_end(prefix), limit=1), timeout_s=30).count
+
+    def wait(self, kind: str, number: int, timeout_s: float) -> None:
+        """Wait until there are so many keys, without loading etcd."""
+        until = time.monotonic() + timeout_s
+        while self(kind) < number:
+            assert time.monotonic() < until, f"not within {timeout_s} s: {number} keys {kind}"
+            time.sleep(_COUNT_EVERY_S)
+
+
+def metrics_of(address: str) -> str:
+    """Return the metrics that etcd or a daemon serves there, as text."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=_LONGEST_ANSWER_S) as answer:
+        return str(answer.read().decode())
+
+
+def sample(text: str, name: str) -> float:
+    """Return the value of a metric that has no labels."""
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
+
+
+def proposals(endpoint: str) -> float:
+    """Return how many raft proposals etcd has committed."""
+    return sample(metrics_of(endpoint), "etcd_server_proposals_committed_total")
+
+
+def _healthz(address: str) -> int:
+    """Return the code of the answer, 0 without one."""
+    try:
+        urllib.request.urlopen(f"http://{address}/healthz", timeout=_LONGEST_ANSWER_S).close()
+    except urllib.error.HTTPError as refusal:
+        refusal.close()
+        return refusal.code
+    except OSError:
+        return 0
+    return 200
+
+
+class StatusProbe:
+    """Asks the status servers of daemons five times a second, one thread each, while the `with` block lasts.
+
+    `slowest_s` is the longest time that `/healthz` took, `unhealthy` how many answers were not 200, and
+    `lowest_lease_s` the shortest time that a lease had left without a renewal.
+    """
+
+    def __init__(self, daemons: Sequence[Wrapper]) -> None:
+        """The daemons were started with `--status-addr`."""
+        self._addresses = [daemon.wait_event("status")["addr"] for daemon in daemons]
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(address,)) for address in self._addresses]
+        # each thread appends to these lists, which needs no lock
+        self._answers_s: list[float] = []
+        self._leases_s: list[float] = []
+        self._refusals: list[int] = []
+
+    def __enter__(self) -> "StatusProbe":
+        wait_for(lambda: all(_healthz(address) == 200 for address in self._addresses), "healthy daemons")
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def slowest_s(self) -> float:
+        return max(self._answers_s)
+
+    @property
+    def lowest_lease_s(self) -> float:
+        return min(self._leases_s)
+
+    @property
+    def unhealthy(self) -> int:
+        return len(self._refusals)
+
+    def missed(self) -> int:
+        """Return how many ticks the daemons have counted as missed."""
+        return int(sum(sample(metrics_of(address), "conch_ticks_missed_total") for address in self._addresses))
+
+    def _ask(self, address: str) -> None:
+        while not self._stop.wait(_ASK_EVERY_S):
+            began = time.monotonic()
+            code = _healthz(address)
+            self._answers_s.append(time.monotonic() - began)
+            if code != 200:
+                self._refusals.append(code)
+            try:
+                self._leases_s.append(sample(metrics_of(address), "conch_lease_left_seconds"))
+            except OSError:
+                pass  # /healthz has shown it
