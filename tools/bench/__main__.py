@@ -6,13 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import conch
-from tools.bench import contain, cron, holds, hour, versions
+from tools.bench import boot, contain, cron, holds, hosts, hour, soak, steady, versions
 
 GROUPS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "boot": lambda _: boot.main(),
     "holds": lambda _: holds.main(),
     "contain": lambda _: contain.main(),
     "cron": lambda _: cron.main(),
+    "steady": lambda _: steady.main(),
+    "hosts": lambda _: hosts.main(),
     "hour": lambda options: hour.main(options.jobs, options.many),
+    "soak": lambda options: soak.main(options.minutes, options.changes),
 }
 
 
@@ -27,6 +31,8 @@ def main() -> None:
     parser.add_argument(
         "--many", type=int, default=hour.MANY, help="hour: how many in the flood after that (5000; 0: none)"
     )
+    parser.add_argument("--minutes", type=float, default=10, help="soak: how long it takes (10)")
+    parser.add_argument("--changes", type=int, default=50, help="soak: how many changes of leaders in that time (50)")
     options = parser.parse_args()
     if unknown := set(options.groups) - set(GROUPS):
         parser.error(f"no group {', '.join(sorted(unknown))}")

@@ -6,7 +6,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -34,11 +35,16 @@ def new_fleet() -> Iterator[Fleet]:
         fleet.clean()
 
 
-def put_jobs(fleet: Fleet, jobs: int, schedule: str, **fields: Any) -> None:
-    """Add the jobs j0, j1 … in large transactions; each runs `true` and may overlap unless the fields say otherwise."""
-    job = json.dumps({"schedule": schedule, "cmd": ["true"], "overlap": "allow", **fields})
-    etcd = fleet.bench.etcd
-    puts = [etcd.transactions.put(f"{fleet.bench.prefix}/cron/job/j{number}", job) for number in range(jobs)]
+def put_jobs(fleet: Fleet, jobs: int, schedule: str | Callable[[int], str], **fields: Any) -> None:
+    """Add the jobs j0, j1 … in large transactions; each runs `true` and may overlap unless the fields say otherwise.
+
+    `schedule` is that of all, or returns that of a number.
+    """
+    etcd, puts = fleet.bench.etcd, []
+    for number in range(jobs):
+        due = schedule if isinstance(schedule, str) else schedule(number)
+        job = json.dumps({"schedule": due, "cmd": ["true"], "overlap": "allow", **fields})
+        puts.append(etcd.transactions.put(f"{fleet.bench.prefix}/cron/job/j{number}", job))
     for first in range(0, jobs, _BATCH):
         etcd.transaction(compare=[], success=puts[first : first + _BATCH], failure=[])
 
@@ -79,23 +85,23 @@ def proposals(endpoint: str) -> float:
     return sample(metrics_of(endpoint), "etcd_server_proposals_committed_total")
 
 
-def _healthz(address: str) -> int:
-    """Return the code of the answer, 0 without one."""
+def _ill_health(address: str) -> str:
+    """Return why `/healthz` does not answer 200; empty if it does."""
     try:
         urllib.request.urlopen(f"http://{address}/healthz", timeout=_LONGEST_ANSWER_S).close()
     except urllib.error.HTTPError as refusal:
-        refusal.close()
-        return refusal.code
-    except OSError:
-        return 0
-    return 200
+        with refusal:
+            return refusal.read().decode().strip()
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 class StatusProbe:
     """Asks the status servers of daemons five times a second, one thread each, while the `with` block lasts.
 
-    `slowest_s` is the longest time that `/healthz` took, `unhealthy` how many answers were not 200, and
-    `lowest_lease_s` the shortest time that a lease had left without a renewal.
+    `slowest_s` is the longest time that `/healthz` took, `unhealthy` says how many answers were not 200, and why, and
+    `lowest_lease_s` is the shortest time that a lease had left without a renewal.
     """
 
     def __init__(self, daemons: Sequence[Wrapper]) -> None:
@@ -106,10 +112,10 @@ class StatusProbe:
         # each thread appends to these lists, which needs no lock
         self._answers_s: list[float] = []
         self._leases_s: list[float] = []
-        self._refusals: list[int] = []
+        self._refusals: list[str] = []
 
     def __enter__(self) -> "StatusProbe":
-        wait_for(lambda: all(_healthz(address) == 200 for address in self._addresses), "healthy daemons")
+        wait_for(lambda: not any(map(_ill_health, self._addresses)), "healthy daemons")
         for thread in self._threads:
             thread.start()
         return self
@@ -130,8 +136,9 @@ class StatusProbe:
         return min(self._leases_s)
 
     @property
-    def unhealthy(self) -> int:
-        return len(self._refusals)
+    def unhealthy(self) -> str:
+        reasons = "".join(f" ({number}: {why})" for why, number in Counter(self._refusals).most_common(2))
+        return f"{len(self._refusals)} of {len(self._answers_s)} not 200{reasons}"
 
     def missed(self) -> int:
         """Return how many ticks the daemons have counted as missed."""
@@ -140,10 +147,10 @@ class StatusProbe:
     def _ask(self, address: str) -> None:
         while not self._stop.wait(_ASK_EVERY_S):
             began = time.monotonic()
-            code = _healthz(address)
+            why = _ill_health(address)
             self._answers_s.append(time.monotonic() - began)
-            if code != 200:
-                self._refusals.append(code)
+            if why:
+                self._refusals.append(why)
             try:
                 self._leases_s.append(sample(metrics_of(address), "conch_lease_left_seconds"))
             except OSError:

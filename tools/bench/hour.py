@@ -140,7 +140,7 @@ def flood(jobs: int) -> None:
             f"{what}: last start, last result", f"{max(found.delays):.1f} s, {found.last_result_s:.1f} s", "-", "-", "-"
         )
         row(f"{what}: cost a tick", f"{found.cpu_ms:.2f} ms CPU, {found.proposals:.3f} proposals", "-", "-", "-")
-        slowest = f"{probe.slowest_s:.2f} s, {probe.unhealthy} not 200"
+        slowest = f"{probe.slowest_s:.2f} s, {probe.unhealthy}"
         row(f"{what}: slowest `/healthz`", slowest, "-", "-", "at most 1 s, 0")
         lost = sum(daemon.err.count("event=registration-lost") for daemon in daemons)
         late = sum(daemon.err.count("event=renew-failed") for daemon in daemons)
