@@ -46,26 +46,16 @@ class Contenders:
         self._cluster = cluster
         self._store = new_store(bench.endpoints)
         self.changes: Counter[str] = Counter()
-        self.long_lived = self._start()
+        self.long_lived = self._start("child-start")
         self._rival = self._start()
         self._kinds: Iterator[Callable[[], None]] = itertools.cycle(
             (self._revoke, self._kill_rival, self._move, self._kill_command, self._kill_member)
         )
 
-    def _start(self) -> Wrapper:
-        flags = (
-            "--restart",
-            "--restart-min",
-            "0.1s",
-            "--restart-max",
-            "0.5s",
-            "--ttl",
-            "10s",
-            "--log-format",
-            "logfmt",
-        )
+    def _start(self, ready: str = "queued") -> Wrapper:
+        flags = ("--restart", "--restart-min", "0.1s", "--restart-max", "0.5s", "--ttl", "10s")
         wrapper = self._bench.start("elect", OFFICE, *flags, "--", "sleep", "100000")
-        wrapper.wait_event("queued")
+        wrapper.wait_event(ready)
         return wrapper
 
     def change(self) -> None:
