@@ -1,6 +1,6 @@
 """How late a command starts, and what its tick costs etcd, when few jobs are due at once."""
 
-from tools.bench.daemons import new_fleet, proposals
+from tools.bench.daemons import new_fleet, proposals, start_daemons
 from tools.bench.table import header, ms, row
 
 SECONDS = 40
@@ -10,8 +10,7 @@ def delay(hosts: int) -> None:
     """Measure one job a second over several daemons."""
     with new_fleet() as fleet:
         endpoint = fleet.bench.endpoints
-        for number in range(hosts):
-            fleet.start(f"h{number}")
+        start_daemons(fleet, hosts)
         fleet.add("j", "@every 1s", "--overlap", "allow", command="date +%s.%N >> log")
         fleet.results("j", 2)
         before, had = proposals(endpoint), len(fleet.ticks("result", "j"))

@@ -21,6 +21,7 @@ from tests.support.cron import Fleet
 
 # etcd takes 128 operations in a transaction
 _BATCH = 100
+_START_S = 120.0
 _ASK_EVERY_S = 0.2
 _COUNT_EVERY_S = 0.1
 _LONGEST_ANSWER_S = 60.0
@@ -33,6 +34,14 @@ def new_fleet() -> Iterator[Fleet]:
         fleet = Fleet(Bench(cluster.endpoints, "bench", Path(folder)))
         yield fleet
         fleet.clean()
+
+
+def start_daemons(fleet: Fleet, hosts: int, *flags: str) -> list[Wrapper]:
+    """Start daemons on hosts h0, h1 … at the same time, and wait until all are registered, on a busy machine too."""
+    daemons = [fleet.start(f"h{number}", *flags, ready=False) for number in range(hosts)]
+    for daemon in daemons:
+        daemon.wait_event("registered", timeout_s=_START_S)
+    return daemons
 
 
 def put_jobs(fleet: Fleet, jobs: int, schedule: str | Callable[[int], str], **fields: Any) -> None:

@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 from tests.support.conch import Wrapper
 from tests.support.cron import Fleet
-from tools.bench.daemons import metrics_of, new_fleet, sample
+from tools.bench.daemons import metrics_of, new_fleet, sample, start_daemons
 from tools.bench.measure import daemon_cpu_s
 from tools.bench.table import header, row
 
 FEW, MANY = 3, 50
 # as often as a daemon writes its time, so that this costs the same with and without ticks
 SPELL_S = 60
-_START_S = 120
 _WATCH_MESSAGES = re.compile(r'^grpc_server_msg_sent_total{.*grpc_method="Watch".*} (\S+)', re.MULTILINE)
 
 
@@ -66,9 +65,7 @@ class Tick(NamedTuple):
 def ticks(hosts: int) -> Tick:
     """Measure a fleet first without any job, then with one that runs every second."""
     with new_fleet() as fleet:
-        daemons = [fleet.start(f"h{number}", ready=False) for number in range(hosts)]
-        for daemon in daemons:
-            daemon.wait_event("registered", timeout_s=_START_S)
+        daemons = start_daemons(fleet, hosts)
         time.sleep(5)
         rest = growth(fleet, daemons)
         fleet.add("j", "@every 1s", "--overlap", "allow", command=":")

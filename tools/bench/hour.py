@@ -6,13 +6,13 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.conch import Wrapper, boottime
 from tests.support.cron import Fleet, once
-from tools.bench.daemons import KeyCount, StatusProbe, new_fleet, proposals, put_jobs
+from tools.bench.daemons import KeyCount, StatusProbe, new_fleet, proposals, put_jobs, start_daemons
 from tools.bench.measure import daemon_cpu_s, daemon_peak_mb
 from tools.bench.table import header, percentile, row
 
@@ -82,7 +82,7 @@ def burst(fleet: Fleet, daemons: Sequence[Wrapper], jobs: int, overlap: str) -> 
 def hour(jobs: int, hosts: int, overlap: str) -> Burst:
     """Measure one second on a fleet of its own."""
     with new_fleet() as fleet:
-        return burst(fleet, [fleet.start(f"h{number}") for number in range(hosts)], jobs, overlap)
+        return burst(fleet, start_daemons(fleet, hosts), jobs, overlap)
 
 
 def starts_against(found: Burst, loops: Sequence[Sequence[float]], what: str) -> None:
@@ -117,10 +117,9 @@ def costs(jobs: int) -> None:
     row(f"{what}: proposals a tick", *proposed, "at most 1.3")
 
 
-def fates(fleet: Fleet, jobs: int, starts: dict[str, list[float]], missed: int) -> str:
+def fates(results: Iterable[bytes], jobs: int, starts: Mapping[str, Sequence[float]], missed: int) -> str:
     """Say what became of the ticks: each should have started once and have the result `ok`."""
-    found = fleet.bench.etcd.get_prefix(f"{fleet.bench.prefix}/cron/result/")
-    states = Counter(str(json.loads(value)["state"]) for value, _ in found)
+    states = Counter(str(json.loads(value)["state"]) for value in results)
     twice = sum(len(times) > 1 for times in starts.values())
     shown = ", ".join(f"{number} {state}" for state, number in states.most_common())
     return f"{shown}, {missed} missed, {jobs - len(starts)} not started, {twice} started twice"
@@ -129,13 +128,15 @@ def fates(fleet: Fleet, jobs: int, starts: dict[str, list[float]], missed: int) 
 def flood(jobs: int) -> None:
     """Many more jobs than a second can start: nothing is lost, and the daemons answer and renew meanwhile."""
     with new_fleet() as fleet:
-        daemons = [fleet.start(f"h{number}", "--status-addr", "0") for number in range(HOSTS)]
+        daemons = start_daemons(fleet, HOSTS, "--status-addr", "0")
         with StatusProbe(daemons) as probe:
             rest_mb = max(map(daemon_peak_mb, daemons))
             found = burst(fleet, daemons, jobs, "forbid")
             peak_mb = max(map(daemon_peak_mb, daemons))
         what = f"{jobs} jobs, {HOSTS} daemons"
-        row(f"{what}: results", fates(fleet, jobs, found.starts, probe.missed()), "-", "-", f"{jobs} ok, no others")
+        results = [value for value, _ in fleet.bench.etcd.get_prefix(f"{fleet.bench.prefix}/cron/result/")]
+        became = fates(results, jobs, found.starts, probe.missed())
+        row(f"{what}: results", became, "-", "-", f"{jobs} ok, no others")
         row(
             f"{what}: last start, last result", f"{max(found.delays):.1f} s, {found.last_result_s:.1f} s", "-", "-", "-"
         )

@@ -20,11 +20,12 @@ from conch.keys import prefix_end
 from tests.support.conch import Bench, Wrapper, new_store, wait_for
 from tests.support.cron import Fleet
 from tests.support.members import move_leader
-from tools.bench.daemons import metrics_of
+from tools.bench.daemons import metrics_of, start_daemons
 from tools.bench.flat import Life, failures
 from tools.bench.table import header, row
 
 SAMPLE_EVERY_S = 2.0
+START_S = 60.0
 OFFICE = "soak"
 # Each is due every second; the last two end in time-outs and failures.
 JOBS: tuple[tuple[str, tuple[str, ...], str], ...] = (
@@ -55,7 +56,7 @@ class Contenders:
     def _start(self, ready: str = "queued") -> Wrapper:
         flags = ("--restart", "--restart-min", "0.1s", "--restart-max", "0.5s", "--ttl", "10s")
         wrapper = self._bench.start("elect", OFFICE, *flags, "--", "sleep", "100000")
-        wrapper.wait_event(ready)
+        wrapper.wait_event(ready, timeout_s=START_S)
         return wrapper
 
     def change(self) -> None:
@@ -108,7 +109,7 @@ class Contenders:
 def soak(bench: Bench, cluster: Cluster, minutes: float, changes: int) -> int:
     """Watch both lives for so long, and print them; return how many figures were not flat."""
     contenders, fleet = Contenders(bench, cluster), Fleet(bench)
-    daemon = fleet.start("soak", "--status-addr", "0")
+    (daemon,) = start_daemons(fleet, 1, "--status-addr", "0")
     for name, flags, command in JOBS:
         fleet.add(name, "@every 1s", *flags, command=command)
     lives = [Life("wrapper", contenders.long_lived), Life("conchd", daemon)]

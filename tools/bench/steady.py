@@ -11,7 +11,7 @@ import psutil
 
 from tests.support.conch import CONCH, Wrapper
 from tests.support.cron import Fleet, until_second
-from tools.bench.daemons import new_fleet, put_jobs
+from tools.bench.daemons import new_fleet, put_jobs, start_daemons
 from tools.bench.measure import Spent, daemon_cpu_s, daemon_pss_mb, in_turn, spend
 from tools.bench.table import header, ms, ratio, row
 
@@ -43,7 +43,7 @@ def shell_cpu_s(commands: int) -> float:
 def busy() -> None:
     """Many jobs that run `true` every second."""
     with new_fleet() as fleet:
-        daemon = fleet.start("h")
+        (daemon,) = start_daemons(fleet, 1)
         shell_s = shell_cpu_s(BUSY)
         put_jobs(fleet, BUSY, "@every 1s")
         time.sleep(3)
