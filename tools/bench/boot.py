@@ -20,7 +20,7 @@ SERVICES, SERVICE_ROUNDS = 300, 2
 PYTHON = (sys.executable, "-I", "-c", "")
 
 
-def alone(bench: Bench, what: str, ours: Sequence[str], theirs: Sequence[str], wall: float, cpu: float) -> None:
+def one_process(bench: Bench, what: str, ours: Sequence[str], theirs: Sequence[str], wall: float, cpu: float) -> None:
     """Compare processes from start to end: wall time and CPU time."""
     columns = in_turn(ROUNDS, *(partial(spend, tuple(command), bench.environment) for command in (ours, theirs)))
     for name, limit, pick in (("wall", wall, 0), ("CPU", cpu, 1)):
@@ -61,10 +61,10 @@ def main() -> None:
     with Cluster() as cluster, tempfile.TemporaryDirectory() as folder:
         bench = Bench(cluster.endpoints, "boot", Path(folder))
         header("starts", "conch", "etcdctl", "ratio", "wanted")
-        alone(
+        one_process(
             bench, "cold, `true`", (CONCH, "elect", "cold", "--", "true"), ("etcdctl", "lock", "cold", "true"), 2, 2.5
         )
         services(bench)
         header("without etcd", "conch", "Python alone", "ratio", "wanted")
         for option in ("--version", "--help"):
-            alone(bench, f"`conch {option}`", (CONCH, option), PYTHON, 2, 2)
+            one_process(bench, f"`conch {option}`", (CONCH, option), PYTHON, 2, 2)

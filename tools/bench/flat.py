@@ -84,6 +84,6 @@ def failures(life: Life) -> int:
         flat = is_flat(figure, values)
         found += not flat
         shown = (figure.form.format(value) for value in (first, last))
-        wanted = f"at most +{figure.form.format(figure.allowed(first))}"
-        row(f"{life.name}, {role}: {name}", *shown, f"{last - first:+.2f}{'' if flat else ' NOT FLAT'}", wanted)
+        limit = f"at most +{figure.form.format(figure.allowed(first))}"
+        row(f"{life.name}, {role}: {name}", *shown, f"{last - first:+.2f}{'' if flat else ' NOT FLAT'}", limit)
     return found

@@ -132,6 +132,12 @@ def daemon_cpu_s(daemon: Wrapper) -> float:
     return sum(process.cpu_times().user + process.cpu_times().system for process in daemon_processes(daemon))
 
 
+def runs_cpu_s(daemon: Wrapper) -> float:
+    """Return the CPU time of a daemon's runs that have ended, from their forks on."""
+    times = psutil.Process(daemon.pid).cpu_times()
+    return times.children_user + times.children_system
+
+
 def daemon_pss_mb(daemon: Wrapper) -> float:
     """Return the proportional memory of a daemon's two processes."""
     return sum(process.memory_full_info().pss for process in daemon_processes(daemon)) / 1e6

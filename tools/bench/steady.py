@@ -117,9 +117,9 @@ def resting() -> None:
         )
     what = f"{RESTING} jobs that rest"
 
-    def compare(name: str, form: str, ours: float, other: float, wanted: str) -> None:
+    def compare(name: str, form: str, ours: float, other: float, limit: str) -> None:
         beside = f"{form.format(other)} (no jobs)"
-        row(f"{what}: {name}", form.format(ours), beside, ratio([ours], [other]), wanted)
+        row(f"{what}: {name}", form.format(ours), beside, ratio([ours], [other]), limit)
 
     compare("start until all are planned", "{:.2f} s", many.start_up_s, none.start_up_s, "at most 3 s")
     compare("memory of the daemon (PSS)", "{:.0f} MB", many.pss_mb, none.pss_mb, "at most 120 MB")
