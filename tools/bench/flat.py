@@ -28,7 +28,7 @@ class Figure(NamedTuple):
 
 
 FIGURES = (
-    Figure("memory of its own (anonymous PSS)", "{:.2f} MB", 1.0, 0.05),
+    Figure("anonymous memory", "{:.2f} MB", 1.0, 0.1),
     Figure("descriptors", "{:.0f}", 2, 0.0),
     Figure("threads", "{:.0f}", 1, 0.0),
 )
@@ -68,9 +68,13 @@ class Life:
 
 
 def read_figures(pid: int) -> tuple[float, float, float]:
-    """Return the values of `FIGURES`. Memory that is shared with other programs is left out: they come and go."""
+    """Return the values of `FIGURES`.
+
+    Memory is what is resident of heap and stacks. PSS would not do: it falls whenever a run has just been forked, and
+    changes when other programs that have the same files in memory come and go.
+    """
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    memory_kb = int(rollup.split("Pss_Anon:")[1].split()[0])
+    memory_kb = int(rollup.split("Anonymous:")[1].split()[0])
     process = psutil.Process(pid)
     return memory_kb / 1000, process.num_fds(), process.num_threads()
 
