@@ -1,6 +1,6 @@
 """What the measurements conclude from what they saw; the measurements themselves take minutes and need an etcd."""
 
-import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,11 +8,10 @@ import pytest
 from tools.bench.__main__ import GROUPS
 from tools.bench.daemons import sample
 from tools.bench.flat import FIGURES, is_flat, thirds
-from tools.bench.hour import fates, read_starts
+from tools.bench.hour import Burst, fates, read_starts
 from tools.bench.table import ms, percentile, ratio
 
 MEMORY, DESCRIPTORS, THREADS = FIGURES
-OK, LOST = (json.dumps({"state": state}).encode() for state in ("ok", "lost"))
 
 
 def test_percentiles() -> None:
@@ -36,17 +35,15 @@ def test_metric_without_labels_is_found_among_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("results", "starts", "missed", "became"),
+    ("states", "starts", "became"),
     [
-        ([OK, OK], {"j0": [0.1], "j1": [0.2]}, 0, "2 ok, 0 missed, 0 not started, 0 started twice"),
-        ([OK, LOST], {"j0": [0.1]}, 0, "1 ok, 1 lost, 0 missed, 1 not started, 0 started twice"),
-        ([OK], {"j0": [0.1, 0.2]}, 1, "1 ok, 1 missed, 1 not started, 1 started twice"),
+        ({"ok": 2}, {"j0": [0.1], "j1": [0.2]}, "2 ok, 0 without, 0 not started, 0 started twice"),
+        ({"ok": 1, "lost": 1}, {"j0": [0.1]}, "1 ok, 1 lost, 0 without, 1 not started, 0 started twice"),
+        ({"ok": 1}, {"j0": [0.1, 0.2]}, "1 ok, 1 without, 1 not started, 1 started twice"),
     ],
 )
-def test_every_tick_is_accounted_for(
-    results: list[bytes], starts: dict[str, list[float]], missed: int, became: str
-) -> None:
-    assert fates(results, 2, starts, missed) == became
+def test_every_tick_is_accounted_for(states: dict[str, int], starts: dict[str, list[float]], became: str) -> None:
+    assert fates(Burst(starts, Counter(states), 0.0, 0.0, 0.0, 0.0), 2) == became
 
 
 def test_warm_up_and_outliers_do_not_count() -> None:

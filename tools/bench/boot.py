@@ -3,16 +3,13 @@
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
-from conch.dev import Cluster
 from tests.support.conch import CONCH, Bench
-from tools.bench.measure import in_turn, spawn, spend
+from tools.bench.measure import in_turn, new_bench, spawn, spend
 from tools.bench.table import header, ms, ratio, row
 
 ROUNDS = 40
@@ -58,8 +55,7 @@ def services(bench: Bench) -> None:
 
 def main() -> None:
     """Measure starts."""
-    with Cluster() as cluster, tempfile.TemporaryDirectory() as folder:
-        bench = Bench(cluster.endpoints, "boot", Path(folder))
+    with new_bench("boot") as (bench, _):
         header("starts", "conch", "etcdctl", "ratio", "wanted")
         one_process(
             bench, "cold, `true`", (CONCH, "elect", "cold", "--", "true"), ("etcdctl", "lock", "cold", "true"), 2, 2.5

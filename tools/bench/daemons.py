@@ -1,7 +1,6 @@
 """Fleets of daemons to measure, each on an etcd of its own: many jobs at once, counters, the status server."""
 
 import json
-import tempfile
 import threading
 import time
 import urllib.error
@@ -9,15 +8,14 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from conch.dev import Cluster
 from conch.etcd.store import Range
 from conch.keys import prefix_end
-from tests.support.conch import Bench, Wrapper, new_store, wait_for
+from tests.support.conch import Wrapper, new_store, wait_for
 from tests.support.cron import Fleet
+from tools.bench.measure import new_bench
 
 # etcd takes 128 operations in a transaction
 _BATCH = 100
@@ -31,8 +29,8 @@ _LONGEST_ANSWER_S = 60.0
 @contextmanager
 def new_fleet() -> Iterator[Fleet]:
     """A fleet on an etcd of its own."""
-    with Cluster() as cluster, tempfile.TemporaryDirectory() as folder:
-        fleet = Fleet(Bench(cluster.endpoints, "bench", Path(folder)))
+    with new_bench("bench") as (bench, _):
+        fleet = Fleet(bench)
         yield fleet
         fleet.clean()
 

@@ -58,6 +58,7 @@ class Life:
 
     def sample(self) -> None:
         """Read all figures of both processes now; of a keeper that was just replaced, those of the next."""
+        assert self._wrapper.process.poll() is None, f"{self.name} has ended; its log is:\n{self._wrapper.err}"
         for role, pid in (("supervisor", self._wrapper.pid), ("keeper", self._wrapper.keeper())):
             try:
                 read = read_figures(pid)

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from conch.dev import Cluster
 from conch.holder import Holder
 from tests.support.conch import CONCH, Bench, boottime, wait_for
 from tests.support.metrics import difference, requests
-from tools.bench.measure import background, hand_overs, idle, in_turn, pss_mb, spend
+from tools.bench.measure import background, hand_overs, idle, in_turn, new_bench, pss_mb, spend
 from tools.bench.table import header, ms, ratio, row
 
 ROUNDS = 40
@@ -163,8 +162,7 @@ def queries(bench: Bench) -> None:
 
 def main() -> None:
     """Measure everything about holds."""
-    with Cluster() as cluster, tempfile.TemporaryDirectory() as folder:
-        bench = Bench(cluster.endpoints, "bench", Path(folder))
+    with new_bench("bench") as (bench, cluster):
         header("what", "conch", "etcdctl", "ratio", "wanted")
         hand_over(bench)
         crash(bench)

@@ -3,18 +3,33 @@
 import os
 import secrets
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from conch.dev import Cluster
 from tests.support.conch import Bench, Wrapper
 
 _JOIN_S = 0.06
 _ALL_WAIT_S = 1.5
+
+
+@contextmanager
+def new_bench(mark: str, members: int = 1) -> Iterator[tuple[Bench, Cluster]]:
+    """A bench on an etcd of its own. However the measurement ends, no process outlives it."""
+    with Cluster(members) as cluster, tempfile.TemporaryDirectory() as folder:
+        # others may measure on this machine, too
+        bench = Bench(cluster.endpoints, f"{mark}-{secrets.token_hex(4)}", Path(folder))
+        try:
+            yield bench, cluster
+        finally:
+            bench.finish()
 
 
 class Spent(NamedTuple):

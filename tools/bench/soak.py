@@ -7,11 +7,9 @@ import itertools
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from conch.dev import Cluster
 from conch.errors import ConchError
@@ -22,6 +20,7 @@ from tests.support.cron import Fleet
 from tests.support.members import move_leader
 from tools.bench.daemons import metrics_of, start_daemons
 from tools.bench.flat import Life, failures
+from tools.bench.measure import new_bench
 from tools.bench.table import header, row
 
 SAMPLE_EVERY_S = 2.0
@@ -137,6 +136,6 @@ def soak(bench: Bench, cluster: Cluster, minutes: float, changes: int) -> int:
 
 def main(minutes: float, changes: int) -> None:
     """Exit 1 where something is not flat."""
-    with Cluster(3) as cluster, tempfile.TemporaryDirectory() as folder:
-        if soak(Bench(cluster.endpoints, "soak", Path(folder)), cluster, minutes, changes):
+    with new_bench("soak", members=3) as (bench, cluster):
+        if soak(bench, cluster, minutes, changes):
             sys.exit(1)
