@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import psutil
 
-from tests.support.conch import Wrapper
+from tests.support.conch import Wrapper, alive
 from tools.bench.table import row
 
 # A life begins with growth: what is loaded late, caches that fill.
@@ -53,13 +53,16 @@ class Life:
     def __init__(self, name: str, wrapper: Wrapper) -> None:
         self.name = name
         self._wrapper = wrapper
+        self._keeper = wrapper.keeper()
         # by process and figure
         self.samples: dict[tuple[str, str], list[float]] = {}
 
     def sample(self) -> None:
-        """Read all figures of both processes now; of a keeper that was just replaced, those of the next."""
+        """Read all figures of both processes now; one that has just ended is left out this time."""
         assert self._wrapper.process.poll() is None, f"{self.name} has ended; its log is:\n{self._wrapper.err}"
-        for role, pid in (("supervisor", self._wrapper.pid), ("keeper", self._wrapper.keeper())):
+        if not alive(self._keeper):
+            self._keeper = self._wrapper.keeper()
+        for role, pid in (("supervisor", self._wrapper.pid), ("keeper", self._keeper)):
             try:
                 read = read_figures(pid)
             except (OSError, psutil.Error):
