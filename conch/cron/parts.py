@@ -36,6 +36,8 @@ from conch.etcd.store import Range
 
 # How long etcd's hosts may take to say their time, in seconds.
 _ETCD_CLOCK_S = 2.0
+# Results are in less of a hurry than claims: what ends within this time, in seconds, is recorded together.
+_RESULTS_APART_S = 0.05
 
 
 class Parts:
@@ -54,10 +56,10 @@ class Parts:
         self.results = ResultStore(spec.store, spec.keys)
         self.store = ClaimStore(spec.store, spec.keys, self._host, self.results)
         self._commit = GroupCommit(spec.run_log, port.tasks, self.workers)
-        # apart, so that neither waits for the other
-        self._claims, self._results = (
-            Transactions(spec.store, self.results.leases, port.tasks, self.workers) for _ in range(2)
-        )
+        # two, so that neither waits for the other
+        leases = self.results.leases
+        self._claims = Transactions(spec.store, leases, port.tasks, self.workers)
+        self._results = Transactions(spec.store, leases, port.tasks, self.workers, apart_s=_RESULTS_APART_S)
         self.fleet = Fleet(self._host, spec.clock, port.log)
         self.clock_check = self._make_clock_check()
         self.planner = self._make_planner()

@@ -89,7 +89,11 @@ class _Item:
 class Transactions:
     """Makes transactions, one request at a time. None of them sees or writes what another in its request writes."""
 
-    def __init__(self, store: Store, leases: SharedLeases, tasks: Tasks, workers: Workers) -> None:
+    def __init__(
+        self, store: Store, leases: SharedLeases, tasks: Tasks, workers: Workers, *, apart_s: float = 0.0
+    ) -> None:
+        """A request is sent `apart_s` seconds after the one before it at the earliest: so more share it."""
+        self._apart_s = apart_s
         self._store = store
         self._leases = leases
         self._tasks = tasks
@@ -120,6 +124,8 @@ class Transactions:
     async def _send_all(self) -> None:
         while self._waiting:
             await self._send(self._take())
+            if self._apart_s:
+                await asyncio.sleep(self._apart_s)
         self._is_sending = False
 
     def _take(self) -> list[_Item]:
