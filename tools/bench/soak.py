@@ -18,7 +18,7 @@ from conch.keys import prefix_end
 from tests.support.conch import Bench, Wrapper, new_store, wait_for
 from tests.support.cron import Fleet
 from tests.support.members import move_leader
-from tools.bench.daemons import metrics_of, start_daemons
+from tools.bench.daemons import metrics_when_idle, start_daemons
 from tools.bench.flat import Life, failures
 from tools.bench.measure import new_bench
 from tools.bench.table import header, row
@@ -125,7 +125,7 @@ def soak(bench: Bench, cluster: Cluster, minutes: float, changes: int) -> int:
     row("leader changes", ", ".join(f"{n} {kind}" for kind, n in contenders.changes.items()), "-", "-", "-")
     held = len(contenders.long_lived.events("acquired"))
     row("times that the wrapper held", str(held), "-", "-", "-")
-    text = metrics_of(daemon.wait_event("status")["addr"])
+    text = metrics_when_idle(daemon.wait_event("status")["addr"])
     runs = [line for line in text.splitlines() if line.startswith("conch_runs_total{")]
     states = ((line.split('"')[1], int(float(line.split()[1]))) for line in runs)
     row("runs", ", ".join(f"{number} {state}" for state, number in states if number), "-", "-", "-")
