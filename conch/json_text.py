@@ -6,7 +6,6 @@ What is not plain is left to `json`, which is then imported.
 from conch.static_typing import Any
 
 _BLANKS = " \t\n\r"
-_WORDS = {None: "null", True: "true", False: "false"}
 
 
 class _AsJson:
@@ -28,7 +27,22 @@ def _new_scanner() -> Any:
         return None
 
 
-_scan = _new_scanner()
+def _new_encoder() -> Any:
+    """Return the C function that `json` writes with, None where there is none of that name or kind."""
+    try:
+        from _json import encode_basestring, make_encoder
+
+        encoder = make_encoder(None, _refuse, encode_basestring, None, ": ", ", ", False, False, True)
+        return encoder if "".join(encoder({"a": [1, "ä", None]}, 0)) == '{"a": [1, "ä", null]}' else None
+    except (ImportError, AttributeError, TypeError):
+        return None
+
+
+def _refuse(value: Any) -> Any:
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+_scan, _encode = _new_scanner(), _new_encoder()
 
 
 def loads(data: bytes) -> Any:
@@ -48,19 +62,8 @@ def loads(data: bytes) -> Any:
 
 def dumps(value: Any) -> str:
     """Return what `json.dumps(value, ensure_ascii=False)` does."""
-    kind = type(value)
-    if kind is str:
-        text = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-        if text.isprintable():
-            return f'"{text}"'
-    if kind is int or (kind is float and value - value == 0.0):  # not infinite, nor NaN
-        return repr(value)
-    if kind is dict and all(type(name) is str for name in value):
-        return "{" + ", ".join([f"{dumps(name)}: {dumps(member)}" for name, member in value.items()]) + "}"
-    if kind is list or kind is tuple:
-        return "[" + ", ".join([dumps(member) for member in value]) + "]"
-    if value is None or kind is bool:
-        return _WORDS[value]
+    if _encode is not None:
+        return "".join(_encode(value, 0))
     import json
 
     return json.dumps(value, ensure_ascii=False)

@@ -10,6 +10,7 @@ class Record:
     """A value whose fields are its annotations, in their order; compared and hashed by type and fields."""
 
     _fields: ClassVar[tuple[str, ...]] = ()
+    _field_set: ClassVar[frozenset[str]] = frozenset()
     _defaults: ClassVar[dict[str, Any]] = {}
     __match_args__: ClassVar[tuple[str, ...]] = ()
 
@@ -21,13 +22,18 @@ class Record:
             if not name.startswith("_") and "ClassVar" not in str(kind) and name not in cls._fields
         ]
         cls._fields = (*cls._fields, *own)
+        cls._field_set = frozenset(cls._fields)
         cls.__match_args__ = cls._fields  # type: ignore[misc]
         cls._defaults = {**cls._defaults, **{name: cls.__dict__[name] for name in own if name in cls.__dict__}}
 
     def __init__(self, *values: Any, **named: Any) -> None:
         """Take the fields by position, in the order of their declaration, or by name."""
         fields = self._fields
-        if len(values) != len(fields):
+        if not named and len(values) == len(fields):
+            self.__dict__.update(zip(fields, values, strict=True))
+        elif not values and named.keys() == self._field_set:
+            self.__dict__.update(named)
+        elif len(values) != len(fields):
             if len(values) > len(fields):
                 raise TypeError(f"{type(self).__name__} takes {len(fields)} values, not {len(values)}")
             merged = {**self._defaults, **dict(zip(fields, values, strict=False)), **named}
@@ -35,12 +41,8 @@ class Record:
                 odd = sorted(merged.keys() ^ set(fields)) or sorted(named)
                 raise TypeError(f"{type(self).__name__}: missing, unknown or repeated fields: {', '.join(odd)}")
             self.__dict__.update(merged)
-        elif named:
-            raise TypeError(f"{type(self).__name__}: repeated fields: {', '.join(named)}")
         else:
-            own = self.__dict__
-            for name, value in zip(fields, values, strict=True):
-                own[name] = value
+            raise TypeError(f"{type(self).__name__}: repeated fields: {', '.join(named)}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse: a record never changes."""

@@ -11,6 +11,8 @@ from conch.core.messages import ChannelError, Message, Renewed, decode, encode
 from conch.plain_socket import socket
 
 _MESSAGE_BYTES = 262144
+# Up to this size, messages share a packet. JSON on one line has no line end of its own.
+_PACKET_BYTES = 32768
 
 
 class Channel:
@@ -34,12 +36,23 @@ class Channel:
         """Whether messages wait for the socket to take them."""
         return bool(self._outbox) and not self.closed
 
-    def send(self, message: Message) -> None:
-        """Send in order, now or when the other side has read; a renewal replaces the one before."""
-        if isinstance(message, Renewed):
-            self._page.publish(message)
-            return
-        self._outbox.append(encode(message))
+    def send(self, *messages: Message) -> None:
+        """Send in order, now or when the other side has read; a renewal replaces the one before.
+
+        As many as fit share a packet: it costs more than a message, for it wakes the other side.
+        """
+        packet = b""
+        for message in messages:
+            if isinstance(message, Renewed):
+                self._page.publish(message)
+                continue
+            data = encode(message)
+            if packet and len(packet) + len(data) >= _PACKET_BYTES:
+                self._outbox.append(packet)
+                packet = b""
+            packet = packet + b"\n" + data if packet else data
+        if packet:
+            self._outbox.append(packet)
         self.flush()
 
     def send_spec(self, data: bytes) -> None:
@@ -84,7 +97,7 @@ class Channel:
                 # The other side died with messages unread; the kernel reports that once, then delivers what it sent.
                 continue
             if data:
-                messages.append(decode(data))
+                messages += map(decode, data.split(b"\n"))
             else:
                 self.closed = True
         for place, seen in self._followed.items():

@@ -28,6 +28,8 @@ HOLDS = 4096
 _UNCLEAR_S = 5.0
 # The next scan while a run has leftovers, in case nothing wakes us when they end.
 _SCAN_AGAIN_S = 1.0
+# How long ends of runs and their output wait while orders to start others have arrived.
+_STARTS_FIRST_S = 0.1
 # How much output of runs may wait for our own reader, also when many runs end together.
 OUTPUT_BYTES = 4 << 20
 _LAST_OUTPUT_S = 1.0
@@ -93,8 +95,9 @@ class DaemonLoop:
                 else:
                     supervisor.on_signal(number)
             self._signal_escaped()
-            self._judge_ends()
-            self._pass_output_on(ready)
+            if not self._loop.has_messages or clock.now() >= self._scanned_at + _STARTS_FIRST_S:
+                self._judge_ends()
+                self._pass_output_on(ready)
         self._loop.dismiss_keeper()
         self._write_last_output()
         self._loop.close()

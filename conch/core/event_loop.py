@@ -128,7 +128,8 @@ class SupervisorLoop:
             events = select.POLLIN | (select.POLLOUT if self._channel.pending else 0)
             self.poller.modify(self._channel, events)
         ready = self.poller.poll()
-        self._timer.clear()
+        if any(fd == self._timer.fileno() for fd, _ in ready):
+            self._timer.clear()
         return ready
 
     def close(self) -> None:
@@ -166,6 +167,11 @@ class SupervisorLoop:
                 break
         if channel.closed and channel is self._channel and not self._arrived:
             on_death()
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether messages have arrived that are not handled yet."""
+        return bool(self._arrived)
 
     def follow(self, holds: set[int]) -> None:
         """Receive the deadlines of these holds."""

@@ -151,6 +151,7 @@ class Timer:
 
     def __init__(self) -> None:
         self._fd = _check(_timerfd_create(time.CLOCK_BOOTTIME, _TFD_FLAGS))
+        self._armed_at: float | None = None
 
     def fileno(self) -> int:
         """Return the descriptor to poll."""
@@ -158,6 +159,9 @@ class Timer:
 
     def arm(self, at_s: float | None) -> None:
         """Fire at `at_s` (seconds of CLOCK_BOOTTIME; a past time fires immediately), or never."""
+        if at_s == self._armed_at:
+            return
+        self._armed_at = at_s
         # zero disarms the timer, so a past time is one nanosecond after boot
         nanoseconds = 0 if at_s is None else max(1, int(at_s * 1e9))
         sec, nsec = divmod(nanoseconds, 1_000_000_000)
@@ -167,6 +171,7 @@ class Timer:
         """Make the descriptor unreadable again if the timer fired."""
         try:
             os.read(self._fd, 8)
+            self._armed_at = None
         except BlockingIOError:
             pass  # it had not fired, or was armed again since
 

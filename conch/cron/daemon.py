@@ -57,11 +57,13 @@ class Mailbox:
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._wake: Callable[[], None] | None = None
+        self._is_called = False  # the scheduler will look into it
 
     def put(self, message: Message) -> None:
         """Add a message; from the watchdog's thread."""
         self._messages.put(message)
-        if self._wake is not None:
+        if self._wake is not None and not self._is_called:
+            self._is_called = True
             self._wake()
 
     def first(self) -> Message:
@@ -71,8 +73,12 @@ class Mailbox:
     def attach(self, scheduler: "Scheduler") -> None:
         """From now on the scheduler gets the messages, those that wait among them."""
 
+        def receive() -> None:
+            self._is_called = False  # from here on a message that is added wakes the scheduler, or is seen now
+            scheduler.receive(self._messages)
+
         def wake() -> None:
-            scheduler.call(scheduler.receive, self._messages)
+            scheduler.call(receive)
 
         self._wake = wake
         wake()

@@ -160,12 +160,13 @@ class Watchdog:
         while not self._channel.closed:
             timer.arm(self._next_kill_at())
             poller.register(self._channel, select.POLLIN | (select.POLLOUT if self._channel.pending else 0))
-            poller.poll()
-            timer.clear()
-            self._clear_wake()
+            ready = {fd for fd, _ in poller.poll()}
+            if timer.fileno() in ready:
+                timer.clear()
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
             self._is_called = False  # from here on a message that is added wakes us, or is seen below
-            while self._outbox:
-                self._channel.send(self._outbox.pop(0))
+            self._channel.send(*self._taken_from_outbox())
             if self._last_message is not None:
                 self._channel.send(self._last_message)
                 os._exit(1)
@@ -175,11 +176,10 @@ class Watchdog:
         deliver(Drain())  # claim no more: nobody is left to run it
         self._end_trees()
 
-    def _clear_wake(self) -> None:
-        try:
-            os.eventfd_read(self._wake)
-        except BlockingIOError:
-            pass  # the timer or the channel woke us
+    def _taken_from_outbox(self) -> list[Message]:
+        messages = self._outbox[:]
+        del self._outbox[: len(messages)]  # others add to it meanwhile
+        return messages
 
     def _receive(self, deliver: Callable[[Message], None]) -> None:
         for message in self._channel.drain():
