@@ -145,37 +145,37 @@ class Transactions:
 
     async def _send(self, items: Sequence[_Item]) -> None:
         """Make transactions as one request; if etcd refuses it, those of each half, so that one fails alone."""
-        wanted: list[_Item] = []
+        to_send: list[_Item] = []
         for item in items:
             if item.is_wanted():
-                wanted.append(item)
+                to_send.append(item)
             else:
                 item.fail(Unsent())
-        if not wanted:
+        if not to_send:
             return
         try:
-            made = await self._workers.etcd(partial(self._request, wanted))
+            answer = await self._workers.etcd(partial(self._request, to_send))
         except StoreError as error:
             is_refusal = isinstance(error, Rejected | Refused | LeaseGone) and not isinstance(error, Full)
-            if len(wanted) == 1 or not is_refusal:
-                for item in wanted:
+            if len(to_send) == 1 or not is_refusal:
+                for item in to_send:
                     item.fail(error)
                 return
             if isinstance(error, TooBig):
-                self._most = min(self._most, len(wanted) // 2)
-            for item in wanted:
+                self._most = min(self._most, len(to_send) // 2)
+            for item in to_send:
                 item.unclear = item.unclear or error.unclear
         else:
-            if made is not None:
-                for item, result in zip(wanted, made.results, strict=True):
+            if answer is not None:
+                for item, result in zip(to_send, answer.results, strict=True):
                     item.answer(result)
                 return
-            if len(wanted) == 1:
-                wanted[0].answer(None)
+            if len(to_send) == 1:
+                to_send[0].answer(None)
                 return
-        middle = len(wanted) // 2
-        await self._send(wanted[:middle])
-        await self._send(wanted[middle:])
+        middle = len(to_send) // 2
+        await self._send(to_send[:middle])
+        await self._send(to_send[middle:])
 
     def _request(self, items: Sequence[_Item]) -> TxnResults | None:
         """Make the request; None if a lease is missing that is not a shared one."""

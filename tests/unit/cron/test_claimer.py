@@ -65,10 +65,10 @@ class Answers:
         self.asked: list[str] = []
 
     async def _next(self, how: str, *, sending: Any, has_floor: bool) -> Outcome:
-        self.asked.append(how)
         await asyncio.sleep(0.001)
         if not sending.is_wanted():
             raise Unsent
+        self.asked.append(how)
         answer = self.script.pop(0)
         if isinstance(answer, Exception):
             raise answer
