@@ -210,8 +210,12 @@ class Claimer:
         left_s = tick.deadline - self._clock.now()
         sending = self._transactions.sending(
             timeout_s=max(0.2, min(self._timeout_s, left_s)),
-            # it may have waited for too long, or writes may have begun to fail
-            is_wanted=lambda: self._clock.now() < tick.deadline and self._writes.may_send(probe=probe),
+            # while it waited to be sent, another host may have claimed it, or we may have begun to stop
+            is_wanted=lambda: (
+                not (tick.cancelled or self._ports.draining())
+                and self._clock.now() < tick.deadline
+                and self._writes.may_send(probe=probe)
+            ),
         )
         what = (tick, registration, self._identity, self._clock.own())
         how: _How = {"has_floor": tracked.has_floor, "sending": sending}

@@ -53,7 +53,7 @@ class Sending(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """A transaction that waits to be made. `unclear`: an earlier request with it may have been served."""
+    """A transaction that waits to be made. `lost` is the error of an earlier request that may have been served."""
 
     job: str
     txn: Txn
@@ -61,7 +61,7 @@ class _Item:
     timeout_s: float
     is_wanted: Callable[[], bool]
     answered: "asyncio.Future[TxnResult | None]"
-    unclear: bool = False
+    lost: StoreError | None = None
 
     @property
     def operations(self) -> int:
@@ -72,17 +72,23 @@ class _Item:
         return sum(len(put.value) for put in self.txn.success if isinstance(put, Put))
 
     def answer(self, result: TxnResult | None) -> None:
-        if result is None and self.unclear:
+        if result is None and self.lost is not None:
             self.fail(LeaseGone("cannot make a transaction: its lease is gone"))
         elif not self.answered.done():
             self.answered.set_result(result)
 
-    def fail(self, error: StoreError | Unsent) -> None:
+    def drop(self) -> None:
+        """It is not sent (again), because nobody wants it any more."""
+        if self.lost is not None:
+            self.fail(self.lost)
+        elif not self.answered.done():
+            self.answered.set_exception(Unsent())
+
+    def fail(self, error: StoreError) -> None:
         if self.answered.done():
             return
         own = copy(error)  # one request's error has as many owners as transactions, and each may mark it unclear
-        if isinstance(own, StoreError):
-            own.unclear = own.unclear or self.unclear
+        own.unclear = own.unclear or self.lost is not None
         self.answered.set_exception(own)
 
 
@@ -129,7 +135,7 @@ class Transactions:
         jobs: set[str] = set()
         outer = inner = value_bytes = 0
         for item in self._waiting:
-            # where roles count, the outer transaction names each key that is written, too
+            # the outer transaction names each key that is written, too: see `never_taken` in `etcd/failover.py`
             outer_then = outer + max(1, len(item.txn.written()))
             inner_then = max(inner, item.operations)
             bytes_then = value_bytes + item.value_bytes
@@ -138,8 +144,8 @@ class Transactions:
                 left.append(item)
             else:
                 taken.append(item)
-                jobs.add(item.job)
                 outer, inner, value_bytes = outer_then, inner_then, bytes_then
+            jobs.add(item.job)  # what comes later for the same job does not overtake it
         self._waiting = left
         return taken
 
@@ -150,7 +156,7 @@ class Transactions:
             if item.is_wanted():
                 to_send.append(item)
             else:
-                item.fail(Unsent())
+                item.drop()
         if not to_send:
             return
         try:
@@ -163,8 +169,9 @@ class Transactions:
                 return
             if isinstance(error, TooBig):
                 self._most = min(self._most, len(to_send) // 2)
-            for item in to_send:
-                item.unclear = item.unclear or error.unclear
+            if error.unclear:
+                for item in to_send:
+                    item.lost = error
         else:
             if answer is not None:
                 for item, result in zip(to_send, answer.results, strict=True):
