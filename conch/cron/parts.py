@@ -69,15 +69,7 @@ class Parts:
             lambda ends: self.store.taken_between(ends, timeout_s=spec.timeout_s),
             *(port.tasks, self.workers, self.writes, self.faults, port.counts, port.log, spec.clock.now),
         )
-        self.room = WaitingRoom(
-            port.tasks,
-            self.writes,
-            self.faults,
-            why_closed=self.why_not_ready,
-            free=lambda: spec.max_runs - self._used(),
-            draining=lambda: port.is_draining,
-            wall_clock=spec.clock.now,
-        )
+        self.room = self._make_room()
         self._claim_ports = ClaimPorts(
             tracked=self._tracked,
             registration=self._registration,
@@ -229,6 +221,16 @@ class Parts:
             ttl_s=spec.ttl_s,
             timeout_s=spec.timeout_s,
             revoke=lambda lease: spec.store.revoke(lease, timeout_s=spec.timeout_s),
+        )
+
+    def _make_room(self) -> WaitingRoom:
+        spec, port = self._spec, self._port
+        return WaitingRoom(
+            *(port.tasks, self.writes, self.faults),
+            why_closed=self.why_not_ready,
+            free=lambda: spec.max_runs - self._used(),
+            draining=lambda: port.is_draining,
+            wall_clock=spec.clock.now,
         )
 
     def _make_claimer(self) -> Claimer:

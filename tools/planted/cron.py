@@ -97,8 +97,8 @@ BUGS = (
     Bug(
         "claim that a full etcd has made counts as refused",
         "cron/claim_store.py",
-        "            answer = self._read_back(failure, error, timeout_s)\n",
-        "            raise\n            answer = self._read_back(failure, error, timeout_s)\n",
+        "            answer = await self._read_back(failure, error, sending)\n",
+        "            raise\n            answer = await self._read_back(failure, error, sending)\n",
         (f"{_REFUSALS}::test_claim_that_etcd_makes_and_refuses_in_one_is_known_to_be_made",),
     ),
     Bug(
