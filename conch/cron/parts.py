@@ -79,7 +79,12 @@ class Parts:
             waiting=lambda: len(port.pending) + len(self.closer.unclear),
         )
         self.claimer = self._make_claimer()
-        self.turns = Turns(self.fleet, wall_clock=spec.clock.now, draining=lambda: port.is_draining)
+        self.turns = Turns(
+            self.fleet,
+            wall_clock=spec.clock.now,
+            pending=lambda: len(port.pending),
+            draining=lambda: port.is_draining,
+        )
         self.closer = self._make_closer()
         self.replacement = self._make_replacement()
         self.requests = self._make_requests()

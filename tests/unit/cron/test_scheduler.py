@@ -64,7 +64,7 @@ class StandIns:
         self.turns = Turns(
             fleet,
             wall_clock=lambda: VirtualLoop.EPOCH,
-            are_we_claiming=lambda: False,
+            pending=lambda: 0,
             draining=lambda: self.scheduler.is_draining,
         )
         self.claimer = SimpleNamespace(claim=self._claim)

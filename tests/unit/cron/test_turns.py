@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from conch.cron.fleet import TURN_S, Fleet, order
+from conch.cron.fleet import TURN_S, Fleet, before
 from conch.cron.ticks import PendingTick
 from conch.cron.turns import Turns
 from conch.etcd.store import KeyValue
@@ -16,7 +16,12 @@ EPOCH = int(VirtualLoop.EPOCH)
 
 def in_line(*hosts: str) -> int:
     """Return a tick at which these hosts have this order."""
-    return next(tick for tick in range(EPOCH, EPOCH + 1000) if order(hosts, "j", tick) == list(hosts))
+    line = [host.encode() for host in hosts]
+    return next(
+        tick
+        for tick in range(EPOCH, EPOCH + 1000)
+        if all(len(before(host, line, "j", tick)) == place for place, host in enumerate(line))
+    )
 
 
 class Bed(World):
@@ -29,11 +34,11 @@ class Bed(World):
             self.fleet.add(host, KeyValue(b"/node", json.dumps({"host": host}).encode(), 1, 1, 1))
         at = in_line(*hosts)
         self.tick = PendingTick(job(), 5, at, at + deadline_s, "mine")
-        self.we_claim_until = 0.0
+        self.pending = 3000
         self.turns = Turns(
             self.fleet,
             wall_clock=lambda: at + self.now(),
-            are_we_claiming=lambda: self.now() < self.we_claim_until,
+            pending=lambda: self.pending,
             draining=lambda: self.draining,
         )
 
@@ -51,7 +56,6 @@ class Bed(World):
 def test_first_in_line_waits_for_nobody(loop: VirtualLoop, log: Log) -> None:
     """Whoever claims meanwhile, we too."""
     bed = Bed(loop, log, "a", "b")
-    bed.we_claim_until = 20.0
     bed.fleet.on_claim("b")
     assert bed.wait() == 0.0
 
@@ -70,18 +74,27 @@ def test_host_before_us_that_claims_is_given_time(loop: VirtualLoop, log: Log) -
     assert 4.0 < bed.wait() < 5.0
 
 
-def test_while_we_claim_others_are_given_time(loop: VirtualLoop, log: Log) -> None:
+def test_while_we_claim_ours_others_are_given_time(loop: VirtualLoop, log: Log) -> None:
     """One machine whose processors are busy delays all daemons on it."""
     bed = Bed(loop, log, "b", "a")
-    bed.we_claim_until = 3.0
+    ours = PendingTick(job(), 5, in_line("a", "b"), EPOCH + 30.0, "ours")
+    bed.loop.run(bed.turns.wait(ours))
+    bed.loop.at(3.0, lambda: bed.turns.settle(ours))
     assert 3.0 <= bed.wait() < 3.5
+
+
+def test_few_ticks_need_little_time(loop: VirtualLoop, log: Log) -> None:
+    """A host may claim others all the time and leave this one, as with a role that forbids it."""
+    bed = Bed(loop, log, "b", "a")
+    bed.pending = 5
+    bed.claims("b", 20.0)
+    assert bed.wait() == pytest.approx(TURN_S + 0.05, abs=0.01)
 
 
 def test_wait_is_at_most_half_of_the_time_in_which_it_can_be_claimed(loop: VirtualLoop, log: Log) -> None:
     """Else a tick that the favourite does not claim would be lost."""
     bed = Bed(loop, log, "b", "a", deadline_s=8.0)
     bed.claims("b", 20.0)
-    bed.we_claim_until = 20.0
     assert bed.wait() == pytest.approx(4.0, abs=TURN_S + 0.01)
 
 
