@@ -1,10 +1,10 @@
 """Computes when a job is due: cron expressions, `H` fields and `@every`, as instants in the job's own time zone.
 
-The contract defines the grammar. Where it leaves something open:
+The contract defines the grammar. Where it leaves something open, and where croniter (which expands the fields) differs:
 
-- `5/15` means `5-59/15`. A step longer than its range leaves the first value.
-- `5-5` means only 5. A range that runs backwards is refused, except that Sunday counts as 7 at the end of a range and
-  as 0 at its beginning: `fri-sun`, `5-7`, `7-2`.
+- `5/15` means `5-59/15`, as in croniter. A step longer than its range leaves the first value.
+- `5-5` means only 5 (croniter: the whole field). A range that runs backwards is refused, except that
+  Sunday counts as 7 at the end of a range and as 0 at its beginning: `fri-sun`, `5-7`, `7-2`.
 - Day of month and day of week: a field counts as `*` when it begins with `*`, as in Debian's cron. If neither does, a
   day matches that is in either field; else it must be in both. So `*/2` with `mon` means the Mondays with an odd date.
 - `H` is a fixed value: it counts as `*` neither for the days nor for daylight saving. It is drawn from the whole
@@ -67,8 +67,7 @@ _ITEM = re.compile(
          (?: / (?P<step>[0-9]{{1,9}}) )?""",
     re.VERBOSE,
 )
-# Whether an item is drawn by the job's name; a day or month never begins with this letter.
-_HASHED = re.compile(r"(?:^|[ \t,])[Hh]")
+_HASHED = re.compile(r"(?:^|[ \t,])[Hh]")  # no day or month begins with it
 # A key of the IANA database, and no path. The excluded keys are in a host's zone directory, too, but differ by host.
 _ZONE = re.compile(r"(?!(?:posix|right)/)[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+){0,2}")
 # Meaningful only to other crons: the last day, the nearest weekday, a random value.
@@ -135,7 +134,7 @@ def parse_schedule(expression: str, *, zone: str = "UTC", name: str | None = Non
 
 @lru_cache(maxsize=4096)
 def _parse(text: str, zone: str, local: ZoneInfo, name: str | None) -> Schedule:
-    """Parse an expression. Thousands of jobs have few schedules between them, and each is parsed more than once."""
+    """Parse an expression; thousands of jobs have few between them."""
     return Schedule(text, zone, _parse_rule(text, local, name))
 
 
@@ -174,9 +173,11 @@ def _parse_every(words: list[str]) -> "_Every":
 
 
 def _parse_fields(texts: list[str], zone: ZoneInfo, name: str | None) -> "_Fields":
-    minutes, hours, days, months, weekdays = (
-        _expand(text, field, name if _HASHED.search(text) else None) for field, text in zip(_FIELDS, texts, strict=True)
-    )
+    normalized = [
+        ",".join(_normalize(item, field, name) for item in text.split(","))
+        for field, text in zip(_FIELDS, texts, strict=True)
+    ]
+    minutes, hours, days, months, weekdays = _expand(" ".join(normalized))
     starred = [text.startswith("*") for text in texts]
     either_day = not (starred[2] or starred[4])
     if not either_day and all(day > DAYS_OF_MONTH[month - 1] for month in months for day in days):
@@ -189,14 +190,24 @@ def _parse_fields(texts: list[str], zone: ZoneInfo, name: str | None) -> "_Field
 
 
 @lru_cache(maxsize=1024)
-def _expand(text: str, field: _Field, name: str | None) -> tuple[int, ...]:
-    """Return the values of a field, sorted."""
-    values = {value for item in text.split(",") for value in _values(item, field, name)}
-    return tuple(sorted({value % 7 for value in values} if field is _WEEKDAY else values))
+def _expand(normalized: str) -> tuple[tuple[int, ...], ...]:
+    """Return the values of each field, sorted."""
+    from croniter import CroniterError, croniter  # slow to import, and @every does without
+
+    try:
+        expanded = croniter.expand(normalized)[0]
+    except CroniterError as error:
+        raise BadInput(str(error)) from None
+    return tuple(
+        tuple(range(field.low, field.high + 1)) if "*" in values else tuple(sorted(int(value) for value in values))
+        for field, values in zip(_FIELDS, expanded, strict=True)
+    )
 
 
-def _values(item: str, field: _Field, name: str | None) -> range:
-    """Check one item of a list, and return its values. Sunday may be 7."""
+def _normalize(item: str, field: _Field, name: str | None) -> str:
+    """Check one item of a list, and rewrite it in a form that every cron reads alike: `*`, `5` or `10-30/5`."""
+    if item == "*":
+        return item
     bad = partial("bad {} {!r}: {}".format, field.name, item[:40])
     match = _ITEM.fullmatch(item)
     if not match or any((match[part] or "").lower() in _OTHER_CRONS for part in ("low", "high")):
@@ -224,7 +235,7 @@ def _values(item: str, field: _Field, name: str | None) -> range:
         low += int.from_bytes(digest[:8], "big") % (min(step, choices) if match["step"] else choices)
         if not match["step"]:
             high = low
-    return range(low, high + 1, step)
+    return str(low) if low == high else f"{low}-{high}/{step}"
 
 
 def _value(text: str, field: _Field, bad: "partial[str]") -> int:

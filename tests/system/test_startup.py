@@ -10,7 +10,7 @@ from tests.support.conch import CONCH, TRANSPORT, Bench
 
 # Each is slow by itself, or by what it imports in turn.
 SLOW = """
-asyncio base64 click collections contextlib ctypes dataclasses datetime email encodings.idna enum functools
+asyncio base64 click collections contextlib croniter ctypes dataclasses datetime email encodings.idna enum functools
 grpc heapq http.client importlib inspect json logging queue random re selectors shutil signal socket ssl string
 struct subprocess tempfile threading traceback types typing urllib.parse uuid warnings weakref
 """

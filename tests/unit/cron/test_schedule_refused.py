@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import croniter
 import pytest
 
 from conch.cron.schedule import LONGEST_EXPRESSION, parse_schedule
@@ -153,3 +154,23 @@ def test_zones_come_from_the_package_where_the_host_has_none() -> None:
         env={"PYTHONTZPATH": "", "TZ": "America/New_York"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert run.stdout == "5400\n"
+
+
+def test_every_needs_no_croniter() -> None:
+    """It is slow to import."""
+    code = (
+        "import sys; from conch.cron.schedule import parse_schedule as p\n"
+        "p('@every 5s'); assert 'croniter' not in sys.modules; p('@daily'); assert 'croniter' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_croniter_refuses_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should another release of it be stricter than we are."""
+
+    def refuse(*args: object) -> None:
+        raise croniter.CroniterBadCronError("not today")
+
+    monkeypatch.setattr(croniter.croniter, "expand", refuse)
+    with pytest.raises(BadInput, match="not today"):
+        parse_schedule("17 3 5 11 1-6/5")
