@@ -6,7 +6,7 @@ import time
 from conch import json_text
 from conch.errors import BadInput
 from conch.keys import check_name
-from conch.record import Record
+from conch.record import Record, fields_of
 from conch.static_typing import Sequence
 from conch.times import rfc3339
 
@@ -18,18 +18,26 @@ class UnreadableHolder(ValueError):
 
 
 class Holder(Record):
-    """A contender: its host, the pid of its supervisor, its start (RFC 3339 UTC) and its command."""
+    """A contender: its host, the pid of its supervisor, its start (RFC 3339 UTC) and its command.
+
+    `held_since` is when it got the hold, if it says so: one that did not have to wait does not.
+    """
 
     host: str
     pid: int
     started: str
     cmd: str
+    held_since: str | None = None
+
+    @property
+    def since(self) -> str:
+        """When it began to hold, if it does."""
+        return self.held_since or self.started
 
     def encode(self) -> bytes:
         """Return one line of JSON."""
-        return json_text.dumps(
-            {"host": self.host, "pid": self.pid, "started": self.started, "cmd": self.cmd},
-        ).encode("utf-8", "replace")
+        fields = {name: value for name, value in fields_of(self).items() if value is not None}
+        return json_text.dumps(fields).encode("utf-8", "replace")
 
     @classmethod
     def decode(cls, value: bytes) -> "Holder":
@@ -46,7 +54,17 @@ class Holder(Record):
             raise UnreadableHolder("host, started and cmd must be strings")
         if not isinstance(pid, int) or isinstance(pid, bool):
             raise UnreadableHolder("pid must be a number")
-        return cls(host, pid, started, cmd)
+        held_since = data.get("held_since")
+        return cls(host, pid, started, cmd, held_since if isinstance(held_since, str) else None)
+
+
+def with_held_since(value: bytes, held_since: str) -> bytes:
+    """Return a holder's value with the time (RFC 3339 UTC) at which it got the hold; other fields stay.
+
+    Raises `ValueError` if the value is not a holder's.
+    """
+    Holder.decode(value)
+    return json_text.dumps({**json_text.loads(value), "held_since": held_since}).encode("utf-8", "replace")
 
 
 def host_name() -> str:

@@ -5,10 +5,12 @@ import time
 from conch.etcd.connection import Connection
 from conch.etcd.patience import first_answer
 from conch.etcd.store import Compacted, KeyValue, Range, RangeResult, Store, Unreachable
-from conch.holder import Holder, UnreadableHolder
+from conch.holder import Holder, UnreadableHolder, with_held_since
 from conch.keys import prefix_end
 from conch.log import Log
+from conch.record import replace
 from conch.static_typing import Iterator
+from conch.times import rfc3339
 
 _RETRY_S = 1.0
 
@@ -43,10 +45,12 @@ def read_queue(store: Store, what: Range, connection: Connection) -> RangeResult
 def watch_first(store: Store, queue: str, connection: Connection, log: Log) -> Iterator[KeyValue | None]:
     """Yield the first contender (None: vacant) now and after each change of it, without leaving one out.
 
+    A contender says later that it holds: that is no change, and the value of one that came first just now has the time.
+
     Raises `Unreachable` only if etcd does not answer the first read; later it is asked until it answers.
     """
     started = False
-    shown: tuple[bytes, int, bytes] | None = None
+    shown: tuple[bytes, int, Holder | bytes] | None = None
     while True:
         try:
             listed = read_queue(store, contenders(queue), connection)
@@ -58,10 +62,28 @@ def watch_first(store: Store, queue: str, connection: Connection, log: Log) -> I
             continue
         waiting = {kv.key: kv for kv in listed.kvs}
         for first in _first_at_each_revision(store, queue, waiting, listed.header.revision, log):
-            identity = None if first is None else (first.key, first.create_revision, first.value)
+            identity = None if first is None else (first.key, first.create_revision, _described(first))
             if not started or identity != shown:
+                yield _since_now(first) if started and first is not None else first
                 started, shown = True, identity
-                yield first
+
+
+def _described(kv: KeyValue) -> Holder | bytes:
+    """Return what a contender says of itself, but for since when it holds."""
+    try:
+        return replace(Holder.decode(kv.value), held_since=None)
+    except UnreadableHolder:
+        return kv.value
+
+
+def _since_now(kv: KeyValue) -> KeyValue:
+    """Return a contender that came first just now with the time, unless it says itself since when it holds."""
+    try:
+        if Holder.decode(kv.value).held_since is None:
+            return replace(kv, value=with_held_since(kv.value, rfc3339(time.time())))
+    except UnreadableHolder:
+        pass
+    return kv
 
 
 def _first_at_each_revision(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def line(kv: "KeyValue", holder: "Holder") -> str:
     """Format a contender for people, without its name."""
-    return f"{escape(holder.host)} pid={holder.pid} since={escape(holder.started)} rev={kv.create_revision}"
+    return f"{escape(holder.host)} pid={holder.pid} since={escape(holder.since)} rev={kv.create_revision}"
 
 
 def fields(kv: "KeyValue", holder: "Holder") -> dict[str, object]:
@@ -22,6 +22,7 @@ def fields(kv: "KeyValue", holder: "Holder") -> dict[str, object]:
         "host": holder.host,
         "pid": holder.pid,
         "started": holder.started,
+        "since": holder.since,
         "cmd": holder.cmd,
         "rev": kv.create_revision,
         "lease": f"{kv.lease:x}",

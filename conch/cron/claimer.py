@@ -210,20 +210,24 @@ class Claimer:
         left_s = tick.deadline - self._clock.now()
         sending = self._transactions.sending(
             timeout_s=max(0.2, min(self._timeout_s, left_s)),
-            # it may have waited for too long, or writes may have begun to fail
-            is_wanted=lambda: self._clock.now() < tick.deadline and self._writes.may_send(probe=probe),
+            # while it waited to be sent, another host may have claimed it, or we may have begun to stop
+            is_wanted=lambda: (
+                not (tick.cancelled or self._ports.draining())
+                and self._clock.now() < tick.deadline
+                and self._writes.may_send(probe=probe)
+            ),
         )
-        given = (tick, registration, self._identity, self._clock.own())
+        what = (tick, registration, self._identity, self._clock.own())
         how: _How = {"has_floor": tracked.has_floor, "sending": sending}
 
         def write() -> Awaitable[Outcome]:
             match decision:
                 case ClaimToSkip(reason, busy):
-                    return self._store.claim_to_skip(*given, busy, reason, tracked.take_expired(), **how)
+                    return self._store.claim_to_skip(*what, busy, reason, tracked.take_expired(), **how)
                 case ClaimToWait(busy):
-                    return self._store.claim_to_wait(*given, busy, **how)
+                    return self._store.claim_to_wait(*what, busy, **how)
                 case ClaimToRun():
-                    return self._store.claim(*given, **how)
+                    return self._store.claim(*what, **how)
 
         self.under_way += 1
         try:

@@ -23,16 +23,17 @@ class Turn:
     """How long a host waits for its turn, in seconds, and for whom: the hosts before it in line."""
 
     wait_s: float
-    before: Sequence[str]
+    before: Sequence[bytes]
 
 
-def order(hosts: Iterable[str], name: str, tick: int) -> list[str]:
-    """The hosts in the order of their turns at a tick: by highest random weight (Thaler and Ravishankar, 1996)."""
+def before(host: bytes, others: Iterable[bytes], name: str, tick: int) -> list[bytes]:
+    """Which others go before a host at a tick: by highest random weight (Thaler and Ravishankar, 1996).
 
-    def weight(host: str) -> bytes:
-        return hashlib.sha256(f"{name}\0{tick}\0{host}".encode()).digest()
-
-    return sorted(hosts, key=weight)
+    Every daemon asks this of every tick, so it is one digest a host and no more.
+    """
+    weigh, of_tick = hashlib.sha256, f"{name}\0{tick}\0".encode()
+    weight = weigh(of_tick + host).digest()
+    return [other for other in others if weigh(of_tick + other).digest() < weight]
 
 
 def differing_zones(nodes: Mapping[str, Mapping[str, Any]]) -> str:
@@ -58,25 +59,28 @@ class Fleet:
         self._clock = fleet_clock
         self._log = log
         self._differing_zones = ""  # as logged last
+        self._other_takers: list[bytes] | None = None  # None: a registration has changed since
         self.nodes: dict[str, dict[str, Any]] = {}
-        self._claimed_at: dict[str, float] = {}  # CLOCK_BOOTTIME
+        self._claimed_at: dict[bytes, float] = {}  # CLOCK_BOOTTIME
 
     def add(self, host: str, kv: KeyValue) -> Mapping[str, Any]:
         """Take in a host's registration; its fields."""
         fields = self.nodes[host] = dict(fields_of(kv.value))
+        self._other_takers = None
         return fields
 
     def remove(self, host: str) -> None:
         """The host's registration is gone."""
         self.nodes.pop(host, None)
-        self._claimed_at.pop(host, None)
+        self._other_takers = None
+        self._claimed_at.pop(host.encode(), None)
 
     def on_claim(self, host: str) -> None:
         """The host has claimed a tick."""
         if host in self.nodes:
-            self._claimed_at[host] = clock.now()
+            self._claimed_at[host.encode()] = clock.now()
 
-    def are_claiming(self, hosts: Iterable[str]) -> bool:
+    def are_claiming(self, hosts: Iterable[bytes]) -> bool:
         """Whether one of these hosts is claiming ticks, as far as we have heard."""
         since = clock.now() - _CLAIMING_S
         return any(self._claimed_at.get(host, 0.0) > since for host in hosts)
@@ -92,27 +96,28 @@ class Fleet:
         self._differing_zones = differing or self._differing_zones
         return changed
 
-    def takers(self) -> set[str]:
-        """The live hosts that take new ticks, ourselves among them."""
-        return {self._host} | {
-            host
-            for host, fields in self.nodes.items()
-            if fields.get("draining") is not True and fields.get("clock_off") is not True
-        }
+    def _before_us(self, name: str, number: int) -> list[bytes]:
+        """Which of the live hosts that take new ticks go before us."""
+        if self._other_takers is None:
+            self._other_takers = [
+                host.encode()
+                for host, fields in self.nodes.items()
+                if host != self._host and fields.get("draining") is not True and fields.get("clock_off") is not True
+            ]
+        return before(self._host.encode(), self._other_takers, name, number)
 
     def turn(self, name: str, number: int) -> Turn:
         """Our turn at a tick of a job, or at a request.
 
         A host whose clock differs from the others' by more than a second never goes first.
         """
-        line = order(self.takers(), name, number)
-        before = line[: line.index(self._host)]
+        hosts = self._before_us(name, number)
         is_off = abs(self._clock.skew_s()) > SKEW_S
-        return Turn(max(len(before), 1 if is_off else 0) * TURN_S, before)
+        return Turn(max(len(hosts), 1 if is_off else 0) * TURN_S, hosts)
 
     def is_first(self, name: str, number: int) -> bool:
         """Whether we are the first in line, whatever our clock shows."""
-        return order(self.takers(), name, number)[0] == self._host
+        return not self._before_us(name, number)
 
     def origins(self) -> list[Origin]:
         """Where the registered daemons run, as far as they say so."""

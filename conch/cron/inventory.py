@@ -243,7 +243,7 @@ class Inventory:
         self._clock_check.on_time(host, fields.get("at"))
         asks = fields.get("clock_off") is True and clock.now() - self._node.published_at >= ASK_AGAIN_S
         if is_new or asks:
-            self._node.publish()  # so that it learns our time
+            self._node.answer()  # so that it learns our time
         self._planner.wake()
 
     def _remove_node(self, host: str) -> None:

@@ -19,6 +19,8 @@ Log = Callable[..., None]
 
 # How often a node writes its time.
 _PUBLISH_EVERY_S = 60.0
+# How often it answers those who ask for its time at most: hosts that start together are answered together.
+_ANSWER_EVERY_S = 1.0
 
 
 class NodeState(Enum):
@@ -90,7 +92,8 @@ class Node:
         self._changed = Alarm()
         self._lost_early: set[int] = set()  # registrations that were lost before we knew that we had them
         self._old_leases: dict[int, int] = {}  # of lost registrations under which something may still run
-        self.published_at = 0.0
+        self.published_at = -_ANSWER_EVERY_S
+        self._will_answer = False
         self._registers = True
 
     @property
@@ -246,6 +249,22 @@ class Node:
         self.published_at = clock.now()
         self._tasks.spawn(self._publish(self.registration, probe=probe))
         return True
+
+    def answer(self) -> None:
+        """Write our time anew for a host that asks for it: now, or a second after we did last, for all who ask by then.
+
+        Of N hosts that start together, each would be answered by all others, and each answer heard by all of them.
+        """
+        wait_s = self.published_at + _ANSWER_EVERY_S - clock.now()
+        if wait_s <= 0:
+            self.publish()
+        elif not self._will_answer:
+            self._will_answer = True
+            self._tasks.later(wait_s, self._answer_late)
+
+    def _answer_late(self) -> None:
+        self._will_answer = False
+        self.publish()
 
     async def _publish(self, registration: Registration, *, probe: bool) -> None:
         draining, off = self._flags()

@@ -36,6 +36,8 @@ from conch.etcd.store import Range
 
 # How long etcd's hosts may take to say their time, in seconds.
 _ETCD_CLOCK_S = 2.0
+# Results are in less of a hurry than claims: what ends within this time, in seconds, is recorded together.
+_RESULTS_APART_S = 0.05
 
 
 class Parts:
@@ -54,10 +56,10 @@ class Parts:
         self.results = ResultStore(spec.store, spec.keys)
         self.store = ClaimStore(spec.store, spec.keys, self._host, self.results)
         self._commit = GroupCommit(spec.run_log, port.tasks, self.workers)
-        # apart, so that neither waits for the other
-        self._claims, self._results = (
-            Transactions(spec.store, self.results.leases, port.tasks, self.workers) for _ in range(2)
-        )
+        # two, so that neither waits for the other
+        leases = self.results.leases
+        self._claims = Transactions(spec.store, leases, port.tasks, self.workers)
+        self._results = Transactions(spec.store, leases, port.tasks, self.workers, apart_s=_RESULTS_APART_S)
         self.fleet = Fleet(self._host, spec.clock, port.log)
         self.clock_check = self._make_clock_check()
         self.planner = self._make_planner()
@@ -67,15 +69,7 @@ class Parts:
             lambda ends: self.store.taken_between(ends, timeout_s=spec.timeout_s),
             *(port.tasks, self.workers, self.writes, self.faults, port.counts, port.log, spec.clock.now),
         )
-        self.room = WaitingRoom(
-            port.tasks,
-            self.writes,
-            self.faults,
-            why_closed=self.why_not_ready,
-            free=lambda: spec.max_runs - self._used(),
-            draining=lambda: port.is_draining,
-            wall_clock=spec.clock.now,
-        )
+        self.room = self._make_room()
         self._claim_ports = ClaimPorts(
             tracked=self._tracked,
             registration=self._registration,
@@ -85,7 +79,12 @@ class Parts:
             waiting=lambda: len(port.pending) + len(self.closer.unclear),
         )
         self.claimer = self._make_claimer()
-        self.turns = Turns(self.fleet, wall_clock=spec.clock.now, draining=lambda: port.is_draining)
+        self.turns = Turns(
+            self.fleet,
+            wall_clock=spec.clock.now,
+            pending=lambda: len(port.pending),
+            draining=lambda: port.is_draining,
+        )
         self.closer = self._make_closer()
         self.replacement = self._make_replacement()
         self.requests = self._make_requests()
@@ -227,6 +226,16 @@ class Parts:
             ttl_s=spec.ttl_s,
             timeout_s=spec.timeout_s,
             revoke=lambda lease: spec.store.revoke(lease, timeout_s=spec.timeout_s),
+        )
+
+    def _make_room(self) -> WaitingRoom:
+        spec, port = self._spec, self._port
+        return WaitingRoom(
+            *(port.tasks, self.writes, self.faults),
+            why_closed=self.why_not_ready,
+            free=lambda: spec.max_runs - self._used(),
+            draining=lambda: port.is_draining,
+            wall_clock=spec.clock.now,
         )
 
     def _make_claimer(self) -> Claimer:

@@ -53,7 +53,7 @@ class Sending(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """A transaction that waits to be made. `unclear`: an earlier request with it may have been served."""
+    """A transaction that waits to be made. `lost` is the error of an earlier request that may have been served."""
 
     job: str
     txn: Txn
@@ -61,7 +61,7 @@ class _Item:
     timeout_s: float
     is_wanted: Callable[[], bool]
     answered: "asyncio.Future[TxnResult | None]"
-    unclear: bool = False
+    lost: StoreError | None = None
 
     @property
     def operations(self) -> int:
@@ -72,24 +72,34 @@ class _Item:
         return sum(len(put.value) for put in self.txn.success if isinstance(put, Put))
 
     def answer(self, result: TxnResult | None) -> None:
-        if result is None and self.unclear:
+        if result is None and self.lost is not None:
             self.fail(LeaseGone("cannot make a transaction: its lease is gone"))
         elif not self.answered.done():
             self.answered.set_result(result)
 
-    def fail(self, error: StoreError | Unsent) -> None:
+    def drop(self) -> None:
+        """It is not sent (again), because nobody wants it any more."""
+        if self.lost is not None:
+            self.fail(self.lost)
+        elif not self.answered.done():
+            self.answered.set_exception(Unsent())
+
+    def fail(self, error: StoreError) -> None:
         if self.answered.done():
             return
         own = copy(error)  # one request's error has as many owners as transactions, and each may mark it unclear
-        if isinstance(own, StoreError):
-            own.unclear = own.unclear or self.unclear
+        own.unclear = own.unclear or self.lost is not None
         self.answered.set_exception(own)
 
 
 class Transactions:
     """Makes transactions, one request at a time. None of them sees or writes what another in its request writes."""
 
-    def __init__(self, store: Store, leases: SharedLeases, tasks: Tasks, workers: Workers) -> None:
+    def __init__(
+        self, store: Store, leases: SharedLeases, tasks: Tasks, workers: Workers, *, apart_s: float = 0.0
+    ) -> None:
+        """A request is sent `apart_s` seconds after the one before it at the earliest: so more share it."""
+        self._apart_s = apart_s
         self._store = store
         self._leases = leases
         self._tasks = tasks
@@ -120,6 +130,8 @@ class Transactions:
     async def _send_all(self) -> None:
         while self._waiting:
             await self._send(self._take())
+            if self._apart_s:
+                await asyncio.sleep(self._apart_s)
         self._is_sending = False
 
     def _take(self) -> list[_Item]:
@@ -129,7 +141,7 @@ class Transactions:
         jobs: set[str] = set()
         outer = inner = value_bytes = 0
         for item in self._waiting:
-            # where roles count, the outer transaction names each key that is written, too
+            # the outer transaction names each key that is written, too: see `never_taken` in `etcd/failover.py`
             outer_then = outer + max(1, len(item.txn.written()))
             inner_then = max(inner, item.operations)
             bytes_then = value_bytes + item.value_bytes
@@ -138,44 +150,45 @@ class Transactions:
                 left.append(item)
             else:
                 taken.append(item)
-                jobs.add(item.job)
                 outer, inner, value_bytes = outer_then, inner_then, bytes_then
+            jobs.add(item.job)  # what comes later for the same job does not overtake it
         self._waiting = left
         return taken
 
     async def _send(self, items: Sequence[_Item]) -> None:
         """Make transactions as one request; if etcd refuses it, those of each half, so that one fails alone."""
-        wanted: list[_Item] = []
+        to_send: list[_Item] = []
         for item in items:
             if item.is_wanted():
-                wanted.append(item)
+                to_send.append(item)
             else:
-                item.fail(Unsent())
-        if not wanted:
+                item.drop()
+        if not to_send:
             return
         try:
-            made = await self._workers.etcd(partial(self._request, wanted))
+            answer = await self._workers.etcd(partial(self._request, to_send))
         except StoreError as error:
             is_refusal = isinstance(error, Rejected | Refused | LeaseGone) and not isinstance(error, Full)
-            if len(wanted) == 1 or not is_refusal:
-                for item in wanted:
+            if len(to_send) == 1 or not is_refusal:
+                for item in to_send:
                     item.fail(error)
                 return
             if isinstance(error, TooBig):
-                self._most = min(self._most, len(wanted) // 2)
-            for item in wanted:
-                item.unclear = item.unclear or error.unclear
+                self._most = min(self._most, len(to_send) // 2)
+            if error.unclear:
+                for item in to_send:
+                    item.lost = error
         else:
-            if made is not None:
-                for item, result in zip(wanted, made.results, strict=True):
+            if answer is not None:
+                for item, result in zip(to_send, answer.results, strict=True):
                     item.answer(result)
                 return
-            if len(wanted) == 1:
-                wanted[0].answer(None)
+            if len(to_send) == 1:
+                to_send[0].answer(None)
                 return
-        middle = len(wanted) // 2
-        await self._send(wanted[:middle])
-        await self._send(wanted[middle:])
+        middle = len(to_send) // 2
+        await self._send(to_send[:middle])
+        await self._send(to_send[middle:])
 
     def _request(self, items: Sequence[_Item]) -> TxnResults | None:
         """Make the request; None if a lease is missing that is not a shared one."""

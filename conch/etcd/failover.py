@@ -82,13 +82,12 @@ class FailOver(ABC, Generic[_Client]):
     def range(self, what: Range, *, timeout_s: float) -> RangeResult:
         """See `Store`."""
 
-    def never_taken(self, parts: Sequence[Txn]) -> list[Put]:
+    @staticmethod
+    def never_taken(parts: Sequence[Txn]) -> list[Put]:
         """Return a branch, never taken, that names the keys written by transactions made as one.
 
-        3.4.23 checks our role in the branches of the outer transaction alone.
+        3.4.23 checks our role, and whether its quota is used up, by the branches of the outer transaction alone.
         """
-        if self._connection.user is None and self._connection.cert is None:
-            return []  # no role is ours
         return [Put(key, b"") for part in parts for key in part.written()]
 
     def confirm(self, what: Range) -> None:

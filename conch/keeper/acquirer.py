@@ -8,6 +8,7 @@ from conch.core.deadline import DeadlineRule
 from conch.core.messages import Acquire, Answered, Failed, Held, Message, Note, Queued, Release, Released
 from conch.errors import EXIT_NOT_ACQUIRED, ConchError, checked
 from conch.etcd.store import LeaseGone, Store, StoreError
+from conch.keeper import held_since
 from conch.keeper.calls import Calls, Cancelled, GaveUp
 from conch.keeper.events import (
     Event,
@@ -68,6 +69,7 @@ class Acquirer:
         self._session: Session | None = None
         self._sessions = 0  # begun; the number of the current one
         self._places = Places()
+        self._waited = False  # we hold later than the value of our key says
 
     # -- called from any thread ---------------------------------------------------------------------------
 
@@ -167,6 +169,7 @@ class Acquirer:
         number = self._number
         lease, granted_at, ttl_s = self._calls.until_answered(self._grant)
         self._watchdog.send(Answered(lease))
+        self._waited = self._sessions > 0
         self._sessions += 1
         serial = self._sessions
         self._session = Session(
@@ -199,6 +202,7 @@ class Acquirer:
         if self._spec.nonblock:
             raise self._taken()
         self._watchdog.send(Queued(place.rev))
+        self._waited = True
         self._notices.queued(queue, timeout_s=self._calls.timeout_s)
         self._wait_in_line(place)
 
@@ -247,6 +251,8 @@ class Acquirer:
         self._watchdog.acquired(self._number, rule, session.deadline, run=self._spec.run, renew_now=session.renew_now)
         self._watchdog.send(Held(self._number, place.rev, session.lease, queue.key, session.ttl_s, session.deadline))
         self._watch_keys()
+        if self._waited:
+            held_since.write_later(queue, place.rev, self._spec, lambda: self._session is session, self._log)
 
     def _check_hold(self, event: object) -> None:
         """Handle an event while we hold: the session is lost, a key was deleted, or the watch has to begin anew."""

@@ -6,7 +6,7 @@ deleted, misses nothing and is woken by nothing else. An election is this queue 
 etcd's own lock, from N = 1 to N.)
 """
 
-from conch.etcd.store import CreateRevisionIs, Put, Range, RangeResult, Store
+from conch.etcd.store import CreateRevisionIs, ModRevisionIs, Put, Range, RangeResult, Store
 from conch.keeper.hold_spec import QueueSpec
 from conch.keys import contender, prefix_end
 from conch.record import Record, replace
@@ -92,6 +92,16 @@ class Queue(Record):
         if not result.kvs or (result.kvs[0].key, result.kvs[0].create_revision) != (self.key.encode(), rev):
             raise PlaceLost
         return self._place(rev, result, result.header.revision)
+
+    def describe(self, rev: int, value: bytes, *, timeout_s: float) -> bool:
+        """Give our key with create-revision `rev` another value; return whether that was done.
+
+        It is done once, and only while the key is as we created it: that revision is its mod-revision, too. A key that
+        is gone is not made again, and what somebody else wrote into it stays.
+        """
+        key = self.key.encode()
+        unchanged, described = ModRevisionIs(key, rev), Put(key, value, self.lease)
+        return self.store.txn([unchanged], [described], timeout_s=timeout_s).succeeded
 
     def _elsewhere(self) -> tuple[Range, ...]:
         """Return the ranges of one key each in the queues of other capacities, before and after ours in sort order."""

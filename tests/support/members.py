@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from conch.dev import Cluster, Member, find_etcd, free_ports
 from tests.support.conch import wait_for
-from tests.support.etcdctl import etcdctl, told
+from tests.support.etcdctl import etcdctl, leader, told
 
 
 def _of_others(cluster: Cluster, member: Member) -> list[str]:
@@ -47,3 +47,12 @@ def promote(cluster: Cluster, learner: Member) -> None:
     ctl = _of_others(cluster, learner)
     number = _id(ctl, learner)
     wait_for(lambda: told(*ctl, "member", "promote", number), "the learner is promoted", 30)
+
+
+def move_leader(cluster: Cluster) -> None:
+    """Have another member lead."""
+    old = wait_for(lambda: leader(cluster), "a leader", 30)
+    assert old is not None
+    new = next(member for member in cluster.members if member is not old)
+    etcdctl("--endpoints", old.endpoint, "move-leader", _id(["--endpoints", old.endpoint], new))
+    wait_for(lambda: leader(cluster) not in (None, old), "the other member leads", 30)

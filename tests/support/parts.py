@@ -14,7 +14,7 @@ from conch.cron.job import Job, parse
 from conch.cron.shared_leases import SharedLeases
 from conch.cron.ticks import PendingTick, Registration, TrackedJob
 from conch.cron.transactions import Transactions
-from conch.cron.writes import Faults, Writes
+from conch.cron.writes import Faults, Unsent, Writes
 from conch.etcd.store import KeyValue, StoreError, Unreachable
 from conch.holder import Holder
 from tests.support.virtual_loop import DirectWorkers, Log, VirtualLoop, tasks_of
@@ -74,6 +74,8 @@ class Script:
     def __getattr__(self, how: str) -> Callable[..., Any]:
         async def awaited(*arguments: Any, **options: Any) -> Any:
             await asyncio.sleep(0.001)
+            if not options["sending"].is_wanted():
+                raise Unsent
             return call(*arguments, **options)
 
         def call(*arguments: Any, **options: Any) -> Any:
@@ -164,9 +166,9 @@ class World:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.supervisor: Any = Supervisor()
         self.run_log: Any = RunLog()
-        self.commit = GroupCommit(self.run_log, self.tasks, self.workers)
-        leases: Any = SharedLeases(script(), "/p")
-        self.transactions = Transactions(script(), leases, self.tasks, self.workers)
+        run_log: Any = self.run_log
+        self.commit = GroupCommit(run_log, self.tasks, self.workers)
+        self.transactions = Transactions(script(), SharedLeases(script(), "/p"), self.tasks, self.workers)
         self.tracked: TrackedJob | None = tracked(**fields)
         self.registration: Registration | None = Registration(3, 8, 4)
         self.draining = False

@@ -2,12 +2,12 @@
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from conch.cron.claim_store import Again, Busy, Changed, ClaimStore, NodeGone, Taken, Won
+from conch.cron.claim_store import Again, Busy, Changed, ClaimStore, NodeGone, Outcome, Taken, Won
 from conch.cron.job import decode
 from conch.cron.result_store import Delivered, ResultStore
 from conch.cron.ticks import PendingTick, Registration
@@ -22,6 +22,7 @@ from tests.conftest import OwnEtcd
 from tests.support.conch import Bench, wait_for
 from tests.support.etcdctl import etcdctl
 from tests.support.proxy import Proxy
+from tests.support.sending import AtOnce, result_of
 
 ME = Holder("a", 1, "2026-01-01T00:00:00Z", "conchd")
 TICK = 1_900_000_000
@@ -36,6 +37,7 @@ class Bed:
         self.store = GrpcStore(Connection(parse_endpoints(endpoints)))
         self.results = ResultStore(self.store, self.keys, history)
         self.claims = ClaimStore(self.store, self.keys, "a", self.results)
+        self.sending = AtOnce(self.store, self.results.leases)
         self.lease = secrets.randbits(62) | 1
         self.store.grant(self.lease, 120, timeout_s=5)
         self.node = Registration(1, self.lease, self.put(self.keys.node("a"), b"{}", self.lease))
@@ -49,7 +51,16 @@ class Bed:
         return PendingTick(self.job, self.rev, tick, tick + 60.0, secrets.token_hex(8), **how)
 
     def claim(self, due: PendingTick, *, has_floor: bool = False) -> Any:
-        return self.claims.claim(due, self.node, ME, NOW, has_floor=has_floor, timeout_s=5)
+        return result_of(self.claims.claim(due, self.node, ME, NOW, has_floor=has_floor, sending=self.sending))
+
+    def claim_to_skip(
+        self, due: PendingTick, why: str = "", old: Sequence[int] = (), *, has_floor: bool = False
+    ) -> Outcome:
+        return result_of(
+            self.claims.claim_to_skip(
+                due, self.node, ME, NOW, None, why, old, has_floor=has_floor, sending=self.sending
+            )
+        )
 
     def get(self, kind: str, *path: object) -> KeyValue | None:
         found = self.store.range(Range(self.keys.cron(kind, *map(str, path)).encode()), timeout_s=5).kvs
@@ -59,7 +70,9 @@ class Bed:
         self, tick: int, run_rev: int | None, old: tuple[int, ...] = (), *, has_floor: bool = False
     ) -> Delivered:
         result = Result("a", "ok", 0, NOW, 0.1, 1)
-        return self.results.deliver("j", tick, result, run_rev, old, NOW, has_floor=has_floor, timeout_s=5)
+        return result_of(
+            self.results.deliver("j", tick, result, run_rev, old, NOW, has_floor=has_floor, sending=self.sending)
+        )
 
     def close(self) -> None:
         self.store.revoke(self.lease, timeout_s=5)
@@ -97,15 +110,16 @@ def test_claim_whose_reply_was_lost_is_recognised(conch: Bench) -> None:
     proxy = Proxy(conch.endpoints)
     bed = Bed(conch.endpoints, conch.prefix)
     store = GrpcStore(Connection(parse_endpoints(proxy.endpoint)))
-    claims = ClaimStore(store, bed.keys, "a", ResultStore(store, bed.keys))
+    results = ResultStore(store, bed.keys)
+    claims, sending = ClaimStore(store, bed.keys, "a", results), AtOnce(store, results.leases)
     fault = proxy.fault("Txn", "reset", skip=0)
     bed.claim(bed.due(TICK - 5))  # so that the shared lease exists
-    won = claims.claim(bed.due(TICK, request_rev=0), bed.node, ME, NOW, has_floor=False, timeout_s=5)
+    won = result_of(claims.claim(bed.due(TICK), bed.node, ME, NOW, has_floor=False, sending=sending))
     assert fault.hit.is_set()
     assert isinstance(won, Busy)  # the run of the first tick is alive
     bed.deliver(TICK - 5, bed.get("run", "j").create_revision)  # type: ignore[union-attr]
     fault = proxy.fault("Txn", "reset", skip=0)
-    won = claims.claim(bed.due(TICK), bed.node, ME, NOW, has_floor=False, timeout_s=5)
+    won = result_of(claims.claim(bed.due(TICK), bed.node, ME, NOW, has_floor=False, sending=sending))
     assert fault.hit.is_set()
     assert isinstance(won, Won)
     proxy.close()
@@ -215,9 +229,10 @@ def test_shared_leases_last_as_long_as_documented(bed: Bed) -> None:
     """Claims last at least 25 h, results at least 14 days."""
     now = time.time()
     due = bed.due(int(now))
-    won = bed.claims.claim(due, bed.node, ME, now, has_floor=False, timeout_s=5)
+    won = result_of(bed.claims.claim(due, bed.node, ME, now, has_floor=False, sending=bed.sending))
     assert isinstance(won, Won)
-    bed.results.deliver("j", int(now), Result("a", "ok"), None, (), now, has_floor=False, timeout_s=5)
+    ok = Result("a", "ok")
+    result_of(bed.results.deliver("j", int(now), ok, None, (), now, has_floor=False, sending=bed.sending))
     result = bed.get("result", "j", int(now))
     assert result is not None
     left = {lease: bed.store.keep_alive(lease, timeout_s=5).ttl_s for lease in (won.lease, result.lease)}

@@ -1,5 +1,6 @@
 """Edits around a tick: it follows the old or the new definition, or is recorded with a reason; none is lost."""
 
+import asyncio
 import errno
 import itertools
 import json
@@ -242,11 +243,11 @@ def test_late_claim_answer_does_not_bring_back_a_removed_job(bed: Bed) -> None:
     claims = host.scheduler.parts.store
     claim, answered, go_on = claims.claim, threading.Event(), threading.Event()
 
-    def slow(*given: Any, **how: Any) -> Outcome:
-        outcome = claim(*given, **how)
+    async def slow(*given: Any, **how: Any) -> Outcome:
+        outcome = await claim(*given, **how)
         if isinstance(outcome, Changed):
             answered.set()
-            go_on.wait(20)
+            await asyncio.to_thread(go_on.wait, 20)
         return outcome
 
     claims.claim = slow  # type: ignore[method-assign]

@@ -1,5 +1,6 @@
 """Races and limits: unclear claims, ticks that wait, the run log's order, odd values, many deadlines together."""
 
+import asyncio
 import json
 import os
 import queue
@@ -612,10 +613,10 @@ def test_tick_that_takes_its_run_key_while_conchd_stops(bed: Bed, another: bool)
     claims = host.scheduler.parts.store
     take_run, asked, go_on = claims.take_run, threading.Event(), threading.Event()
 
-    def slow(*given: Any, **how: Any) -> Outcome:
+    async def slow(*given: Any, **how: Any) -> Outcome:
         asked.set()
-        go_on.wait(20)
-        return take_run(*given, **how)
+        await asyncio.to_thread(go_on.wait, 20)
+        return await take_run(*given, **how)
 
     claims.take_run = slow  # type: ignore[method-assign]
     second = bed.request()

@@ -220,6 +220,21 @@ def test_waiter_that_loses_its_place_queues_again_at_the_end(conch: Bench) -> No
     assert conch.read("order", 2).split() == ["third", "second"]
 
 
+def test_waiters_whose_keys_go_with_those_ahead_of_them_start_nothing_under_those(conch: Bench) -> None:
+    """All keys of a queue are deleted in one transaction; of one revision, etcd's watches tell in any order.
+
+    A waiter to whom the deletion ahead is told first must not take its turn for come.
+    """
+    holder = conch.hold("o")
+    waiters = [conch.queue("o", command="echo $CONCH_REV >> revs") for _ in range(5)]
+    queued = [int(waiter.wait_event("queued")["rev"]) for waiter in waiters]
+    conch.etcd.delete_prefix(conch.key("o", 0).rpartition("/")[0] + "/")
+    assert holder.wait() == 70
+    assert [waiter.wait() for waiter in waiters] == [0] * 5
+    assert min(map(int, conch.read("revs", 5).split())) > max(queued)
+    assert all(waiter.events("place-lost") for waiter in waiters)
+
+
 def test_waiter_that_loses_its_place_still_gives_up_in_time(conch: Bench) -> None:
     """--wait counts from the start of conch."""
     conch.hold("o")

@@ -170,7 +170,7 @@ def test_who_shows_the_queue_in_order(conch: Bench) -> None:
         (1, "WAIT", 1, second.pid),
         (7, "HELD", 0, other.pid),
     ]
-    assert set(seen[0]) == {"name", "max", "state", "rank", "host", "pid", "started", "cmd", "rev", "lease"}
+    assert set(seen[0]) == {"name", "max", "state", "rank", "host", "pid", "started", "since", "cmd", "rev", "lease"}
     assert conch.run("sema", "s", "--who", "--max", "2").returncode == 1
 
 

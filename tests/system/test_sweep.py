@@ -17,7 +17,7 @@ from conch.keys import prefix_end
 from tests.support.conch import Bench, throughout, wait_for
 from tests.support.cron import Fleet
 from tests.support.host import Host
-from tests.system.test_claims import ME, NOW, TICK, Bed
+from tests.system.test_claims import NOW, TICK, Bed
 
 DAY, HOUR = 86400, 3600
 CLAIM = json.dumps({"host": "c", "pid": 1, "started": "2026-01-01T00:00:00Z", "cmd": "conchd"}).encode()
@@ -117,9 +117,7 @@ def test_skips_alone_keep_history_at_its_limit(past: Past) -> None:
     has_floor, floors = False, [0]
     for tick in range(TICK, TICK + 30):
         due = past.due(tick)
-        won = past.claims.claim_to_skip(
-            due, past.node, ME, NOW, None, "a run is alive", old, has_floor=has_floor, timeout_s=5
-        )
+        won = past.claim_to_skip(due, "a run is alive", old, has_floor=has_floor)
         assert isinstance(won, Won)
         assert won.old is not None
         old = won.old
@@ -139,10 +137,10 @@ def test_skip_beside_a_floor_that_was_raised_removes_nothing(past: Past) -> None
     past.put(past.keys.cron("floor", "j"), str(TICK - 20).encode())
     due = past.due(TICK)
     stale = (TICK - 90, TICK - 89)
-    won = past.claims.claim_to_skip(due, past.node, ME, NOW, None, "", stale, has_floor=True, timeout_s=5)
+    won = past.claim_to_skip(due, "", stale, has_floor=True)
     assert not isinstance(won, Won)
     assert past.floor() == TICK - 20
-    assert isinstance(past.claims.claim_to_skip(due, past.node, ME, NOW, None, "", has_floor=True, timeout_s=5), Won)
+    assert isinstance(past.claim_to_skip(due, has_floor=True), Won)
 
 
 @pytest.mark.parametrize("odd", ["5", "1000000000x"])

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conch.holder import Holder, UnreadableHolder, myself, shown
+from conch.holder import Holder, UnreadableHolder, myself, shown, with_held_since
+from conch.record import replace
 from tests.support.fuzz import HOLDER, anything, check_message
 
 
@@ -18,6 +19,25 @@ def test_holder_round_trip_and_unknown_fields() -> None:
     assert Holder.decode(holder.encode()) == holder
     more = json.dumps({**json.loads(holder.encode()), "new": [1]}).encode()
     assert Holder.decode(more) == holder
+
+
+def test_holder_that_waited_says_since_when_it_holds() -> None:
+    """Other fields of its value stay; one without the time has held since it started."""
+    holder = Holder("h", 7, "2026-01-01T00:00:00Z", "cmd")
+    assert holder.since == holder.started
+    assert b"held_since" not in holder.encode()
+    value = with_held_since(json.dumps({**json.loads(holder.encode()), "new": [1]}).encode(), "2026-01-01T00:00:09Z")
+    assert json.loads(value)["new"] == [1]
+    assert Holder.decode(value) == replace(holder, held_since="2026-01-01T00:00:09Z")
+    assert Holder.decode(value).since == "2026-01-01T00:00:09Z"
+    assert Holder.decode(Holder.decode(value).encode()) == Holder.decode(value)
+
+
+@pytest.mark.parametrize("odd", [None, 7, [], {}])
+def test_odd_time_of_a_hold_is_ignored(odd: object) -> None:
+    """The rest of the value is read all the same."""
+    value = json.dumps({"host": "h", "pid": 7, "started": "s", "cmd": "c", "held_since": odd}).encode()
+    assert Holder.decode(value).since == "s"
 
 
 @given(st.binary() | st.text().map(str.encode))

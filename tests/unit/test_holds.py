@@ -12,8 +12,9 @@ from conch import holds
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
 from conch.etcd.store import Compacted, Event, Header, KeyValue, Range, RangeResult, Refused, Unreachable
-from conch.holder import Holder
+from conch.holder import Holder, with_held_since
 from conch.log import Log
+from conch.times import rfc3339
 
 QUEUE = "/p/elect/o/"
 CONNECTION = Connection(parse_endpoints("127.0.0.1:1"))
@@ -142,6 +143,21 @@ def test_changes(listed: list[KeyValue], events: list[Any], shown: list[str | No
     """Each once, in order; the end of the script is a listing where somebody else is first."""
     bed = Bed((10, *listed), (99, contender("end", 90)), watches=[events, []])
     assert bed.shown(len(shown) + 1) == [*shown, "end"]
+
+
+def test_first_that_says_later_since_when_it_holds_is_shown_once() -> None:
+    """With the time at which it came first, unless it says another; one that was there already as it is."""
+    waited, since = HOLDER.encode().decode(), "2026-01-01T00:00:09Z"
+    says = with_held_since(HOLDER.encode(), since).decode()
+    listed = [contender("a", 5, value=waited), contender("b", 6, value=waited), contender("c", 7, value=says)]
+    events = [[gone("a", 11)], [put("b", 6, value=says, modified=12)], [gone("b", 13)], [gone("c", 14)]]
+    store: Any = Bed((10, *listed), watches=[events])
+    before = rfc3339(time.time())
+    shown = list(islice(holds.watch_first(store, QUEUE, CONNECTION, store.log), 4))
+    assert [None if kv is None else kv.create_revision for kv in shown] == [5, 6, 7, None]
+    times = [Holder.decode(kv.value).since for kv in shown if kv is not None]
+    assert times[::2] == [HOLDER.started, since]
+    assert before <= times[1] <= rfc3339(time.time())
 
 
 def test_watch_begins_right_after_what_was_read() -> None:

@@ -2,12 +2,22 @@
 
 import argparse
 import compileall
+from collections.abc import Callable
 from pathlib import Path
 
 import conch
-from tools.bench import contain, cron, holds, versions
+from tools.bench import boot, contain, cron, holds, hosts, hour, soak, steady, versions
 
-GROUPS = {"holds": holds.main, "contain": contain.main, "cron": cron.main}
+GROUPS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "boot": lambda _: boot.main(),
+    "holds": lambda _: holds.main(),
+    "contain": lambda _: contain.main(),
+    "cron": lambda _: cron.main(),
+    "steady": lambda _: steady.main(),
+    "hosts": lambda _: hosts.main(),
+    "hour": lambda options: hour.main(options.jobs, options.many),
+    "soak": lambda options: soak.main(options.minutes, options.changes),
+}
 
 
 def main() -> None:
@@ -17,6 +27,12 @@ def main() -> None:
     parser.add_argument(
         "--against", type=Path, metavar="FOLDER", help="compare with the conch that FOLDER/.venv/bin/conch runs"
     )
+    parser.add_argument("--jobs", type=int, default=1000, help="hour: how many jobs are due in one second (1000)")
+    parser.add_argument(
+        "--many", type=int, default=hour.MANY, help="hour: how many in the flood after that (5000; 0: none)"
+    )
+    parser.add_argument("--minutes", type=float, default=10, help="soak: how long it takes (10)")
+    parser.add_argument("--changes", type=int, default=50, help="soak: how many changes of leaders in that time (50)")
     options = parser.parse_args()
     if unknown := set(options.groups) - set(GROUPS):
         parser.error(f"no group {', '.join(sorted(unknown))}")
@@ -31,7 +47,7 @@ def main() -> None:
     if options.against:
         versions.main(options.against)
     for group in options.groups or ([] if options.against else GROUPS):
-        GROUPS[group]()
+        GROUPS[group](options)
 
 
 if __name__ == "__main__":

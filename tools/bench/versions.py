@@ -10,8 +10,9 @@ from pathlib import Path
 from conch.dev import Cluster
 from tests.support.conch import CONCH, Bench
 from tests.support.cron import Fleet
-from tools.bench.cron import load, put_jobs
+from tools.bench.daemons import put_jobs
 from tools.bench.measure import background, hand_overs, idle, in_turn, peak_mb, pss_mb, spend
+from tools.bench.steady import load
 from tools.bench.table import header, ms, ratio, row
 
 ROUNDS = 40

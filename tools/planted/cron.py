@@ -97,8 +97,8 @@ BUGS = (
     Bug(
         "claim that a full etcd has made counts as refused",
         "cron/claim_store.py",
-        "            answer = self._read_back(failure, error, timeout_s)\n",
-        "            raise\n            answer = self._read_back(failure, error, timeout_s)\n",
+        "            answer = await self._read_back(failure, error, sending)\n",
+        "            raise\n            answer = await self._read_back(failure, error, sending)\n",
         (f"{_REFUSALS}::test_claim_that_etcd_makes_and_refuses_in_one_is_known_to_be_made",),
     ),
     Bug(
@@ -228,6 +228,20 @@ BUGS = (
         'r"(?:^|[ \\t,])[Hh]"',
         'r"^[Hh]"',
         ("tests/unit/cron/test_job.py::test_jobs_that_are_due_alike_share_their_schedule",),
+    ),
+    Bug(
+        "host that drains keeps its place in line",
+        "cron/fleet.py",
+        "dict(fields_of(kv.value))\n        self._other_takers = None\n",
+        "dict(fields_of(kv.value))\n",
+        ("tests/unit/cron/test_fleet.py::test_host_that_takes_no_ticks_is_not_waited_for",),
+    ),
+    Bug(
+        "host that asks for the time right after an answer gets none",
+        "cron/node.py",
+        "            self._tasks.later(wait_s, self._answer_late)\n",
+        "",
+        ("tests/unit/cron/test_node.py::test_hosts_that_ask_together_are_answered_together",),
     ),
     # -- what others send and write
     Bug(

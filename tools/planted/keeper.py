@@ -6,6 +6,7 @@ _CONTAINMENT = "tests/system/test_containment.py"
 _DEATH = "tests/system/test_death.py"
 _RUN = "tests/system/test_elect_run.py"
 _SEMA = "tests/system/test_sema.py"
+_SINCE = "tests/system/test_held_since.py"
 _SLOW = "tests/faults/cluster/test_slow.py"
 _STORE = "tests/system/test_store.py"
 _WATCHDOG = "tests/unit/keeper/test_watchdog.py"
@@ -18,6 +19,21 @@ BUGS = (
         "running.run_id, run.since, run.running.cgroup)",
         'running.run_id, run.since, "")',
         (f"{_CONTAINMENT}::test_what_escaped_is_dead_before_the_lease_can_expire",),
+    ),
+    # -- the time since when we hold
+    Bug(
+        "a key that is gone is made again to say since when it is held",
+        "keeper/queue.py",
+        "self.store.txn([unchanged], [described]",
+        "self.store.txn([], [described]",
+        (f"{_SINCE}::test_key_that_is_gone_is_not_made_again",),
+    ),
+    Bug(
+        "the time since when we hold takes our key from its lease",
+        "keeper/queue.py",
+        "Put(key, value, self.lease)\n        return",
+        "Put(key, value)\n        return",
+        (f"{_SINCE}::test_value_is_replaced_once_under_the_same_lease",),
     ),
     # -- the deadline and its confirmation
     Bug(
@@ -111,6 +127,15 @@ BUGS = (
         "                case KeyDeleted():\n                    place = self._read_places()\n",
         "                case KeyDeleted():\n                    place = Place(place.rev, (), place.seen_at)\n",
         (f"{_RUN}::test_a_waiter_in_the_middle_that_leaves_promotes_nobody",),
+    ),
+    Bug(
+        "promotion by the event of the one key ahead, though ours went with it",
+        "keeper/acquirer.py",
+        "                case KeyDeleted():\n                    place = self._read_places()\n",
+        "                case KeyDeleted() if len(place.ahead) == 1:\n"
+        "                    place = Place(place.rev, (), place.seen_at)\n"
+        "                case KeyDeleted():\n                    place = self._read_places()\n",
+        (f"{_DEATH}::test_waiters_whose_keys_go_with_those_ahead_of_them_start_nothing_under_those",),
     ),
     Bug(
         "waiter watches one key of N",

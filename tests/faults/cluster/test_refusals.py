@@ -32,6 +32,7 @@ from tests.support.cron import Fleet
 from tests.support.etcdctl import etcdctl
 from tests.support.metrics import difference, requests
 from tests.support.proxy import Proxy
+from tests.support.sending import AtOnce, result_of
 
 JOBS, PERIOD_S, WINDOW_S = 40, 5, 10
 # In a window: a probe about every two seconds, reads for missed ticks, a renewal and its read every two seconds.
@@ -383,11 +384,14 @@ def cross_the_quota(cluster: Cluster) -> int:
 
     def claim(first: int) -> None:
         large = Large(Connection(parse_endpoints(cluster.endpoints)))
-        claims = ClaimStore(large, keys, "a", ResultStore(large, keys))
+        results = ResultStore(large, keys)
+        claims, sending = ClaimStore(large, keys, "a", results), AtOnce(large, results.leases)
         for tick in range(first, first + 1000):
             due = PendingTick(job, rev, tick, tick + 60.0, secrets.token_hex(8))
             try:
-                outcome = claims.claim(due, Registration(1, 7, node), me, 1_900_000_000.0, has_floor=False, timeout_s=5)
+                outcome = result_of(
+                    claims.claim(due, Registration(1, 7, node), me, 1_900_000_000.0, has_floor=False, sending=sending)
+                )
             except Full as error:
                 if not error.unclear:
                     clearly_not.append(tick)

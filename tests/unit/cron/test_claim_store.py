@@ -9,6 +9,7 @@ from conch.cron.claim_store import ClaimStore
 from conch.cron.job import decode
 from conch.cron.result_store import ResultStore
 from conch.cron.ticks import PendingTick, Registration
+from conch.cron.transactions import Sending
 from conch.etcd.store import (
     Compare,
     CreateRevisionIs,
@@ -20,6 +21,7 @@ from conch.etcd.store import (
 )
 from conch.holder import Holder
 from conch.keys import Keys
+from tests.support.sending import AtOnce, result_of
 from tests.support.unsent import Unsent
 
 ME = Holder("a", 1, "2026-01-01T00:00:00Z", "conchd")
@@ -27,32 +29,37 @@ BUSY = KeyValue(b"/p/cron/run/j", b"{}", 31, 31, 1)
 TICK = 1_900_000_000
 
 
-def claim(claims: ClaimStore, due: PendingTick, has_floor: bool) -> None:
-    claims.claim(due, Registration(1, 2, 11), ME, 0.0, has_floor=has_floor, timeout_s=1)
+NODE = Registration(1, 2, 11)
 
 
-def claim_to_wait(claims: ClaimStore, due: PendingTick, has_floor: bool) -> None:
-    claims.claim_to_wait(due, Registration(1, 2, 11), ME, 0.0, BUSY, has_floor=has_floor, timeout_s=1)
+def claim(claims: ClaimStore, due: PendingTick, has_floor: bool, sending: Sending) -> None:
+    result_of(claims.claim(due, NODE, ME, 0.0, has_floor=has_floor, sending=sending))
 
 
-def claim_to_skip(claims: ClaimStore, due: PendingTick, has_floor: bool) -> None:
-    claims.claim_to_skip(due, Registration(1, 2, 11), ME, 0.0, BUSY, "why", has_floor=has_floor, timeout_s=1)
+def claim_to_wait(claims: ClaimStore, due: PendingTick, has_floor: bool, sending: Sending) -> None:
+    result_of(claims.claim_to_wait(due, NODE, ME, 0.0, BUSY, has_floor=has_floor, sending=sending))
+
+
+def claim_to_skip(claims: ClaimStore, due: PendingTick, has_floor: bool, sending: Sending) -> None:
+    result_of(claims.claim_to_skip(due, NODE, ME, 0.0, BUSY, "why", has_floor=has_floor, sending=sending))
 
 
 @pytest.mark.parametrize("overlap", ["forbid", "allow", "replace"])
 @pytest.mark.parametrize("has_floor", [False, True])
 @pytest.mark.parametrize("how", [claim, claim_to_wait, claim_to_skip])
 def test_every_claim_compares_all_that_may_stand_against_it(
-    how: Callable[[ClaimStore, PendingTick, bool], None], has_floor: bool, overlap: str
+    how: Callable[[ClaimStore, PendingTick, bool, Sending], None], has_floor: bool, overlap: str
 ) -> None:
     """One comparison must not hide that another is missing: the run key of a forbid job, say, that of its claim."""
     job = decode("j", {"schedule": "@every 1s", "cmd": ["true"], "overlap": overlap})
     store = Unsent()
+    results = ResultStore(cast(Store, store), Keys("/p"))
     with pytest.raises(Unreachable):
         how(
-            ClaimStore(cast(Store, store), Keys("/p"), "a", ResultStore(cast(Store, store), Keys("/p"))),
+            ClaimStore(cast(Store, store), Keys("/p"), "a", results),
             PendingTick(job, 21, TICK, 0.0, "r", request_rev=41, number=TICK - 9),
             has_floor,
+            AtOnce(cast(Store, store), results.leases),
         )
     floor = b"/p/cron/floor/j"
     wanted: set[Compare] = {

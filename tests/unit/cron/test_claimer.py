@@ -57,19 +57,24 @@ def run_key(run: str = "other", tick: int = TICK - 60) -> KeyValue:
     return KeyValue(b"/run/j", json.dumps({"tick": tick, "host": "b", "run": run}).encode(), 9, 9, 1)
 
 
+Answer = Outcome | Exception | Callable[[], Outcome]
+
+
 class Answers:
     """The port to claims: gives the next answer of a script, and notes how each was asked."""
 
-    def __init__(self, script: list[Outcome | Exception]) -> None:
+    def __init__(self, script: list[Answer]) -> None:
         self.script = script
         self.asked: list[str] = []
 
     async def _next(self, how: str, *, sending: Any, has_floor: bool) -> Outcome:
-        self.asked.append(how)
         await asyncio.sleep(0.001)
         if not sending.is_wanted():
             raise Unsent
+        self.asked.append(how)
         answer = self.script.pop(0)
+        if callable(answer):
+            answer = answer()
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -99,7 +104,7 @@ class RunLog:
 class Bed:
     """A claimer, and what the other parts would answer it."""
 
-    def __init__(self, loop: VirtualLoop, log: Log, script: list[Outcome | Exception], **fields: Any) -> None:
+    def __init__(self, loop: VirtualLoop, log: Log, script: list[Answer], **fields: Any) -> None:
         self.loop = loop
         self.log = log
         self.job_key: bytes | None = fields.pop("job_key", None)
@@ -188,7 +193,7 @@ def test_outcomes(
     log: Log,
     fields: dict[str, Any],
     busy: KeyValue | None,
-    script: list[Outcome | Exception],
+    script: list[Answer],
     claim: Claim,
     asked: list[str],
 ) -> None:
@@ -216,7 +221,7 @@ def test_won_claim_is_on_disk_before_it_is_answered(loop: VirtualLoop, log: Log)
 
 @pytest.mark.parametrize("script", [[lost_reply(), WON], [lost_reply(), lost_reply(), lost_reply(), WON]])
 def test_lost_reply_makes_the_tick_unclear_and_is_tried_again(
-    loop: VirtualLoop, log: Log, script: list[Outcome | Exception]
+    loop: VirtualLoop, log: Log, script: list[Answer]
 ) -> None:
     """One log line for the fault, a pause before each try, and the tick is ours in the end."""
     bed = Bed(loop, log, list(script))
@@ -353,9 +358,25 @@ def test_unsigned_job_is_only_recorded(loop: VirtualLoop, log: Log, fields: dict
 
 
 def test_claim_that_is_won_as_the_daemon_ends_does_not_run(loop: VirtualLoop, log: Log) -> None:
-    bed = Bed(loop, log, [WON])
-    loop.at(0.0005, lambda: setattr(bed, "draining", True))
+    def drain() -> Outcome:
+        bed.draining = True
+        return WON
+
+    bed = Bed(loop, log, [drain])
     assert bed.claim() == TickOver(20, 20, STOPPING)
+
+
+def test_claim_that_is_not_sent_when_the_daemon_ends_is_not_made(loop: VirtualLoop, log: Log) -> None:
+    """Other hosts can claim it."""
+    bed = Bed(loop, log, [])
+    loop.at(0.0005, lambda: setattr(bed, "draining", True))
+    assert bed.claim() == TickGivenUp(STOPPING)
+
+
+def test_claim_that_is_not_sent_when_another_host_has_the_tick_is_not_made(loop: VirtualLoop, log: Log) -> None:
+    bed = Bed(loop, log, [])
+    loop.at(0.0005, bed.tick.cancel)
+    assert bed.claim() == TickLost()
 
 
 @pytest.mark.parametrize("failure", ["error", "unsent"])

@@ -85,8 +85,8 @@ class Node:
     def published_at(self) -> float:
         return self._bed.published_at
 
-    def publish(self) -> None:
-        self._bed.calls.append("publish")
+    def answer(self) -> None:
+        self._bed.calls.append("answer")
 
     def on_key_gone(self) -> None:
         self._bed.calls.append("node.on_key_gone")
@@ -299,17 +299,17 @@ def test_run_key_without_a_lease_is_reported(bed: Bed, log: Log) -> None:
 
 def test_new_host_learns_our_time(bed: Bed) -> None:
     """And we its own; a host that writes again is no new one."""
-    assert bed.hear(node()) == ["time b 1.5", "publish"]
+    assert bed.hear(node()) == ["time b 1.5", "answer"]
     assert bed.hear(node(rev=10)) == ["time b 1.5"]
     assert bed.fleet.nodes["b"]["at"] == 1.5
 
 
-@pytest.mark.parametrize(("since_s", "publishes"), [(3.0, False), (10.0, True)])
-def test_host_whose_clock_is_off_asks_for_the_time(bed: Bed, since_s: float, publishes: bool) -> None:
+@pytest.mark.parametrize(("since_s", "answers"), [(3.0, False), (10.0, True)])
+def test_host_whose_clock_is_off_asks_for_the_time(bed: Bed, since_s: float, answers: bool) -> None:
     """Once per pause, whoever asks."""
     bed.hear(node())
     bed.published_at = bed.loop.seconds - since_s
-    assert ("publish" in bed.hear(node(rev=10, clock_off=True))) is publishes
+    assert ("answer" in bed.hear(node(rev=10, clock_off=True))) is answers
 
 
 def test_our_own_registration_says_nothing_new(bed: Bed) -> None:

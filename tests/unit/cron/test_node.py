@@ -319,6 +319,24 @@ def test_publish(loop: VirtualLoop, log: Log) -> None:
     assert bed.registrar.refreshed == [(1.0, 1, True, False)]
 
 
+def test_hosts_that_ask_together_are_answered_together(loop: VirtualLoop, log: Log) -> None:
+    """The first is answered immediately; all who ask within the second after that get one answer, after they asked."""
+    bed = Bed(loop, log).start(10.0)
+    asked = [bed.now()]
+    bed.node.answer()
+    for _ in range(50):
+        bed.go(0.01)
+        bed.node.answer()
+        asked.append(bed.now())
+    bed.go(5.0)
+    answered = [at for at, *_ in bed.registrar.refreshed]
+    assert answered == [round(asked[0], 1), round(asked[0] + 1.0, 1)]
+    assert answered[-1] > asked[-1]
+    bed.node.answer()
+    bed.go(0.1)
+    assert len(bed.registrar.refreshed) == 3
+
+
 def test_publish_while_etcd_takes_no_writes(loop: VirtualLoop, log: Log) -> None:
     """Only as a probe, which finds out that it takes them again; then it is published for good."""
     bed = Bed(loop, log).start()

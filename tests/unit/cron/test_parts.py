@@ -11,6 +11,7 @@ import pytest
 
 from conch.core.origin import Origin
 from conch.cron import parts as parts_module
+from conch.cron import semaphore_slot
 from conch.cron.clock_check import ClockCheck
 from conch.cron.closer import Closer
 from conch.cron.fleet_clock import FleetClock
@@ -368,10 +369,10 @@ def test_reload_reaches_the_inventory(calls: list[str], port: Port) -> None:
 def test_slot_of_a_run(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is waited for as long as the run may take, in the name of this host, and killed as its job says."""
     made: dict[str, Any] = {}
-    monkeypatch.setattr(parts_module, "SemaphoreSlot", lambda *_arguments, **options: made.update(options))
+    monkeypatch.setattr(semaphore_slot, "SemaphoreSlot", lambda *_arguments, **options: made.update(options))
     job = tracked(sema="s:2", run_ttl=40, kill_after=3).job
     held, failed = (lambda _message: None), (lambda _why: None)
-    port.parts.runner._ports.queue_for_slot(port.run(), job, 9, held, failed)
+    port.parts.runner._ports.queue_for_slot("r", job, 9, held, failed)
     assert (made["number"], made["run"], made["ttl_s"]) == (9, "r", 10)
     assert (made["wait_s"], made["kill_after_s"]) == (job.run_ttl_s, job.kill_after_s)
     assert (made["held"], made["failed"]) == (held, failed)

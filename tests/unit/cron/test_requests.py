@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from conch.cron import requests as requests_module
+from conch.cron.fleet import TURN_S, Turn
 from conch.cron.requests import RequestPorts, Requests
 from conch.cron.seconds import Seconds
 from conch.cron.ticks import (
@@ -54,7 +55,7 @@ class Bed(World):
             tracked=lambda name: self.tracked if name == "j" else None,
             is_pending=lambda tick_id: tick_id in self.taken,
             why_closed=lambda: self.closed,
-            turn=lambda name, number: self.turns,
+            turn=lambda name, number: Turn(self.turns * TURN_S, ()),
             start=self._start,
             draining=lambda: self.draining,
         )

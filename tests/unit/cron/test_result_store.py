@@ -8,6 +8,7 @@ from conch.cron.result_store import ResultStore
 from conch.cron.values import Result
 from conch.etcd.store import Compare, CreateRevisionIs, Store, Unreachable, ValueBelow
 from conch.keys import Keys
+from tests.support.sending import AtOnce, result_of
 from tests.support.unsent import Unsent
 
 TICK = 1_900_000_000
@@ -19,8 +20,9 @@ def test_every_result_is_created_once_and_above_the_floor(has_floor: bool, run_r
     """This holds for an `allow` job, too, which has no run key to compare."""
     store = Unsent()
     results = ResultStore(cast(Store, store), Keys("/p"))
+    sending = AtOnce(cast(Store, store), results.leases)
     with pytest.raises(Unreachable):
-        results.deliver("j", TICK, Result("a", "ok"), run_rev, (), 0.0, has_floor=has_floor, timeout_s=1)
+        result_of(results.deliver("j", TICK, Result("a", "ok"), run_rev, (), 0.0, has_floor=has_floor, sending=sending))
     floor = b"/p/cron/floor/j"
     wanted: set[Compare] = {
         CreateRevisionIs(b"/p/cron/result/j/%d" % TICK, 0),

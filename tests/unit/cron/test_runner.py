@@ -50,7 +50,7 @@ class Bed(World):
     def add(self, run: str = "mine", tick: int = TICK, run_rev: int | None = 20) -> ActiveRun:
         return self.runner.add(ActiveRun(Entry(run, "j", tick, 20, run_rev)))
 
-    def _queue(self, run: ActiveRun, job: Any, number: int, held: Any, failed: Any) -> Any:
+    def _queue(self, run: str, job: Any, number: int, held: Any, failed: Any) -> Any:
         if self.no_threads:
             raise RuntimeError("can't start new thread")
         self.held, self.failed = held, failed

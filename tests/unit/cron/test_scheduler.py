@@ -11,6 +11,7 @@ import pytest
 
 from conch.core.messages import Drain, Finished, Release, Released, Reload, Running
 from conch.cron import scheduler as scheduler_module
+from conch.cron.fleet import TURN_S, Turn
 from conch.cron.parts import Parts
 from conch.cron.run_log import Entry
 from conch.cron.runner import ActiveRun, RunState
@@ -32,6 +33,7 @@ from conch.cron.ticks import (
     TickWaits,
     TickWon,
 )
+from conch.cron.turns import Turns
 from conch.cron.values import Result
 from conch.errors import IllegalTransition
 from tests.support.parts import ME, TICK, RunLog, Supervisor, lost_reply, pending
@@ -52,11 +54,19 @@ class StandIns:
         self.calls: list[str] = []
         self.added: list[tuple[str, int, float]] = []
         self.records: list[tuple[str, str, str]] = []
-        self.turns = 0
+        self.before = 0  # hosts before us in line
         self.is_busy = False
         self.active: dict[str, ActiveRun] = {}
         self.workers = DirectWorkers(0.001)
-        self.fleet = SimpleNamespace(turn=lambda name, tick: self.turns)
+        fleet: Any = SimpleNamespace(
+            turn=lambda name, tick: Turn(self.before * TURN_S, ()), are_claiming=lambda hosts: False
+        )
+        self.turns = Turns(
+            fleet,
+            wall_clock=lambda: VirtualLoop.EPOCH,
+            pending=lambda: 0,
+            draining=lambda: self.scheduler.is_draining,
+        )
         self.claimer = SimpleNamespace(claim=self._claim)
         self.closer = SimpleNamespace(close=self._close, wake=self._call("closer.wake"))
         self.replacement = SimpleNamespace(take_run_key=self._take_run_key, stop_all=self._call("stop_all"))
@@ -239,7 +249,7 @@ def test_request_never_counts_as_missed(bed: Bed) -> None:
 @pytest.mark.parametrize(("turn", "requested", "after_s"), [(0, False, 0.0), (2, False, 0.2), (2, True, 0.0)])
 def test_turn(bed: Bed, turn: int, requested: bool, after_s: float) -> None:
     """The hosts before us in rank go first; a request has waited for its turn already."""
-    bed.parts.turns = turn
+    bed.parts.before = turn
     at: list[float] = []
 
     async def claim(tick: PendingTick) -> Claim:
@@ -254,7 +264,7 @@ def test_turn(bed: Bed, turn: int, requested: bool, after_s: float) -> None:
 
 def test_tick_that_another_claims_in_its_turn(bed: Bed) -> None:
     """Its event ends the wait."""
-    bed.parts.turns = 20
+    bed.parts.before = 20
     tick = pending()
     bed.loop.at(0.5, lambda: bed.scheduler.on_claim(tick.id, lambda pending: False))
     at: list[float] = []
@@ -509,7 +519,7 @@ def test_messages(bed: Bed) -> None:
 
 def test_drain(bed: Bed) -> None:
     """Nothing more is claimed; what only waits is given up, once; runs go on."""
-    bed.parts.turns = 50
+    bed.parts.before = 50
 
     async def give_up(tick: PendingTick) -> Claim:
         return TickGivenUp(STOPPING)

@@ -14,17 +14,16 @@ from conch.etcd import grpc_codec
 from conch.etcd.answers import BadAnswer
 from conch.etcd.gateway_codec import GatewayError
 from conch.etcd.store import (
-    Compare,
     CreateRevisionIs,
     Delete,
     Header,
     KeyValue,
     Lease,
     ModRevisionIs,
-    Operation,
     Put,
     Range,
     RangeResult,
+    Txn,
     TxnResult,
 )
 from conch.etcd.watch import Answer
@@ -34,9 +33,7 @@ etcdrpc: Any = vars(grpc_codec)["etcdrpc"]  # as the driver loads it
 
 LEASE = 77
 EVERYONE = Range(b"q/", b"q0", newest_first=True, limit=2)
-COMPARE: list[Compare] = [CreateRevisionIs(b"q/k", 0)]
-SUCCESS: list[Operation] = [Put(b"q/k", b"v", LEASE), EVERYONE, Delete(b"x")]
-FAILURE: list[Operation] = [Range(b"q/k")]
+TXN = Txn((CreateRevisionIs(b"q/k", 0),), (Put(b"q/k", b"v", LEASE), EVERYONE, Delete(b"x")), (Range(b"q/k"),))
 
 HEADER = {"cluster_id": "9", "member_id": "17637856514436962721", "revision": "5", "raft_term": "2"}
 KV = {"key": b64encode(b"q/k").decode(), "create_revision": "5", "mod_revision": "5", "version": "1", "lease": "77"}
@@ -63,7 +60,7 @@ GOOD: dict[str, dict[str, Any]] = {
 
 
 def transaction(answer: dict[str, Any]) -> TxnResult:
-    return codec.transaction(COMPARE, SUCCESS, FAILURE, answer)
+    return codec.transaction(TXN, answer)
 
 
 READ: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -329,20 +326,16 @@ messages_kv = type(etcdrpc.RangeResponse().kvs.add())
         lambda: grpc_codec.range_result(EVERYONE, etcdrpc.RangeResponse()),
         lambda: grpc_codec.range_result(EVERYONE, etcdrpc.RangeResponse(header=header(), kvs=[key(b"x")])),
         lambda: grpc_codec.range_result(EVERYONE, etcdrpc.RangeResponse(header=header(), kvs=[key(create_revision=0)])),
-        lambda: grpc_codec.txn_result(COMPARE, SUCCESS, FAILURE, etcdrpc.TxnResponse(header=header(), succeeded=True)),
-        lambda: grpc_codec.txn_result(COMPARE, SUCCESS, FAILURE, etcdrpc.TxnResponse(header=header())),
-        lambda: grpc_codec.txn_result([], [], [], etcdrpc.TxnResponse(header=header())),
+        lambda: grpc_codec.txn_result(TXN, etcdrpc.TxnResponse(header=header(), succeeded=True)),
+        lambda: grpc_codec.txn_result(TXN, etcdrpc.TxnResponse(header=header())),
+        lambda: grpc_codec.txn_result(Txn((), ()), etcdrpc.TxnResponse(header=header())),
         lambda: grpc_codec.txn_result(
-            COMPARE,
-            SUCCESS,
-            FAILURE,
+            TXN,
             etcdrpc.TxnResponse(
                 header=header(), responses=[etcdrpc.ResponseOp(response_put=etcdrpc.PutResponse(header=header()))]
             ),
         ),
-        lambda: grpc_codec.txn_result(
-            COMPARE, SUCCESS, FAILURE, etcdrpc.TxnResponse(header=header(), responses=[etcdrpc.ResponseOp()])
-        ),
+        lambda: grpc_codec.txn_result(TXN, etcdrpc.TxnResponse(header=header(), responses=[etcdrpc.ResponseOp()])),
         lambda: grpc_codec.watch_answer(etcdrpc.WatchResponse(created=True)),
     ],
 )
@@ -354,8 +347,8 @@ def test_grpc_answers_that_etcd_never_gives(read: Callable[[], Any]) -> None:
 
 def test_compares_prove_what_is_there() -> None:
     """A key that was compared with its revision, or just put, cannot be missing from what the transaction read."""
-    compare: list[Compare] = [CreateRevisionIs(b"a", 3), ModRevisionIs(b"b", 4)]
-    success: list[Operation] = [Range(b"a"), Range(b"b"), Put(b"c", b""), Range(b"c")]
+    compare = (CreateRevisionIs(b"a", 3), ModRevisionIs(b"b", 4))
+    txn = Txn(compare, (Range(b"a"), Range(b"b"), Put(b"c", b""), Range(b"c")))
 
     def answer(a: Any, b: Any, c: Any) -> Any:
         made = [etcdrpc.ResponseOp(response_range=etcdrpc.RangeResponse(kvs=kvs)) for kvs in (a, b, c)]
@@ -363,7 +356,7 @@ def test_compares_prove_what_is_there() -> None:
         return etcdrpc.TxnResponse(header=header(), succeeded=True, responses=made)
 
     a, b, c = key(b"a", create_revision=3), key(b"b", create_revision=1, mod_revision=4), key(b"c", create_revision=2)
-    assert len(grpc_codec.txn_result(compare, success, (), answer([a], [b], [c])).ranges) == 3
+    assert len(grpc_codec.txn_result(txn, answer([a], [b], [c])).ranges) == 3
     for odd in (answer([], [b], [c]), answer([a], [], [c]), answer([a], [b], []), answer([key(b"a")], [b], [c])):
         with pytest.raises(BadAnswer):
-            grpc_codec.txn_result(compare, success, (), odd)
+            grpc_codec.txn_result(txn, odd)

@@ -1,0 +1,75 @@
+"""Whose turn it is: every host computes the same line from the registrations, and every host has a place of its own."""
+
+import hashlib
+import json
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conch.cron import fleet as fleet_module
+from conch.cron.fleet import TURN_S, Fleet, Turn
+from conch.cron.fleet_clock import FleetClock
+from conch.etcd.store import KeyValue
+from tests.support.virtual_loop import Log
+
+HOSTS = [f"h{number}" for number in range(7)]
+
+
+def fleet(host: str, others: list[str] = HOSTS) -> Fleet:
+    made = Fleet(host, FleetClock(), Log())
+    for other in others:
+        register(made, other)
+    return made
+
+
+def register(made: Fleet, host: str, **fields: Any) -> None:
+    made.add(host, KeyValue(host.encode(), json.dumps(fields).encode(), 1, 1, 1))
+
+
+def test_every_host_has_a_place_of_its_own_in_the_same_line() -> None:
+    """The line of the hashes of job, tick and host: daemons of every release must agree on it."""
+    fleets = {host: fleet(host) for host in HOSTS}
+    firsts: Counter[str] = Counter()
+    for tick in range(1_800_000_000, 1_800_000_700):
+        line = sorted(HOSTS, key=lambda host: hashlib.sha256(f"j\0{tick}\0{host}".encode()).digest())
+        turns = [fleets[host].turn("j", tick) for host in line]
+        assert [turn.wait_s for turn in turns] == [number * TURN_S for number in range(len(HOSTS))]
+        assert [set(turn.before) for turn in turns] == [
+            {host.encode() for host in line[:number]} for number in range(len(HOSTS))
+        ]
+        assert [host for host in HOSTS if fleets[host].is_first("j", tick)] == line[:1]
+        firsts[line[0]] += 1
+    assert len(firsts) == len(HOSTS)
+    assert min(firsts.values()) > 50  # the work spreads evenly
+
+
+@pytest.mark.parametrize("field", ["draining", "clock_off"])
+def test_host_that_takes_no_ticks_is_not_waited_for(field: str) -> None:
+    """As soon as its registration says so, and until it does not any more."""
+    made = fleet("h0", ["h0", "h1"])
+    tick = next(tick for tick in range(1_800_000_000, 1_800_001_000) if made.turn("j", tick).before)
+    register(made, "h1", **{field: True})
+    assert made.turn("j", tick) == Turn(0.0, [])
+    register(made, "h1")
+    assert made.turn("j", tick) == Turn(TURN_S, [b"h1"])
+    made.remove("h1")
+    assert made.turn("j", tick) == Turn(0.0, [])
+    register(made, "h0", **{field: True})
+    assert made.turn("j", tick) == Turn(0.0, [])  # we are asked only if we take it
+
+
+def test_turn_costs_one_digest_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is computed by every host for every tick."""
+    digests: Counter[str] = Counter()
+    sha256 = hashlib.sha256
+
+    def counted(data: bytes) -> Any:
+        digests["made"] += 1
+        return sha256(data)
+
+    made = fleet("h3")
+    monkeypatch.setattr(fleet_module, "hashlib", SimpleNamespace(sha256=counted))
+    made.turn("j", 1_800_000_000)
+    assert digests["made"] == len(HOSTS)
