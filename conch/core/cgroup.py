@@ -308,8 +308,11 @@ def _write(path: str, data: bytes) -> None:
 def _read_or_empty(path: str, *, also: int | None = None) -> bytes:
     """Return what a file of a cgroup says, nothing if the cgroup has gone, the file is not there, or `also`."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return b"".join(iter(lambda: os.read(file, 65536), b""))
+        finally:
+            os.close(file)
     except OSError as error:
         if error.errno in _GONE or error.errno == also:
             return b""

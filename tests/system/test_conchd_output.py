@@ -466,10 +466,11 @@ def test_working_directory(fleet: Fleet) -> None:
 STUBBORN = "trap '' TERM; echo $$ >> pids; while :; do sleep 0.05; done"
 
 
-def test_leftovers_are_gone_before_the_result_is_written(fleet: Fleet) -> None:
+@pytest.mark.parametrize("form", ["auto", "tree"])
+def test_leftovers_are_gone_before_the_result_is_written(fleet: Fleet, form: str) -> None:
     """They are in the background, in own sessions, orphaned, and ignore SIGTERM; the other run's processes live on."""
     bench = fleet.bench
-    fleet.start("a")
+    fleet.start("a", "--contain", form)
     bench.file("stubborn").write_text(STUBBORN)
     outside = (
         "echo $$ >> outside; exec setsid -w sh -c 'echo $$ >> outside; (setsid sleep 1000 & echo $! >> outside); wait; "

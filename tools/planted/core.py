@@ -5,12 +5,15 @@ from tools.planted.bug import Bug
 _CRON_RUN = "tests/system/test_cron_run.py"
 _DEFECT = "tests/system/test_defect.py"
 _HOST = "tests/system/test_host.py"
+_LOOP = "tests/unit/core/test_event_loop.py"
 _NAMESAKES = "tests/system/test_namesakes.py"
 _OUTPUT = "tests/unit/core/test_output_relay.py"
 _PRINTED = "tests/system/test_conchd_output.py"
 _PROCESS = "tests/system/test_process.py"
+_PROCFS = "tests/unit/core/test_procfs.py"
 _RUN = "tests/system/test_elect_run.py"
 _SUPERVISOR = "tests/unit/core/test_supervisor.py"
+_DAEMON = "tests/unit/core/test_daemon_supervisor.py"
 _TERMINAL = "tests/system/test_terminal_shared.py"
 _WAITING = "tests/system/test_waiting_child.py"
 
@@ -224,5 +227,41 @@ BUGS = (
         "                os.kill(self.pid, number)  # just forked",
         "                pass  # just forked",
         (f"{_PROCESS}::test_signal_to_a_child_apart_that_has_no_session_yet",),
+    ),
+    # -- many runs
+    Bug(
+        "conchd does not look for what its runs have left among its children",
+        "core/daemon_loop.py",
+        "self._scan = procfs.children(self._run_of_pid)",
+        "self._scan = {}",
+        (f"{_PRINTED}::test_leftovers_are_gone_before_the_result_is_written",),
+    ),
+    Bug(
+        "only the first part of the kernel's list of children is read",
+        "core/procfs.py",
+        'data = b"".join(iter(lambda: os.read(fd, 65536), b""))',
+        "data = os.read(fd, 65536)",
+        (f"{_PROCFS}::test_all_children_are_listed_but_the_known_ones",),
+    ),
+    Bug(
+        "run that was started is not woken for its deadline",
+        "core/daemon_supervisor.py",
+        "            task.start()\n            self._plan(task)\n",
+        "            task.start()\n",
+        (f"{_DAEMON}::test_deadline_that_is_not_renewed",),
+    ),
+    Bug(
+        "run that was ended is not woken to be killed",
+        "core/daemon_supervisor.py",
+        "                self.tasks[run].end(reason)\n                self._plan(self.tasks[run])\n",
+        "                self.tasks[run].end(reason)\n",
+        (f"{_DAEMON}::test_kill_while_running",),
+    ),
+    Bug(
+        "messages of a keeper that has died are dropped",
+        "core/event_loop.py",
+        "if channel.closed and channel is self._channel and not self._arrived:",
+        "if channel.closed and channel is self._channel:",
+        (f"{_LOOP}::test_many_messages_are_handled_in_slices",),
     ),
 )

@@ -93,6 +93,20 @@ BUGS = (
         (f"{_WATCHDOG}::test_tree_is_killed_at_the_last_moment_and_not_before",),
     ),
     Bug(
+        "watchdog does not note that a loss makes the last moment earlier",
+        "keeper/watchdog.py",
+        "            hold.lost_at = clock.now()\n            self._may_be_earlier = True\n",
+        "            hold.lost_at = clock.now()\n",
+        (f"{_WATCHDOG}::test_loss_brings_the_last_moment_to_kill_after",),
+    ),
+    Bug(
+        "watchdog does not note that the end of a run was ordered",
+        "keeper/watchdog.py",
+        "            known.ended_at = clock.now()\n            self._may_be_earlier = True\n",
+        "            known.ended_at = clock.now()\n",
+        (f"{_WATCHDOG}::test_end_of_one_run_is_ordered_and_enforced",),
+    ),
+    Bug(
         "tree outlives a dead supervisor",
         "keeper/watchdog.py",
         "        self._end_trees()\n",

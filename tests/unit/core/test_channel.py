@@ -129,6 +129,23 @@ def test_messages_to_a_stopped_reader_wait_and_lose_nothing() -> None:
     keeper.close()
 
 
+def test_messages_that_are_sent_together_share_packets() -> None:
+    """Of a size that the other side takes whole, however long one of them is; a renewal goes its own way."""
+    supervisor, keeper = pair()
+    long = Kill("r", "x" * 1500)
+    start = Start("s", "j", ["c\n", "y" * 100_000], {}, None, [1], 1.0, 2.0, 3.0, 4.0, 0, 1.0)
+    sent = [Recorded("a\nb"), *[long] * 40, start, Recorded("c")]
+    keeper.send(*sent[:3], Renewed(1, 5.0), *sent[3:])
+    packets: list[bytes] = []
+    while packet := os.read(supervisor.fileno(), 1 << 20) if len(packets) < 4 else b"":
+        packets.append(packet)
+    assert [len(packet) < 33_000 for packet in packets] == [True, True, False, True]
+    keeper.send(*sent)
+    assert supervisor.drain() == [*sent, Renewed(1, 5.0)]
+    supervisor.close()
+    keeper.close()
+
+
 def test_end_is_seen_after_all_that_was_sent_before() -> None:
     """Also when the other side died with unread mail, and while we send to it."""
     supervisor, keeper = pair()

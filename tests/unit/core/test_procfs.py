@@ -1,9 +1,12 @@
 """Runs as a process sees them that is not their ancestor: those in cgroups."""
 
+import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,3 +71,33 @@ def test_wait_for_what_nothing_shows_takes_the_time(monkeypatch: pytest.MonkeyPa
         began = time.monotonic()
         procfs.wait_for_ends([procfs.unseen(NOBODY, cgroup=cgroup)], 0.05)
         assert time.monotonic() - began >= 0.05
+
+
+@pytest.fixture
+def sleepers() -> Iterator[set[int]]:
+    """More children than one read of the kernel's list returns."""
+    pids = {os.posix_spawn("/bin/sleep", ["sleep", "1000"], {}) for _ in range(700)}
+    yield pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_all_children_are_listed_but_the_known_ones(sleepers: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zombie is a child, too; without the kernel's list, all processes are looked at."""
+    zombie, *known = sorted(sleepers)[:10]
+    os.kill(zombie, signal.SIGKILL)
+    os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
+    found = procfs.children(known)
+    assert sleepers - found.keys() == set(known)
+    assert all(entry.parent == os.getpid() for entry in found.values())
+    assert found[zombie].dead
+
+    def open_other(path: str, *how: Any) -> int:
+        if path.endswith("/children"):
+            raise FileNotFoundError
+        return open_(path, *how)
+
+    open_ = os.open
+    monkeypatch.setattr(os, "open", open_other)
+    assert sleepers <= procfs.children(known).keys()

@@ -73,8 +73,11 @@ def test_renewal_moves_the_last_moment(bench: Bench) -> None:
 
 
 def test_loss_brings_the_last_moment_to_kill_after(bench: Bench) -> None:
-    """And tells the supervisor, once."""
+    """And tells the supervisor, once; also of a hold whose deadline the watchdog has looked at already."""
     hold(bench, 60)
+    for number in range(2):  # the second one is delivered after the first one's turn
+        bench.channel.send(Ended(f"another {number}"))
+        wait_for(lambda: Ended(f"another {number}") in bench.delivered, "the turn")  # noqa: B023 - called at once
     lost_at = clock.now()
     bench.watchdog.lost(1, "gone")
     bench.watchdog.lost(1, "gone")
