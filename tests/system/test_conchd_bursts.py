@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 
 from conch.dev import Cluster
-from tests.support.conch import Bench, wait_for
+from conch.etcd.store import Put
+from conch.keys import Keys
+from tests.support.conch import Bench, new_store, wait_for
 from tests.support.cron import Fleet, once
 from tests.support.proxy import Proxy
 
 # A few seconds for all the jobs to be known before their tick.
 _LEAD_S = 4
+# Jobs that are added by one transaction, also by one that must be small.
+_AT_ONCE = 10
 
 
 class Burst:
@@ -28,9 +32,14 @@ class Burst:
         self.fleet = fleet
         self.names = [f"j{number}" for number in range(count)]
         self.tick = int(time.time() + lead_s) + 1
-        job = {"schedule": once(self.tick), "cmd": ["sh", "-c", "echo $CONCH_NAME >> ran"], "overlap": overlap}
-        for name in self.names:
-            fleet.bench.etcd.put(f"{fleet.bench.prefix}/cron/job/{name}", json.dumps({**job, "cwd": str(self.folder)}))
+        cmd = ["sh", "-c", "echo $CONCH_NAME >> ran"]
+        job = {"schedule": once(self.tick), "cmd": cmd, "overlap": overlap, "cwd": str(self.folder)}
+        keys, value = Keys(fleet.bench.prefix), json.dumps(job).encode()
+        store = new_store(fleet.bench.endpoints)
+        for at in range(0, count, _AT_ONCE):
+            puts = [Put(keys.cron("job", name).encode(), value) for name in self.names[at : at + _AT_ONCE]]
+            store.txn([], puts, timeout_s=5)
+        store.close()
         assert time.time() < self.tick, "this machine is too slow"
 
     @property
