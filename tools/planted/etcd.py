@@ -10,6 +10,7 @@ _RELEASES = "tests/faults/cluster/test_releases_errors.py"
 _RELOAD = "tests/faults/cluster/test_reload_tls.py"
 _SLOW = "tests/faults/cluster/test_slow.py"
 _STORE = "tests/system/test_store.py"
+_TRANSACTIONS = "tests/system/test_transactions.py"
 
 BUGS = (
     Bug(
@@ -119,5 +120,22 @@ BUGS = (
         'fields.text(answer, "message") or fields.text(answer, "error")',
         'fields.text(answer, "error")',
         (f"{_ANSWERS}::test_error_is_read_in_the_form_of_every_release",),
+    ),
+    Bug(
+        "what transactions made as one write is not shown to etcd",
+        "etcd/failover.py",
+        '        return [Put(key, b"") for part in parts for key in part.written()]',
+        "        return []",
+        (
+            f"{_TRANSACTIONS}::test_one_that_our_role_may_not_make_refuses_all",
+            f"{_TRANSACTIONS}::test_full_etcd_takes_none",
+        ),
+    ),
+    Bug(
+        "answer with other parts than asked for is believed",
+        "etcd/answers.py",
+        "if not succeeded or len(parts) != len(results):",
+        "if False:",
+        (f"{_ANSWERS}::test_answers_to_several_transactions_that_etcd_never_gives",),
     ),
 )

@@ -360,3 +360,47 @@ def test_compares_prove_what_is_there() -> None:
     for odd in (answer([], [b], [c]), answer([a], [], [c]), answer([a], [b], []), answer([key(b"a")], [b], [c])):
         with pytest.raises(BadAnswer):
             grpc_codec.txn_result(txn, odd)
+
+
+NESTED = GOOD["lost"] | {"header": None}
+BOTH: dict[str, Any] = {
+    "header": HEADER,
+    "succeeded": True,
+    "responses": [{"response_txn": GOOD["won"]}, {"response_txn": NESTED}],
+}
+
+
+def test_answer_to_several_transactions() -> None:
+    """Each has its own branch; the header is that of all, whatever stands in theirs."""
+    answer = codec.transactions([TXN, TXN], BOTH)
+    assert [result.succeeded for result in answer.results] == [True, False]
+    assert {result.header for result in answer.results} == {answer.header} == {codec.header(BOTH)}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        BOTH | {"succeeded": False},
+        BOTH | {"succeeded": None},
+        BOTH | {"header": None},
+        BOTH | {"responses": []},
+        BOTH | {"responses": BOTH["responses"][:1]},
+        BOTH | {"responses": BOTH["responses"] * 2},
+        BOTH | {"responses": [{"response_txn": GOOD["won"]}, {"response_range": {}}]},
+        BOTH | {"responses": [{"response_txn": GOOD["won"]}, {"response_txn": {}}]},
+        BOTH | {"responses": [{"response_txn": GOOD["won"]}, {"response_txn": NESTED | {"succeeded": True}}]},
+    ],
+)
+def test_answers_to_several_transactions_that_etcd_never_gives(odd: dict[str, Any]) -> None:
+    """A missing part would give one job the answer of another."""
+    with pytest.raises(BadAnswer):
+        codec.transactions([TXN, TXN], odd)
+    responses = []
+    for response in odd["responses"]:
+        nested = response.get("response_txn", {})
+        parts = [etcdrpc.ResponseOp(response_range=etcdrpc.RangeResponse()) for _ in nested.get("responses", ())]
+        txn = etcdrpc.TxnResponse(succeeded=bool(nested.get("succeeded")), responses=parts)
+        responses.append(etcdrpc.ResponseOp(response_txn=txn))
+    succeeded, at = bool(odd["succeeded"]), header() if odd["header"] else None
+    with pytest.raises(BadAnswer):
+        grpc_codec.txns_result([TXN, TXN], etcdrpc.TxnResponse(header=at, succeeded=succeeded, responses=responses))
