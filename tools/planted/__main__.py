@@ -11,11 +11,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.planted import containment, core, cron, etcd, keeper
+from tools.planted import bursts, containment, core, cron, etcd, keeper
 from tools.planted.bug import Bug, problems
 from tools.planted.source_copy import ROOT, Copy
 
-AREAS = {"core": core.BUGS + containment.BUGS, "keeper": keeper.BUGS, "etcd": etcd.BUGS, "cron": cron.BUGS}
+AREAS = {
+    "core": core.BUGS + containment.BUGS,
+    "keeper": keeper.BUGS,
+    "etcd": etcd.BUGS,
+    "cron": cron.BUGS + bursts.BUGS,
+}
 BUGS = tuple(bug for bugs in AREAS.values() for bug in bugs)
 _LIMIT_S = 120
 
