@@ -29,7 +29,7 @@ _UNCLEAR_S = 5.0
 # The next scan while a run has leftovers, in case nothing wakes us when they end.
 _SCAN_AGAIN_S = 1.0
 # How long ends of runs and their output wait while orders to start others have arrived.
-_STARTS_FIRST_S = 0.1
+_STARTS_FIRST_S = 0.25
 # How much output of runs may wait for our own reader, also when many runs end together.
 OUTPUT_BYTES = 4 << 20
 _LAST_OUTPUT_S = 1.0

@@ -29,7 +29,7 @@ _IGNORED = frozenset({signal.SIGTTOU, signal.SIGTTIN})
 # How long a keeper may take to exit by itself at the end, before it is killed.
 _KEEPER_LEAVES_S = 1.0
 # How long messages are handled before all else has its turn: orders to start many runs arrive together.
-_SLICE_S = 0.01
+_SLICE_S = 0.1
 
 
 class Signals:
@@ -148,7 +148,7 @@ class SupervisorLoop:
             self.poller.unregister(fd)
 
     def receive(self, on_message: Callable[[Message], None], on_death: Callable[[], None]) -> None:
-        """Pass on the messages of the keeper, for at most 10 ms a call; after the last one its death, if it ended."""
+        """Pass on the messages of the keeper, for at most 0.1 s a call; after the last one its death, if it ended."""
         channel = self._channel
         if channel is None:
             return

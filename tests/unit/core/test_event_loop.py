@@ -28,13 +28,13 @@ from conch.core.messages import Kill, Renewed
 from conch.log import Log
 
 def keeper(channel):
-    channel.send(*[Kill(str(number), "") for number in range(100)])
+    channel.send(*[Kill(str(number), "") for number in range(50)])
     channel.send(Renewed(0, 5.0))
 
 got, calls, died = [], 0, []
 def handle(message):
     got.append(message)
-    time.sleep(0.002)
+    time.sleep(0.02)
 
 loop = SupervisorLoop(keeper, Log(quiet=True))
 loop.start_keeper()
@@ -44,7 +44,7 @@ while not died:
     calls += 1
 loop.drop_keeper()
 kills = [message for message in got if isinstance(message, Kill)]
-assert [kill.run for kill in kills] == [str(number) for number in range(100)]
+assert [kill.run for kill in kills] == [str(number) for number in range(50)]
 assert died == [len(got)], "its death comes last"
 print(calls)
 """
@@ -54,4 +54,4 @@ def test_many_messages_are_handled_in_slices() -> None:
     """All else has its turn in between; none is lost, and the keeper's death comes after the last one."""
     done = subprocess.run([sys.executable, "-c", _MANY_MESSAGES], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 20
+    assert int(done.stdout) >= 8
