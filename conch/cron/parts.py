@@ -36,6 +36,9 @@ from conch.etcd.store import Range
 
 # How long etcd's hosts may take to say their time, in seconds.
 _ETCD_CLOCK_S = 2.0
+# How many ticks a daemon has claimed, or is claiming, and not started yet, at most: another host may start the others
+# sooner, and if this one dies they are not lost with it.
+_AHEAD_MOST = 100
 # Results are in less of a hurry than claims: what ends within this time, in seconds, is recorded together.
 _RESULTS_APART_S = 0.05
 
@@ -124,6 +127,8 @@ class Parts:
             return "not registered in etcd"
         if self._used() >= self._spec.max_runs:
             return f"as many runs as this daemon may have: {self._spec.max_runs}"
+        if self._ahead() >= _AHEAD_MOST:
+            return f"so many runs are yet to be started: {_AHEAD_MOST}"
         if self.writes.is_open and not probe:
             return "etcd takes no writes"
         if not self.closer.has_room:
@@ -141,6 +146,9 @@ class Parts:
 
     def _used(self) -> int:
         return len(self.runner.live()) + self._claims_under_way()
+
+    def _ahead(self) -> int:
+        return self.runner.unstarted + self._claims_under_way()
 
     def _claims_under_way(self) -> int:
         return self.claimer.under_way + self.closer.under_way + self.replacement.under_way
@@ -233,7 +241,7 @@ class Parts:
         return WaitingRoom(
             *(port.tasks, self.writes, self.faults),
             why_closed=self.why_not_ready,
-            free=lambda: spec.max_runs - self._used(),
+            free=lambda: min(spec.max_runs - self._used(), _AHEAD_MOST - self._ahead()),
             draining=lambda: port.is_draining,
             wall_clock=spec.clock.now,
         )

@@ -305,6 +305,11 @@ class Runner:
             )
         )
 
+    @property
+    def unstarted(self) -> int:
+        """How many runs were ordered and have not started."""
+        return self._supervisor.untaken
+
     def is_supervisor_answering(self) -> bool:
         """Whether the supervisor takes orders: it is alive, not stopped, and the last orders were taken."""
         return self._supervisor.is_answering()

@@ -18,6 +18,7 @@ class SupervisorCheck:
         self._now = now
         self._pid = os.getppid()
         self._untaken: dict[str, float] = {}  # runs that it was ordered to start, since when; the oldest first
+        self._took_at = 0.0  # the newest one that it took
         self._seen_running_at: float | None = None
 
     def ordered(self, run: str) -> None:
@@ -26,12 +27,19 @@ class SupervisorCheck:
 
     def taken(self, run: str) -> None:
         """It has started this run, or the run is over."""
-        self._untaken.pop(run, None)
+        if self._untaken.pop(run, None) is not None:
+            self._took_at = self._now()
+
+    @property
+    def untaken(self) -> int:
+        """How many orders it has not taken yet."""
+        return len(self._untaken)
 
     def is_answering(self) -> bool:
-        """Whether it is alive, not stopped, and took the last orders."""
+        """Whether it is alive, not stopped, and takes orders: one after the other if there are many."""
         now = self._now()
-        if now - next(iter(self._untaken.values()), now) > _UNANSWERED_S:
+        oldest = next(iter(self._untaken.values()), now)
+        if now - max(oldest, self._took_at) > _UNANSWERED_S:
             return False
         if self._seen_running_at is None or now - self._seen_running_at >= _LOOK_AGAIN_S:
             self._seen_running_at = now if self._is_running() else None

@@ -155,8 +155,11 @@ class Transactions:
         self._waiting = left
         return taken
 
-    async def _send(self, items: Sequence[_Item]) -> None:
-        """Make transactions as one request; if etcd refuses it, those of each half, so that one fails alone."""
+    async def _send(self, items: Sequence[_Item]) -> bool:
+        """Make transactions as one request; if etcd refuses it, those of each half, so that one fails alone.
+
+        Returns whether the request was not too large for etcd.
+        """
         to_send: list[_Item] = []
         for item in items:
             if item.is_wanted():
@@ -164,7 +167,7 @@ class Transactions:
             else:
                 item.drop()
         if not to_send:
-            return
+            return True
         try:
             answer = await self._workers.etcd(partial(self._request, to_send))
         except StoreError as error:
@@ -172,9 +175,8 @@ class Transactions:
             if len(to_send) == 1 or not is_refusal:
                 for item in to_send:
                     item.fail(error)
-                return
-            if isinstance(error, TooBig):
-                self._most = min(self._most, len(to_send) // 2)
+                return not isinstance(error, TooBig)
+            is_too_big = isinstance(error, TooBig)
             if error.unclear:
                 for item in to_send:
                     item.lost = error
@@ -182,13 +184,16 @@ class Transactions:
             if answer is not None:
                 for item, result in zip(to_send, answer.results, strict=True):
                     item.answer(result)
-                return
+                return True
             if len(to_send) == 1:
                 to_send[0].answer(None)
-                return
+                return True
+            is_too_big = False
         middle = len(to_send) // 2
-        await self._send(to_send[:middle])
-        await self._send(to_send[middle:])
+        halves_fit = [await self._send(half) for half in (to_send[:middle], to_send[middle:])]
+        if is_too_big and all(halves_fit):
+            self._most = min(self._most, middle)  # else one of them is too large by itself
+        return not is_too_big
 
     def _request(self, items: Sequence[_Item]) -> TxnResults | None:
         """Make the request; None if a lease is missing that is not a shared one."""

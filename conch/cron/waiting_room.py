@@ -70,10 +70,12 @@ class WaitingRoom:
 
     def admit(self) -> None:
         """Wake the ticks that can be claimed now, as many as there is room for, and those that are too late."""
-        if not self._waiting:
-            return
+        room = 0 if not self._waiting or self._why_closed(False) else self._free()
+        if room > 0:
+            self._look_over(room)
+
+    def _look_over(self, room: int) -> None:
         wall, now = self._wall_clock(), self._now()
-        room = 0 if self._why_closed(False) else self._free()
         for waiting in list(self._waiting.values()):
             tick = waiting.tick
             if self._draining() or wall > tick.deadline:
@@ -101,7 +103,7 @@ class WaitingRoom:
 
     def _on_timer(self) -> None:
         self._timer = False
-        self.admit()
+        self._look_over(0 if self._why_closed(False) else self._free())
         if not self._waiting:
             return
         self._timer = True

@@ -69,8 +69,8 @@ BUGS = (
     Bug(
         "half that fails hides the other",
         "cron/transactions.py",
-        "        await self._send(to_send[middle:])\n",
-        "        for item in to_send[middle:]:\n            item.drop()\n",
+        "for half in (to_send[:middle], to_send[middle:])]",
+        "for half in (to_send[:middle],)]",
         (f"{_TRANSACTIONS}::test_two_that_are_refused_do_not_hide_each_other",),
     ),
     Bug(
@@ -107,5 +107,26 @@ BUGS = (
         "(tick.tick + tick.deadline) / 2",
         "tick.deadline",
         (f"{_TURNS}::test_wait_is_at_most_half_of_the_time_in_which_it_can_be_claimed",),
+    ),
+    Bug(
+        "a supervisor with many orders counts as stopped",
+        "cron/supervisor_check.py",
+        "max(oldest, self._took_at)",
+        "oldest",
+        ("tests/unit/cron/test_supervisor_check.py::test_supervisor_with_many_orders_takes_one_after_the_other",),
+    ),
+    Bug(
+        "one transaction that is too large has all others sent alone",
+        "cron/transactions.py",
+        "if is_too_big and all(halves_fit):",
+        "if is_too_big:",
+        (f"{_TRANSACTIONS}::test_one_that_is_too_big_by_itself_says_nothing_about_the_others",),
+    ),
+    Bug(
+        "a daemon claims all ticks however few it has started",
+        "cron/parts.py",
+        "if self._ahead() >= _AHEAD_MOST:",
+        "if False:",
+        ("tests/unit/cron/test_parts.py::test_daemon_claims_a_hundred_ticks_ahead_of_their_starts",),
     ),
 )

@@ -213,6 +213,22 @@ def test_room_is_taken_by_runs_and_by_claims_that_may_become_one(port: Port, par
     assert port.parts.room._free() == 0
 
 
+@pytest.mark.parametrize("part", ["claimer", "closer", "replacement"])
+def test_daemon_claims_a_hundred_ticks_ahead_of_their_starts(
+    port: Port, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are for hosts that start them sooner, and if this one is killed, they are not lost with it."""
+    port.ready()
+    monkeypatch.setattr(port.parts._spec, "max_runs", 1000)
+    monkeypatch.setattr(type(port.parts.runner), "unstarted", 90)
+    getattr(port.parts, part).under_way = 9
+    assert port.parts.why_not_ready() == ""
+    assert port.parts.room._free() == 1
+    getattr(port.parts, part).under_way = 10
+    assert port.parts.why_not_ready() == "so many runs are yet to be started: 100"
+    assert port.parts.room._free() == 0
+
+
 # -- whether the daemon may end -------------------------------------------------------------------------------
 
 

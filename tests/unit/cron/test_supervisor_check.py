@@ -63,6 +63,7 @@ def test_order_that_was_taken_is_no_more_waited_for(bed: Bed) -> None:
     bed.check.ordered("first")
     bed.seconds += 0.9
     bed.check.ordered("second")
+    assert bed.check.untaken == 2
     bed.check.taken("first")
     bed.seconds += 0.9
     assert bed.check.is_answering()
@@ -70,6 +71,20 @@ def test_order_that_was_taken_is_no_more_waited_for(bed: Bed) -> None:
     assert not bed.check.is_answering()
     bed.check.taken("second")
     assert bed.check.is_answering()
+    assert bed.check.untaken == 0
+
+
+def test_supervisor_with_many_orders_takes_one_after_the_other(bed: Bed) -> None:
+    """It is busy and not stopped, however long the last one waits."""
+    for number in range(10):
+        bed.check.ordered(str(number))
+    for number in range(9):
+        bed.seconds += 0.9
+        assert bed.check.is_answering()
+        bed.check.taken(str(number))
+        bed.check.taken("another")  # whose end says nothing about these orders
+    bed.seconds += 1.1
+    assert not bed.check.is_answering()
 
 
 def test_one_look_at_the_process_holds_for_a_hundredth_of_a_second(bed: Bed) -> None:

@@ -234,6 +234,20 @@ def test_request_that_is_too_big_is_halved_and_that_is_remembered(bed: Bed) -> N
     assert max(map(len, bed.etcd.requests[-20:])) == 3
 
 
+def test_one_that_is_too_big_by_itself_says_nothing_about_the_others(bed: Bed) -> None:
+    """Else all would be sent alone for as long as the daemon lives."""
+
+    def limited(parts: Sequence[Txn]) -> None:
+        if "big" in bed.etcd.names(parts):
+            raise clearly(TooBig("request is too large"))
+
+    bed.etcd.check = limited
+    names = [str(number) for number in range(20)]
+    assert bed.all(*map(bed.make, ["big", *names]))[1:] == names
+    assert bed.all(*map(bed.make, names)) == names
+    assert max(map(len, bed.etcd.requests[-3:])) > 10
+
+
 @pytest.mark.parametrize("error", [Refused("permission denied"), Rejected("no"), TooBig("too large")])
 def test_one_that_is_refused_fails_alone(bed: Bed, error: StoreError) -> None:
     """Its neighbours are made, in requests of halves."""
