@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from conch.etcd.connection import Connection
 from conch.etcd.endpoints import Endpoint
 
 _LOWEST_PORT = 20_000
+# How long the threads of a process take to end after its main thread, in seconds: only then is its exit code known.
+_THREADS_END_S = 5.0
 
 
 class EtcdFailed(ConchError):
@@ -169,7 +172,10 @@ class Member:
                 logged = cause(log.read().decode("utf-8", "replace"))
         except OSError:
             logged = ""
-        code = self.process.poll() if self.process is not None else None
+        code = None
+        if self.process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                code = self.process.wait(_THREADS_END_S)
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return logged or f"exit code {code}, nothing in its log"
