@@ -39,7 +39,8 @@ class Channel:
     def send(self, *messages: Message) -> None:
         """Send in order, now or when the other side has read; a renewal replaces the one before.
 
-        As many as fit share a packet: it costs more than a message, for it wakes the other side.
+        As many as fit share a packet: it costs more than a message, for it wakes the other side. All are sent by one
+        thread, but for renewals, which any may send: they are only published.
         """
         packet = b""
         for message in messages:
@@ -53,7 +54,7 @@ class Channel:
             packet = packet + b"\n" + data if packet else data
         if packet:
             self._outbox.append(packet)
-        self.flush()
+            self.flush()
 
     def send_spec(self, data: bytes) -> None:
         """Send the first message to a keeper that was forked early, which receives it by `wait_for_spec`."""

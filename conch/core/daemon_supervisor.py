@@ -99,7 +99,8 @@ class DaemonSupervisor:
             case Renewed(number, deadline) if number in self._holds:
                 self._holds[number].renew(deadline)
             case Lost(number, reason) if number in self._holds:
-                self._leases.append(self._holds[number].held.lease)
+                if self._holds[number].lost is None:  # it may come twice
+                    self._leases.append(self._holds[number].held.lease)
                 self._lose(number, reason)
             case Start() if message.run not in self.tasks:
                 self._take(message)

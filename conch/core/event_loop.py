@@ -147,8 +147,17 @@ class SupervisorLoop:
             self._writing.remove(fd)
             self.poller.unregister(fd)
 
-    def receive(self, on_message: Callable[[Message], None], on_death: Callable[[], None]) -> None:
-        """Pass on the messages of the keeper, for at most 0.1 s a call; after the last one its death, if it ended."""
+    def receive(
+        self,
+        on_message: Callable[[Message], None],
+        on_death: Callable[[], None],
+        *,
+        at_once: tuple[type[Message], ...] = (),
+    ) -> None:
+        """Pass on the messages of the keeper, for at most 0.1 s a call; after the last one its death, if it ended.
+
+        Those `at_once` are passed on when they arrive, and again in their turn.
+        """
         channel = self._channel
         if channel is None:
             return
@@ -156,9 +165,9 @@ class SupervisorLoop:
         arrived = channel.drain()
         # deadlines first: a message must not be handled with the deadline known when we last woke
         for message in arrived:
-            if isinstance(message, Renewed):
+            if isinstance(message, (Renewed, *at_once)):
                 on_message(message)
-            else:
+            if not isinstance(message, Renewed):
                 self._arrived.append(message)
         until = clock.now() + _SLICE_S
         while self._arrived:

@@ -264,4 +264,18 @@ BUGS = (
         "if channel.closed and channel is self._channel:",
         (f"{_LOOP}::test_many_messages_are_handled_in_slices",),
     ),
+    Bug(
+        "a renewal flushes the messages of another thread",
+        "core/channel.py",
+        "            self._outbox.append(packet)\n            self.flush()\n\n    def send_spec",
+        "            self._outbox.append(packet)\n        self.flush()\n\n    def send_spec",
+        ("tests/unit/core/test_channel.py::test_renewals_from_other_threads_disturb_no_message",),
+    ),
+    Bug(
+        "a loss waits behind the orders to start runs",
+        "core/event_loop.py",
+        "if isinstance(message, (Renewed, *at_once)):",
+        "if isinstance(message, Renewed):",
+        ("tests/unit/core/test_event_loop.py::test_loss_does_not_wait_behind_other_messages",),
+    ),
 )

@@ -1,5 +1,6 @@
 """What both supervisors wait for: their keeper's messages, and random pauses."""
 
+import json
 import os
 import subprocess
 import sys
@@ -55,3 +56,26 @@ def test_many_messages_are_handled_in_slices() -> None:
     done = subprocess.run([sys.executable, "-c", _MANY_MESSAGES], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 8
+
+
+_LOSS_BEHIND_OTHERS = (
+    _MANY_MESSAGES.replace("channel.send(Renewed(0, 5.0))", "channel.send(Lost(3, 'gone'))")
+    .replace("lambda: died.append(len(got)))", "lambda: died.append(len(got)), at_once=(Lost,))")
+    .replace("import Kill, Renewed", "import Kill, Lost, Renewed")
+    .replace(
+        "print(calls)",
+        """
+losses = [at for at, message in enumerate(got) if isinstance(message, Lost)]
+print(losses)
+""",
+    )
+)
+
+
+def test_loss_does_not_wait_behind_other_messages() -> None:
+    """It is handled when it arrives, and in its turn, for a hold of which an earlier message tells."""
+    done = subprocess.run([sys.executable, "-c", _LOSS_BEHIND_OTHERS], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    first, last = json.loads(done.stdout)
+    assert first < 40
+    assert last == 51
