@@ -269,7 +269,7 @@ BUGS = (
         "core/channel.py",
         "            self._outbox.append(packet)\n            self.flush()\n\n    def send_spec",
         "            self._outbox.append(packet)\n        self.flush()\n\n    def send_spec",
-        ("tests/unit/core/test_channel.py::test_renewals_from_other_threads_disturb_no_message",),
+        ("tests/unit/core/test_channel.py::test_renewal_sends_nothing_but_itself",),
     ),
     Bug(
         "a loss waits behind the orders to start runs",
