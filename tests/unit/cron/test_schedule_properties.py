@@ -201,22 +201,22 @@ def test_new_rules_of_a_zone_repeat_no_fixed_time(
     if not expression.fixed:
         assert after == tick
         return
-    reached = local(tick, old._rule.zone)  # type: ignore[union-attr]
+    reached = local(tick, old._rules[0].zone)  # type: ignore[union-attr]
     following = new.next_after(after)
     assert following is not None
-    assert local(following, new._rule.zone) > reached  # type: ignore[union-attr]
-    early, late = offsets_at(new._rule.zone, int((reached - datetime(1970, 1, 1)).total_seconds()))  # type: ignore[union-attr]
+    assert local(following, new._rules[0].zone) > reached  # type: ignore[union-attr]
+    early, late = offsets_at(new._rules[0].zone, int((reached - datetime(1970, 1, 1)).total_seconds()))  # type: ignore[union-attr]
     skipped = new.next_after(tick)
     while early >= late and skipped is not None and skipped < following:
-        assert local(skipped, new._rule.zone) <= reached  # type: ignore[union-attr]
+        assert local(skipped, new._rules[0].zone) <= reached  # type: ignore[union-attr]
         skipped = new.next_after(skipped)
 
 
 def moved_by(schedule: Schedule, seconds: int) -> Schedule:
     """The same by other rules of its zone: its clock is so much ahead of what it was."""
-    rule = schedule._rule
+    rule = schedule._rules[0]
     zone: Any = Moved(rule.zone, timedelta(seconds=seconds))  # type: ignore[union-attr]
-    return replace(schedule, _rule=replace(rule, zone=zone))
+    return replace(schedule, _rules=(replace(rule, zone=zone),))
 
 
 class Moved(tzinfo):
