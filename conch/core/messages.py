@@ -147,13 +147,15 @@ class Start(Message):
     """Run this under these holds, which `Held` announced; start its first attempt by `start_by`.
 
     An attempt lasts at most `limit_s`, the first `first_limit_s`; one that fails or
-    takes longer is followed by up to `retries` more.
+    takes longer is followed by up to `retries` more. `tick` is in RFC 3339. A `hook` is no run of the job, but what is
+    to happen after one.
     """
 
     kind: ClassVar[str] = "start"
     uncut: ClassVar[bool] = True
     run: str
-    label: str
+    job: str
+    tick: str
     command: list[str]
     environment: dict[str, str]
     directory: str | None
@@ -164,6 +166,12 @@ class Start(Message):
     kill_after_s: float
     retries: int
     retry_delay_s: float
+    hook: str = ""
+
+    @property
+    def label(self) -> str:
+        """What the run is called where it prints."""
+        return " ".join(filter(None, (self.job, self.tick, self.hook)))
 
 
 class Kill(Message):
@@ -191,6 +199,13 @@ class Finished(Message):
     reason: str
     cpu_s: float = 0.0
     max_rss_kb: int | None = None
+
+    @property
+    def state(self) -> str:
+        """How it ended, in the word that results have for it."""
+        if self.outcome == "ended":
+            return "ok" if self.code == 0 else "failed"
+        return "skipped" if self.outcome == "unstarted" else self.outcome
 
 
 class Recorded(Message):

@@ -6,7 +6,7 @@ from conch.core.messages import Finished, Message, Start
 from conch.core.states import AttemptState, End, ProcessTree
 from conch.enums import Enum
 from conch.errors import checked
-from conch.log import Log
+from conch.log import Field, Log
 from conch.static_typing import Callable, Protocol, Sequence
 
 
@@ -55,6 +55,7 @@ class Task:
     ) -> None:
         """`holds` are those of the order, None for an unknown one; `may_retry` says whether conchd still retries."""
         self.order = order
+        self._about: dict[str, Field] = {"job": order.job, "tick": order.tick}
         self.state = TaskState.WAITING
         self.attempt: Attempt | None = None
         self.finished: Finished | None = None
@@ -119,8 +120,9 @@ class Task:
             self._log,
             self._bounds,
             what="it",
-            about={"run": order.label, "attempt": number},
+            about={**self._about, "attempt": number},
             run=order.run,
+            hook=order.hook or None,
             start_by=order.start_by if number == 1 else None,
         )
         self.attempt.try_start()
@@ -181,7 +183,7 @@ class Task:
         """A hold of it is lost."""
         if self.state is TaskState.FINISHED or (self.attempt is not None and self.attempt.lost is not None):
             return
-        self._log("error", "lost", run=self.order.label, reason=reason)
+        self._log("error", "lost", **self._about, reason=reason)
         if self.attempt is not None and self.attempt.started:
             self.attempt.lose(reason)
         self.end(f"the hold was lost: {reason}")
@@ -236,7 +238,8 @@ class Task:
         failed = self._timed_out or code != 0
         may_retry = self._attempts <= order.retries and self.state is not TaskState.CONCLUDING and self._may_retry()
         if failed and may_retry:
-            self._log("info", "retry", run=order.label, attempt=self._attempts, code=code, delay_s=order.retry_delay_s)
+            about = {**self._about, "attempt": self._attempts, "exit": code}
+            self._log("info", "retry", **about, delay_s=order.retry_delay_s)
             self._enter(TaskState.PAUSED)
             self._retry_at = now + order.retry_delay_s
         else:
@@ -255,9 +258,18 @@ class Task:
         self.finished = Finished(
             self.order.run, outcome, code, self._attempts, self._started_wall, duration_s, reason, *used
         )
-        end = {"outcome": outcome, "code": code, "reason": reason or None, "cpu_s": used[0], "max_rss_kb": used[1]}
-        self._log("info", "run-end", run=self.order.label, **end)
+        self._log_end(self.finished)
         self._send(self.finished)
+
+    def _log_end(self, end: Finished) -> None:
+        about = {**self._about, "state": end.state, "exit": end.code, "reason": end.reason or None}
+        if self.order.hook:
+            failed = end.state != "ok"
+            about["hook"] = self.order.hook
+            self._log("warning" if failed else "info", "hook-failed" if failed else "hook-end", **about)
+        else:
+            times = {"attempt": end.attempt, "duration_s": end.duration_s}
+            self._log("info", "run-end", **about, **times, cpu_s=end.cpu_s, max_rss_kb=end.max_rss_kb)
 
     def _enter(self, state: TaskState) -> None:
         self.state = checked(TASK_NEXT, self.state, state)

@@ -12,7 +12,7 @@ from conch.cron.runner import ActiveRun, Runner, RunState
 from conch.cron.semaphore_slot import SemaphoreSlot
 from conch.cron.ticks import TrackedJob
 from conch.cron.transactions import Transactions
-from conch.cron.values import Result
+from conch.cron.values import FAILED, Result
 from conch.cron.writes import ProbeQueue, Unsent, WriteKind, Writes, was_refused
 from conch.etcd.store import StoreError
 from conch.keeper.watchdog import Watchdog
@@ -66,8 +66,7 @@ class Recorder:
         run.enter(RunState.ENDED)
         run.entry = ended(run.entry, result)
         self._counts["runs", result.state] += 1
-        if not run.reported:
-            self._log("info", "run-end", run=run.label, state=result.state, reason=result.reason)
+        self._log_end(run, result)
         if run.slot is not None:
             run.slot.release()
             self.returning = [*(slot for slot in self.returning if not slot.released.is_set()), run.slot]
@@ -78,6 +77,15 @@ class Recorder:
         if run.reported and written:
             self._watchdog.send(Recorded(run.entry.run))
         await self.deliver(run)
+
+    def _log_end(self, run: ActiveRun, result: Result) -> None:
+        """Log a failed run as an error; the supervisor has logged the end of what it reported."""
+        about = {**run.about, "state": result.state, "exit": result.exit, "reason": result.reason or None}
+        times = {"attempt": result.attempt, "duration_s": result.duration_s}
+        if not run.reported:
+            self._log("info", "run-end", **about)
+        if result.state in FAILED:
+            self._log("error", "run-failed", **about, **(times if result.started is not None else {}))
 
     async def deliver(self, run: ActiveRun) -> None:
         """Bring the result to etcd, again and again until etcd has it."""
@@ -90,7 +98,7 @@ class Recorder:
                 pass
             except StoreError as error:
                 waiting = sum(other.is_over for other in self._runner.active.values())
-                self._writes.failed(WriteKind.RESULT.value, error, run=run.label, waiting=waiting)
+                self._writes.failed(WriteKind.RESULT.value, error, **run.about, waiting=waiting)
                 run.refused = was_refused(error)
                 pause_s = min(2 * pause_s, _PAUSE_MOST_S)
                 await asyncio.sleep(pause_s)

@@ -67,9 +67,9 @@ class ActiveRun:
     on_over: Callable[[], None] | None = None
 
     @property
-    def label(self) -> str:
-        """The run for people: its job and tick."""
-        return f"{self.entry.name} {rfc3339(self.entry.tick)}"
+    def about(self) -> dict[str, str]:
+        """The fields of its events: its job and tick."""
+        return {"job": self.entry.name, "tick": rfc3339(self.entry.tick)}
 
     @property
     def is_over(self) -> bool:
@@ -250,7 +250,8 @@ class Runner:
         self._watchdog.send(
             Start(
                 run=entry.run,
-                label=run.label,
+                job=job.name,
+                tick=rfc3339(entry.tick),
                 command=list(job.cmd),
                 environment={**job.env, **variables, "CONCH_NAME": job.name, "CONCH_TICK": str(entry.tick)},
                 directory=job.cwd,
@@ -290,11 +291,10 @@ class Runner:
                 self._watchdog.send(Recorded(message.run))
             return
         run.reported = True
-        outcomes = {"ended": "ok" if message.code == 0 else "failed", "unstarted": "skipped"}
         run.finish(
             Result(
                 self._host,
-                outcomes.get(message.outcome, message.outcome),
+                message.state,
                 message.code,
                 message.started or None,
                 message.duration_s,

@@ -223,7 +223,7 @@ class Scheduler:
                 continue
             run = self.parts.runner.add(ActiveRun(entry, state=RunState.RUNNING))
             if entry.run in dead:
-                self.log("warning", "run-lost", run=run.label)
+                self.log("warning", "run-lost", **run.about)
                 run.entry = ended(entry, Result(self.host, "lost", reason="conchd died while it ran"))
                 self.spec.run_log.write(run.entry)
                 if entry.slot is not None:

@@ -12,6 +12,8 @@ from conch.times import rfc3339
 # From 2001 to 2286: within these, ticks sort alike as numbers and as texts.
 FIRST_TICK, LAST_TICK = 1_000_000_000, 9_999_999_999
 STATES = ("ok", "failed", "timeout", "skipped", "killed", "lost")
+# The states of runs of which somebody is to be told.
+FAILED = ("failed", "timeout", "killed", "lost")
 
 
 def fields_of(value: bytes) -> Mapping[str, Any]:
@@ -55,7 +57,7 @@ def seconds_of(value: object) -> float:
 class Result:
     """How a tick ended. `started` is when its last attempt did, in seconds since the epoch (None: there was none).
 
-    `cpu_s` is CPU time in seconds, `max_rss_kb` peak memory in KiB; both None if nothing ran.
+    `cpu_s` is CPU time in seconds, `max_rss_kb` peak memory in KiB; both None if nothing ran. `output` is the tail of what it printed, as far as it is kept.
     """
 
     node: str
@@ -67,6 +69,7 @@ class Result:
     reason: str = ""
     cpu_s: float | None = None
     max_rss_kb: int | None = None
+    output: str = ""
 
     def encode(self) -> bytes:
         """Encode it as one line of JSON, as the contract defines it."""

@@ -228,7 +228,8 @@ class World:
 def order(run: str = "a", **what: Any) -> Start:
     """An order with the usual values; moments are the test's."""
     fields: dict[str, Any] = {
-        "label": f"{run} tick",
+        "job": run,
+        "tick": "2027-01-15T08:00:00Z",
         "command": ["x"],
         "environment": {},
         "directory": None,

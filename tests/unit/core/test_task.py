@@ -50,14 +50,16 @@ class Tree:
 
 
 class Recorder(Log):
-    """Keeps the names of what is logged."""
+    """Keeps the names and the fields of what is logged."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
         self.events: list[str] = []
+        self.fields: list[dict[str, Any]] = []
 
     def __call__(self, level: str, event: str, **fields: Any) -> None:
         self.events.append(event)
+        self.fields.append(fields)
 
 
 class Bed:
@@ -72,7 +74,8 @@ class Bed:
         self.retries = True
         self.log = Recorder()
         order = Start(
-            "r", "j 12:00", ["true"], {}, None, [1], BEGAN + start_by, first_limit_s, LIMIT_S, KILL_AFTER_S, 2, DELAY_S
+            *("r", "j", "12:00", ["true"], {}, None, [1]),
+            *(BEGAN + start_by, first_limit_s, LIMIT_S, KILL_AFTER_S, 2, DELAY_S),
         )
         self.task = Task(
             order, holds, self, self.sent.append, lambda: self.time, may_retry=lambda: self.retries, log=self.log
@@ -432,3 +435,16 @@ def test_new_keeper_is_told_of_what_runs() -> None:
 )
 def test_what_is_ended_is_never_begun_again(state: TaskState, following: TaskState) -> None:
     assert following not in TASK_NEXT[state]
+
+
+def test_events_of_a_run_have_one_shape() -> None:
+    """Job and tick are fields of their own in each, and the exit code is `exit`."""
+    bed = Bed(hold()).started()
+    bed.trees[-1].code = 3
+    bed.task.advance()
+    bed.task.end("stop")
+    lines = bed.log.fields
+    assert bed.log.events == ["child-start", "child-exit", "retry", "run-end"]
+    assert all((line["job"], line["tick"]) == ("j", "12:00") and "run" not in line for line in lines)
+    assert [line["exit"] for line in lines[1:]] == [3, 3, 3]
+    assert (lines[-1]["state"], lines[-1]["reason"], lines[-1]["attempt"]) == ("killed", "stop", 1)
