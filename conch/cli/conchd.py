@@ -43,6 +43,15 @@ def _host_name(text: str) -> str:
 
 
 ADDRESS = Kind("address", _address)
+
+
+def _shell_command(text: str) -> str:
+    if not text.strip():
+        raise BadInput("the command is empty")
+    return text
+
+
+SHELL_COMMAND = Kind("command", _shell_command)
 HOST_NAME = Kind("name", _host_name)
 
 
@@ -85,7 +94,7 @@ def run(line: Line) -> int:
     _warn_of_risks(log, account, job_key, values["max_runs"], descriptors)
     max_runs = min(values["max_runs"], descriptors.most_runs)
     loop = DaemonLoop(
-        partial(_keep, common, values, identity, state, job_key, max_runs, containment),
+        partial(_keep, common, values, identity, state, job_key, max_runs, containment, account),
         _environment(account),
         containment,
         log,
@@ -148,6 +157,14 @@ CONCHD = Command(
             metavar="FILE",
         ),
         Option(("--run-as",), "Run jobs as this user. Needs root.", TEXT, env=("CONCH_RUN_AS",), metavar="USER"),
+        Option(
+            ("--on-failure",),
+            "Run this with /bin/sh after each run of this host that fails, times out, is killed or lost, and for "
+            "missed ticks.",
+            SHELL_COMMAND,
+            env=("CONCH_ON_FAILURE",),
+            metavar="CMD",
+        ),
         CONTAIN,
         *COMMON,
     ),
@@ -203,6 +220,7 @@ def _keep(
     job_key: bytes | None,
     max_runs: int,
     containment: "Containment",
+    account: _Account | None,
     channel: Any,
 ) -> None:
     """Be the keeper. What only it needs is imported here: each fork of a run copies what the supervisor has loaded."""
@@ -218,6 +236,8 @@ def _keep(
         job_key=job_key,
         status=values["status_addr"],
         status_hosts=values["status_host"],
+        on_failure=values["on_failure"],
+        owner=None if account is None else (account.user.uid, account.user.gid),
         contain=containment.form,
         cgroups=containment.parent,
     )

@@ -11,6 +11,7 @@ from conch.cron.group_commit import GroupCommit
 from conch.cron.inventory import Inventory
 from conch.cron.missing import MissedTicks
 from conch.cron.node import Node
+from conch.cron.notifier import make_notifier
 from conch.cron.planner import Planner
 from conch.cron.recorder import Recorder
 from conch.cron.registrar import Registrar
@@ -21,8 +22,7 @@ from conch.cron.result_store import ResultStore
 from conch.cron.runner import Runner, RunPorts
 from conch.cron.scheduler_spec import SchedulerPort
 from conch.cron.semaphore_slot import queue_for_slot
-from conch.cron.sweep import Sweep
-from conch.cron.sweeping import Sweeping
+from conch.cron.sweeping import make_sweeping
 from conch.cron.ticks import Registration, TrackedJob
 from conch.cron.transactions import Transactions
 from conch.cron.turns import Turns
@@ -68,9 +68,11 @@ class Parts:
         self.planner = self._make_planner()
         self.runner = self._make_runner()
         self.node = self._make_node()
+        self.notifier = make_notifier(port, self.workers, self.faults, self._tracked)
         self.missed = MissedTicks(
             lambda ends: self.store.taken_between(ends, timeout_s=spec.timeout_s),
             *(port.tasks, self.workers, self.writes, self.faults, port.counts, port.log, spec.clock.now),
+            on_missed=self.notifier.missed,
         )
         self.room = self._make_room()
         self._claim_ports = ClaimPorts(
@@ -93,7 +95,7 @@ class Parts:
         self.requests = self._make_requests()
         self.recorder = self._make_recorder()
         self.reload = self._make_reload()
-        self.sweeping = self._make_sweeping()
+        self.sweeping = make_sweeping(port, self.workers, self.results, self.fleet, self._registration)
         self.inventory = self._make_inventory()
         self.watcher = self._make_watcher()
         self.writes.connect(
@@ -297,6 +299,7 @@ class Parts:
             own_time=spec.clock.own,
             releasing=lambda: port.is_releasing,
             ended=self._on_run_ended,
+            notify=self.notifier.ended,
             run_key_gone=self.replacement.wake,
             timeout_s=spec.timeout_s,
         )
@@ -318,17 +321,6 @@ class Parts:
     def _set_zones_release(self, release: str) -> None:
         self.node.registrar.tzdata = release
         self.node.publish()
-
-    def _make_sweeping(self) -> Sweeping:
-        spec, port = self._spec, self._port
-        return Sweeping(
-            *(port.tasks, self.workers, port.log),
-            new_sweep=lambda now: Sweep(spec.store, spec.keys, self.results, now, timeout_s=spec.timeout_s),
-            is_first=partial(self.fleet.is_first, ""),
-            is_registered=lambda: self.node.registration is not None,
-            draining=lambda: port.is_draining,
-            now=spec.clock.now,
-        )
 
     def _make_inventory(self) -> Inventory:
         return Inventory(

@@ -40,10 +40,14 @@ class Recorder:
         own_time: Callable[[], float],
         releasing: Callable[[], bool],
         ended: Callable[[], None],
+        notify: Callable[[ActiveRun, Result, Callable[[], None]], None],
         run_key_gone: Callable[[str], None],
         timeout_s: float,
     ) -> None:
-        """`ended` is called when a run has ended, before it is recorded; `run_key_gone` when its run key is deleted."""
+        """`ended` is called when a run has ended, before it is recorded; `run_key_gone` when its run key is deleted.
+
+        `notify(run, result, then)` has people told; it calls `then` when the supervisor may forget the run.
+        """
         self._store = store
         self._runner = runner
         self._commit = commit
@@ -56,6 +60,7 @@ class Recorder:
         self._own_time = own_time
         self._releasing = releasing
         self._ended = ended
+        self._notify = notify
         self._run_key_gone = run_key_gone
         self._timeout_s = timeout_s
         self.probes = ProbeQueue()
@@ -65,8 +70,7 @@ class Recorder:
         """Write the result down, give back what only this run held, and deliver the result to etcd."""
         run.enter(RunState.ENDED)
         run.entry = ended(run.entry, result)
-        self._counts["runs", result.state] += 1
-        self._log_end(run, result)
+        self._count(run, result)
         if run.slot is not None:
             run.slot.release()
             self.returning = [*(slot for slot in self.returning if not slot.released.is_set()), run.slot]
@@ -74,9 +78,23 @@ class Recorder:
         self._ended()
         written = await self._commit.write(run.entry)
         run.only_in_memory = run.reported and not written
-        if run.reported and written:
-            self._watchdog.send(Recorded(run.entry.run))
+
+        def release() -> None:
+            if run.reported and written:
+                self._watchdog.send(Recorded(run.entry.run))
+
+        self._notify(run, result, release)
         await self.deliver(run)
+
+    def announce(self, run: ActiveRun) -> None:
+        """Count, log and tell the end of a run of an earlier conchd that is written down already."""
+        assert run.entry.result is not None  # noqa: S101 - it is over
+        self._count(run, run.entry.result)
+        self._notify(run, run.entry.result, lambda: None)
+
+    def _count(self, run: ActiveRun, result: Result) -> None:
+        self._counts["runs", result.state] += 1
+        self._log_end(run, result)
 
     def _log_end(self, run: ActiveRun, result: Result) -> None:
         """Log a failed run as an error; the supervisor has logged the end of what it reported."""

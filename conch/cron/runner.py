@@ -65,6 +65,8 @@ class ActiveRun:
     state: RunState = RunState.CLAIMED
     finished: "asyncio.Future[Result] | None" = None
     on_over: Callable[[], None] | None = None
+    job: Job | None = None  # as it was claimed, by this keeper
+    pinged: bool = False  # the job's ping was told that it began
 
     @property
     def about(self) -> dict[str, str]:
@@ -162,6 +164,7 @@ class Runner:
     async def run(self, tick: PendingTick, run: ActiveRun, won: TickWon) -> Result:
         """Have a won tick run, with a slot of its semaphore if it needs one; return how it ended."""
         assert run.finished is not None  # noqa: S101 - it was added
+        run.job = tick.job
         too_late = self._why_too_late(tick)
         if too_late:
             return self._skipped(too_late)
@@ -267,11 +270,11 @@ class Runner:
 
     # -- what the supervisor says -------------------------------------------------------------------------
 
-    def on_running(self, run_id: str) -> None:
-        """The supervisor has started a run, or its next attempt."""
+    def on_running(self, run_id: str) -> ActiveRun | None:
+        """The supervisor has started a run, which is returned, or the next attempt of one."""
         run = self.active.get(run_id)
         if run is None or run.state is not RunState.ORDERED:
-            return
+            return None
         run.enter(RunState.RUNNING)
         self._supervisor.taken(run_id)
         if run.slot is not None:
@@ -282,6 +285,7 @@ class Runner:
         for bound in LAGS_S:
             if lag_s <= bound:
                 self.lag_counts[bound] += 1
+        return run
 
     def on_finished(self, message: Finished) -> None:
         """The supervisor has seen a run end. What we have safe already it need not keep."""
@@ -291,19 +295,9 @@ class Runner:
                 self._watchdog.send(Recorded(message.run))
             return
         run.reported = True
-        run.finish(
-            Result(
-                self._host,
-                message.state,
-                message.code,
-                message.started or None,
-                message.duration_s,
-                message.attempt,
-                message.reason,
-                None if message.max_rss_kb is None else message.cpu_s,
-                message.max_rss_kb,
-            )
-        )
+        used = None if message.max_rss_kb is None else message.cpu_s, message.max_rss_kb
+        times = message.started or None, message.duration_s
+        run.finish(Result(self._host, message.state, message.code, *times, message.attempt, message.reason, *used))
 
     @property
     def unstarted(self) -> int:

@@ -197,9 +197,10 @@ class Scheduler:
     def _on_message(self, message: Message) -> None:
         match message:
             case Running(run=run):
-                self.parts.runner.on_running(run)
+                self.parts.notifier.started(self.parts.runner.on_running(run))
             case Finished():
-                self.parts.runner.on_finished(message)
+                if not self.parts.notifier.on_finished(message):
+                    self.parts.runner.on_finished(message)
             case Drain():
                 self._drain()
             case Release():
@@ -226,6 +227,7 @@ class Scheduler:
                 self.log("warning", "run-lost", **run.about)
                 run.entry = ended(entry, Result(self.host, "lost", reason="conchd died while it ran"))
                 self.spec.run_log.write(run.entry)
+                self.parts.recorder.announce(run)
                 if entry.slot is not None:
                     self.parts.node.revoke(entry.slot)
             if run.entry.result is not None:

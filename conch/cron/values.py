@@ -57,7 +57,8 @@ def seconds_of(value: object) -> float:
 class Result:
     """How a tick ended. `started` is when its last attempt did, in seconds since the epoch (None: there was none).
 
-    `cpu_s` is CPU time in seconds, `max_rss_kb` peak memory in KiB; both None if nothing ran. `output` is the tail of what it printed, as far as it is kept.
+    `cpu_s` is CPU time in seconds, `max_rss_kb` peak memory in KiB; both None if nothing ran. `output` is the tail
+    of what it printed, as far as it is kept.
     """
 
     node: str

@@ -63,6 +63,8 @@ class Port:
             max_runs=MAX_RUNS,
             job_key=None,
             first=True,
+            outputs=None,
+            on_failure=None,
             contain="tree",
             timeout_s=5.0,
         )

@@ -41,6 +41,7 @@ class Bed(World):
         self.store = script(*answers)
         self.active: dict[str, ActiveRun] = {}
         self.calls: list[str] = []
+        self.notified: list[tuple[ActiveRun, Result]] = []
         runner: Any = SimpleNamespace(active=self.active)
         self.recorder = Recorder(
             *(self.store, runner, self.commit, self.supervisor, self.transactions, self.writes),
@@ -48,6 +49,7 @@ class Bed(World):
             tracked=lambda name: self.tracked,
             own_time=loop.wall,
             releasing=lambda: self.releasing,
+            notify=self._notify,
             ended=lambda: self.calls.append(f"ended {len(self.run_log.written)}"),
             run_key_gone=lambda name: self.calls.append(f"gone {name}"),
             timeout_s=5.0,
@@ -58,6 +60,10 @@ class Bed(World):
         added = ActiveRun(Entry(run, "j", TICK, 20, 22), state=RunState.RUNNING, reported=reported)
         self.active[run] = added
         return added
+
+    def _notify(self, run: ActiveRun, result: Result, then: Callable[[], None]) -> None:
+        self.notified.append((run, result))
+        then()
 
     def record(self, run: ActiveRun, result: Result = OK) -> None:
         self.loop.run(self.recorder.record(run, result))

@@ -79,7 +79,13 @@ class StandIns:
             on_running=self._call("on_running"),
             on_finished=self._call("on_finished"),
         )
-        self.recorder = SimpleNamespace(record=self._record, deliver=self._deliver, returning=[])
+        self.recorder = SimpleNamespace(
+            record=self._record, deliver=self._deliver, returning=[], announce=self._call("announce")
+        )
+        self.notifier = SimpleNamespace(
+            started=lambda _: None, on_finished=lambda message: message.run in self.commands, close=lambda _: None
+        )
+        self.commands: list[str] = []
         self.missed = SimpleNamespace(
             add=lambda name, missed: self.added.append((name, missed.first, missed.ripe_at)),
             close=self._call("missed.close"),
@@ -627,7 +633,7 @@ def test_adopted_runs(bed: Bed) -> None:
     bed.go(0.1)
     assert bed.parts.records == [("ended", "delivered", ""), ("dead", "delivered", "")]
     assert [(entry.run, entry.result.state) for entry in bed.run_log.written] == [("dead", "lost")]
-    assert bed.parts.calls == ["revoke 99"]
+    assert [call.split("(")[0] for call in bed.parts.calls] == ["announce ActiveRun", "revoke 99"]
     assert [entry.run for entry in bed.parts.inventory.unproved] == ["other boot"]
     assert {run: active.state for run, active in bed.parts.active.items()} == {
         "live": RunState.RUNNING,
