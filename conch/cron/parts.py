@@ -9,6 +9,7 @@ from conch.cron.closer import Closer
 from conch.cron.fleet import Fleet
 from conch.cron.group_commit import GroupCommit
 from conch.cron.inventory import Inventory
+from conch.cron.job_counts import JobCounts
 from conch.cron.missing import MissedTicks
 from conch.cron.node import Node
 from conch.cron.notifier import make_notifier
@@ -51,6 +52,7 @@ class Parts:
         self._port = port
         self._spec = spec
         self._host = spec.identity.host
+        self.job_counts = JobCounts()
         self.workers = Workers(port.counts)
         self.chores = Chores(port.tasks)
         self.faults = Faults(port.log)
@@ -294,7 +296,7 @@ class Parts:
         spec, port = self._spec, self._port
         return Recorder(
             *(self.results, self.runner, self._commit, spec.watchdog, self._results, self.writes),
-            *(port.counts, port.log),
+            *(port.counts, self.job_counts, port.log),
             tracked=self._tracked,
             own_time=spec.clock.own,
             releasing=lambda: port.is_releasing,

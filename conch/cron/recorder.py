@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from conch.core.messages import Lost, Recorded
 from conch.cron.group_commit import GroupCommit
+from conch.cron.job_counts import JobCounts
 from conch.cron.result_store import Delivered, ResultStore
 from conch.cron.run_log import ended
 from conch.cron.runner import ActiveRun, Runner, RunState
@@ -34,6 +35,7 @@ class Recorder:
         transactions: Transactions,
         writes: Writes,
         counts: Counter[tuple[str, str]],
+        job_counts: JobCounts,
         log: Log,
         *,
         tracked: Callable[[str], TrackedJob | None],
@@ -55,6 +57,7 @@ class Recorder:
         self._transactions = transactions
         self._writes = writes
         self._counts = counts
+        self._job_counts = job_counts
         self._log = log
         self._tracked = tracked
         self._own_time = own_time
@@ -94,6 +97,7 @@ class Recorder:
 
     def _count(self, run: ActiveRun, result: Result) -> None:
         self._counts["runs", result.state] += 1
+        self._job_counts.ended(run.entry.name, result, self._own_time())
         self._log_end(run, result)
 
     def _log_end(self, run: ActiveRun, result: Result) -> None:

@@ -1,7 +1,6 @@
 """Somebody is told of what fails: the log, the commands of `--on-failure`, and pings, as users see them."""
 
 import http.server
-import json
 import os
 import pwd
 import signal
@@ -20,11 +19,6 @@ from tests.support.cron import Fleet
 
 NEVER = "@yearly"  # only `cron run` asks for ticks
 RECORD = 'printf "%s|" "$CONCH_NAME" "$CONCH_TICK" "$CONCH_STATE" "$CONCH_EXIT" "$CONCH_DURATION" >> {}; echo >> {}'
-
-
-@pytest.fixture
-def fleet(conch: Bench) -> Fleet:
-    return Fleet(conch)
 
 
 def record(path: Path) -> str:
@@ -171,7 +165,7 @@ def test_missed_ticks_are_told_to_the_host(fleet: Fleet, tmp_path: Path) -> None
     daemon.wait_event("child-start")
     fleet.add("j", "@every 1s", "--start-deadline", "0.5")
     wait_for(lambda: rows(told), "the command was run", 30)
-    assert [row[0] for row in rows(told)][0] == "j"
+    assert next(row[0] for row in rows(told)) == "j"
     assert {row[2] for row in rows(told)} == {"missed"}
 
 
@@ -286,22 +280,3 @@ def test_failing_pings_are_logged_without_their_secret(fleet: Fleet, checks: Che
     line = daemon.wait_event("ping-failed")
     assert (line["level"], line["job"], line["msg"]) == ("warning", "j", "HTTP 500")
     assert "SECRET" not in daemon.err
-
-
-def test_http_library_is_loaded_by_pings_alone(fleet: Fleet, checks: Checks) -> None:
-    """And the threads end when there is nothing to send."""
-    daemon = fleet.start("a")
-
-    def keeper() -> psutil.Process:
-        (child,) = psutil.Process(daemon.process.pid).children()
-        return child
-
-    fleet.add("plain", NEVER)
-    fleet.result("plain", fleet.run_now("plain"))
-    maps = Path(f"/proc/{keeper().pid}/maps")
-    assert "_ssl" not in maps.read_text() or "urllib3" not in json.dumps(maps.read_text())
-    wait_for(lambda: keeper().num_threads() <= 12, "few threads")
-    fleet.add("j", NEVER, "--ping", checks.url)
-    fleet.result("j", fleet.run_now("j"))
-    checks.paths(2)
-    wait_for(lambda: keeper().num_threads() <= 12, "few threads again")

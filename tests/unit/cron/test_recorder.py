@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from conch.core.messages import Lost, Recorded
+from conch.cron.job_counts import JobCounts
 from conch.cron.recorder import Recorder
 from conch.cron.result_store import Delivered
 from conch.cron.run_log import Entry
@@ -41,11 +42,12 @@ class Bed(World):
         self.store = script(*answers)
         self.active: dict[str, ActiveRun] = {}
         self.calls: list[str] = []
+        self.job_counts = JobCounts()
         self.notified: list[tuple[ActiveRun, Result]] = []
         runner: Any = SimpleNamespace(active=self.active)
         self.recorder = Recorder(
             *(self.store, runner, self.commit, self.supervisor, self.transactions, self.writes),
-            *(self.counts, log),
+            *(self.counts, self.job_counts, log),
             tracked=lambda name: self.tracked,
             own_time=loop.wall,
             releasing=lambda: self.releasing,
