@@ -174,7 +174,14 @@ def _endpoints(text: str) -> Any:
     return parse_endpoints(text)
 
 
+def _schedule(text: str) -> str:
+    from conch.cron.schedule_advice import check_written
+
+    return check_written(text)
+
+
 TEXT = Kind("text", str)
+SCHEDULE = Kind("schedule", _schedule)
 DURATION = Kind("duration", parse_duration)
 POSITIVE_DURATION = Kind("duration", _positive)
 TTL = Kind("duration", _ttl)

@@ -82,7 +82,7 @@ class Schedule:
     """
 
     zone: str
-    _rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...]
     until: int | None = None
 
     def next_after(self, instant: int) -> int | None:
@@ -94,7 +94,7 @@ class Schedule:
         if instant >= end:
             return None
         instant = max(instant, _BEGIN)
-        ticks = [tick for rule in self._rules if (tick := rule.next_after(instant)) is not None and tick < end]
+        ticks = [tick for rule in self.rules if (tick := rule.next_after(instant)) is not None and tick < end]
         return min(ticks, default=None)
 
     def count_between(self, first: int, last: int) -> int:
@@ -105,12 +105,12 @@ class Schedule:
         first, last = max(first, _BEGIN), min(last, END - 1, END if self.until is None else self.until)
         if first > last:
             return 0
-        if len(self._rules) == 1:
-            return self._rules[0].count_between(first, last)
-        counts = sorted(((rule.count_between(first, last), at) for at, rule in enumerate(self._rules)), reverse=True)
-        total, counted = counts[0][0], [self._rules[counts[0][1]]]
+        if len(self.rules) == 1:
+            return self.rules[0].count_between(first, last)
+        counts = sorted(((rule.count_between(first, last), at) for at, rule in enumerate(self.rules)), reverse=True)
+        total, counted = counts[0][0], [self.rules[counts[0][1]]]
         for _, at in counts[1:]:
-            rule, tick = self._rules[at], first - 1
+            rule, tick = self.rules[at], first - 1
             while (tick := rule.next_after(tick) or END) <= last:
                 total += all(other.next_after(tick - 1) != tick for other in counted)
             counted.append(rule)
@@ -129,7 +129,7 @@ class Schedule:
         `before` has the same expressions under older rules of the zone. The change counts as if the clock had been set
         at `instant`: fixed times that `before` reached on the clock do not come again; all others follow instants.
         """
-        pairs = zip(self._rules, before._rules, strict=True)
+        pairs = zip(self.rules, before.rules, strict=True)
         return max(rule.resume_after(earlier, instant) for rule, earlier in pairs)
 
 
@@ -140,7 +140,7 @@ def parse_schedules(
     parsed = [parse_schedule(expression, zone=zone, name=name) for expression in expressions]
     if len(parsed) == 1 and until is None:
         return parsed[0]
-    rules = {rule: None for schedule in parsed for rule in schedule._rules}
+    rules = {rule: None for schedule in parsed for rule in schedule.rules}
     return Schedule(zone, tuple(rules), until)
 
 
@@ -220,6 +220,19 @@ def _parse_fields(texts: list[str], zone: ZoneInfo, name: str | None) -> Fields:
     if not fixed and rule.next_after(int(time.time())) is None:
         raise BadInput("it will never fire: its times are those that the clocks of the zone skip")
     return rule
+
+
+def in_plain_fields(expression: str, name: str | None = None) -> list[str] | None:
+    """Return the five fields of a valid expression, with names like `@daily` and `H` written out; None for `@every`."""
+    texts = expression.split()
+    if texts[0].startswith("@"):
+        if texts[0].lower() == "@every":
+            return None
+        texts = _ALIASES[texts[0].lower()].split()
+    return [
+        ",".join(_normalize(item, field, name) if _HASHED.match(item) else item for item in text.split(","))
+        for field, text in zip(_FIELDS, texts, strict=True)
+    ]
 
 
 @lru_cache(maxsize=1024)
