@@ -1,10 +1,10 @@
-"""Durations as people write them (`300ms`, `10s`, `1m30s`, `2h`, plain seconds), and dates in RFC 3339."""
+"""Durations as people write them (`300ms`, `10s`, `1m30s`, `2h`, `1d`, `2w`, plain seconds), and dates in RFC 3339."""
 
 import time
 
 from conch.errors import BadInput
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 LONGEST_S = 100 * 365 * 86400.0
 
 
@@ -14,7 +14,7 @@ def parse_duration(text: str) -> float:
     if seconds is None:
         seconds = _compound(text)
     if seconds is None:
-        raise BadInput(f"{text!r} is not a duration (write 300ms, 10s, 1m30s, 2h or seconds)")
+        raise BadInput(f"{text!r} is not a duration (write 300ms, 10s, 1m30s, 2h, 1d or seconds)")
     if seconds > LONGEST_S:
         raise BadInput(f"{text!r} is too long (at most 100 years)")
     return seconds
@@ -31,7 +31,7 @@ def _compound(text: str) -> float | None:
     seconds = []
     while text:
         after_number = text.lstrip("0123456789.")
-        rest = after_number.lstrip("mhs")
+        rest = after_number.lstrip("mhsdw")
         number = _number(text[: len(text) - len(after_number)])
         unit = _UNITS.get(after_number[: len(after_number) - len(rest)])
         if number is None or unit is None:

@@ -5,14 +5,17 @@ import time
 
 from conch.cli.connection_options import COMMON
 from conch.cli.cron_client import JOB_KEY_FILE, CronClient
+from conch.cli.cron_next import INSTANT
 from conch.cli.keyfile import read_key
 from conch.cli.output import put_line
 from conch.cli.spec import (
     DURATION,
     NAME_ARGUMENT,
     POSITIVE_DURATION,
+    SCHEDULE,
     TEXT,
     Command,
+    Kind,
     Line,
     Option,
     Usage,
@@ -28,6 +31,15 @@ if TYPE_CHECKING:
 
 # How often to write again when others change the same job in between.
 _TRIES = 20
+
+
+def _tag(text: str) -> str:
+    from conch.cron.job_fields import check_tag
+
+    return check_tag(text)
+
+
+TAG = Kind("tag", _tag)
 
 # -- add ------------------------------------------------------------------------------------------------------
 
@@ -51,14 +63,15 @@ def run_add(line: Line) -> int:
 
 def _job(line: Line, now: float) -> "Job":
     """Make the job that the line describes. Raises `BadInput`."""
-    from conch.cron.job import decode, parse_variable
+    from conch.cron.job import define
+    from conch.cron.job_fields import parse_variable
     from conch.holder import host_name
     from conch.times import rfc3339
 
     values = line.values
     # in the order in which `show` prints them
     fields = {
-        "schedule": values["schedule"],
+        "schedule": list(values["schedule"]),
         "tz": values["tz"],
         "cmd": line.child,
         "run_ttl": values["run_ttl"],
@@ -71,10 +84,20 @@ def _job(line: Line, now: float) -> "Job":
         "env": dict(parse_variable(variable) for variable in values["env"]),
         "cwd": values["cwd"],
         "paused": values["paused"],
+        "on": list(values["on"]) or None,
+        "each": values["each"] or None,
+        "expires": None if values["expires"] is None else rfc3339(values["expires"]),
+        "note": values["note"],
+        "catch_up": values["catch_up"],
+        "jitter": values["jitter"],
+        "keep_output": values["keep_output"],
+        "on_failure": values["on_failure"],
+        "ping": values["ping"],
+        "env_file": list(values["env_file"]) or None,
         "added_by": f"{_user()}@{host_name()}",
         "added_at": rfc3339(now),
     }
-    return decode(values["name"], {name: value for name, value in fields.items() if value is not None})
+    return define(values["name"], {name: value for name, value in fields.items() if value is not None})
 
 
 def _user() -> str:
@@ -167,10 +190,11 @@ ADD = Command(
     (
         Option(
             ("--schedule",),
-            "Cron expression of five fields, @daily and the like, or '@every 30s'.",
-            TEXT,
+            "Cron expression of five fields, @daily and the like, or '@every 30s'. Repeatable: the job is due at each.",
+            SCHEDULE,
             metavar="EXPR",
             required=True,
+            repeated=True,
         ),
         Option(("--tz",), "IANA time zone of the schedule.", TEXT, default="UTC", metavar="ZONE"),
         Option(("--run-ttl",), "End a run that takes longer.", POSITIVE_DURATION, default="10m"),
@@ -192,6 +216,26 @@ ADD = Command(
         Option(("--env",), "Set a variable in the run's environment. Repeatable.", TEXT, metavar="K=V", repeated=True),
         Option(("--cwd",), "Working directory of the run, an absolute path.", TEXT, metavar="DIR"),
         Option(("--paused",), "Claim no ticks until `conch cron resume`."),
+        Option(("--on",), "Run only on hosts with this tag. Repeatable: all are needed.", TAG, repeated=True),
+        Option(("--each",), "Run each tick once on every live host (that has the tags)."),
+        Option(("--expires",), "Have no ticks after this instant (RFC 3339).", INSTANT),
+        Option(("--note",), "What to know about the job, for people.", TEXT),
+        Option(("--catch-up",), "Run the newest missed tick late, if it is at most this old.", DURATION),
+        Option(("--jitter",), "Start each tick at a fixed offset below this, drawn from job and tick.", DURATION),
+        Option(
+            ("--keep-output",),
+            "When to keep the end of a run's output in its result. Default: failed.",
+            choice("failed", "always", "never"),
+        ),
+        Option(("--on-failure",), "Shell command to run on the host after a run that did not end well.", TEXT),
+        Option(("--ping",), "Tell this URL how each run goes (healthchecks.io convention).", TEXT, metavar="URL"),
+        Option(
+            ("--env-file",),
+            "Read variables from this file on the host when a run starts. Repeatable.",
+            TEXT,
+            metavar="PATH",
+            repeated=True,
+        ),
         JOB_KEY_FILE,
         *COMMON,
     ),

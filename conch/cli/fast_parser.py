@@ -90,7 +90,7 @@ def _option_value(option: Option, texts: list[str]) -> Any:
             raise _LeaveToClick  # a boolean in a variable has many spellings: true, yes, 0
         return bool(texts)
     if option.repeated:
-        if not texts and any(os.environ.get(variable) for variable in option.env):
+        if not texts and (option.required or any(os.environ.get(variable) for variable in option.env)):
             raise _LeaveToClick
         return tuple(option.kind.parse(text) for text in texts)
     if texts:

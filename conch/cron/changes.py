@@ -6,8 +6,9 @@ from typing import Any
 
 from conch.cron.job import Job
 
-# Who added the job and when does not affect what it does; the signature follows from the rest.
-_NOT_COMPARED = frozenset({"name", "added_by", "added_at", "sig"})
+# Who added the job and when does not affect what it does; the signature and
+# what it needs follow from the rest.
+_NOT_COMPARED = frozenset({"name", "added_by", "added_at", "sig", "needs"})
 
 
 def changes(before: Job, after: Job) -> list[str]:
@@ -43,6 +44,12 @@ def _fields(job: Job) -> dict[str, Any]:
         "env": dict(job.env),
         "cwd": job.cwd,
         "paused": job.paused,
+        "on": list(job.on),
+        "each": job.each,
+        "catch_up": job.catch_up_s,
+        "jitter": job.jitter_s,
+        "keep_output": job.keep_output,
+        "env_file": list(job.env_files),
     }
     return known | {name: value for name, value in job.raw.items() if name not in known.keys() | _NOT_COMPARED}
 

@@ -4,26 +4,40 @@ import hashlib
 import hmac
 import json
 import math
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from conch.cron.schedule import Schedule, parse_schedule
+from conch.cron.features import derived_needs
+from conch.cron.job_fields import (
+    KEEP_OUTPUT,
+    LONGEST_S,
+    parse_semaphore,
+    read_command,
+    read_count,
+    read_environment,
+    read_flag,
+    read_instant,
+    read_path,
+    read_schedules,
+    read_seconds,
+    read_shell_command,
+    read_tags,
+    read_text,
+    read_texts,
+    read_url,
+)
+from conch.cron.schedule import Schedule, parse_schedules
 from conch.errors import BadInput
 from conch.keys import check_name
 
-LONGEST_S = 86400.0
 LARGEST_BYTES = 32768
 OVERLAPS = ("forbid", "allow", "replace")
 _DEADLINE_S = 60.0
 _DEEPEST = 32
 # JSON that others wrote may become longer when we write it, but not by more than this factor (as 1e15 written in full).
 _GROWTH = 6
-_NO_VARIABLES: Mapping[str, str] = {}
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SEMAPHORE = re.compile(r"(.+):([1-9][0-9]{0,3})")
 
 
 class UnreadableJob(ValueError):
@@ -32,13 +46,14 @@ class UnreadableJob(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as its value in etcd defines it; durations in seconds.
+    """A job as its value in etcd defines it; durations in seconds, instants in Unix seconds.
 
-    `value` is that value, or as it is to be written. It takes a fourth of the memory of its fields.
+    `needs` are the features that a daemon must have to run it, see `features`. `value` is that value, or as it is to be
+    written. It takes a fourth of the memory of its fields.
     """
 
     name: str
-    schedule: str
+    schedules: tuple[str, ...]
     cmd: tuple[str, ...]
     tz: str
     run_ttl_s: float
@@ -51,6 +66,17 @@ class Job:
     env: Mapping[str, str]
     cwd: str | None
     paused: bool
+    paused_until: int | None
+    on: tuple[str, ...]
+    each: bool
+    expires: int | None
+    catch_up_s: float
+    jitter_s: float
+    keep_output: str
+    on_failure: str | None
+    ping: str | None
+    env_files: tuple[str, ...]
+    needs: tuple[str, ...]
     value: bytes = field(compare=False)
 
     @property
@@ -66,10 +92,38 @@ class Job:
 
     def ticks(self) -> Schedule:
         """Parse the schedule: when the job is due."""
-        return parse_schedule(self.schedule, zone=self.tz, name=self.name)
+        return parse_schedules(self.schedules, zone=self.tz, name=self.name, until=self.expires)
+
+    @property
+    def schedule(self) -> str:
+        """The schedules for people."""
+        return "; ".join(self.schedules)
+
+    def is_paused_at(self, instant: float) -> bool:
+        """Whether the job is paused at an instant: it may be paused for good, or until a moment."""
+        return self.paused and (self.paused_until is None or instant < self.paused_until)
+
+    def next_tick(self, after: int, schedule: Schedule | None = None) -> int | None:
+        """Return the first tick later than `after` at which the job is not paused. `schedule` is `ticks()`."""
+        if self.paused:
+            if self.paused_until is None:
+                return None
+            after = max(after, self.paused_until - 1)
+        return (schedule or self.ticks()).next_after(after)
+
+    def offset_s(self, tick: int, following: int | None) -> float:
+        """Return how long after the tick it is due: below `jitter_s`, and before the following tick.
+
+        It is drawn from job and tick, so all hosts have the same; it is in whole milliseconds.
+        """
+        limit_s = self.jitter_s if following is None else min(self.jitter_s, following - tick)
+        if not limit_s:
+            return 0.0
+        digest = hashlib.sha256(f"jitter\0{self.name}\0{tick}".encode()).digest()
+        return int.from_bytes(digest[:8]) % max(1, int(limit_s * 1000)) / 1000
 
     def late_after_s(self, tick: int, following: int | None) -> float:
-        """Return how late this tick may be claimed or started."""
+        """Return how long after it is due this tick may be claimed or started."""
         if self.start_deadline_s is not None:
             return self.start_deadline_s
         return _DEADLINE_S if following is None else min(_DEADLINE_S, float(following - tick))
@@ -88,7 +142,7 @@ class Job:
     def changed(self, **fields: Any) -> "Job":
         """Return the job with these fields replaced, unsigned."""
         raw = {name: value for name, value in {**self.raw, **fields}.items() if name != "sig"}
-        return decode(self.name, raw)
+        return define(self.name, raw)
 
     @property
     def is_signed(self) -> bool:
@@ -158,6 +212,19 @@ def _check_depth(data: Any) -> None:
         ]
 
 
+def define(name: str, fields: Mapping[str, Any]) -> Job:
+    """Build the job to be written with these fields. Raises `BadInput`.
+
+    A job that needs a feature says so, and has a list of schedules: daemons that do not know `needs` find a text there
+    or cannot read the job. So no daemon claims its ticks that would run it otherwise than it says.
+    """
+    schedules = read_schedules(fields)
+    needs = derived_needs(fields, schedules)
+    written = {name: value for name, value in fields.items() if name != "needs"}
+    written["schedule"] = schedules[0] if not needs else list(schedules)
+    return decode(name, {**written, **({"needs": needs} if needs else {})})
+
+
 def decode(name: str, data: Any) -> Job:
     """Build the job that these fields define; unknown fields are kept and ignored. Raises `BadInput`."""
     return _decode(name, data, None)
@@ -170,107 +237,44 @@ def _decode(name: str, data: Any, value: bytes | None) -> Job:
         raise BadInput("a job is a JSON object")
     if value is None or value.count(b"[") + value.count(b"{") > _DEEPEST:
         _check_depth(data)
+    schedules = tuple(map(sys.intern, read_schedules(data)))
     job = Job(
         name=name,
-        schedule=sys.intern(_text(data, "schedule")),
-        cmd=_command(data.get("cmd")),
-        tz=sys.intern(_text(data, "tz", "UTC")),
-        run_ttl_s=_seconds(data, "run_ttl", 600.0, above=0.0),
-        kill_after_s=_seconds(data, "kill_after", 5.0),
-        overlap=sys.intern(_text(data, "overlap", "forbid")),
-        retries=_count(data, "retries"),
-        retry_delay_s=_seconds(data, "retry_delay", 30.0),
+        schedules=schedules,
+        cmd=read_command(data.get("cmd")),
+        tz=sys.intern(read_text(data, "tz", "UTC")),
+        run_ttl_s=read_seconds(data, "run_ttl", 600.0, above=0.0),
+        kill_after_s=read_seconds(data, "kill_after", 5.0),
+        overlap=sys.intern(read_text(data, "overlap", "forbid")),
+        retries=read_count(data, "retries"),
+        retry_delay_s=read_seconds(data, "retry_delay", 30.0),
         start_deadline_s=None
         if data.get("start_deadline") is None
-        else _seconds(data, "start_deadline", 0.0, above=0.0),
-        semaphore=None if data.get("sema") is None else parse_semaphore(_text(data, "sema")),
-        env=_environment(data.get("env")),
-        cwd=None if data.get("cwd") is None else _directory(_text(data, "cwd")),
-        paused=_flag(data, "paused"),
+        else read_seconds(data, "start_deadline", 0.0, above=0.0),
+        semaphore=None if data.get("sema") is None else parse_semaphore(read_text(data, "sema")),
+        env=read_environment(data.get("env")),
+        cwd=None if data.get("cwd") is None else read_path("cwd", read_text(data, "cwd")),
+        paused=read_flag(data, "paused"),
+        paused_until=read_instant(data, "paused_until"),
+        on=read_tags(data, "on"),
+        each=read_flag(data, "each"),
+        expires=read_instant(data, "expires"),
+        catch_up_s=read_seconds(data, "catch_up", 0.0),
+        jitter_s=read_seconds(data, "jitter", 0.0),
+        keep_output=sys.intern(read_text(data, "keep_output", "failed")),
+        on_failure=read_shell_command(data, "on_failure"),
+        ping=read_url(data, "ping"),
+        env_files=tuple(read_path("env_file", path) for path in read_texts(data, "env_file")),
+        needs=tuple(derived_needs(data, schedules)),
         value=_encode(data) if value is None else value,
     )
     if job.overlap not in OVERLAPS:
         raise BadInput(f"overlap: {job.overlap!r} is none of {', '.join(OVERLAPS)}")
+    if job.keep_output not in KEEP_OUTPUT:
+        raise BadInput(f"keep_output: {job.keep_output!r} is none of {', '.join(KEEP_OUTPUT)}")
     if job.run_ttl_s * (job.retries + 1) + job.retry_delay_s * job.retries > LONGEST_S:
         raise BadInput("run-ttl, retries and retry-delay together are more than 24 h")
     job.ticks()
     if len(job.value) > LARGEST_BYTES // _GROWTH and len(job.encode()) > LARGEST_BYTES:
         raise BadInput(f"the job is too large: at most {LARGEST_BYTES} bytes of JSON")
     return job
-
-
-def parse_semaphore(text: str) -> tuple[str, int]:
-    """Parse `NAME:N`; raises `BadInput`."""
-    match = _SEMAPHORE.fullmatch(text)
-    if match is None or int(match[2]) > 1000:
-        raise BadInput(f"sema: {text!r} is not NAME:N with N from 1 to 1000")
-    return check_name(match[1]), int(match[2])
-
-
-def parse_variable(text: str) -> tuple[str, str]:
-    """Parse `NAME=VALUE` of an environment; raises `BadInput`."""
-    name, separator, value = text.partition("=")
-    if not separator or not _VARIABLE.fullmatch(name) or "\0" in value:
-        raise BadInput(f"env: {text!r} is not NAME=VALUE")
-    return name, value
-
-
-def _text(data: Mapping[str, Any], field: str, default: str | None = None) -> str:
-    value = data.get(field, default)
-    if not isinstance(value, str):
-        raise BadInput(f"{field}: must be a text")
-    return value
-
-
-def _number(data: Mapping[str, Any], field: str, default: float) -> float:
-    value = data.get(field, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadInput(f"{field}: must be a number")
-    return value
-
-
-def _seconds(data: Mapping[str, Any], field: str, default: float, *, above: float | None = None) -> float:
-    value = _number(data, field, default)
-    if not 0 <= value <= LONGEST_S or (above is not None and value <= above):
-        more = "more than 0 and" if above is not None else "0 or more, and"
-        raise BadInput(f"{field}: must be {more} at most 24 h, in seconds")
-    return float(value)
-
-
-def _count(data: Mapping[str, Any], field: str) -> int:
-    value = _number(data, field, 0)
-    if not isinstance(value, int) or not 0 <= value <= 1000:
-        raise BadInput(f"{field}: must be a whole number from 0 to 1000")
-    return value
-
-
-def _flag(data: Mapping[str, Any], field: str) -> bool:
-    value = data.get(field, False)
-    if not isinstance(value, bool):
-        raise BadInput(f"{field}: must be true or false")
-    return value
-
-
-def _command(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(argument, str) for argument in value):
-        raise BadInput("cmd: must be a list of texts, the command first")
-    if not value[0] or any("\0" in argument for argument in value):
-        raise BadInput("cmd: the command is empty, or a NUL is in it")
-    return tuple(value)
-
-
-def _environment(value: Any) -> Mapping[str, str]:
-    if value is None or value == {}:
-        return _NO_VARIABLES
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise BadInput("env: must be an object of texts")
-    for name, text in value.items():
-        if not _VARIABLE.fullmatch(name) or "\0" in text:
-            raise BadInput(f"env: {name!r} is not a name, or a NUL is in its value")
-    return dict(value)
-
-
-def _directory(path: str) -> str:
-    if not path.startswith("/") or "\0" in path:
-        raise BadInput(f"cwd: {path!r} is not an absolute path")
-    return path

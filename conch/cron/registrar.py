@@ -9,6 +9,7 @@ from conch.core import clock
 from conch.core.deadline import DeadlineRule
 from conch.core.messages import Held
 from conch.core.origin import Origin, origin_of
+from conch.cron.features import CAN
 from conch.cron.ticks import Registration
 from conch.cron.values import fields_of
 from conch.etcd.store import CreateRevisionIs, KeyValue, LeaseGone, Put, Range, Store, StoreError
@@ -74,6 +75,7 @@ class Registrar:
                 "clock_off": off,
                 "tzdata": self.tzdata,
                 "origin": self.origin.fields(),
+                "can": sorted(CAN),
             }
         ).encode()
 

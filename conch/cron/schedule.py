@@ -10,32 +10,28 @@ The contract defines the grammar. Where it leaves something open, and where cron
 - `H` is a fixed value: it counts as `*` neither for the days nor for daylight saving. It is drawn from the whole
   field (days of the month: 1 to 28, which every month has); `H/15` draws its start from the first 15 values and
   continues to the end of the field. It may stand in lists, and each field draws its own value.
+- `L`, `LW`, `15W`, `5L` and `fri#2` are values like others: they may stand in lists, and take neither ranges nor steps.
 """
 
 import re
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from conch.cron.calendar import DAYS_OF_MONTH, Calendar
-from conch.cron.zones import changes, load, offset_at, offsets_at, year_of
+from conch.cron.calendar import Calendar
+from conch.cron.rules import END, Every, Fields, Rule
+from conch.cron.special_days import SpecialDay, parse_day_of_month, parse_day_of_week
+from conch.cron.zones import load
 from conch.errors import BadInput
 from conch.times import parse_duration
 
 LONGEST_EXPRESSION = 1000
 _BEGIN = -2208988800  # 1900-01-01: clocks before it kept no zones
-_END = 253370764800  # 9999-01-01: datetime ends soon after it
-# Zones have tables up to 2087, and a rule for all years after them, which repeats with the calendar every 400 years. A
-# schedule that does not fire within those never fires.
-_TABLES_END = 4102444800  # 2100-01-01
-_CYCLE_S = 146097 * 86400
-# Longer than a zone ever set its clock back.
-_LONGEST_TURN_S = 2 * 86400
 
 _ALIASES = {
     "@hourly": "0 * * * *",
@@ -58,6 +54,8 @@ class _Field(NamedTuple):
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAY = _Field("day-of-month", 1, 31)
 _WEEKDAY = _Field("day-of-week", 0, 6, ("sun", "mon", "tue", "wed", "thu", "fri", "sat"))
+# What else a field takes, for messages.
+_SPECIAL = {_DAY.name: ", or a day as L, L-3, LW, 15W", _WEEKDAY.name: ", or a day as 5L, fri#2"}
 _FIELDS = (_Field("minute", 0, 59), _Field("hour", 0, 23), _DAY, _Field("month", 1, 12, _MONTHS), _WEEKDAY)
 
 _VALUE = r"[0-9]{1,9}|[A-Za-z]{1,9}"
@@ -70,36 +68,53 @@ _ITEM = re.compile(
 _HASHED = re.compile(r"(?:^|[ \t,])[Hh]")  # no day or month begins with it
 # A key of the IANA database, and no path. The excluded keys are in a host's zone directory, too, but differ by host.
 _ZONE = re.compile(r"(?!(?:posix|right)/)[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+){0,2}")
-# Meaningful only to other crons: the last day, the nearest weekday, a random value.
+# Meaningful only in other places or to other crons: the last day, the nearest weekday, a random value.
 _OTHER_CRONS = ("l", "w", "lw", "wl", "r")
 _NO_ZONES = ("localtime", "posixrules", "Factory")
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The ticks of one job. They depend only on its expression, zone and (`H`) name, so all hosts compute the same.
+    """The ticks of one job: the union of its rules, up to and including `until` (Unix seconds) if that is set.
 
-    It keeps no state: its methods may be called in any order, and jobs that are due alike may share one.
+    They depend only on the expressions, zone and (`H`) name, so all hosts compute the same. It keeps no state: its
+    methods may be called in any order, and jobs that are due alike may share one.
     """
 
-    expression: str
     zone: str
-    _rule: "_Every | _Fields"
+    rules: tuple[Rule, ...]
+    until: int | None = None
 
     def next_after(self, instant: int) -> int | None:
         """Return the first tick strictly later than `instant`, both in Unix seconds.
 
         Returns `None` if none follows (before the year 9999). An instant before 1900 counts as the beginning of 1900.
         """
-        if instant >= _END:
+        end = END if self.until is None else min(END, self.until + 1)
+        if instant >= end:
             return None
-        tick = self._rule.next_after(max(instant, _BEGIN))
-        return tick if tick is not None and tick < _END else None
+        instant = max(instant, _BEGIN)
+        ticks = [tick for rule in self.rules if (tick := rule.next_after(instant)) is not None and tick < end]
+        return min(ticks, default=None)
 
     def count_between(self, first: int, last: int) -> int:
-        """Count the ticks from `first` to `last`, both included, without visiting each; from 1900 on."""
-        first, last = max(first, _BEGIN), min(last, _END - 1)
-        return self._rule.count_between(first, last) if first <= last else 0
+        """Count the ticks from `first` to `last`, both included; from 1900 on.
+
+        The ticks of the densest rule are not visited, those of the others are.
+        """
+        first, last = max(first, _BEGIN), min(last, END - 1, END if self.until is None else self.until)
+        if first > last:
+            return 0
+        if len(self.rules) == 1:
+            return self.rules[0].count_between(first, last)
+        counts = sorted(((rule.count_between(first, last), at) for at, rule in enumerate(self.rules)), reverse=True)
+        total, counted = counts[0][0], [self.rules[counts[0][1]]]
+        for _, at in counts[1:]:
+            rule, tick = self.rules[at], first - 1
+            while (tick := rule.next_after(tick) or END) <= last:
+                total += all(other.next_after(tick - 1) != tick for other in counted)
+            counted.append(rule)
+        return total
 
     def last_between(self, first: int, last: int) -> int | None:
         """Return the last tick from `first` to `last`, both included; `None` if there is none."""
@@ -111,10 +126,22 @@ class Schedule:
     def resume_after(self, before: "Schedule", instant: int) -> int:
         """Return the instant after which this schedule takes over from `before`, whose ticks up to `instant` are past.
 
-        `before` is the same expression under older rules of the zone. The change counts as if the clock had been set
+        `before` has the same expressions under older rules of the zone. The change counts as if the clock had been set
         at `instant`: fixed times that `before` reached on the clock do not come again; all others follow instants.
         """
-        return self._rule.resume_after(before._rule, instant)
+        pairs = zip(self.rules, before.rules, strict=True)
+        return max(rule.resume_after(earlier, instant) for rule, earlier in pairs)
+
+
+def parse_schedules(
+    expressions: Sequence[str], *, zone: str = "UTC", name: str | None = None, until: int | None = None
+) -> Schedule:
+    """Parse the union of expressions, which has no ticks later than `until`. Raises `BadInput`, as `parse_schedule`."""
+    parsed = [parse_schedule(expression, zone=zone, name=name) for expression in expressions]
+    if len(parsed) == 1 and until is None:
+        return parsed[0]
+    rules = {rule: None for schedule in parsed for rule in schedule.rules}
+    return Schedule(zone, tuple(rules), until)
 
 
 def parse_schedule(expression: str, *, zone: str = "UTC", name: str | None = None) -> Schedule:
@@ -135,7 +162,7 @@ def parse_schedule(expression: str, *, zone: str = "UTC", name: str | None = Non
 @lru_cache(maxsize=4096)
 def _parse(text: str, zone: str, local: ZoneInfo, name: str | None) -> Schedule:
     """Parse an expression; thousands of jobs have few between them."""
-    return Schedule(text, zone, _parse_rule(text, local, name))
+    return Schedule(zone, (_parse_rule(text, local, name),))
 
 
 def _parse_zone(zone: str) -> ZoneInfo:
@@ -145,7 +172,7 @@ def _parse_zone(zone: str) -> ZoneInfo:
     raise BadInput(f"unknown time zone {zone[:100]!r} (write a name of the IANA database, as Europe/Berlin)")
 
 
-def _parse_rule(text: str, zone: ZoneInfo, name: str | None) -> "_Every | _Fields":
+def _parse_rule(text: str, zone: ZoneInfo, name: str | None) -> Rule:
     if not text.replace("\t", " ").isprintable() or not text.isascii():
         raise BadInput("only printable ascii characters, blanks and tabs may stand in it")
     fields = re.split(r"[ \t]+", text) if text else []
@@ -163,30 +190,49 @@ def _parse_rule(text: str, zone: ZoneInfo, name: str | None) -> "_Every | _Field
     return _parse_fields(fields, zone, name)
 
 
-def _parse_every(words: list[str]) -> "_Every":
+def _parse_every(words: list[str]) -> Every:
     if len(words) != 1:
         raise BadInput("@every needs one duration, as in @every 90s")
     seconds = parse_duration(words[0])
     if round(seconds) < 1 or abs(seconds - round(seconds)) > 1e-6:  # 300ms + 700ms need not sum to exactly 1.0
         raise BadInput("@every needs whole seconds, at least 1s")
-    return _Every(round(seconds))
+    return Every(round(seconds))
 
 
-def _parse_fields(texts: list[str], zone: ZoneInfo, name: str | None) -> "_Fields":
-    normalized = [
-        ",".join(_normalize(item, field, name) for item in text.split(","))
-        for field, text in zip(_FIELDS, texts, strict=True)
-    ]
-    minutes, hours, days, months, weekdays = _expand(" ".join(normalized))
+def _parse_fields(texts: list[str], zone: ZoneInfo, name: str | None) -> Fields:
+    normalized, special = [], dict[_Field, list[SpecialDay]]()
+    for field, text in zip(_FIELDS, texts, strict=True):
+        items = [(item, _special_day(item, field)) for item in text.split(",")]
+        special[field] = [day for _, day in items if day is not None]
+        normalized.append(",".join(_normalize(item, field, name) for item, day in items if day is None))
+    minutes, hours, days, months, weekdays = _expand(" ".join(text or "1" for text in normalized))
     starred = [text.startswith("*") for text in texts]
-    either_day = not (starred[2] or starred[4])
-    if not either_day and all(day > DAYS_OF_MONTH[month - 1] for month in months for day in days):
+    calendar = Calendar.of(
+        *(minutes, hours, days if normalized[2] else (), months, weekdays if normalized[4] else ()),
+        either_day=not (starred[2] or starred[4]),
+        special_days=special[_DAY],
+        special_weekdays=special[_WEEKDAY],
+    )
+    if calendar.first_from(0, END) is None:
         raise BadInput("it will never fire: no such month has such a day")
     fixed = not (starred[0] or starred[1])
-    rule = _Fields(Calendar.of(minutes, hours, days, months, weekdays, either_day=either_day), zone, fixed)
+    rule = Fields(calendar, zone, fixed)
     if not fixed and rule.next_after(int(time.time())) is None:
         raise BadInput("it will never fire: its times are those that the clocks of the zone skip")
     return rule
+
+
+def in_plain_fields(expression: str, name: str | None = None) -> list[str] | None:
+    """Return the five fields of a valid expression, with names like `@daily` and `H` written out; None for `@every`."""
+    texts = expression.split()
+    if texts[0].startswith("@"):
+        if texts[0].lower() == "@every":
+            return None
+        texts = _ALIASES[texts[0].lower()].split()
+    return [
+        ",".join(_normalize(item, field, name) if _HASHED.match(item) else item for item in text.split(","))
+        for field, text in zip(_FIELDS, texts, strict=True)
+    ]
 
 
 @lru_cache(maxsize=1024)
@@ -204,6 +250,16 @@ def _expand(normalized: str) -> tuple[tuple[int, ...], ...]:
     )
 
 
+def _special_day(item: str, field: _Field) -> SpecialDay | None:
+    """Parse an item that means another day in each month; None for any other item."""
+    try:
+        if field is _DAY:
+            return parse_day_of_month(item)
+        return parse_day_of_week(item, field.names) if field is _WEEKDAY else None
+    except BadInput as error:
+        raise BadInput(f"bad {field.name} {item[:40]!r}: {error}") from None
+
+
 def _normalize(item: str, field: _Field, name: str | None) -> str:
     """Check one item of a list, and rewrite it in a form that every cron reads alike: `*`, `5` or `10-30/5`."""
     if item == "*":
@@ -211,7 +267,7 @@ def _normalize(item: str, field: _Field, name: str | None) -> str:
     bad = partial("bad {} {!r}: {}".format, field.name, item[:40])
     match = _ITEM.fullmatch(item)
     if not match or any((match[part] or "").lower() in _OTHER_CRONS for part in ("low", "high")):
-        raise BadInput(bad("write *, values, ranges 1-5, steps */5, or H; L, W, # and ? are not supported"))
+        raise BadInput(bad(f"write *, values, ranges 1-5, steps */5, or H{_SPECIAL.get(field.name, '')}"))
     step = int(match["step"] or 1)
     if step == 0:
         raise BadInput(bad("a step is at least 1"))
@@ -247,104 +303,3 @@ def _value(text: str, field: _Field, bad: "partial[str]") -> int:
     if not field.low <= int(text) <= high:
         raise BadInput(bad(f"{text} is not between {field.low} and {high}"))
     return int(text)
-
-
-@dataclass(frozen=True, slots=True)
-class _Every:
-    """The multiples of some seconds since the Unix epoch."""
-
-    seconds: int
-
-    def next_after(self, instant: int) -> int:
-        return (instant // self.seconds + 1) * self.seconds
-
-    def count_between(self, first: int, last: int) -> int:
-        return last // self.seconds - (first - 1) // self.seconds
-
-    def resume_after(self, _before: "_Every | _Fields", instant: int) -> int:
-        return instant
-
-
-@dataclass(frozen=True, slots=True)
-class _Fields:
-    """Five fields in a zone; `fixed` times are those that daylight saving neither drops nor doubles."""
-
-    calendar: Calendar
-    zone: ZoneInfo
-    fixed: bool
-
-    def next_after(self, instant: int) -> int | None:
-        local = instant + offset_at(self.zone, instant)
-        end = min(max(instant, _TABLES_END) + _CYCLE_S, _END)
-        tick = self._first_tick(local + 1, instant, end)
-        # Where the clock shows a time twice, earlier times may come again before any later one does.
-        early, late = offsets_at(self.zone, local)
-        turned_back = early - late
-        if turned_back > 0 and (tick is None or tick > instant + turned_back):
-            tick = self._first_tick(local - turned_back, instant, end)
-        return tick
-
-    def _first_tick(self, local: int, instant: int, end: int) -> int | None:
-        """Return the first tick later than `instant` among the local times from `local` on and before `end`.
-
-        A local time that gives no such tick lies in a gap, or in an hour that comes twice. So the loop takes few turns,
-        however far apart the matching days are.
-        """
-        while (at := self.calendar.first_from(local, end)) is not None:
-            ticks, local = self._ticks_of(at)
-            for tick in ticks:
-                if tick > instant:
-                    return tick
-        return None
-
-    def _ticks_of(self, local: int) -> tuple[tuple[int, ...], int]:
-        """Return the ticks of a local time (none, one or two), and the local time at which to continue."""
-        early, late = offsets_at(self.zone, local)
-        if early == late:
-            return (local - early,), local + 60
-        if early > late:
-            return (local - early,) if self.fixed else (local - early, local - late), local + 60
-        change = self._end_of_gap(local, early, late)
-        return (change,) if self.fixed else (), max(local + 60, change + offset_at(self.zone, change))
-
-    def _end_of_gap(self, local: int, early: int, late: int) -> int:
-        """Return the instant at which the clock skips a local time.
-
-        Converted with the offset after the gap, the time lies before that instant; with the one before it, after.
-        """
-        instants = range(local - late, local - early + 1)
-        return instants[bisect_left(instants, True, key=lambda instant: offset_at(self.zone, instant) != early)]
-
-    def count_between(self, first: int, last: int) -> int:
-        """Count like a clock on the wall: fixed times when it first reaches or passes them, others when it shows them.
-
-        That is one count of local times for each stretch between two changes of the offset.
-        """
-        count = self.calendar.count
-        total, reached = 0, None
-        for begin, end, offset in self._stretches(first - _LONGEST_TURN_S if self.fixed else first, last + 1):
-            shown = begin + offset
-            if self.fixed and reached is not None:
-                skipped = count(reached, shown) and not count(shown, shown + 1)
-                total += 1 if skipped and begin >= first else 0
-                shown = max(shown, reached)
-            total += count(max(shown, first + offset), end + offset)
-            reached = end + offset if reached is None else max(reached, end + offset)
-        return total
-
-    def _stretches(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Yield the time from `begin` to `end` (Unix seconds) in parts that have one offset each."""
-        offset = offset_at(self.zone, begin)
-        for year in range(year_of(begin), year_of(end - 1) + 1):
-            for change, following in changes(self.zone, year):
-                if begin < change < end:
-                    yield begin, change, offset
-                    begin, offset = change, following
-        yield begin, end, offset
-
-    def resume_after(self, before: "_Every | _Fields", instant: int) -> int:
-        if not self.fixed or not isinstance(before, _Fields):
-            return instant
-        reached = instant + offset_at(before.zone, instant)
-        early, late = offsets_at(self.zone, reached)
-        return max(instant, reached - early if early >= late else self._end_of_gap(reached, early, late))

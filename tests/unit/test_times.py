@@ -13,7 +13,7 @@ from tests.support.fuzz import ARGUMENT, DIGITS, check_message
     ("text", "seconds"),
     [
         ("300ms", 0.3), ("10s", 10), ("1m30s", 90), ("2h", 7200), ("5", 5), ("0.5", 0.5), ("0", 0), ("1.5h", 5400),
-        (".5s", 0.5), ("1h1m1s1ms", 3661.001), ("007", 7),
+        (".5s", 0.5), ("1h1m1s1ms", 3661.001), ("007", 7), ("1d", 86400), ("2w", 1209600), ("1d12h", 129600),
     ],
 )  # fmt: skip
 def test_durations_as_people_write_them(text: str, seconds: float) -> None:
@@ -31,7 +31,7 @@ def test_durations_as_people_write_them(text: str, seconds: float) -> None:
         "nan",
         "inf",
         "1e3",
-        "1d",
+        "1y",
         "s",
         "1 s",
         "1s ",

@@ -25,21 +25,21 @@ BUGS = (
     # -- cron: ticks
     Bug(
         "@every counts from the start",
-        "cron/schedule.py",
+        "cron/rules.py",
         "return (instant // self.seconds + 1) * self.seconds",
         "return instant + self.seconds",
         (f"{_SCHEDULE}::test_every_is_aligned_to_the_epoch",),
     ),
     Bug(
         "fixed time fires twice in the repeated hour",
-        "cron/schedule.py",
+        "cron/rules.py",
         "return (local - early,) if self.fixed else (local - early, local - late), local + 60",
         "return (local - early, local - late), local + 60",
         (f"{_SCHEDULE}::test_both_changes_of_the_clock",),
     ),
     Bug(
         "fixed time in the gap does not fire",
-        "cron/schedule.py",
+        "cron/rules.py",
         "return (change,) if self.fixed else (), max(",
         "return (), max(",
         (f"{_SCHEDULE}::test_both_changes_of_the_clock",),

@@ -9,17 +9,10 @@ from typing import Any
 import pytest
 
 from conch.cron import zones
-from conch.cron.job import (
-    LARGEST_BYTES,
-    LONGEST_S,
-    Job,
-    UnreadableJob,
-    decode,
-    parse,
-    parse_semaphore,
-    parse_variable,
-)
+from conch.cron.job import LARGEST_BYTES, Job, UnreadableJob, decode, define, parse
+from conch.cron.job_fields import LONGEST_S, parse_semaphore, parse_variable
 from conch.errors import BadInput
+from conch.times import rfc3339
 from tests.support.jobs import FULL, KEY, LEAST, TICK, text_of
 from tests.support.zones import Zones
 
@@ -149,7 +142,7 @@ def test_defaults() -> None:
     job = decode("j", LEAST)
     assert job == Job(
         name="j",
-        schedule="* * * * *",
+        schedules=("* * * * *",),
         cmd=("true",),
         tz="UTC",
         run_ttl_s=600.0,
@@ -162,6 +155,17 @@ def test_defaults() -> None:
         env={},
         cwd=None,
         paused=False,
+        paused_until=None,
+        on=(),
+        each=False,
+        expires=None,
+        catch_up_s=0.0,
+        jitter_s=0.0,
+        keep_output="failed",
+        on_failure=None,
+        ping=None,
+        env_files=(),
+        needs=(),
         value=text_of(LEAST),
     )
     assert job.raw == LEAST
@@ -311,3 +315,49 @@ def test_schedule_is_not_shared_across_rules_of_its_zone(monkeypatch: pytest.Mon
         zones.reload()
         noon.append(parse("a", job).ticks().next_after(0))
     assert noon == [11 * 3600, 10 * 3600]
+
+
+# -- what a daemon must be able to do ----------------------------------------------------------------------------
+
+NEEDS: list[tuple[dict[str, Any], list[str]]] = [
+    ({}, []),
+    ({"note": "x", "each": False, "on": [], "catch_up": 0, "keep_output": "failed"}, []),
+    ({"each": True}, ["each"]),
+    ({"on": ["gpu"], "jitter": 5}, ["jitter", "on"]),
+    ({"schedule": ["@daily", "@hourly"]}, ["schedules"]),
+    ({"needs": ["what comes later", "each"]}, ["what comes later"]),
+    ({"needs": ["what comes later"], "expires": "2030-01-01T00:00:00Z"}, ["expires", "what comes later"]),
+]
+
+
+@pytest.mark.parametrize(("fields", "needs"), NEEDS)
+def test_a_job_says_which_features_it_needs(fields: dict[str, Any], needs: list[str]) -> None:
+    """One that needs none is as earlier releases wrote it; one that does is no job to a daemon that knows no needs."""
+    job = define("j", {**LEAST, **fields})
+    assert list(job.needs) == needs
+    if needs:
+        assert job.raw["needs"] == needs
+        assert isinstance(job.raw["schedule"], list)
+    else:
+        assert "needs" not in job.raw
+        assert isinstance(job.raw["schedule"], str)
+    assert parse("j", job.encode()) == job
+
+
+def test_needs_that_were_not_written_are_found_all_the_same() -> None:
+    """Anyone may write a job."""
+    assert decode("j", {**LEAST, "each": True}).needs == ("each",)
+
+
+# -- pauses ------------------------------------------------------------------------------------------------------
+
+
+def test_pause_with_an_end() -> None:
+    """It ends by itself; one without goes on until somebody resumes the job."""
+    until = rfc3339(TICK + 60)
+    job = decode("j", {**LEAST, "paused": True, "paused_until": until})
+    assert [job.is_paused_at(TICK + at) for at in (0, 59, 60)] == [True, True, False]
+    for_good = decode("j", {**LEAST, "paused": True})
+    assert for_good.is_paused_at(TICK + 10**8)
+    assert for_good.next_tick(TICK) is None
+    assert not decode("j", {**LEAST, "paused_until": until}).is_paused_at(TICK)

@@ -2,7 +2,8 @@
 
 from hypothesis import given
 
-from conch.cron.job import UnreadableJob, parse, parse_semaphore, parse_variable
+from conch.cron.job import UnreadableJob, parse
+from conch.cron.job_fields import parse_semaphore, parse_variable
 from conch.cron.values import FIRST_TICK
 from conch.errors import BadInput
 from conch.keys import check_name
