@@ -12,6 +12,7 @@ from conch.cli.spec import (
     DURATION,
     NAME_ARGUMENT,
     POSITIVE_DURATION,
+    SCHEDULE,
     TEXT,
     Command,
     Kind,
@@ -190,7 +191,7 @@ ADD = Command(
         Option(
             ("--schedule",),
             "Cron expression of five fields, @daily and the like, or '@every 30s'. Repeatable: the job is due at each.",
-            TEXT,
+            SCHEDULE,
             metavar="EXPR",
             required=True,
             repeated=True,

@@ -51,7 +51,7 @@ def request_run(client: CronClient, name: str) -> int:
 def _has_free_second(job: Job) -> bool:
     """Return whether some second within reach has no tick of the schedule."""
     now = min(max(int(time.time()), FIRST_TICK), LAST_TICK - REACH)
-    return free_second(None if job.paused else job.ticks(), now, now + REACH) is not None
+    return free_second(None if job.next_tick(now) is None else job.ticks(), now, now + REACH) is not None
 
 
 class _SignalOrOutcome:

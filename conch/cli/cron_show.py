@@ -5,7 +5,7 @@ import time
 
 from conch.cli.connection_options import COMMON
 from conch.cli.cron_client import JSON, CronClient
-from conch.cli.cron_table import LAST_TICK_HEAD, instant, put_table, tick_cells
+from conch.cli.cron_table import LAST_TICK_HEAD, due_cell, put_table, tick_cells
 from conch.cli.output import json_line, put_json, put_line, put_lines
 from conch.cli.spec import NAME_ARGUMENT, Command, Line, Option, int_range
 from conch.errors import BadInput
@@ -28,7 +28,7 @@ def run_ls(line: Line) -> int:
             last = _last_rows(client, jobs) if with_last else None
             now = time.time()
             for job in jobs:
-                next_tick = None if job.paused else job.ticks().next_after(int(now))
+                next_tick = job.next_tick(int(now))
                 newest = None if last is None else last.get(job.name, {})
                 if as_json:
                     objects.append(json_line(_job_object(job, next_tick, newest)))
@@ -72,7 +72,7 @@ def _last_rows(client: CronClient, jobs: "Sequence[Job]") -> Mapping[str, Mappin
 
 def _job_cells(job: "Job", next_tick: int | None, newest: Mapping[str, Any] | None, now: float) -> list[str]:
     """Return the cells of a job; `newest` is the row of its newest tick, None without --last."""
-    following = "paused" if job.paused else instant(next_tick, now)
+    following = due_cell(job, next_tick, now)
     last = [] if newest is None else tick_cells(newest, now)
     return [job.name, job.schedule, job.tz, following, *last, shlex.join(job.cmd)]
 
@@ -86,7 +86,7 @@ def _job_object(job: "Job", next_tick: int | None, newest: Mapping[str, Any] | N
         "schedule": job.schedule,
         "tz": job.tz,
         "cmd": list(job.cmd),
-        "paused": job.paused,
+        "paused": job.is_paused_at(time.time()),
         "next_tick": None if next_tick is None else rfc3339(next_tick),
     }
     if newest is not None:

@@ -4,7 +4,10 @@ import sys
 
 from conch.cli.output import put_lines
 from conch.log import escape
-from conch.static_typing import Any, Mapping, Sequence
+from conch.static_typing import TYPE_CHECKING, Any, Mapping, Sequence
+
+if TYPE_CHECKING:
+    from conch.cron.job import Job
 
 LAST_TICK_HEAD = ["LAST", "STATE", "EXIT", "NODE", "TOOK"]
 
@@ -28,6 +31,20 @@ def tick_cells(row: Mapping[str, Any], now: float) -> list[str]:
         row.get("node") or "-",
         "-" if took is None or row.get("started") is None else f"{took:.1f}s",
     ]
+
+
+def due_cell(job: "Job", next_tick: int | None, now: float) -> str:
+    """Return when a job is due next, in its zone: with the time until then on a terminal, as RFC 3339 elsewhere."""
+    from conch.cli.cron_next import local_time
+
+    if next_tick is None:
+        if job.is_paused_at(now):
+            return "paused"
+        return "expired" if job.expires is not None else "-"
+    at = local_time(next_tick, job.tz)
+    if sys.stdout is not None and sys.stdout.isatty():
+        at = f"{at[:10]} {at[11:19]} ({instant(next_tick, now)})"
+    return f"paused until {at}" if job.is_paused_at(now) else at
 
 
 def instant(tick: int | None, now: float) -> str:

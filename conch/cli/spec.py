@@ -65,7 +65,7 @@ class Line(Record):
 class Command(Record):
     """A command: `name` is the path below `conch`, and `run` executes a line and returns conch's exit code.
 
-    `takes_child` says that a command to run may follow `--`.
+    `takes_child` says that a command to run may follow `--`. `examples` are command lines with a comment each.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Command(Record):
     argument: Argument | None
     takes_child: bool = False
     epilog: str = ""
+    examples: tuple[tuple[str, str], ...] = ()
 
     @property
     def path(self) -> str:
@@ -174,7 +175,14 @@ def _endpoints(text: str) -> Any:
     return parse_endpoints(text)
 
 
+def _schedule(text: str) -> str:
+    from conch.cron.schedule_advice import check_written
+
+    return check_written(text)
+
+
 TEXT = Kind("text", str)
+SCHEDULE = Kind("schedule", _schedule)
 DURATION = Kind("duration", parse_duration)
 POSITIVE_DURATION = Kind("duration", _positive)
 TTL = Kind("duration", _ttl)

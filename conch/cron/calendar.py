@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 
+from conch.cron.special_days import SpecialDay, bits
+
 _DAY_S = 86400
 _EPOCH = date(1970, 1, 1).toordinal()
 _LAST_YEAR = 9999
@@ -16,7 +18,6 @@ _LAST_YEAR = 9999
 _RAREST_YEARS = 40
 # Sunday's bit of each of six weeks: multiplied by the days of one week, they repeat for longer than a month.
 _WEEKS = sum(1 << 7 * week for week in range(6))
-DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Calendar:
     months: tuple[int, ...]
     weekdays: int
     either_day: bool
+    special_days: tuple[SpecialDay, ...] = ()  # days of the month that depend on the month
+    special_weekdays: tuple[SpecialDay, ...] = ()  # the same in the field of weekdays
 
     @classmethod
     def of(
@@ -40,11 +43,16 @@ class Calendar:
         weekdays: Sequence[int],
         *,
         either_day: bool,
+        special_days: Sequence[SpecialDay] = (),
+        special_weekdays: Sequence[SpecialDay] = (),
     ) -> "Calendar":
         """Build it from the sorted values of each field; Sunday is 0. `either_day`: a day in either field matches."""
         day_bits = sum(1 << day - 1 for day in set(days))
         weekday_bits = sum(1 << day for day in set(weekdays))
-        return cls(tuple(minutes), tuple(hours), day_bits, tuple(months), weekday_bits, either_day)
+        return cls(
+            *(tuple(minutes), tuple(hours), day_bits, tuple(months), weekday_bits, either_day),
+            *(tuple(special_days), tuple(special_weekdays)),
+        )
 
     def first_from(self, local: int, end: int) -> int | None:
         """Return the first matching whole minute from `local` on and before `end`; `None` if there is none."""
@@ -73,8 +81,10 @@ class Calendar:
         if month not in self.months:
             return 0
         monday, length = monthrange(year, month)
-        by_weekday = self.weekdays * _WEEKS >> (monday + 1) % 7
-        found = self.days | by_weekday if self.either_day else self.days & by_weekday
+        first = (monday + 1) % 7  # the weekday of the 1st; Sunday is 0
+        by_weekday = self.weekdays * _WEEKS >> first | bits(self.special_weekdays, first, length)
+        by_date = self.days | bits(self.special_days, first, length)
+        found = by_date | by_weekday if self.either_day else by_date & by_weekday
         return found & (1 << length) - 1
 
     def _first_day(self, day: int) -> int | None:

@@ -175,13 +175,15 @@ class Claimer:
         if tracked.created > tick.job_rev:
             return False
         tick.job, tick.job_rev = tracked.job, tracked.rev
-        if tracked.job.paused:
+        if tracked.job.is_paused_at(tick.tick):
             tick.void = "the job was paused"
         elif tracked.schedule.next_after(tick.tick - 1) != tick.tick:
             tick.void = CHANGED
         else:
             tick.void = ""
-            tick.deadline = tick.tick + tracked.job.late_after_s(tick.tick, tracked.schedule.next_after(tick.tick))
+            following = tracked.schedule.next_after(tick.tick)
+            tick.offset_s = tracked.job.offset_s(tick.tick, following)
+            tick.deadline = tracked.deadline_of(tick.tick, following)
         return True
 
     def _decide(self, tick: PendingTick, tracked: TrackedJob) -> Decision:

@@ -7,6 +7,7 @@ what it needs in its field `needs`, a daemon what it can do in its registration 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from conch.cron.special_days import stand_in
 from conch.errors import BadInput
 
 # Fields that change how a job runs; a daemon that does not know one would run the job otherwise than it says.
@@ -14,7 +15,9 @@ _FIELDS = ("on", "each", "expires", "catch_up", "jitter", "keep_output", "on_fai
 # More than one schedule.
 _SCHEDULES = "schedules"
 _DEFAULTS: tuple[object, ...] = (None, False, [], 0, 0.0, "failed")
-CAN = frozenset({*_FIELDS, _SCHEDULES})
+# Days of a schedule that depend on the month.
+_DAYS = "special_days"
+CAN = frozenset({*_FIELDS, _SCHEDULES, _DAYS})
 
 
 def derived_needs(fields: Mapping[str, Any], schedules: Sequence[str]) -> list[str]:
@@ -29,4 +32,6 @@ def derived_needs(fields: Mapping[str, Any], schedules: Sequence[str]) -> list[s
     needs |= {field for field in _FIELDS if fields.get(field) not in _DEFAULTS}
     if len(schedules) > 1:
         needs.add(_SCHEDULES)
+    if any(map(stand_in, schedules)):
+        needs.add(_DAYS)
     return sorted(needs)

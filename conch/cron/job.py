@@ -99,8 +99,31 @@ class Job:
         """The schedules for people."""
         return "; ".join(self.schedules)
 
+    def is_paused_at(self, instant: float) -> bool:
+        """Whether the job is paused at an instant: it may be paused for good, or until a moment."""
+        return self.paused and (self.paused_until is None or instant < self.paused_until)
+
+    def next_tick(self, after: int, schedule: Schedule | None = None) -> int | None:
+        """Return the first tick later than `after` at which the job is not paused. `schedule` is `ticks()`."""
+        if self.paused:
+            if self.paused_until is None:
+                return None
+            after = max(after, self.paused_until - 1)
+        return (schedule or self.ticks()).next_after(after)
+
+    def offset_s(self, tick: int, following: int | None) -> float:
+        """Return how long after the tick it is due: below `jitter_s`, and before the following tick.
+
+        It is drawn from job and tick, so all hosts have the same; it is in whole milliseconds.
+        """
+        limit_s = self.jitter_s if following is None else min(self.jitter_s, following - tick)
+        if not limit_s:
+            return 0.0
+        digest = hashlib.sha256(f"jitter\0{self.name}\0{tick}".encode()).digest()
+        return int.from_bytes(digest[:8]) % max(1, int(limit_s * 1000)) / 1000
+
     def late_after_s(self, tick: int, following: int | None) -> float:
-        """Return how late this tick may be claimed or started."""
+        """Return how long after it is due this tick may be claimed or started."""
         if self.start_deadline_s is not None:
             return self.start_deadline_s
         return _DEADLINE_S if following is None else min(_DEADLINE_S, float(following - tick))

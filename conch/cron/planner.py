@@ -29,8 +29,9 @@ _BACK_S = 1.0
 
 
 class _Planned(NamedTuple):
-    tick: int
+    due: float
     serial: int
+    tick: int
     name: str
 
 
@@ -90,7 +91,7 @@ class Planner:
         self._changed.ring()
 
     def _next_tick_s(self) -> float | None:
-        return self._heap[0].tick - self._clock.now() if self._heap and not self._is_clock_off() else None
+        return self._heap[0].due - self._clock.now() if self._heap and not self._is_clock_off() else None
 
     def take_up_due(self) -> None:
         """Take up what is due now, for one slice of time; nothing while our clock is off."""
@@ -101,31 +102,32 @@ class Planner:
             self._plan_all_anew()
         self._last_now = now
         until = self._now() + SLICE_S
-        while self._heap and self._heap[0].tick <= self._clock.now() and self._now() < until:
-            tick, serial, name = heapq.heappop(self._heap)
+        while self._heap and self._heap[0].due <= self._clock.now() and self._now() < until:
+            _, serial, tick, name = heapq.heappop(self._heap)
             tracked = self.jobs.get(name)
             if tracked is not None and tracked.planned == serial:  # else it was removed, or is planned anew
                 self._take_up(name, tracked, tick)
 
     def _take_up(self, name: str, tracked: TrackedJob, tick: int) -> None:
         """A planned tick is due: pass it on and plan the next, or pass over the ticks that are too late."""
-        following = tracked.schedule.next_after(tick)
-        deadline = tick + tracked.job.late_after_s(tick, following)
+        job, following = tracked.job, tracked.next_after(tick)
+        deadline = tracked.deadline_of(tick, following)
         if deadline < self._clock.now():
             self._pass_over(name, tracked, tick)
             return
         tracked.past = tick
         self._expect(name, tracked, following)
-        self._due(PendingTick(tracked.job, tracked.rev, tick, deadline, os.urandom(8).hex()))
+        offset_s = job.offset_s(tick, following)
+        self._due(PendingTick(job, tracked.rev, tick, deadline, os.urandom(8).hex(), offset_s=offset_s))
 
     def _pass_over(self, name: str, tracked: TrackedJob, first: int) -> None:
         """Go on after ticks that are too late already, as after a suspend of the machine."""
         now, schedule = self._clock.now(), tracked.schedule
-        patience_s = tracked.job.late_after_s(first, None)
-        following = schedule.next_after(max(first, math.ceil(now - patience_s) - 1))
-        while following is not None:  # a minute's ticks at most
-            after = schedule.next_after(following)
-            if following + tracked.job.late_after_s(following, after) >= now:
+        patience_s = tracked.job.late_after_s(first, None) + tracked.job.jitter_s
+        following = tracked.next_after(max(first, math.ceil(now - patience_s) - 1))
+        while following is not None:  # the ticks of a minute and of the jitter at most
+            after = tracked.next_after(following)
+            if tracked.deadline_of(following, after) >= now:
                 break
             following = after
         tracked.past = int(now) if following is None else following - 1
@@ -196,12 +198,13 @@ class Planner:
         tracked.past = after
         if self._is_clock_off():
             self._planned_off.add(name)
-        self._expect(name, tracked, None if tracked.job.paused else tracked.schedule.next_after(after))
+        self._expect(name, tracked, tracked.next_after(after))
 
     def _expect(self, name: str, tracked: TrackedJob, tick: int | None) -> None:
         tracked.next_tick, tracked.planned = tick, next(self._serials)
         if tick is not None:
-            heapq.heappush(self._heap, _Planned(tick, tracked.planned, name))
+            due = tick + tracked.job.offset_s(tick, tracked.next_after(tick)) if tracked.job.jitter_s else tick
+            heapq.heappush(self._heap, _Planned(due, tracked.planned, tick, name))
             if self._heap[0].serial == tracked.planned:
                 self._changed.ring()
 

@@ -173,7 +173,8 @@ class Requests:
 
     async def _find_second(self, request: Request, tracked: TrackedJob) -> int | None:
         """The tick that the request can get; None if none is in reach. A request that is gone is marked so."""
-        schedule = None if tracked.job.paused else tracked.schedule
+        is_paused = tracked.next_after(int(self._clock.now())) is None
+        schedule = None if is_paused else tracked.schedule
         now, asked = int(self._clock.now()), (request.number, request.rev)
 
         def read() -> tuple[bool, int | None]:

@@ -59,6 +59,7 @@ class ActiveRun:
     node: int | None = None
     slot: SemaphoreSlot | None = None
     ends_by: float | None = None
+    offset_s: float = 0.0  # how long after its tick it was due
     reported: bool = False  # its end was, by the supervisor
     only_in_memory: bool = False
     refused: bool = False  # by etcd, when its result was to be recorded the last time
@@ -169,6 +170,7 @@ class Runner:
         if too_late:
             return self._skipped(too_late)
         job, holds, variables = tick.job, [], self._hold_variables(tick.job, run.entry, won)
+        run.offset_s = tick.offset_s
         if job.exclusive:
             run.node = won.number
             holds.append(won.number)
@@ -279,12 +281,10 @@ class Runner:
         self._supervisor.taken(run_id)
         if run.slot is not None:
             run.slot.in_use = True
-        lag_s = max(0.0, self._clock.own() - run.entry.tick)  # a request's tick may lie ahead
+        lag_s = max(0.0, self._clock.own() - run.entry.tick - run.offset_s)  # a request's tick may lie ahead
         self.lag_sum += lag_s
         self._counts["lags", ""] += 1
-        for bound in LAGS_S:
-            if lag_s <= bound:
-                self.lag_counts[bound] += 1
+        self.lag_counts.update(bound for bound in LAGS_S if lag_s <= bound)
         return run
 
     def on_finished(self, message: Finished) -> None:

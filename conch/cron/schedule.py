@@ -10,6 +10,7 @@ The contract defines the grammar. Where it leaves something open, and where cron
 - `H` is a fixed value: it counts as `*` neither for the days nor for daylight saving. It is drawn from the whole
   field (days of the month: 1 to 28, which every month has); `H/15` draws its start from the first 15 values and
   continues to the end of the field. It may stand in lists, and each field draws its own value.
+- `L`, `LW`, `15W`, `5L` and `fri#2` are values like others: they may stand in lists, and take neither ranges nor steps.
 """
 
 import re
@@ -22,8 +23,9 @@ from hashlib import sha256
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from conch.cron.calendar import DAYS_OF_MONTH, Calendar
+from conch.cron.calendar import Calendar
 from conch.cron.rules import END, Every, Fields, Rule
+from conch.cron.special_days import SpecialDay, parse_day_of_month, parse_day_of_week
 from conch.cron.zones import load
 from conch.errors import BadInput
 from conch.times import parse_duration
@@ -52,6 +54,8 @@ class _Field(NamedTuple):
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAY = _Field("day-of-month", 1, 31)
 _WEEKDAY = _Field("day-of-week", 0, 6, ("sun", "mon", "tue", "wed", "thu", "fri", "sat"))
+# What else a field takes, for messages.
+_SPECIAL = {_DAY.name: ", or a day as L, L-3, LW, 15W", _WEEKDAY.name: ", or a day as 5L, fri#2"}
 _FIELDS = (_Field("minute", 0, 59), _Field("hour", 0, 23), _DAY, _Field("month", 1, 12, _MONTHS), _WEEKDAY)
 
 _VALUE = r"[0-9]{1,9}|[A-Za-z]{1,9}"
@@ -64,7 +68,7 @@ _ITEM = re.compile(
 _HASHED = re.compile(r"(?:^|[ \t,])[Hh]")  # no day or month begins with it
 # A key of the IANA database, and no path. The excluded keys are in a host's zone directory, too, but differ by host.
 _ZONE = re.compile(r"(?!(?:posix|right)/)[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+){0,2}")
-# Meaningful only to other crons: the last day, the nearest weekday, a random value.
+# Meaningful only in other places or to other crons: the last day, the nearest weekday, a random value.
 _OTHER_CRONS = ("l", "w", "lw", "wl", "r")
 _NO_ZONES = ("localtime", "posixrules", "Factory")
 
@@ -78,7 +82,7 @@ class Schedule:
     """
 
     zone: str
-    _rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...]
     until: int | None = None
 
     def next_after(self, instant: int) -> int | None:
@@ -90,7 +94,7 @@ class Schedule:
         if instant >= end:
             return None
         instant = max(instant, _BEGIN)
-        ticks = [tick for rule in self._rules if (tick := rule.next_after(instant)) is not None and tick < end]
+        ticks = [tick for rule in self.rules if (tick := rule.next_after(instant)) is not None and tick < end]
         return min(ticks, default=None)
 
     def count_between(self, first: int, last: int) -> int:
@@ -101,12 +105,12 @@ class Schedule:
         first, last = max(first, _BEGIN), min(last, END - 1, END if self.until is None else self.until)
         if first > last:
             return 0
-        if len(self._rules) == 1:
-            return self._rules[0].count_between(first, last)
-        counts = sorted(((rule.count_between(first, last), at) for at, rule in enumerate(self._rules)), reverse=True)
-        total, counted = counts[0][0], [self._rules[counts[0][1]]]
+        if len(self.rules) == 1:
+            return self.rules[0].count_between(first, last)
+        counts = sorted(((rule.count_between(first, last), at) for at, rule in enumerate(self.rules)), reverse=True)
+        total, counted = counts[0][0], [self.rules[counts[0][1]]]
         for _, at in counts[1:]:
-            rule, tick = self._rules[at], first - 1
+            rule, tick = self.rules[at], first - 1
             while (tick := rule.next_after(tick) or END) <= last:
                 total += all(other.next_after(tick - 1) != tick for other in counted)
             counted.append(rule)
@@ -125,7 +129,7 @@ class Schedule:
         `before` has the same expressions under older rules of the zone. The change counts as if the clock had been set
         at `instant`: fixed times that `before` reached on the clock do not come again; all others follow instants.
         """
-        pairs = zip(self._rules, before._rules, strict=True)
+        pairs = zip(self.rules, before.rules, strict=True)
         return max(rule.resume_after(earlier, instant) for rule, earlier in pairs)
 
 
@@ -136,7 +140,7 @@ def parse_schedules(
     parsed = [parse_schedule(expression, zone=zone, name=name) for expression in expressions]
     if len(parsed) == 1 and until is None:
         return parsed[0]
-    rules = {rule: None for schedule in parsed for rule in schedule._rules}
+    rules = {rule: None for schedule in parsed for rule in schedule.rules}
     return Schedule(zone, tuple(rules), until)
 
 
@@ -196,20 +200,39 @@ def _parse_every(words: list[str]) -> Every:
 
 
 def _parse_fields(texts: list[str], zone: ZoneInfo, name: str | None) -> Fields:
-    normalized = [
-        ",".join(_normalize(item, field, name) for item in text.split(","))
-        for field, text in zip(_FIELDS, texts, strict=True)
-    ]
-    minutes, hours, days, months, weekdays = _expand(" ".join(normalized))
+    normalized, special = [], dict[_Field, list[SpecialDay]]()
+    for field, text in zip(_FIELDS, texts, strict=True):
+        items = [(item, _special_day(item, field)) for item in text.split(",")]
+        special[field] = [day for _, day in items if day is not None]
+        normalized.append(",".join(_normalize(item, field, name) for item, day in items if day is None))
+    minutes, hours, days, months, weekdays = _expand(" ".join(text or "1" for text in normalized))
     starred = [text.startswith("*") for text in texts]
-    either_day = not (starred[2] or starred[4])
-    if not either_day and all(day > DAYS_OF_MONTH[month - 1] for month in months for day in days):
+    calendar = Calendar.of(
+        *(minutes, hours, days if normalized[2] else (), months, weekdays if normalized[4] else ()),
+        either_day=not (starred[2] or starred[4]),
+        special_days=special[_DAY],
+        special_weekdays=special[_WEEKDAY],
+    )
+    if calendar.first_from(0, END) is None:
         raise BadInput("it will never fire: no such month has such a day")
     fixed = not (starred[0] or starred[1])
-    rule = Fields(Calendar.of(minutes, hours, days, months, weekdays, either_day=either_day), zone, fixed)
+    rule = Fields(calendar, zone, fixed)
     if not fixed and rule.next_after(int(time.time())) is None:
         raise BadInput("it will never fire: its times are those that the clocks of the zone skip")
     return rule
+
+
+def in_plain_fields(expression: str, name: str | None = None) -> list[str] | None:
+    """Return the five fields of a valid expression, with names like `@daily` and `H` written out; None for `@every`."""
+    texts = expression.split()
+    if texts[0].startswith("@"):
+        if texts[0].lower() == "@every":
+            return None
+        texts = _ALIASES[texts[0].lower()].split()
+    return [
+        ",".join(_normalize(item, field, name) if _HASHED.match(item) else item for item in text.split(","))
+        for field, text in zip(_FIELDS, texts, strict=True)
+    ]
 
 
 @lru_cache(maxsize=1024)
@@ -227,6 +250,16 @@ def _expand(normalized: str) -> tuple[tuple[int, ...], ...]:
     )
 
 
+def _special_day(item: str, field: _Field) -> SpecialDay | None:
+    """Parse an item that means another day in each month; None for any other item."""
+    try:
+        if field is _DAY:
+            return parse_day_of_month(item)
+        return parse_day_of_week(item, field.names) if field is _WEEKDAY else None
+    except BadInput as error:
+        raise BadInput(f"bad {field.name} {item[:40]!r}: {error}") from None
+
+
 def _normalize(item: str, field: _Field, name: str | None) -> str:
     """Check one item of a list, and rewrite it in a form that every cron reads alike: `*`, `5` or `10-30/5`."""
     if item == "*":
@@ -234,7 +267,7 @@ def _normalize(item: str, field: _Field, name: str | None) -> str:
     bad = partial("bad {} {!r}: {}".format, field.name, item[:40])
     match = _ITEM.fullmatch(item)
     if not match or any((match[part] or "").lower() in _OTHER_CRONS for part in ("low", "high")):
-        raise BadInput(bad("write *, values, ranges 1-5, steps */5, or H; L, W, # and ? are not supported"))
+        raise BadInput(bad(f"write *, values, ranges 1-5, steps */5, or H{_SPECIAL.get(field.name, '')}"))
     step = int(match["step"] or 1)
     if step == 0:
         raise BadInput(bad("a step is at least 1"))

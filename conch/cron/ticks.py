@@ -43,6 +43,14 @@ class TrackedJob:
     past: int = 0
     value: bytes = b""
 
+    def next_after(self, after: int) -> int | None:
+        """The first tick later than `after` at which the job is not paused."""
+        return self.job.next_tick(after, self.schedule)
+
+    def deadline_of(self, tick: int, following: int | None) -> float:
+        """Until when a tick may be claimed or started."""
+        return tick + self.job.offset_s(tick, following) + self.job.late_after_s(tick, following)
+
     def take_expired(self) -> list[int]:
         """The oldest expired ticks, as many as one transaction removes; the others are found again."""
         expired, self.expired_ticks = sorted(self.expired_ticks)[:TRIM], set()
@@ -70,6 +78,8 @@ _NEXT: dict[TickState, frozenset[TickState]] = {
 class PendingTick:
     """A tick that this daemon may claim, under the id `run` for its run, until `deadline` (wall-clock seconds).
 
+    It is due `offset_s` after the tick.
+
     A tick that was asked for by `cron run` has the request's create-revision, lease (as hex digits) and number;
     `request_rev` is 0 for a scheduled tick. `unclear`: a claim was sent and its outcome is not known. `void` says why
     the tick is only to be recorded as skipped. `refused`: etcd answered the newest claim with a refusal. `cancelled`:
@@ -84,6 +94,7 @@ class PendingTick:
     request_rev: int = 0
     request: str = ""
     number: int = 0
+    offset_s: float = 0.0
     unclear: bool = False
     void: str = ""
     refused: bool = False
@@ -97,6 +108,11 @@ class PendingTick:
     def id(self) -> tuple[str, int]:
         """The job's name and the tick."""
         return self.job.name, self.tick
+
+    @property
+    def due(self) -> float:
+        """When it is due, in wall-clock seconds."""
+        return self.tick + self.offset_s
 
     def enter(self, state: TickState) -> None:
         """Change the state; raises `IllegalTransition` for a change that makes no sense."""

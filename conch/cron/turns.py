@@ -39,7 +39,7 @@ class Turns:
             self._ours.add(tick.run)
             return
         await tick.alarm.wait(turn.wait_s)
-        gives_up_at = min((tick.tick + tick.deadline) / 2, self._wall_clock() + self._pending() * _EACH_S)
+        gives_up_at = min((tick.due + tick.deadline) / 2, self._wall_clock() + self._pending() * _EACH_S)
         while not (tick.cancelled or self._draining()) and self._wall_clock() < gives_up_at:
             if not (self._ours or self._fleet.are_claiming(turn.before)):
                 return

@@ -104,7 +104,7 @@ BUGS = (
     Bug(
         "turn waits for a host that claims until the tick is lost",
         "cron/turns.py",
-        "(tick.tick + tick.deadline) / 2",
+        "(tick.due + tick.deadline) / 2",
         "tick.deadline",
         (f"{_TURNS}::test_wait_is_at_most_half_of_the_time_in_which_it_can_be_claimed",),
     ),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -182,7 +183,7 @@ class Status:
                     "schedule": job.schedule,
                     "tz": job.tz,
                     "cmd": list(job.cmd),
-                    "paused": job.paused,
+                    "paused": job.is_paused_at(time.time()),
                     "next_tick": None if tick is None else rfc3339(tick),
                     "last_tick": newest.get("tick"),
                     **{field: newest.get(field) for field in ("node", "exit", "state", "duration_s")},

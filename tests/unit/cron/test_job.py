@@ -12,6 +12,7 @@ from conch.cron import zones
 from conch.cron.job import LARGEST_BYTES, Job, UnreadableJob, decode, define, parse
 from conch.cron.job_fields import LONGEST_S, parse_semaphore, parse_variable
 from conch.errors import BadInput
+from conch.times import rfc3339
 from tests.support.jobs import FULL, KEY, LEAST, TICK, text_of
 from tests.support.zones import Zones
 
@@ -346,3 +347,17 @@ def test_a_job_says_which_features_it_needs(fields: dict[str, Any], needs: list[
 def test_needs_that_were_not_written_are_found_all_the_same() -> None:
     """Anyone may write a job."""
     assert decode("j", {**LEAST, "each": True}).needs == ("each",)
+
+
+# -- pauses ------------------------------------------------------------------------------------------------------
+
+
+def test_pause_with_an_end() -> None:
+    """It ends by itself; one without goes on until somebody resumes the job."""
+    until = rfc3339(TICK + 60)
+    job = decode("j", {**LEAST, "paused": True, "paused_until": until})
+    assert [job.is_paused_at(TICK + at) for at in (0, 59, 60)] == [True, True, False]
+    for_good = decode("j", {**LEAST, "paused": True})
+    assert for_good.is_paused_at(TICK + 10**8)
+    assert for_good.next_tick(TICK) is None
+    assert not decode("j", {**LEAST, "paused_until": until}).is_paused_at(TICK)

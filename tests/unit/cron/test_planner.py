@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from conch.cron.job import decode
 from conch.cron.missing import Missed
 from conch.cron.planner import Planner
 from conch.cron.ticks import PendingTick
@@ -28,6 +29,7 @@ class Bed(World):
         self.written: dict[int, tuple[float | None, float | None]] = {}
         self.due: list[tuple[str, int]] = []
         self.ticks: list[PendingTick] = []
+        self.due_at: list[float] = []
         self.missed: list[tuple[str, int, int, int]] = []
         self.clock._wall = lambda: loop.wall() + self.ahead_s
         self.planner = Planner(
@@ -42,12 +44,13 @@ class Bed(World):
     def _due(self, tick: PendingTick) -> None:
         self.due.append((tick.job.name, tick.tick - TICK))
         self.ticks.append(tick)
+        self.due_at.append(self.clock.now())
 
     def _missed(self, name: str, missed: Missed) -> None:
         self.missed.append((name, missed.first - TICK, missed.last - TICK, missed.count()))
 
     def define(
-        self, schedule: str = SECONDLY, *, name: str = "j", rev: int = 5, created: int = 5, **fields: Any
+        self, schedule: str | list[str] = SECONDLY, *, name: str = "j", rev: int = 5, created: int = 5, **fields: Any
     ) -> bool:
         value = json.dumps({"schedule": schedule, "cmd": ["true"], **fields}).encode()
         return self.planner.on_job(name, KeyValue(b"/job/" + name.encode(), value, created, rev, 0))
@@ -97,6 +100,78 @@ def test_job_that_is_nearer_wakes_the_planner(loop: VirtualLoop, log: Log) -> No
     bed.define("@every 2s", rev=6)
     bed.go(2.5)
     assert bed.due == [("j", 12)]
+
+
+def test_paused_job_goes_on_when_its_pause_ends(loop: VirtualLoop, log: Log) -> None:
+    """With the tick of that moment, without anybody writing anything."""
+    bed = Bed(loop, log)
+    bed.define(paused=True, paused_until=rfc3339(TICK + 4))
+    assert bed.next_tick() == 4
+    bed.start()
+    bed.go(6.5)
+    assert bed.due == [("j", 4), ("j", 5), ("j", 6)]
+
+
+def test_expired_job_has_no_ticks(loop: VirtualLoop, log: Log) -> None:
+    """The tick of the very instant is the last."""
+    bed = Bed(loop, log)
+    bed.define(expires=rfc3339(TICK + 2))
+    bed.start()
+    bed.go(5.0)
+    assert bed.due == [("j", 1), ("j", 2)]
+    assert bed.next_tick() is None
+
+
+def test_several_schedules_are_one_union(loop: VirtualLoop, log: Log) -> None:
+    """Ticks that fall together are one."""
+    bed = Bed(loop, log)
+    bed.define(["@every 2s", "@every 3s"])
+    bed.start()
+    bed.go(9.5)
+    every = [tick for tick in range(1, 10) if (TICK + tick) % 2 == 0 or (TICK + tick) % 3 == 0]
+    assert bed.due == [("j", tick) for tick in every]
+
+
+def test_jitter_puts_off_each_tick_by_an_offset_of_its_own(loop: VirtualLoop, log: Log) -> None:
+    """A tick keeps its name, waits its offset, the same on every host, and may be claimed until so much later."""
+    bed = Bed(loop, log)
+    bed.define("@every 60s", jitter=30)
+    bed.start()
+    bed.go(60 * 20)
+    offsets = [tick.offset_s for tick in bed.ticks]
+    assert [round(at - tick.due, 3) for at, tick in zip(bed.due_at, bed.ticks, strict=True)] == [0.0] * len(bed.ticks)
+    assert len(set(offsets)) > 15
+    assert all(0 <= offset < 30 for offset in offsets)
+    assert max(offsets) - min(offsets) > 15
+    assert all(tick.deadline == tick.tick + tick.offset_s + 60 for tick in bed.ticks)
+    again = decode("j", {"schedule": "@every 60s", "cmd": ["other"], "jitter": 30})
+    assert offsets == [again.offset_s(tick.tick, tick.tick + 60) for tick in bed.ticks]
+    assert offsets != [again.offset_s(tick.tick + 60, tick.tick + 120) for tick in bed.ticks]
+
+
+def test_jitter_longer_than_the_interval_loses_no_tick(loop: VirtualLoop, log: Log) -> None:
+    """The offset of a tick ends before the next tick."""
+    bed = Bed(loop, log)
+    bed.define("@every 5s", jitter=3600)
+    bed.start()
+    bed.go(100)
+    assert len(bed.due) in (19, 20)
+    assert all(0 <= tick.offset_s < 5 for tick in bed.ticks)
+    assert bed.missed == []
+
+
+def test_jittered_tick_that_has_come_is_due_before_an_edit(loop: VirtualLoop, log: Log) -> None:
+    """It was due by the definition that was known then, though its offset has not passed."""
+    bed = Bed(loop, log)
+    bed.define("@every 60s", jitter=59)
+    bed.start()
+    first = bed.next_tick()
+    assert first is not None
+    bed.go(first + 0.0)
+    offset_s = bed.planner.jobs["j"].job.offset_s(TICK + first, TICK + first + 60)
+    assert offset_s > 0.01
+    bed.define("@every 60s", jitter=50, rev=6)
+    assert bed.due == [("j", first)]
 
 
 def test_paused_job_has_no_ticks(loop: VirtualLoop, log: Log) -> None:

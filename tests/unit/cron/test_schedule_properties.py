@@ -13,7 +13,7 @@ from cronsim import CronSim, CronSimError
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from conch.cron.schedule import Schedule, parse_schedule
+from conch.cron.schedule import Schedule, parse_schedule, parse_schedules
 from conch.cron.zones import offsets_at
 from conch.errors import BadInput
 
@@ -185,7 +185,7 @@ def test_a_count_over_years_is_that_of_its_parts(
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(expressions(), PLACES, st.integers(-90000, 90000), st.sampled_from([-14400, -3600, -60, 60, 3600, 14400]))
-def test_new_rules_of_a_zone_repeat_no_fixed_time(
+def test_newrules_of_a_zone_repeat_no_fixed_time(
     expression: Expression, place: tuple[str, int], shift: int, moved: int
 ) -> None:
     """Whatever was due by the old rules: the next one by the new rules shows a later time on the clock."""
@@ -201,22 +201,22 @@ def test_new_rules_of_a_zone_repeat_no_fixed_time(
     if not expression.fixed:
         assert after == tick
         return
-    reached = local(tick, old._rules[0].zone)  # type: ignore[union-attr]
+    reached = local(tick, old.rules[0].zone)  # type: ignore[union-attr]
     following = new.next_after(after)
     assert following is not None
-    assert local(following, new._rules[0].zone) > reached  # type: ignore[union-attr]
-    early, late = offsets_at(new._rules[0].zone, int((reached - datetime(1970, 1, 1)).total_seconds()))  # type: ignore[union-attr]
+    assert local(following, new.rules[0].zone) > reached  # type: ignore[union-attr]
+    early, late = offsets_at(new.rules[0].zone, int((reached - datetime(1970, 1, 1)).total_seconds()))  # type: ignore[union-attr]
     skipped = new.next_after(tick)
     while early >= late and skipped is not None and skipped < following:
-        assert local(skipped, new._rules[0].zone) <= reached  # type: ignore[union-attr]
+        assert local(skipped, new.rules[0].zone) <= reached  # type: ignore[union-attr]
         skipped = new.next_after(skipped)
 
 
 def moved_by(schedule: Schedule, seconds: int) -> Schedule:
     """The same by other rules of its zone: its clock is so much ahead of what it was."""
-    rule = schedule._rules[0]
+    rule = schedule.rules[0]
     zone: Any = Moved(rule.zone, timedelta(seconds=seconds))  # type: ignore[union-attr]
-    return replace(schedule, _rules=(replace(rule, zone=zone),))
+    return replace(schedule, rules=(replace(rule, zone=zone),))
 
 
 class Moved(tzinfo):
@@ -274,6 +274,30 @@ def test_cronsim_agrees_in_utc(expression: Expression, start: int) -> None:
     except (CronSimError, StopIteration):  # some it refuses when it reads them, at others it gives up
         expected = None
     assert found == expected
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.lists(st.sampled_from(["@every 7m", "@every 90m", "*/10 * * * *", "30 2 * * *", "0 0 L * *"]), min_size=1),
+    PLACES,
+    st.integers(0, 4 * 86400),
+    st.booleans(),
+)
+def test_a_union_is_all_ticks_of_its_schedules(
+    texts: list[str], place: tuple[str, int], length: int, limited: bool
+) -> None:
+    """Each once, in order, counted without visiting all; none after its end."""
+    zone, start = place
+    end = start + length
+    until = start + length // 2 if limited else None
+    expected = sorted({tick for text in texts for tick in all_ticks(text, zone, start - 1, min(end, until or end))})
+    schedule, found, tick = parse_schedules(texts, zone=zone, until=until), list[int](), start - 1
+    while (following := schedule.next_after(tick)) is not None and following <= end:
+        found.append(following)
+        tick = following
+    assert found == expected
+    assert schedule.count_between(start, end) == len(expected)
+    assert schedule.last_between(start, end) == (expected[-1] if expected else None)
 
 
 @pytest.mark.parametrize("host_zone", ["UTC", "America/New_York", "Australia/Lord_Howe", "Pacific/Apia", "XYZ-3:33"])

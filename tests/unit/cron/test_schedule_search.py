@@ -197,5 +197,5 @@ def test_schedules_are_cheap() -> None:
 def test_the_surface_of_a_schedule_is_small() -> None:
     """The public surface: what it is made of, and a few questions to ask."""
     assert isinstance(parse_schedule("@daily"), Schedule)
-    shown = ["count_between", "last_between", "next_after", "resume_after", "until", "zone"]
+    shown = ["count_between", "last_between", "next_after", "resume_after", "rules", "until", "zone"]
     assert [name for name in dir(Schedule) if not name.startswith("_")] == shown
