@@ -103,6 +103,7 @@ def run(line: Line) -> int:
         user=None if account is None else account.user,
         kept_open=(locked,),
         descriptors=descriptors.inherited,
+        keep_output=not values["no_output"],
     )
     return loop.run()
 
@@ -155,6 +156,11 @@ CONCHD = Command(
             TEXT,
             env=("CONCH_JOB_KEY_FILE",),
             metavar="FILE",
+        ),
+        Option(
+            ("--no-output",),
+            "Keep nothing of what runs print on this host, whatever their jobs say.",
+            env=("CONCH_NO_OUTPUT",),
         ),
         Option(("--run-as",), "Run jobs as this user. Needs root.", TEXT, env=("CONCH_RUN_AS",), metavar="USER"),
         Option(

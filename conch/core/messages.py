@@ -148,7 +148,7 @@ class Start(Message):
 
     An attempt lasts at most `limit_s`, the first `first_limit_s`; one that fails or
     takes longer is followed by up to `retries` more. `tick` is in RFC 3339. A `hook` is no run of the job, but what is
-    to happen after one.
+    to happen after one. `keep_output` says after which ends the end of the output is reported: failed, always, never.
     """
 
     kind: ClassVar[str] = "start"
@@ -167,6 +167,7 @@ class Start(Message):
     retries: int
     retry_delay_s: float
     hook: str = ""
+    keep_output: str = "failed"
 
     @property
     def label(self) -> str:
@@ -185,11 +186,13 @@ class Kill(Message):
 class Finished(Message):
     """A run is over and its tree empty; the outcome is `ended` (by itself), `timeout`, `killed` or `unstarted`.
 
-    `started` is wall-clock time (seconds since the epoch) of the last attempt, 0 if there was none. `cpu_s` is the CPU
-    time of all attempts in seconds, `max_rss_kb` the most memory that one of them had, in KiB (None: unknown).
+    `started` is wall-clock time (seconds since the epoch) of the first attempt, 0 if there was none; `duration_s` is
+    the time from then to the end. `cpu_s` is the CPU time of all attempts in seconds, `max_rss_kb` the most memory that
+    one of them had, in KiB (None: unknown). `output` is the end of what they printed, if it is kept.
     """
 
     kind: ClassVar[str] = "finished"
+    uncut: ClassVar[bool] = True
     run: str
     outcome: str
     code: int | None
@@ -199,6 +202,7 @@ class Finished(Message):
     reason: str
     cpu_s: float = 0.0
     max_rss_kb: int | None = None
+    output: str = ""
 
     @property
     def state(self) -> str:

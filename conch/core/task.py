@@ -7,6 +7,7 @@ from conch.core.states import AttemptState, End, ProcessTree
 from conch.enums import Enum
 from conch.errors import checked
 from conch.log import Field, Log
+from conch.record import replace
 from conch.static_typing import Callable, Protocol, Sequence
 
 
@@ -38,6 +39,7 @@ class TaskPorts(Protocol):
     def start_tree(self, order: Start, attempt: int, start_by: float | None) -> ProcessTree: ...  # or OSError
     def open_gate(self, tree: ProcessTree) -> None: ...
     def reap(self, tree: ProcessTree) -> End: ...
+    def take_output(self, run: str) -> str: ...  # the end of what it printed; once
 
 
 class Task:
@@ -73,7 +75,8 @@ class Task:
         self._timed_out = False
         self._end_reason: str | None = None
         self._last_result: tuple[str, int | None, str] = ("unstarted", None, "")
-        self._began_at = 0.0
+        self._began_at = 0.0  # this attempt
+        self._first_began_at: float | None = None
         self._started_wall = 0.0
         self._duration_s = 0.0
         self._cpu_s = 0.0  # of all attempts
@@ -130,7 +133,9 @@ class Task:
 
     def _start_tree(self, number: int, start_by: float | None) -> ProcessTree:
         self._attempts = number
-        self._started_wall, self._began_at = self._ports.wall(), self._now()
+        wall, self._began_at = self._ports.wall(), self._now()
+        if self._first_began_at is None:
+            self._started_wall, self._first_began_at = wall, self._began_at
         return self._ports.start_tree(self.order, number, start_by)
 
     def announce(self) -> None:
@@ -228,7 +233,7 @@ class Task:
     def _on_result(self, code: int, error: str) -> None:
         """An attempt ran, or could not be started: end with it, or repeat it."""
         order, now = self.order, self._now()
-        self._duration_s = now - self._began_at
+        self._duration_s = now - (self._began_at if self._first_began_at is None else self._first_began_at)
         if self.state is TaskState.ENDING:
             self._finish("killed", code, self._end_reason or "")
             return
@@ -255,9 +260,10 @@ class Task:
         self.attempt = self._retry_at = self.limit_at = None
         duration_s = round(self._duration_s, 3)
         used = self._cpu_s, self._max_rss_kb
-        self.finished = Finished(
-            self.order.run, outcome, code, self._attempts, self._started_wall, duration_s, reason, *used
-        )
+        end = Finished(self.order.run, outcome, code, self._attempts, self._started_wall, duration_s, reason, *used)
+        output = self._ports.take_output(self.order.run)
+        is_kept = self.order.keep_output == "always" or (self.order.keep_output == "failed" and end.state != "ok")
+        self.finished = replace(end, output=output) if is_kept and output else end
         self._log_end(self.finished)
         self._send(self.finished)
 

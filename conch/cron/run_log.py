@@ -44,7 +44,7 @@ class Entry:
         """Decode an entry, perhaps of a later release. Raises `ValueError`, `TypeError` or `KeyError` if it is none."""
         read: dict[str, Any] = json.loads(data)
         if read["result"] is not None:
-            read["result"] = Result(**read["result"])
+            read["result"] = Result(**{name: read["result"][name] for name in _RESULT_FIELDS if name in read["result"]})
         read["origin"] = origin_of(read.get("origin"))
         return cls(**{name: read[name] for name in _FIELDS if name in read})
 

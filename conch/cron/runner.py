@@ -267,6 +267,7 @@ class Runner:
                 kill_after_s=job.kill_after_s,
                 retries=job.retries,
                 retry_delay_s=job.retry_delay_s,
+                keep_output=job.keep_output,
             )
         )
 
@@ -297,7 +298,8 @@ class Runner:
         run.reported = True
         used = None if message.max_rss_kb is None else message.cpu_s, message.max_rss_kb
         times = message.started or None, message.duration_s
-        run.finish(Result(self._host, message.state, message.code, *times, message.attempt, message.reason, *used))
+        end = message.state, message.code, *times, message.attempt, message.reason
+        run.finish(Result(self._host, *end, *used, message.output))
 
     @property
     def unstarted(self) -> int:

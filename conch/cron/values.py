@@ -55,7 +55,7 @@ def seconds_of(value: object) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a tick ended. `started` is when its last attempt did, in seconds since the epoch (None: there was none).
+    """How a tick ended. `started` is when its first attempt did, in seconds since the epoch (None: there was none).
 
     `cpu_s` is CPU time in seconds, `max_rss_kb` peak memory in KiB; both None if nothing ran. `output` is the tail
     of what it printed, as far as it is kept.
@@ -87,6 +87,7 @@ class Result:
             "attempt": self.attempt,
             "reason": self.reason,
             **({} if self.max_rss_kb is None else {"cpu_s": self.cpu_s, "max_rss_kb": self.max_rss_kb}),
+            **({"output": self.output} if self.output else {}),
         }
 
 

@@ -91,6 +91,7 @@ class World:
     ) -> None:
         self.time = BEGAN
         self.sent: list[Message] = []
+        self.outputs: dict[str, str] = {}
         self.trees: list[FakeTree] = []
         self.starts: list[tuple[str, int, float | None]] = []
         self.keepers: list[float] = []
@@ -154,6 +155,9 @@ class World:
     def open_gate(self, tree: Any) -> None:
         last = self.sent[-1]
         assert not self.has_keeper or (isinstance(last, Running) and last.pid == tree.pid), "the keeper must know first"
+
+    def take_output(self, run: str) -> str:
+        return self.outputs.pop(run, "")
 
     def reap(self, tree: Any) -> End:
         assert not self.has_keeper or self.sent[-1] == Ended(tree.run_id), "the keeper must know first"
@@ -539,7 +543,7 @@ def test_retries() -> None:
     assert [attempt for _, attempt, _ in world.starts] == [1, 2, 3]
     assert world.finished == []
     world.at(22).ends(143).at(27).at(28).ends(9).at(200)
-    assert world.finished == [Finished("a", "ended", 9, 4, WALL + 27, 1.0, "")]
+    assert world.finished == [Finished("a", "ended", 9, 4, WALL, 28.0, "")]
     assert len(world.starts) == 4
 
 
