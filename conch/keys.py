@@ -11,7 +11,7 @@ _ALPHANUMERIC = _DIGITS.union("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvw
 _NAME_CHARACTERS, _NAME_LENGTH = _ALPHANUMERIC.union("._@:+-"), 128
 _HEX_DIGITS = _DIGITS.union("abcdef")
 _JOB_KINDS = frozenset({"job", "run", "floor"})
-_TICK_KINDS = frozenset({"fire", "result", "now"})
+_TICK_KINDS = frozenset({"fire", "result", "now", "kill"})
 _MOST_SLOTS = 1000
 _MOST_LEASE = 2**63 - 1
 # From 2001 to 2286, so that ticks sort as texts in the order of their numbers.
@@ -51,7 +51,7 @@ class JobKey(Record):
 
 
 class TickKey(Record):
-    """A key that cron has once per tick: `fire`, `result` or `now`."""
+    """A key that cron has once per tick: `fire`, `result`, `now` or `kill`."""
 
     kind: str
     name: str
@@ -89,7 +89,7 @@ class Keys(Record):
         return f"{self.prefix}/sema-host/{name}/{slots}/{host}/"
 
     def cron(self, kind: str, *path: str | int) -> str:
-        """Return a key of a kind (`job fire result run now asked floor`), or without a path the prefix of all."""
+        """Return a key of a kind (`job fire result run now kill asked floor`), or without a path the prefix of all."""
         return "/".join((self.prefix, "cron", kind, *map(str, path))) + ("" if path else "/")
 
     def ticks(self, kind: str, name: str) -> str:

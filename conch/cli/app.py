@@ -11,6 +11,8 @@ _CRON = Group(
     {
         "add": "conch.cli.cron_edit:ADD",
         "history": "conch.cli.cron_show:HISTORY",
+        "kill": "conch.cli.cron_run:KILL",
+        "logs": "conch.cli.cron_logs:LOGS",
         "ls": "conch.cli.cron_show:LS",
         "next": "conch.cli.cron_next:NEXT",
         "pause": "conch.cli.cron_edit:PAUSE",

@@ -4,6 +4,7 @@ The request is a leased key. The daemon that claims it deletes the key and names
 requester learns of the claim by reading. Once the request is gone, a claim that cannot be found was never made.
 """
 
+import json
 import os
 import secrets
 import socket
@@ -21,7 +22,7 @@ from conch.etcd.store import Compacted, CreateRevisionIs, KeyValue, Put, Range, 
 from conch.holder import myself
 from conch.plain_signal import signal
 from conch.record import Record
-from conch.static_typing import Callable
+from conch.static_typing import Any, Callable, Mapping
 
 # How long a request lives, which is how long a daemon has to claim it.
 LEASE_S = 120
@@ -32,8 +33,10 @@ _FULL = "every second has a tick of its own"
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def request_run(client: CronClient, name: str) -> int:
+def request_run(client: CronClient, name: str, wishes: Mapping[str, Any]) -> int:
     """Have a job run now and return the tick that a daemon claimed for it.
+
+    `wishes` are fields of the request: `env`, variables for this run, and `keep_output`.
 
     Raises `ConchError` with exit code 1 if no daemon can or does claim the request, and `EndedBySignal`. In no case is
     a request left behind; if etcd is away, the lease ends it.
@@ -45,7 +48,7 @@ def request_run(client: CronClient, name: str) -> int:
     if not _has_free_second(job):
         raise ConchError(f"cannot run {name}: {_FULL}", code=EXIT_NO)
     with _SignalOrOutcome() as waiter:
-        return _Request(client, name).submit(waiter)
+        return _Request(client, name, wishes).submit(waiter)
 
 
 def _has_free_second(job: Job) -> bool:
@@ -122,7 +125,7 @@ class _Request:
     that an earlier attempt succeeded, even if a daemon has claimed the request since.
     """
 
-    def __init__(self, client: CronClient, name: str) -> None:
+    def __init__(self, client: CronClient, name: str, wishes: Mapping[str, Any]) -> None:
         self._store = client.store
         self._keys = client.keys
         self._timeout_s = client.timeout_s
@@ -131,6 +134,7 @@ class _Request:
         self._mark = self._keys.cron("asked", name, f"{self._lease:x}").encode()
         self._job = self._keys.cron("job", name).encode()
         self._request = b""
+        self._wishes = wishes
 
     def submit(self, waiter: _SignalOrOutcome) -> int:
         """Write the request, wait until it is claimed, and return the claimed tick. Withdraw it in any case."""
@@ -167,7 +171,8 @@ class _Request:
         Daemons of this release ignore the number. A daemon of the previous release claims the second of that number,
         so it must be one without a claim.
         """
-        value = myself(["conch", "cron", "run", self._name]).encode()
+        holder = fields_of(myself(["conch", "cron", "run", self._name]).encode())
+        value = json.dumps({**holder, **self._wishes}).encode()
         number, spread = int(time.time()), 1
         until = clock.now() + self._timeout_s
         while True:

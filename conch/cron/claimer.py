@@ -112,7 +112,7 @@ class Claimer:
                 continue
             tried = True
             if tick.request_rev:
-                tick.job, tick.job_rev = tracked.job, tracked.rev
+                tick.job, tick.job_rev = tick.wishes.applied(tracked.job), tracked.rev
             decision = self._decide(tick, tracked)
             tick.enter(TickState.CLAIMING)
             try:

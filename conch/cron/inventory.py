@@ -18,7 +18,7 @@ from conch.cron.runner import ActiveRun, Runner
 from conch.cron.scheduler_spec import SchedulerPort
 from conch.cron.ticks import PAUSE_MOST_S, REMOVED
 from conch.cron.unreadable import Unreadable
-from conch.cron.values import fields_of
+from conch.cron.values import asker, fields_of
 from conch.cron.watcher import Listing, keys_of
 from conch.cron.workers import SLICE_S, Chores
 from conch.errors import shortage
@@ -159,6 +159,8 @@ class Inventory:
                 self._on_claim(name, tick, kv)
             case TickKey(kind="now", name=name, tick=number):
                 self._requests.on_request(name, number, kv)
+            case TickKey(kind="kill", name=name, tick=tick):
+                self._runner.end_tick(name, tick, f"killed by {asker(kv.value)}")
             case JobKey(kind="run", name=name):
                 if not kv.lease:
                     self._unreadable(kv.key, "a run key without a lease keeps its job from running")

@@ -287,6 +287,7 @@ class Parts:
             turn=self.fleet.turn,
             start=lambda tick, on_claim: port.consider(tick, on_claim),
             draining=lambda: port.is_draining,
+            signed_only=spec.job_key is not None,
         )
         return Requests(
             *(spec.store, spec.keys, ports, port.tasks, self.workers, spec.clock, port.log), timeout_s=spec.timeout_s

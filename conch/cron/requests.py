@@ -10,10 +10,23 @@ from dataclasses import dataclass, field
 
 from conch.cron.fleet import Turn
 from conch.cron.fleet_clock import FleetClock
+from conch.cron.job_fields import read_environment
 from conch.cron.seconds import free_second, read_seconds
-from conch.cron.ticks import PAUSE_MOST_S, PAUSE_S, Claim, PendingTick, TickGivenUp, TickLost, TickState, TrackedJob
+from conch.cron.ticks import (
+    PAUSE_MOST_S,
+    PAUSE_S,
+    Claim,
+    PendingTick,
+    TickGivenUp,
+    TickLost,
+    TickState,
+    TrackedJob,
+    Wishes,
+)
+from conch.cron.values import fields_of
 from conch.cron.waiting_room import HELD_BACK_S
 from conch.cron.workers import Alarm, Tasks, Workers
+from conch.errors import BadInput
 from conch.etcd.store import KeyValue, Store, StoreError
 from conch.keys import Keys
 
@@ -33,6 +46,7 @@ class Request:
     number: int
     rev: int
     lease: str
+    wishes: Wishes
     tick: PendingTick | None = None
     is_gone: bool = False
     pause_s: float = 0.0
@@ -45,7 +59,8 @@ class RequestPorts:
 
     `tracked` is a job as it is followed now; `is_pending` whether a tick (job, tick) is being claimed; `why_closed` why
     no tick can be claimed now; `turn` is our turn at a job's request; `start` begins the life of a tick and
-    reports what became of its claim; `draining` says whether nothing more is to be started.
+    reports what became of its claim; `draining` says whether nothing more is to be started, `signed_only` whether jobs
+    must be signed.
     """
 
     tracked: Callable[[str], TrackedJob | None]
@@ -54,6 +69,16 @@ class RequestPorts:
     turn: Callable[[str, int], Turn]
     start: Callable[[PendingTick, Callable[[Claim], None]], None]
     draining: Callable[[], bool]
+    signed_only: bool = False
+
+
+def _wishes(value: bytes) -> Wishes:
+    """Read what a request asks of its run. Raises `ValueError` for odd variables."""
+    fields = fields_of(value)
+    try:
+        return Wishes(read_environment(fields.get("env")), fields.get("keep_output") is True)
+    except BadInput as error:
+        raise ValueError(str(error)) from None
 
 
 class Requests:
@@ -91,7 +116,8 @@ class Requests:
             return
         if self._ports.tracked(name) is None and sum(map(len, self._requests.values())) >= _UNKNOWN_MOST:
             return
-        self._requests.setdefault(name, {})[number] = Request(name, number, kv.create_revision, f"{kv.lease:x}")
+        request = Request(name, number, kv.create_revision, f"{kv.lease:x}", _wishes(kv.value))
+        self._requests.setdefault(name, {})[number] = request
         if known is not None:
             self._end(known)
         self.serve(name)
@@ -168,7 +194,10 @@ class Requests:
             return HELD_BACK_S
         deadline = self._clock.now() + tracked.job.late_after_s(tick, None)
         run = os.urandom(8).hex()
-        pending = PendingTick(tracked.job, rev, tick, deadline, run, request.rev, request.lease, request.number)
+        of_request = request.rev, request.lease, request.number
+        pending = PendingTick(tracked.job, rev, tick, deadline, run, *of_request, wishes=request.wishes)
+        if request.wishes.env and self._ports.signed_only:
+            pending.void = "the variables of a request are not signed, and this host runs only what is"
         return await self._claim(request, pending)
 
     async def _find_second(self, request: Request, tracked: TrackedJob) -> int | None:

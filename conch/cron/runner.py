@@ -319,6 +319,12 @@ class Runner:
         else:
             self._watchdog.send(Kill(run.entry.run, reason))
 
+    def end_tick(self, name: str, tick: int, reason: str) -> None:
+        """End the run of a tick, if it is one of ours and has not ended."""
+        for run in self.live():
+            if (run.entry.name, run.entry.tick) == (name, tick):
+                self.end(run, reason)
+
     def end_before(self, name: str, tick: int, reason: str) -> None:
         """End the runs of a job for ticks before this one; runs without a run key are not replaced."""
         for run in self.live():

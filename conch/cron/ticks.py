@@ -1,6 +1,7 @@
 """A tick on its way: planned, claimed, waiting, won or lost. Values that the parts of the scheduler pass on."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from conch.cron.job import Job
@@ -74,6 +75,19 @@ _NEXT: dict[TickState, frozenset[TickState]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a request asks of its run alone: more variables, and that its output is kept."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    keep_output: bool = False
+
+    def applied(self, job: Job) -> Job:
+        """Return the job as it is to run for this request. A job whose output is never kept stays so."""
+        keep = "always" if self.keep_output and job.keep_output != "never" else job.keep_output
+        return replace(job, env={**job.env, **self.env}, keep_output=keep) if self.env or self.keep_output else job
+
+
 @dataclass(slots=True, eq=False)
 class PendingTick:
     """A tick that this daemon may claim, under the id `run` for its run, until `deadline` (wall-clock seconds).
@@ -95,6 +109,7 @@ class PendingTick:
     request: str = ""
     number: int = 0
     offset_s: float = 0.0
+    wishes: Wishes = Wishes()
     unclear: bool = False
     void: str = ""
     refused: bool = False

@@ -11,6 +11,7 @@ from conch.times import rfc3339
 
 # From 2001 to 2286: within these, ticks sort alike as numbers and as texts.
 FIRST_TICK, LAST_TICK = 1_000_000_000, 9_999_999_999
+_ASKER_CHARACTERS = 200
 STATES = ("ok", "failed", "timeout", "skipped", "killed", "lost")
 # The states of runs of which somebody is to be told.
 FAILED = ("failed", "timeout", "killed", "lost")
@@ -36,6 +37,12 @@ def claim_value(holder: Holder, run: str, tick: int, request: str = "", *, skip:
     if skip:
         data["skip"] = True
     return json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def asker(value: bytes) -> str:
+    """Say who wrote a request: its user and host, as far as they are a short text."""
+    by = fields_of(value).get("by")
+    return by[:_ASKER_CHARACTERS] if isinstance(by, str) and by.isprintable() else "somebody"
 
 
 def whole_tick(value: object) -> int | None:
