@@ -136,7 +136,13 @@ def _arguments(command: Command) -> list[click.Argument]:
     if argument is None:
         return []
     return [
-        click.Argument([argument.name], type=_type(argument.kind), required=argument.required, metavar=argument.metavar)
+        click.Argument(
+            [argument.name],
+            type=_type(argument.kind),
+            required=argument.required,
+            metavar=argument.metavar,
+            nargs=-1 if argument.repeated else 1,
+        )
     ]
 
 
