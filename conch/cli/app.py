@@ -37,8 +37,19 @@ COMMANDS = Group(
 )
 
 
+def in_order(words: list[str]) -> list[str]:
+    """Return the command line with its common options behind the name of the command."""
+    groups = sum(isinstance(COMMANDS.members.get(name), Group) for name in words[:1])
+    if words[groups : groups + 1] and words[groups].startswith("-"):
+        from conch.cli.word_order import reorder
+
+        return reorder(words, COMMANDS)
+    return words
+
+
 def run(words: list[str]) -> int:
     """Run the command that these words name and return conch's exit code; import Click only if the line needs it."""
+    words = in_order(words)
     text = plain_answer(words)
     if text is not None:
         put_line(text)
@@ -49,6 +60,14 @@ def run(words: list[str]) -> int:
         line = read_line(rest, command)
         if line is not None:
             return command.run(line)
+    if words[:1] == ["help"]:
+        from conch.cli.topics import topic
+
+        text = topic(words[1:])
+        if text is not None:
+            put_line(text)
+            return 0
+        words = [*words[1:], "--help"]
     from conch.cli.click_adapter import run_with_click
 
     return run_with_click(words, COMMANDS)

@@ -66,7 +66,7 @@ def run(line: Line) -> int:
 
 DEV = Command(
     "dev",
-    "Run CMD with a real etcd on free loopback ports: conch dev [OPTIONS] -- CMD...",
+    "Run CMD with a real etcd on free loopback ports.",
     (
         Option(("--members",), "Number of etcd members.", choice("1", "3", "5"), default="1"),
         Option(("--data-dir",), "Directory to keep the data in. Without it the data is deleted.", Kind("path", _path)),
@@ -74,6 +74,7 @@ DEV = Command(
     run,
     argument=None,
     takes_child=True,
+    examples=(("conch dev -- bash", "a shell in which conch and etcdctl find that etcd"),),
     epilog="Without CMD, print the endpoints and run until a signal.",
 )
 

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 _QUERIES = ("who", "watch", "assert_")
 _QUERY_OPTIONS = {"name", "as_json", "min_rev", *_QUERIES}
-_OPTIONS = (
+_RUNNING = (
     Option(("--restart",), "Queue and run again after each run; only a signal ends conch."),
     Option(("--restart-min",), "Shortest back-off between runs.", POSITIVE_DURATION, default="1s"),
     Option(("--restart-max",), "Longest back-off between runs.", POSITIVE_DURATION, default="30s"),
     Option(("--restart-stable",), "A run at least this long resets the back-off.", POSITIVE_DURATION, default="60s"),
+)
+_LOOKING = (
     Option(("--who",), "Show the leader; exit 1 if the office is vacant."),
     Option(("--watch",), "Show the current leader, then each change of leader."),
     Option(("--assert",), "Exit 0 if this host is the leader, 1 if not, 69 if that is unknown.", name="assert_"),
@@ -48,11 +50,15 @@ def run(line: Line) -> int:
 
 ELECT = Command(
     "elect",
-    "Run CMD only while being the leader of the office NAME: conch elect NAME [OPTIONS] -- CMD...",
-    (*HOLD, *_OPTIONS, *COMMON),
+    "Run CMD only while conch leads the office NAME.\n\nIts contenders lead one at a time, first come, first served.",
+    (*HOLD, *_RUNNING, *_LOOKING, *COMMON),
     run,
     NAME_ARGUMENT,
     takes_child=True,
+    examples=(
+        ("conch elect web --restart -- ./server", "run a service on one of many hosts, and again wherever it can run"),
+        ("conch elect web --who", "see who leads"),
+    ),
     epilog=epilog("vacant (--who) or not the leader (--assert)"),
 )
 

@@ -25,6 +25,10 @@ def main() -> NoReturn:
     sys.excepthook = lambda _kind, error, _trace: end_unexpectedly(error)
     _open_standard_descriptors()
     words = sys.argv[1:]
+    if words and words[0].startswith("-"):  # common options may stand before the command
+        from conch.cli.app import in_order
+
+        words = in_order(words)
     if _will_hold(words):
         import gc
 

@@ -11,15 +11,17 @@ Usage: conch [OPTIONS] COMMAND [ARGS]...
   Run a command while holding something in etcd.
 
 Options:
-  --version   Show the version and exit.
-  -h, --help  Show this message and exit.
+  -V, --version  Show the version and exit.
+  -h, --help     Show this message and exit.
 
 Commands:
-  elect   Run CMD only while being the leader of the office NAME: conch...
-  sema    Run CMD only while holding one of N slots of the semaphore...
-  cron    Schedule commands: each tick runs on exactly one of the hosts...
-  conchd  Run the ticks of the schedules in etcd, each on exactly one of...
-  dev     Run CMD with a real etcd on free loopback ports: conch dev..."""
+  elect   Run CMD only while conch leads the office NAME.
+  sema    Run CMD only while conch holds one of N slots of the semaphore NAME.
+  cron    Schedule commands: each tick runs on exactly one of the hosts that
+          run `conch conchd`.
+  conchd  Run the ticks of the schedules in etcd, each on exactly one of the
+          hosts that run conchd.
+  dev     Run CMD with a real etcd on free loopback ports."""
 # Click breaks the lines for a narrower terminal, and uses no more of a wider one.
 _COLUMNS = 80
 
@@ -28,7 +30,7 @@ def plain_answer(words: list[str]) -> str | None:
     """Return what to print for these words alone; None leaves them to the parsers."""
     if sys.stdout is None:
         return None
-    if words == ["--version"]:
+    if words in (["--version"], ["-V"], ["version"]):
         return f"conch {__version__}"
     if words in (["--help"], ["-h"]) and _columns() >= _COLUMNS:
         return HELP

@@ -48,11 +48,15 @@ def run(line: Line) -> int:
 
 SEMA = Command(
     "sema",
-    "Run CMD only while holding one of N slots of the semaphore NAME: conch sema NAME --max N [OPTIONS] -- CMD...",
+    "Run CMD only while conch holds one of N slots of the semaphore NAME.\n\nFirst come, first served.",
     _OPTIONS,
     run,
     NAME_ARGUMENT,
     takes_child=True,
+    examples=(
+        ("conch sema backups --max 2 -- ./backup", "at most two at a time, on all hosts together"),
+        ("conch sema backups --who", "see who holds a slot and who waits"),
+    ),
     epilog=epilog("nobody holds or waits (--who)"),
 )
 

@@ -66,7 +66,7 @@ class Line(Record):
 class Command(Record):
     """A command: `name` is the path below `conch`, and `run` executes a line and returns conch's exit code.
 
-    `takes_child` says that a command to run may follow `--`.
+    `takes_child` says that a command to run may follow `--`. `examples` are command lines with a comment each.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Command(Record):
     argument: Argument | None
     takes_child: bool = False
     epilog: str = ""
+    examples: tuple[tuple[str, str], ...] = ()
 
     @property
     def path(self) -> str:

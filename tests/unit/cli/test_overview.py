@@ -11,7 +11,7 @@ from conch.cli.click_adapter import run_with_click
 from conch.cli.overview import plain_answer
 
 
-@pytest.mark.parametrize("word", ["--version", "--help", "-h"])
+@pytest.mark.parametrize("word", ["--version", "-V", "--help", "-h"])
 def test_answers_are_those_of_click(
     word: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
