@@ -8,7 +8,7 @@ from conch.static_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from conch.cron.job import Job
-    from conch.cron.jobs import JobStore, Stored
+    from conch.cron.job_store import JobStore, Stored
     from conch.etcd.store import Store
 
 JSON = Option(("--json",), "Print one JSON object per line.", name="as_json")
@@ -50,7 +50,7 @@ class CronClient:
 
     def jobs(self, signing_key: bytes | None = None) -> "JobStore":
         """Return the jobs in etcd; with a key, to sign those that are written."""
-        from conch.cron.jobs import JobStore
+        from conch.cron.job_store import JobStore
 
         return JobStore(self.store, self.keys, signing_key, timeout_s=self.timeout_s)
 

@@ -15,7 +15,7 @@ from conch.static_typing import TYPE_CHECKING, Any, Mapping
 
 if TYPE_CHECKING:
     from conch.cron.job import Job
-    from conch.cron.jobs import Change, Decide, Edit, Stored
+    from conch.cron.job_store import Change, Decide, Edit, Stored
 
 # -- add ------------------------------------------------------------------------------------------------------
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def run_add(line: Line) -> int:
     """Write the job and print its next three ticks."""
     from conch.cron.definition import build, is_same, pause_of
-    from conch.cron.jobs import Edit
+    from conch.cron.job_store import Edit
 
     client = CronClient(line)
     if not line.child:
@@ -102,7 +102,7 @@ def run_set(line: Line) -> int:
     """Change the fields that the line names, and print the next three ticks."""
     from conch.cron.definition import check_signature
     from conch.cron.job import define
-    from conch.cron.jobs import Edit
+    from conch.cron.job_store import Edit
 
     client = CronClient(line)
     if line.child == []:
@@ -223,7 +223,7 @@ SET = Command(
 
 def run_rm(line: Line) -> int:
     """Delete the jobs; exit 1 if one of them does not exist."""
-    from conch.cron.jobs import Edit
+    from conch.cron.job_store import Edit
 
     with CronClient(line) as client:
         removed = client.jobs().change(dict.fromkeys(line.values["names"]), lambda _name, _before: Edit(None))

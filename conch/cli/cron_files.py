@@ -15,7 +15,7 @@ from conch.log import escape
 from conch.static_typing import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
-    from conch.cron.jobs import Change, Stored
+    from conch.cron.job_store import Change, Stored
 
 _LARGEST_BYTES = 64 * 2**20
 

@@ -4,7 +4,7 @@ import os
 import time
 
 from conch.cli.cron_next import INSTANT
-from conch.cli.spec import DURATION, POSITIVE_DURATION, TEXT, Kind, Line, Option, choice, int_range
+from conch.cli.spec import DURATION, POSITIVE_DURATION, SCHEDULE, TEXT, Kind, Line, Option, choice, int_range
 from conch.static_typing import Any
 
 
@@ -27,7 +27,7 @@ JOB_OPTIONS = (
     Option(
         ("--schedule",),
         "Cron expression of five fields, @daily and the like, or '@every 30s'. Repeatable: the job is due at each.",
-        TEXT,
+        SCHEDULE,
         metavar="EXPR",
         required=True,
         repeated=True,

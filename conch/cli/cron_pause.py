@@ -15,7 +15,7 @@ from conch.times import parse_duration
 
 if TYPE_CHECKING:
     from conch.cron.job import Job
-    from conch.cron.jobs import Change, Edit, Stored
+    from conch.cron.job_store import Change, Edit, Stored
 
 
 def _until(text: str) -> int:
@@ -96,7 +96,7 @@ def _edit(job: "Job", fields: Mapping[str, Any], signing_key: bytes | None) -> "
     from conch.cron.definition import PAUSE as FIELDS
     from conch.cron.definition import check_signature
     from conch.cron.job import define
-    from conch.cron.jobs import Edit
+    from conch.cron.job_store import Edit
 
     raw = job.raw
     merged = {**raw, **fields}

@@ -6,7 +6,7 @@ from typing import Any
 from conch.cron.changes import changes
 from conch.cron.definition import build, check_signature, is_same, pause_of, set_of
 from conch.cron.job_file import FileJob, JobFile
-from conch.cron.jobs import Change, Edit, JobStore, Stored
+from conch.cron.job_store import Change, Edit, JobStore, Stored
 from conch.cron.values import fields_of
 from conch.errors import EXIT_NO, BadInput, ConchError
 
@@ -41,31 +41,31 @@ class Application:
 
     def decide(self, name: str, before: Stored | None) -> Edit | None:
         """Return the edit of a job; None if it is right already. Raises `ConchError`."""
-        wanted = self._jobs.get(name)
-        if wanted is None:
+        defined = self._jobs.get(name)
+        if defined is None:
             is_surplus = before is not None and set_of(before) in self._sets
             return Edit(None) if is_surplus else None
-        fields: dict[str, Any] = {**wanted.fields, **self._author}
+        fields: dict[str, Any] = {**defined.fields, **self._author}
         if before is not None:
-            self._check(wanted, before)
-            fields |= {field: value for field, value in _pause(wanted, before).items() if field not in wanted.fields}
-        if wanted.keep:
-            _keep(wanted, before, fields)
+            self._check(defined, before)
+            fields |= {field: value for field, value in _pause(defined, before).items() if field not in defined.fields}
+        if defined.keep:
+            _keep(defined, before, fields)
         job = build(name, fields)
         if before is not None and before.job is not None and is_same(before.job, job, self._signing_key):
             return None
         return Edit(job, sign=self._signing_key is not None)
 
-    def _check(self, wanted: FileJob, before: Stored) -> None:
-        name, other = wanted.name, set_of(before)
-        if other is not None and other != wanted.fields.get("set"):
-            ours = f"the file's is {wanted.fields['set']}" if "set" in wanted.fields else "the file names no set"
+    def _check(self, defined: FileJob, before: Stored) -> None:
+        name, other = defined.name, set_of(before)
+        if other is not None and other != defined.fields.get("set"):
+            ours = f"the file's is {defined.fields['set']}" if "set" in defined.fields else "the file names no set"
             raise ConchError(
                 f"job {name} is of the set {other}, and {ours}: conch cron set {name} --set '' frees it", code=EXIT_NO
             )
         if before.job is None:
             return
-        if wanted.keep:
+        if defined.keep:
             check_signature(before.job, self._signing_key)
             if self._signing_key is not None and not before.job.is_signed:
                 raise ConchError(f"job {name} is not signed: nothing of it can be kept in a signed job", code=EXIT_NO)
@@ -73,23 +73,23 @@ class Application:
             check_signature(before.job, None)
 
 
-def _pause(wanted: FileJob, before: Stored) -> dict[str, Any]:
+def _pause(defined: FileJob, before: Stored) -> dict[str, Any]:
     """Return what stays of the pause that the job is under."""
-    return {} if wanted.fields.get("paused") is False else pause_of(before)
+    return {} if defined.fields.get("paused") is False else pause_of(before)
 
 
-def _keep(wanted: FileJob, before: Stored | None, fields: dict[str, Any]) -> None:
+def _keep(defined: FileJob, before: Stored | None, fields: dict[str, Any]) -> None:
     """Copy from etcd what the file leaves to it."""
     raw = {} if before is None else fields_of(before.value)
-    for path in wanted.keep:
+    for path in defined.keep:
         top, _, variable = path.partition(".")
         values = raw.get(top)
         if variable:
             values = values.get(variable) if isinstance(values, dict) else None
         if values is None:
             raise ConchError(
-                f"job {wanted.name} keeps {path}, which it does not have in etcd: write it into the file, or remove it "
-                "from keep",
+                f"job {defined.name} keeps {path}, which it does not have in etcd: write it into the file, or take it "
+                "out of keep",
                 code=EXIT_NO,
             )
         if variable:

@@ -8,6 +8,7 @@ from typing import Any
 from conch.cron.crontab_names import unique_names
 from conch.cron.definition import build
 from conch.cron.job_export import head_of, table_of
+from conch.cron.schedule_advice import check_written
 from conch.errors import BadInput
 
 _VARIABLE = re.compile(r"""\s*(["']?)([A-Za-z_][A-Za-z0-9_]*)\1\s*=\s*(.*)""")
@@ -116,6 +117,7 @@ def _read_entry(crontab: Crontab, state: _State, where: str, at: tuple[int, str]
     schedule = schedule.lower() if schedule.startswith("@") else _RANDOM.sub(_hashed, schedule)
     fields = {"schedule": schedule, **_fields(command, state)}
     try:
+        check_written(schedule)
         build("name", fields)
     except BadInput as error:
         crontab.items.append([*comments, f"not imported: {line}", str(error)])

@@ -68,8 +68,8 @@ def unique_names(commands: Sequence[tuple[str, str]]) -> list[str]:
     count = Counter(names)
     taken: set[str] = set()
     unique = []
-    for name, (_, whole) in zip(names, commands, strict=True):
-        full = name if count[name] == 1 else f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
+    for name, (_, identity) in zip(names, commands, strict=True):
+        full = name if count[name] == 1 else f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:6]}"
         free, number = full, 1
         while free in taken:
             number += 1
@@ -82,7 +82,7 @@ def unique_names(commands: Sequence[tuple[str, str]]) -> list[str]:
 def name_of(command: str) -> str:
     """Return a name after the first program of a command line that does something."""
     for part in re.split(r"&&|\|\||[;|&\n]", command):
-        words = [word for word in part.split() if not re.match(r"\w+=", word)]
+        words = [part for part in part.split() if not re.match(r"\w+=", part)]
         while words and (words[0] in _PREFIXES or (words[0].startswith("-") and len(words) > 1)):
             words = words[1:]
         if words and words[0] not in _PREPARING and _plain(words[0]):
@@ -95,13 +95,13 @@ def _joined(words: Sequence[str]) -> str:
     if re.sub(r"[0-9.]+$", "", program) not in _RUNNERS:
         return program[:_LONGEST]
     arguments = [
-        _plain(word) for word in words[1:] if not word.startswith("-") and not re.fullmatch(r"[0-9.]+\w?", word)
+        _plain(part) for part in words[1:] if not part.startswith("-") and not re.fullmatch(r"[0-9.]+\w?", part)
     ]
     named = [argument for argument in arguments if argument]
     return "-".join([program, *named[:1]])[:_LONGEST]
 
 
-def _plain(word: str) -> str:
+def _plain(part: str) -> str:
     """Return the last part of a path, with only what a name may have."""
-    last = word.rstrip("/").rpartition("/")[2]
+    last = part.rstrip("/").rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9._@:+-]+", "-", last).strip("-._@:+")

@@ -5,8 +5,7 @@ from typing import Any
 
 from conch.cron.changes import changes
 from conch.cron.job import Job, define
-from conch.cron.job_fields import read_text
-from conch.cron.jobs import Stored
+from conch.cron.job_store import Stored
 from conch.cron.values import fields_of
 from conch.errors import EXIT_NO, BadInput, ConchError
 from conch.keys import check_name, is_name
@@ -32,14 +31,9 @@ _DEFAULTS: Mapping[str, Any] = {
 
 def build(name: str, fields: Mapping[str, Any]) -> Job:
     """Build the job of these fields; None and what is missing stand for the default. Raises `BadInput`."""
-    given = {**_DEFAULTS, **{field: value for field, value in fields.items() if value is not None}}
-    for field in ("note", "paused_reason"):
-        if field in given:
-            read_text(given, field)
-    if "set" in given:
-        check_set(read_text(given, "set"))
-    ordered = {field: given[field] for field in FIELDS if field in given}
-    return define(name, {**ordered, **{field: value for field, value in given.items() if field not in ordered}})
+    complete = {**_DEFAULTS, **{field: value for field, value in fields.items() if value is not None}}
+    ordered = {field: complete[field] for field in FIELDS if field in complete}
+    return define(name, {**ordered, **{field: value for field, value in complete.items() if field not in ordered}})
 
 
 def check_set(name: str) -> str:

@@ -11,6 +11,8 @@ from tomlkit.items import Item
 from conch.cron.definition import FIELDS
 from conch.cron.job import Job
 from conch.cron.masks import secrets_of
+from conch.cron.schedule_advice import check_written
+from conch.errors import BadInput
 from conch.keys import is_name
 from conch.log import escape
 
@@ -94,7 +96,19 @@ def _can_say(key: str, value: Any) -> bool:
         return False
     if key == "set" and not (isinstance(value, str) and is_name(value)):
         return False
+    if key == "schedule" and not _is_written_so(value):
+        return False
     return key in FIELDS and (key == "env" or _is_utf8(value))
+
+
+def _is_written_so(value: Any) -> bool:
+    """Return whether a file may have these schedules: an older release took some that are refused now."""
+    try:
+        for expression in [value] if isinstance(value, str) else value:
+            check_written(expression)
+    except BadInput:
+        return False
+    return True
 
 
 def _is_utf8(value: Any) -> bool:

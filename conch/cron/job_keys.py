@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from conch.cron.definition import check_set
 from conch.cron.job_fields import parse_variable, read_environment
+from conch.cron.schedule_advice import check_written
 from conch.errors import BadInput
 from conch.times import parse_duration, rfc3339
 
@@ -50,6 +52,14 @@ def _texts(key: str, value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise BadInput(f"{key}: must be a text, or a list of texts")
     return list(value)
+
+
+def _schedules(key: str, value: Any) -> list[str]:
+    return [check_written(expression) for expression in _texts(key, value)]
+
+
+def _set(key: str, value: Any) -> str:
+    return check_set(_text(key, value))
 
 
 def _flag(key: str, value: Any) -> bool:
@@ -107,7 +117,7 @@ def _env(key: str, value: Any) -> dict[str, str]:
 
 
 KEYS: Mapping[str, Read] = {
-    "schedule": _texts,
+    "schedule": _schedules,
     "tz": _text,
     "cmd": _command,
     "run-ttl": _seconds,
@@ -132,7 +142,7 @@ KEYS: Mapping[str, Read] = {
     "on-failure": _text,
     "ping": _text,
     "env-file": _texts,
-    "set": _text,
+    "set": _set,
 }
 _FIELDS = {key.replace("-", "_") for key in (*KEYS, "keep")}
 
