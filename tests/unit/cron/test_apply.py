@@ -121,7 +121,7 @@ def test_full_job_is_exported_in_the_words_of_the_flags() -> None:
 def test_secrets_are_left_out_and_kept() -> None:
     """The value is nowhere in the file; with --reveal it is."""
     secret = "s3cr3t"
-    fields = {
+    fields: dict[str, Any] = {
         "env": {"DB_PASSWORD": secret, "LANG": "C"},
         "ping": f"https://me:{secret}@h/p",
         "on_failure": f"curl https://me:{secret}@h",
@@ -164,7 +164,7 @@ def test_nothing_that_others_wrote_is_kept_in_a_signed_job() -> None:
 
 def test_job_that_is_paused_stays_so_unless_the_file_says_otherwise() -> None:
     """With its end and its reason."""
-    pause = {"paused": True, "paused_until": "2099-01-01T00:00:00Z", "paused_reason": "x"}
+    pause: dict[str, Any] = {"paused": True, "paused_until": "2099-01-01T00:00:00Z", "paused_reason": "x"}
     assert decided(FILE, stored(**pause)) is None
     assert decided(FILE + "paused = true\n", stored(**pause)) is None
     changed = decided(FILE + "retries = 1\n", stored(**pause))
