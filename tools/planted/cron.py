@@ -88,6 +88,13 @@ BUGS = (
         (f"{_CLAIMS}::test_claim_is_created_once_and_recognised_when_repeated",),
     ),
     Bug(
+        "run under the run key of a lost registration",
+        "cron/claim_store.py",
+        "run.lease == node.lease and ",
+        "",
+        (f"{_CLAIMS}::test_run_key_of_a_lost_registration_starts_nothing",),
+    ),
+    Bug(
         "unclear claim takes its own run for another's",
         "cron/claimer.py",
         "if busy is not None and self._store.is_ours(busy, tick):",
