@@ -52,6 +52,7 @@ HOMES = {
     "croniter": ("cron",),
     "prometheus_client": ("cron",),
     "urllib3": ("cron",),
+    "tomlkit": ("cron",),
     # Importing it takes a tenth of the time of a whole run of the wrapper.
     "typing": ("static_typing", "cli", "cron", "dev"),
 }

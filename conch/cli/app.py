@@ -1,24 +1,30 @@
 """The registry of all commands, and how a command line reaches one of them."""
 
+import os
+
 from conch.cli.fast_parser import find_command, read_line
 from conch.cli.output import put_line
 from conch.cli.overview import plain_answer
-from conch.cli.spec import Group
+from conch.cli.spec import COMPLETION_VARIABLE, Group
 
 _CRON = Group(
     "cron",
     "Schedule commands: each tick runs on exactly one of the hosts that run `conch conchd`.",
     {
         "add": "conch.cli.cron_edit:ADD",
+        "apply": "conch.cli.cron_files:APPLY",
+        "export": "conch.cli.cron_files:EXPORT",
         "history": "conch.cli.cron_show:HISTORY",
+        "import": "conch.cli.cron_files:IMPORT",
         "kill": "conch.cli.cron_run:KILL",
         "logs": "conch.cli.cron_logs:LOGS",
         "ls": "conch.cli.cron_show:LS",
         "next": "conch.cli.cron_next:NEXT",
-        "pause": "conch.cli.cron_edit:PAUSE",
-        "resume": "conch.cli.cron_edit:RESUME",
+        "pause": "conch.cli.cron_pause:PAUSE",
+        "resume": "conch.cli.cron_pause:RESUME",
         "rm": "conch.cli.cron_edit:RM",
         "run": "conch.cli.cron_run:RUN",
+        "set": "conch.cli.cron_edit:SET",
         "show": "conch.cli.cron_show:SHOW",
     },
 )
@@ -32,6 +38,7 @@ COMMANDS = Group(
         "conchd": "conch.cli.conchd:CONCHD",
         "ps": "conch.cli.ps:PS",
         "dev": "conch.cli.dev:DEV",
+        "completion": "conch.cli.completion:COMPLETION",
     },
 )
 
@@ -48,6 +55,11 @@ def in_order(words: list[str]) -> list[str]:
 
 def run(words: list[str]) -> int:
     """Run the command that these words name and return conch's exit code; import Click only if the line needs it."""
+    instruction = os.environ.get(COMPLETION_VARIABLE)
+    if instruction:
+        from conch.cli.click_adapter import complete_with_click
+
+        return complete_with_click(instruction, COMMANDS)
     words = in_order(words)
     text = plain_answer(words)
     if text is not None:

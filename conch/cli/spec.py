@@ -9,6 +9,9 @@ from conch.record import Record
 from conch.static_typing import Any, Callable
 from conch.times import parse_duration
 
+# A shell that wants completions sets it; Click derives it from the name of the program.
+COMPLETION_VARIABLE = "_CONCH_COMPLETE"
+
 
 class Kind(Record):
     """The type of a value: `parse` converts a text or raises `BadInput`; `choices` lists the valid texts, if few."""
@@ -42,12 +45,13 @@ class Option(Record):
 
 
 class Argument(Record):
-    """The one positional argument of a command."""
+    """The one positional argument of a command; a `repeated` one has a tuple of values."""
 
     name: str
     kind: Kind
     metavar: str | None = None
     required: bool = True
+    repeated: bool = False
 
 
 class Line(Record):
@@ -191,3 +195,4 @@ ENDPOINTS = Kind("list", _endpoints)
 NAME = Kind("name", check_name)
 
 NAME_ARGUMENT = Argument("name", NAME)
+NAMES_ARGUMENT = Argument("names", NAME, metavar="NAME...", repeated=True)

@@ -131,9 +131,10 @@ class DaemonKeeper:
             raise ConchError(f"cannot use {daemon.state_dir}: {error.strerror or error}") from None
         run_log.leave(supervised, here, self._log, all_=copied)
         dead = run_log.dead(here) - supervised
-        _end_survivors(dead, daemon.cgroups, self._log)
         outputs = OutputFiles(daemon.state_dir, state_id, daemon.owner)
-        outputs.recover(begin.live)
+        # commands that were told of failures are in no journal, but they have files
+        _end_survivors(dead | (outputs.earlier() - supervised), daemon.cgroups, self._log)
+        outputs.keep(begin.live)
         # many requests at a time, for months: gRPC's one connection serves them better
         store = open_store(
             daemon.connection,

@@ -32,20 +32,20 @@ class OutputFiles:
         self._owner = owner
         self._folder: _Folder | None = None
 
-    def recover(self, live: Collection[str]) -> None:
-        """Remove what an earlier conchd left, but for the files of these runs, which an earlier keeper has begun."""
+    def earlier(self) -> set[str]:
+        """Open the directory that an earlier conchd left, if there is one; return the runs that have files in it."""
         try:
             with open(self._record, encoding="utf-8", errors="surrogateescape") as file:
-                path = file.read(4096)
-        except OSError:
-            return
-        try:
-            self._folder = self._open(path)
-            for name in os.listdir(self._folder.fd) if self._folder is not None else ():
-                if name not in live:
-                    self.remove(name)
+                self._folder = self._open(file.read(4096))
+            return set(os.listdir(self._folder.fd))
         except (OSError, ValueError):
-            pass  # it is gone, or what is there is not ours
+            return set()  # it is gone, or what is there is not ours
+
+    def keep(self, live: Collection[str]) -> None:
+        """Remove what an earlier conchd left, but for the files of these runs, which an earlier keeper has begun."""
+        for name in self.earlier() if self._folder is None else os.listdir(self._folder.fd):
+            if name not in live:
+                self.remove(name)
         if not live:
             self.close()
 

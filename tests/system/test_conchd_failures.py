@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import psutil
 import pytest
 
-from tests.support.conch import Bench, wait_for
+from tests.support.conch import Bench, alive, wait_for
 from tests.support.cron import Fleet
 
 NEVER = "@yearly"  # only `cron run` asks for ticks
@@ -134,7 +134,9 @@ def test_command_has_its_time_when_conchd_stops(fleet: Fleet, tmp_path: Path) ->
 def test_run_that_is_lost_in_a_crash(fleet: Fleet, tmp_path: Path) -> None:
     """The next conchd tells of it, as the job says now, and removes the files that were left."""
     own, host, name = tmp_path / "own", tmp_path / "host", tmp_path / "name"
-    first = fleet.start("a", "--on-failure", f"echo $CONCH_OUTPUT > {name}; sleep 300")
+    left = tmp_path / "left"
+    command = f"sleep 300 & echo $! > {left}; echo $CONCH_OUTPUT > {name}; wait"
+    first = fleet.start("a", "--on-failure", command)
     fleet.add("bad", NEVER, command="exit 3")
     fleet.add("j", NEVER, "--on-failure", record(own), command="sleep 300")
     tick = fleet.run_now("j")
@@ -155,6 +157,7 @@ def test_run_that_is_lost_in_a_crash(fleet: Fleet, tmp_path: Path) -> None:
     wait_for(lambda: rows(own) and rows(host), "both commands were run")
     assert rows(own) == rows(host) == [["j", str(tick), "lost", "", ""]]
     assert not output.exists()
+    assert not alive(int(left.read_text()))  # the command was ended, too
 
 
 def test_missed_ticks_are_told_to_the_host(fleet: Fleet, tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ BUGS = (
     Bug(
         "files of a crash are left",
         "cron/output_files.py",
-        "                if name not in live:\n",
-        "                if name in live:\n",
+        "            if name not in live:\n",
+        "            if name in live:\n",
         ("tests/unit/cron/test_output_files.py::test_what_a_crash_left_is_removed",),
     ),
     Bug(
@@ -109,5 +109,12 @@ BUGS = (
         "            del self._jobs[name]\n",
         "            pass\n",
         (f"{_STATUS}::test_metrics_of_jobs",),
+    ),
+    Bug(
+        "what a command left running survives a crash of conchd",
+        "cron/daemon.py",
+        "_end_survivors(dead | (outputs.earlier() - supervised), daemon.cgroups, self._log)",
+        "_end_survivors(dead, daemon.cgroups, self._log)",
+        ("tests/system/test_conchd_failures.py::test_run_that_is_lost_in_a_crash",),
     ),
 )

@@ -47,18 +47,19 @@ def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:
     before.write("dead", "x")
     live = Path(before.write("live", "y"))
     after = files(tmp_path)
-    after.recover(["live"])
+    assert after.earlier() == {"dead", "live"}
+    after.keep(["live"])
     assert left(tmp_path) == [live.parent.name, "live"]
     assert Path(after.write("new", "z")).parent == live.parent
     last = files(tmp_path)
-    last.recover([])
+    last.keep([])
     assert left(tmp_path) == []
 
 
 def test_directory_of_another_is_left_alone(tmp_path: Path) -> None:
     """The name in a copied state directory is that of its original."""
     path = Path(files(tmp_path).write("theirs", "x"))
-    files(tmp_path, "cd" * 16).recover([])
+    files(tmp_path, "cd" * 16).keep([])
     assert path.exists()
 
 
@@ -66,7 +67,7 @@ def test_directory_of_another_is_left_alone(tmp_path: Path) -> None:
 def test_record_that_leads_nowhere(tmp_path: Path, text: str) -> None:
     (tmp_path / "state" / "outputs").write_text(text)
     ours = files(tmp_path)
-    ours.recover([])
+    ours.keep([])
     assert Path(ours.write("r", "x")).read_text() == "x"
 
 
@@ -77,7 +78,7 @@ def test_link_is_not_followed(tmp_path: Path) -> None:
     link = tmp_path / "tmp" / f"conch-{'ab' * 8}-x"
     link.symlink_to(target)
     (tmp_path / "state" / "outputs").write_text(str(link))
-    files(tmp_path).recover([])
+    files(tmp_path).keep([])
     assert (target / "precious").exists()
 
 
