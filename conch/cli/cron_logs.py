@@ -2,6 +2,7 @@
 
 from conch.cli.connection_options import COMMON
 from conch.cli.cron_client import JSON, CronClient
+from conch.cli.cron_outcome import printable
 from conch.cli.cron_run import TICK
 from conch.cli.output import put_json, put_line
 from conch.cli.spec import NAME_ARGUMENT, Command, Line, Option, int_range
@@ -15,19 +16,19 @@ _PAGE = 50
 
 def run(line: Line) -> int:
     """Print the kept outputs, the oldest first; exit 1 if none is kept."""
-    name, wanted, last = line.values["name"], line.values["tick"], line.values["last"]
+    name, tick, last = line.values["name"], line.values["tick"], line.values["last"]
     with CronClient(line) as client:
-        found = _one(client, name, wanted) if wanted is not None else _newest(client, name, last)
+        found = _of_tick(client, name, tick) if tick is not None else _newest(client, name, last)
         if not found:
             client.read_job(name)
-            which = "this tick" if wanted is not None else name
+            which = "this tick" if tick is not None else name
             raise ConchError(f"no output of {which} is kept: see --keep-output", code=EXIT_NO)
     for tick, result in found:
         _put(name, tick, result, with_head=len(found) > 1, as_json=line.values["as_json"])
     return 0
 
 
-def _one(client: CronClient, name: str, tick: int) -> list[tuple[int, Mapping[str, Any]]]:
+def _of_tick(client: CronClient, name: str, tick: int) -> list[tuple[int, Mapping[str, Any]]]:
     from conch.cron.values import fields_of
     from conch.etcd.store import Range
 
@@ -67,11 +68,6 @@ def _put(name: str, tick: int, result: Mapping[str, Any], *, with_head: bool, as
         code = "" if result.get("exit") is None else f" {result['exit']}"
         put_line(escape(f"==> {rfc3339(tick)} {result.get('state')}{code} on {result.get('node')} <=="))
     put_line(printable(output).removesuffix("\n"))
-
-
-def printable(output: str) -> str:
-    """Return what a run printed with its control characters as escapes; lines and tabs stay."""
-    return "\n".join("\t".join(map(escape, text.split("\t"))) for text in output.split("\n"))
 
 
 LOGS = Command(

@@ -8,6 +8,7 @@ from conch.cron.values import fields_of
 from conch.cron.views import everything
 from conch.errors import EXIT_LOST, EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, ConchError
 from conch.etcd.store import Compacted, Range, Unreachable
+from conch.log import escape
 from conch.record import replace
 from conch.static_typing import Any, Mapping
 
@@ -85,3 +86,8 @@ def live_ticks(client: CronClient, name: str) -> dict[int, str]:
         if key is not None and key.tick not in ended and host in alive:
             found[key.tick] = host
     return found
+
+
+def printable(output: str) -> str:
+    """Return what a run printed with its control characters as escapes; lines and tabs stay."""
+    return "\n".join("\t".join(map(escape, text.split("\t"))) for text in output.split("\n"))

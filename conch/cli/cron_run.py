@@ -56,7 +56,7 @@ def _await(client: CronClient, name: str, tick: int) -> int:
 
 
 def _put_output(result: Mapping[str, Any]) -> None:
-    from conch.cli.cron_logs import printable
+    from conch.cli.cron_outcome import printable
 
     output = result.get("output")
     if isinstance(output, str) and output:
@@ -86,12 +86,12 @@ def run_kill(line: Line) -> int:
     """Have the live runs of a job ended, and print how each ended."""
     from conch.cli.cron_outcome import live_ticks
 
-    name, wanted = line.values["name"], line.values["tick"]
+    name, asked = line.values["name"], line.values["tick"]
     with CronClient(line) as client:
         job, _ = client.read_job(name)
         live = live_ticks(client, name)
-        if wanted is not None:
-            live = {tick: host for tick, host in live.items() if tick == wanted}
+        if asked is not None:
+            live = {tick: host for tick, host in live.items() if tick == asked}
         if not live:
             raise ConchError(f"no run of {name} is alive", code=EXIT_NO)
         return _kill(client, job, live)

@@ -210,7 +210,8 @@ class DaemonLoop:
 
     def start_tree(self, order: Start, attempt: int, start_by: float | None) -> ProcessTree:
         """Fork the run behind its gate, its output piped to us."""
-        environment = {**self._environment, **order.environment, "CONCH_ATTEMPT": str(attempt)}
+        job_environment = {**order.environment, "CONCH_ATTEMPT": str(attempt)}
+        environment = {**self._environment, **job_environment}
         relays = self._open_relays(order)
         try:
             child = spawn.start(
@@ -223,6 +224,8 @@ class DaemonLoop:
                     outputs=(relays[0].write_end, relays[1].write_end),
                     user=self._user,
                     apart=True,
+                    env_files=tuple(order.env_files),
+                    job_environment=job_environment,
                 ),
                 run_id=order.run,
                 cgroup=self._containment.open(order.run),

@@ -149,6 +149,7 @@ class Start(Message):
     An attempt lasts at most `limit_s`, the first `first_limit_s`; one that fails or
     takes longer is followed by up to `retries` more. `tick` is in RFC 3339. A `hook` is no run of the job, but what is
     to happen after one. `keep_output` says after which ends the end of the output is reported: failed, always, never.
+    `env_files` are read when an attempt starts.
     """
 
     kind: ClassVar[str] = "start"
@@ -168,6 +169,7 @@ class Start(Message):
     retry_delay_s: float
     hook: str = ""
     keep_output: str = "failed"
+    env_files: list[str] = []  # noqa: RUF012 - nobody changes a message
 
     @property
     def label(self) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from conch.core import clock
+from conch.cron.active_run import ActiveRun
 from conch.cron.claim_store import ClaimStore
 from conch.cron.clock_check import ASK_AGAIN_S, ClockCheck
 from conch.cron.fleet import Fleet
@@ -14,7 +15,7 @@ from conch.cron.reload import Reload
 from conch.cron.replacement import Replacement
 from conch.cron.requests import Requests
 from conch.cron.run_log import Entry
-from conch.cron.runner import ActiveRun, Runner
+from conch.cron.runner import Runner
 from conch.cron.scheduler_spec import SchedulerPort
 from conch.cron.ticks import PAUSE_MOST_S, REMOVED
 from conch.cron.unreadable import Unreadable

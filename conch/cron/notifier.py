@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from conch.core.messages import Finished
+from conch.cron.active_run import ActiveRun
 from conch.cron.job import Job
 from conch.cron.on_failure import Notice, OnFailure
 from conch.cron.ping import METRIC, Ping, Pinger, Send, send_by_http
-from conch.cron.runner import ActiveRun
 from conch.cron.scheduler_spec import SchedulerPort
 from conch.cron.ticks import TrackedJob
 from conch.cron.values import FAILED, Result

@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Callable
 
 from conch.core.messages import Lost, Recorded
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.group_commit import GroupCommit
 from conch.cron.job_counts import JobCounts
 from conch.cron.result_store import Delivered, ResultStore
 from conch.cron.run_log import ended
-from conch.cron.runner import ActiveRun, Runner, RunState
+from conch.cron.runner import Runner
 from conch.cron.semaphore_slot import SemaphoreSlot
 from conch.cron.ticks import TrackedJob
 from conch.cron.transactions import Transactions

@@ -11,12 +11,12 @@ from typing import TypeVar
 from conch.core import linux
 from conch.core.deadline import ANSWERS_WITHIN_S
 from conch.core.messages import Drain, Finished, Message, Note, Release, Released, Reload, Running
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.health import lease_left_s, why_unhealthy
 from conch.cron.missing import Missed
 from conch.cron.parts import Parts
 from conch.cron.release import abandon, give_back
 from conch.cron.run_log import Entry, ended
-from conch.cron.runner import ActiveRun, RunState
 from conch.cron.scheduler_spec import PHASES, Phase, SchedulerSpec
 from conch.cron.ticks import (
     STOPPING,

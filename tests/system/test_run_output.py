@@ -212,3 +212,25 @@ def test_kill_of_a_run_whose_host_is_stopped_gets_no_answer(fleet: Fleet) -> Non
     finally:
         os.kill(keeper, signal.SIGCONT)
         fleet.bench.file("go").touch()
+
+
+def test_env_file_is_read_on_the_host(fleet: Fleet) -> None:
+    """When each attempt starts; the job's own variables count more, conchd's less; nothing of it is in etcd."""
+    path = fleet.bench.file("env")
+    path.write_text("SECRET=s3cr3t\nA=file\nB=file\nCONCH_NAME=x\n")
+    fleet.start("a", env={"A": "host"})
+    flags = ["--env-file", str(path), "--env-file", f"-{path}.none", "--env", "B=job", "--keep-output", "always"]
+    assert kept(fleet, "j", "echo $SECRET $A $B $CONCH_NAME $CONCH_TICK", *flags).split()[:4] == [
+        *("s3cr3t", "file", "job", "j")
+    ]
+    values = [value for value, _ in fleet.bench.etcd.get_prefix(f"{fleet.bench.prefix}/cron/job/")]
+    assert not any(b"s3cr3t" in value for value in values)
+
+
+def test_missing_env_file_fails_the_run(fleet: Fleet) -> None:
+    """The command does not run, and the result says why."""
+    fleet.start("a")
+    fleet.add("j", "@yearly", "--env-file", "/no/such/file", command="touch ran")
+    result = fleet.result("j", fleet.run_now("j"))
+    assert (result["state"], result["reason"]) == ("failed", "cannot read /no/such/file: No such file or directory")
+    assert not fleet.bench.file("ran").exists()

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.notifier import Notifier
 from conch.cron.on_failure import Notice
 from conch.cron.ping import Ping
 from conch.cron.run_log import Entry
-from conch.cron.runner import ActiveRun, RunState
 from conch.cron.values import FAILED, STATES, Result
 from tests.support.parts import TICK, World, job, tracked
 from tests.support.virtual_loop import Log, VirtualLoop

@@ -12,6 +12,7 @@ import pytest
 from conch.core.origin import Origin
 from conch.cron import parts as parts_module
 from conch.cron import semaphore_slot
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.clock_check import ClockCheck
 from conch.cron.closer import Closer
 from conch.cron.fleet_clock import FleetClock
@@ -23,7 +24,7 @@ from conch.cron.registrar import Registered
 from conch.cron.reload import Reload
 from conch.cron.replacement import Replacement
 from conch.cron.run_log import Entry
-from conch.cron.runner import ActiveRun, Runner, RunState
+from conch.cron.runner import Runner
 from conch.cron.sweeping import Sweeping
 from conch.cron.ticks import Claim, PendingTick, Registration
 from conch.cron.waiting_room import WaitingRoom

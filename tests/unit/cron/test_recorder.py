@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from conch.core.messages import Lost, Recorded
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.job_counts import JobCounts
 from conch.cron.recorder import Recorder
 from conch.cron.result_store import Delivered
 from conch.cron.run_log import Entry
-from conch.cron.runner import ActiveRun, RunState
 from conch.cron.values import FAILED, STATES, Result
 from conch.cron.writes import WriteKind
 from conch.errors import IllegalTransition

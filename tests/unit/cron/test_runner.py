@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from conch.core.messages import Finished, Held, Kill, Recorded, Start
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.run_log import Entry
-from conch.cron.runner import ActiveRun, Runner, RunPorts, RunState
+from conch.cron.runner import Runner, RunPorts
 from conch.cron.ticks import Registration, TickWon
 from conch.cron.values import Result
 from conch.errors import IllegalTransition

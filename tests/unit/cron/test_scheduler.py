@@ -11,10 +11,10 @@ import pytest
 
 from conch.core.messages import Drain, Finished, Release, Released, Reload, Running
 from conch.cron import scheduler as scheduler_module
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.fleet import TURN_S, Turn
 from conch.cron.parts import Parts
 from conch.cron.run_log import Entry
-from conch.cron.runner import ActiveRun, RunState
 from conch.cron.scheduler import Scheduler
 from conch.cron.scheduler_spec import Phase
 from conch.cron.ticks import (
