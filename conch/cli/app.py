@@ -10,7 +10,9 @@ _CRON = Group(
     "Schedule commands: each tick runs on exactly one of the hosts that run `conch conchd`.",
     {
         "add": "conch.cli.cron_edit:ADD",
+        "cordon": "conch.cli.cron_hosts:CORDON",
         "history": "conch.cli.cron_show:HISTORY",
+        "hosts": "conch.cli.cron_hosts:HOSTS",
         "ls": "conch.cli.cron_show:LS",
         "next": "conch.cli.cron_next:NEXT",
         "pause": "conch.cli.cron_edit:PAUSE",
@@ -18,6 +20,7 @@ _CRON = Group(
         "rm": "conch.cli.cron_edit:RM",
         "run": "conch.cli.cron_run:RUN",
         "show": "conch.cli.cron_show:SHOW",
+        "uncordon": "conch.cli.cron_hosts:UNCORDON",
     },
 )
 COMMANDS = Group(

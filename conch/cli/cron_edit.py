@@ -6,6 +6,7 @@ import time
 from conch.cli.connection_options import COMMON
 from conch.cli.cron_client import JOB_KEY_FILE, CronClient
 from conch.cli.cron_next import INSTANT
+from conch.cli.cron_where import warn_of_place
 from conch.cli.keyfile import read_key
 from conch.cli.output import put_line
 from conch.cli.spec import (
@@ -56,6 +57,7 @@ def run_add(line: Line) -> int:
     signing_key = read_key(line.values["job_key_file"], client.keys.prefix)
     with client:
         job = _put(client, job, signing_key)
+        warn_of_place(client, job)
     for tick in ticks(job.ticks().next_after, int(now), 3):
         put_line(local_time(tick, job.tz))
     return 0
@@ -303,6 +305,8 @@ def _set_paused(line: Line, *, paused: bool) -> int:
                 [ModRevisionIs(key, rev)], [Put(key, changed.encode())], timeout_s=client.timeout_s
             )
             if written.succeeded:
+                if not paused:
+                    warn_of_place(client, changed)
                 return 0
     raise _too_busy(name)
 

@@ -6,6 +6,7 @@ import time
 from conch.cli.connection_options import COMMON
 from conch.cli.cron_client import JSON, CronClient
 from conch.cli.cron_table import LAST_TICK_HEAD, due_cell, put_table, tick_cells
+from conch.cli.cron_where import Nowhere, live_hosts
 from conch.cli.output import json_line, put_json, put_line, put_lines
 from conch.cli.spec import NAME_ARGUMENT, Command, Line, Option, int_range
 from conch.errors import BadInput
@@ -24,7 +25,9 @@ def run_ls(line: Line) -> int:
     objects: list[str] = []
     rows: list[list[str]] = []
     with CronClient(line) as client:
-        for jobs in _pages_of_jobs(client):
+        nowhere = Nowhere(client, live_hosts(client))
+        for jobs in pages_of_jobs(client):
+            nowhere.add(jobs)
             last = _last_rows(client, jobs) if with_last else None
             now = time.time()
             for job in jobs:
@@ -36,11 +39,12 @@ def run_ls(line: Line) -> int:
                     rows.append(_job_cells(job, next_tick, newest, now))
     if objects:
         put_lines(objects)
+    nowhere.warn()
     put_table(["NAME", "SCHEDULE", "TZ", "NEXT", *(LAST_TICK_HEAD if with_last else []), "COMMAND"], rows)
     return 0
 
 
-def _pages_of_jobs(client: CronClient) -> "Iterator[Sequence[Job]]":
+def pages_of_jobs(client: CronClient) -> "Iterator[Sequence[Job]]":
     """Yield the jobs whose value can be read, in pages; warn of the others."""
     from conch.cron.job import UnreadableJob, parse
     from conch.cron.views import everything, pages

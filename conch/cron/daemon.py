@@ -36,6 +36,7 @@ class Daemon:
     """How conchd was started; durations in seconds.
 
     `contain` is the form in which runs are contained; their cgroups are made below the directory `cgroups`, or nowhere.
+    `tags` are those of this host.
     """
 
     connection: Connection
@@ -49,6 +50,7 @@ class Daemon:
     status_hosts: tuple[str, ...] = ()
     contain: str = TREE
     cgroups: str = ""
+    tags: tuple[str, ...] = ()
 
 
 class Mailbox:
@@ -151,6 +153,7 @@ class DaemonKeeper:
             job_key=daemon.job_key,
             first=begin.first,
             contain=daemon.contain,
+            tags=daemon.tags,
         )
         return Scheduler(spec), run_log, dead
 

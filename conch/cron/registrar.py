@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from conch.core import clock
 from conch.core.deadline import DeadlineRule
@@ -51,8 +52,13 @@ class Registrar:
         state_id: str,
         ttl_s: int,
         log: Log,
+        *,
+        said: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        """`origin` is our supervisor, `leases` were its earlier keeper's, `state_id` names our state directory."""
+        """`said` are further fields of our registration, as they are when it is written.
+
+        `origin` is our supervisor, `leases` were its earlier keeper's, `state_id` names our state directory.
+        """
         self._leases = set(leases)
         self._store = store
         self._key = keys.node(identity.host)
@@ -62,6 +68,7 @@ class Registrar:
         self._state_id = state_id
         self._ttl_s = ttl_s
         self._log = log
+        self._said = said
         self.tzdata = ""  # the release of our time zones
 
     def value(self, at: float, *, draining: bool, off: bool) -> bytes:
@@ -76,6 +83,7 @@ class Registrar:
                 "tzdata": self.tzdata,
                 "origin": self.origin.fields(),
                 "can": sorted(CAN),
+                **self._said(),
             }
         ).encode()
 

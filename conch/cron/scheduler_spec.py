@@ -27,7 +27,7 @@ class SchedulerSpec:
     """The daemon's store, supervisor and options. `origin` is the supervisor, `state_id` names the state directory.
 
     `leases` are those that an earlier keeper of the same supervisor had. With a `job_key`, jobs must be signed by it.
-    `first`: etcd must answer at the start. `contain` is the form in which runs are contained.
+    `first`: etcd must answer at the start. `contain` is the form in which runs are contained, `tags` are this host's.
     """
 
     store: Store
@@ -45,6 +45,7 @@ class SchedulerSpec:
     job_key: bytes | None
     first: bool
     contain: str = TREE
+    tags: tuple[str, ...] = ()
 
     @property
     def timeout_s(self) -> float:

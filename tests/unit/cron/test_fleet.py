@@ -12,8 +12,10 @@ from conch.cron import fleet as fleet_module
 from conch.cron.fleet import TURN_S, Fleet, Turn
 from conch.cron.fleet_clock import FleetClock
 from conch.etcd.store import KeyValue
+from tests.support.parts import job
 from tests.support.virtual_loop import Log
 
+JOB = job()
 HOSTS = [f"h{number}" for number in range(7)]
 
 
@@ -34,7 +36,7 @@ def test_every_host_has_a_place_of_its_own_in_the_same_line() -> None:
     firsts: Counter[str] = Counter()
     for tick in range(1_800_000_000, 1_800_000_700):
         line = sorted(HOSTS, key=lambda host: hashlib.sha256(f"j\0{tick}\0{host}".encode()).digest())
-        turns = [fleets[host].turn("j", tick) for host in line]
+        turns = [fleets[host].turn(JOB, tick) for host in line]
         assert [turn.wait_s for turn in turns] == [number * TURN_S for number in range(len(HOSTS))]
         assert [set(turn.before) for turn in turns] == [
             {host.encode() for host in line[:number]} for number in range(len(HOSTS))
@@ -49,15 +51,15 @@ def test_every_host_has_a_place_of_its_own_in_the_same_line() -> None:
 def test_host_that_takes_no_ticks_is_not_waited_for(field: str) -> None:
     """As soon as its registration says so, and until it does not any more."""
     made = fleet("h0", ["h0", "h1"])
-    tick = next(tick for tick in range(1_800_000_000, 1_800_001_000) if made.turn("j", tick).before)
+    tick = next(tick for tick in range(1_800_000_000, 1_800_001_000) if made.turn(JOB, tick).before)
     register(made, "h1", **{field: True})
-    assert made.turn("j", tick) == Turn(0.0, [])
+    assert made.turn(JOB, tick) == Turn(0.0, [])
     register(made, "h1")
-    assert made.turn("j", tick) == Turn(TURN_S, [b"h1"])
+    assert made.turn(JOB, tick) == Turn(TURN_S, [b"h1"])
     made.remove("h1")
-    assert made.turn("j", tick) == Turn(0.0, [])
+    assert made.turn(JOB, tick) == Turn(0.0, [])
     register(made, "h0", **{field: True})
-    assert made.turn("j", tick) == Turn(0.0, [])  # we are asked only if we take it
+    assert made.turn(JOB, tick) == Turn(0.0, [])  # we are asked only if we take it
 
 
 def test_turn_costs_one_digest_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,5 +73,5 @@ def test_turn_costs_one_digest_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
     made = fleet("h3")
     monkeypatch.setattr(fleet_module, "hashlib", SimpleNamespace(sha256=counted))
-    made.turn("j", 1_800_000_000)
+    made.turn(JOB, 1_800_000_000)
     assert digests["made"] == len(HOSTS)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from conch.cron.claim_store import Busy, NodeGone, Taken, Won
+from conch.cron.claim_outcomes import Busy, NodeGone, Taken, Won
 from conch.cron.claimer import ClaimPorts
 from conch.cron.replacement import Replacement, replaced_by
 from conch.cron.ticks import REMOVED, STOPPING, Registration, TickOver, TickWon
@@ -42,6 +42,7 @@ class Bed(World):
             read_job=lambda name, kv: None,
             unreadable=lambda key, why: None,
             waiting=lambda: 0,
+            why_not_here=lambda _: "",
         )
         self.replacement = Replacement(
             *(self.store, ports, self.tasks, self.transactions, self.workers, self.writes, self.commit),
