@@ -31,6 +31,7 @@ COMMANDS = Group(
         "sema": "conch.cli.sema:SEMA",
         "cron": _CRON,
         "conchd": "conch.cli.conchd:CONCHD",
+        "ps": "conch.cli.ps:PS",
         "dev": "conch.cli.dev:DEV",
     },
 )

@@ -21,6 +21,7 @@ Commands:
           run `conch conchd`.
   conchd  Run the ticks of the schedules in etcd, each on exactly one of the
           hosts that run conchd.
+  ps      Show what runs under conch on this host.
   dev     Run CMD with a real etcd on free loopback ports."""
 # Click breaks the lines for a narrower terminal, and uses no more of a wider one.
 _COLUMNS = 80

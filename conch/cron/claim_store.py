@@ -193,7 +193,7 @@ class ClaimStore:
                 return Taken("claimed by another")
             if fields_of(claim.value).get("skip") is True:
                 return Taken("an earlier try of ours recorded it as skipped")
-            has_run = run is not None and self.is_ours(run, pending)
+            has_run = run is not None and self._is_held(run, pending, node)
             return Won(claim.create_revision, claim.lease, run.create_revision if run is not None and has_run else None)
         if result is not None:
             return Taken("it has a result")
@@ -246,7 +246,7 @@ class ClaimStore:
         ours, run, claim, result, other_run = (found.kvs[0] if found.kvs else None for found in answer.ranges)
         if result is not None:
             return Taken("it has a result")
-        if run is not None and self.is_ours(run, pending):
+        if run is not None and self._is_held(run, pending, node):
             return Won(rev, claim.lease if claim else 0, run.create_revision)  # an earlier try succeeded
         if ours is None or ours.create_revision != node.rev:
             return NodeGone()
@@ -301,6 +301,13 @@ class ClaimStore:
         A tick that was due before the change runs under one of the definitions alone.
         """
         return self._key("fire", *pending.id, *([] if pending.host else [self._host]))
+
+    def _is_held(self, run: KeyValue, pending: PendingTick, node: Registration) -> bool:
+        """Return whether a run key was made for this run by this registration.
+
+        One that an earlier try made under a registration that we have lost goes with that one's lease, soon.
+        """
+        return run.lease == node.lease and self.is_ours(run, pending)
 
     def _key(self, kind: str, *path: str | int) -> bytes:
         return self._keys.cron(kind, *path).encode()

@@ -12,7 +12,7 @@ from conch.cron.claim_store import ClaimStore
 from conch.cron.job import decode
 from conch.cron.result_store import Delivered, ResultStore
 from conch.cron.ticks import PendingTick, Registration
-from conch.cron.values import Result
+from conch.cron.values import Result, claim_value
 from conch.etcd.connection import Connection
 from conch.etcd.endpoints import parse_endpoints
 from conch.etcd.grpc_store import GrpcStore
@@ -104,6 +104,30 @@ def test_claim_is_created_once_and_recognised_when_repeated(bed: Bed) -> None:
     assert (fire.create_revision, run.create_revision) == (won.rev, won.rev)
     assert run.lease == bed.lease
     assert fire.lease == won.lease != bed.lease
+
+
+def test_run_key_of_a_lost_registration_starts_nothing(bed: Bed) -> None:
+    """A repeated try finds it while the old lease lives. Its run would outlive it: the next one could start beside."""
+    due, waits = bed.due(), bed.due(TICK + 60)
+    assert bed.claim(due).run_rev is not None
+    old, lease = bed.node, secrets.randbits(62) | 1
+    bed.store.grant(lease, 120, timeout_s=5)
+    bed.store.txn([], [Delete(bed.keys.node("a").encode())], timeout_s=5)
+    bed.node = Registration(2, lease, bed.put(bed.keys.node("a"), b"{}", lease))
+    assert bed.claim(due).run_rev is None
+    # the same for a tick that waited for its run key
+    bed.store.txn([], [Delete(bed.keys.cron("run", "j").encode())], timeout_s=5)
+    fire = bed.put(bed.keys.cron("fire", "j", waits.tick), claim_value(ME, waits.run, waits.tick))
+    run_value = claim_value(ME, waits.run, waits.tick)
+    bed.put(bed.keys.cron("run", "j"), run_value, old.lease)
+    taken = result_of(bed.claims.take_run(waits, fire, bed.node, ME, NOW, sending=bed.sending))
+    assert isinstance(taken, Busy)
+    bed.store.txn([], [Delete(bed.keys.cron("run", "j").encode())], timeout_s=5)
+    again = bed.put(bed.keys.cron("run", "j"), run_value, lease)
+    taken = result_of(bed.claims.take_run(waits, fire, bed.node, ME, NOW, sending=bed.sending))
+    assert isinstance(taken, Won)
+    assert taken.run_rev == again
+    bed.store.revoke(lease, timeout_s=5)
 
 
 def test_claim_whose_reply_was_lost_is_recognised(conch: Bench) -> None:

@@ -64,6 +64,7 @@ class Port:
             job_key=None,
             first=True,
             contain="tree",
+            tags=("gpu",),
             timeout_s=5.0,
         )
         port: Any = self

@@ -323,7 +323,7 @@ def test_unclear_run_key_is_found_and_deleted(
     bed.settle()
     assert bed.store.asked == asked
     if "release" in asked:
-        assert bed.store.arguments[-1][0][:2] == ("j", 22)
+        assert (bed.store.arguments[-1][0][0].id, bed.store.arguments[-1][0][1]) == (("j", TICK), 22)
 
 
 def test_unclear_run_key_is_looked_for_after_the_record(loop: VirtualLoop, log: Log) -> None:
