@@ -110,9 +110,9 @@ def run_cordon(line: Line) -> int:
     with CronClient(line) as client:
         key = client.keys.cron("cordon", name).encode()
         value = json.dumps({"by": host_name(), "at": rfc3339(time.time())}).encode()
-        made = client.store.txn([CreateRevisionIs(key, 0)], [Put(key, value)], timeout_s=client.timeout_s)
+        written = client.store.txn([CreateRevisionIs(key, 0)], [Put(key, value)], timeout_s=client.timeout_s)
         _warn_of_host(client, name)
-    put_line(f"{name} is cordoned: it claims nothing more" if made.succeeded else f"{name} was cordoned already")
+    put_line(f"{name} is cordoned: it claims nothing more" if written.succeeded else f"{name} was cordoned already")
     return 0
 
 

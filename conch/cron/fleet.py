@@ -89,9 +89,9 @@ class Fleet:
         """Take in a host's registration; its fields."""
         fields = self.nodes[host] = dict(fields_of(kv.value))
         known = self._hosts.get(host)
-        made = self._hosts[host] = host_of(host, fields, cordoned=host in self._cordoned)
+        new = self._hosts[host] = host_of(host, fields, cordoned=host in self._cordoned)
         was_off = known is not None and known.fields.get("clock_off") is True
-        if known is None or _placing(known) != _placing(made) or was_off != (fields.get("clock_off") is True):
+        if known is None or _placing(known) != _placing(new) or was_off != (fields.get("clock_off") is True):
             self._on_change()
         return fields
 

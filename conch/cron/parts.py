@@ -2,7 +2,6 @@
 
 from functools import partial
 
-from conch import __version__
 from conch.cron.claim_store import ClaimStore
 from conch.cron.claimer import Claimer, ClaimPorts
 from conch.cron.clock_check import ClockCheck
@@ -16,7 +15,7 @@ from conch.cron.placing import Placing
 from conch.cron.planner import Planner
 from conch.cron.readiness import Readiness
 from conch.cron.recorder import Recorder
-from conch.cron.registrar import Registrar
+from conch.cron.registrar import Registrar, described
 from conch.cron.reload import Reload
 from conch.cron.replacement import Replacement
 from conch.cron.requests import RequestPorts, Requests
@@ -69,15 +68,8 @@ class Parts:
         self.planner = self._make_planner()
         self.runner = self._make_runner()
         self.node = self._make_node()
-        self.readiness = Readiness(
-            *(self.runner, self.node, self.writes, self.clock_check),
-            parts=lambda: (self.claimer, self.closer, self.replacement),
-            max_runs=spec.max_runs,
-        )
-        self.missed = MissedTicks(
-            lambda ends: self.store.taken_between(ends, self.placing.each_here(ends), timeout_s=spec.timeout_s),
-            *(port.tasks, self.workers, self.writes, self.faults, port.counts, port.log, spec.clock.now),
-        )
+        self.readiness = self._make_readiness()
+        self.missed = self._make_missed()
         self.room = self._make_room()
         self._claim_ports = ClaimPorts(
             tracked=self._tracked,
@@ -140,17 +132,6 @@ class Parts:
 
     def _registration(self) -> Registration | None:
         return self.node.registration
-
-    def _said(self) -> dict[str, object]:
-        """What our registration says of us beside the rest; the numbers are as of when it is written."""
-        spec = self._spec
-        return {
-            "version": __version__,
-            "tags": sorted({*spec.tags, f"host={self._host}"}),
-            "max_runs": spec.max_runs,
-            "running": len(self.runner.live()),
-            "ahead_s": round(spec.clock.skew_s(), 3),
-        }
 
     def _is_clock_off(self) -> bool:
         self.clock_check.follow()
@@ -216,7 +197,7 @@ class Parts:
         registrar = Registrar(
             *(spec.store, spec.keys, spec.watchdog, spec.identity, spec.origin, spec.leases, spec.state_id, spec.ttl_s),
             log=port.log,
-            said=self._said,
+            said=lambda: described(spec, running=len(self.runner.live())),
         )
         return Node(
             *(registrar, spec.watchdog, port.tasks, self.workers, self.writes, self.faults, port.log),
@@ -230,6 +211,20 @@ class Parts:
             ttl_s=spec.ttl_s,
             timeout_s=spec.timeout_s,
             revoke=lambda lease: spec.store.revoke(lease, timeout_s=spec.timeout_s),
+        )
+
+    def _make_readiness(self) -> Readiness:
+        return Readiness(
+            *(self.runner, self.node, self.writes, self.clock_check),
+            parts=lambda: (self.claimer, self.closer, self.replacement),
+            max_runs=self._spec.max_runs,
+        )
+
+    def _make_missed(self) -> MissedTicks:
+        spec, port = self._spec, self._port
+        return MissedTicks(
+            lambda ends: self.store.taken_between(ends, self.placing.each_here(ends), timeout_s=spec.timeout_s),
+            *(port.tasks, self.workers, self.writes, self.faults, port.counts, port.log, spec.clock.now),
         )
 
     def _make_room(self) -> WaitingRoom:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from conch import __version__
 from conch.core import clock
 from conch.core.deadline import DeadlineRule
 from conch.core.messages import Held
 from conch.core.origin import Origin, origin_of
 from conch.cron.features import CAN
+from conch.cron.scheduler_spec import SchedulerSpec
 from conch.cron.ticks import Registration
 from conch.cron.values import fields_of
 from conch.etcd.store import CreateRevisionIs, KeyValue, LeaseGone, Put, Range, Store, StoreError
@@ -177,3 +179,14 @@ def _location(kv: KeyValue) -> str:
     fields = fields_of(kv.value)
     made_by = origin_of(fields.get("origin"))
     return f"pid {fields.get('pid')}" if made_by is None else str(made_by)
+
+
+def described(spec: SchedulerSpec, *, running: int) -> dict[str, object]:
+    """Return what a registration says of a daemon that has so many live runs, as of when it is written."""
+    return {
+        "version": __version__,
+        "tags": sorted({*spec.tags, f"host={spec.identity.host}"}),
+        "max_runs": spec.max_runs,
+        "running": running,
+        "ahead_s": round(spec.clock.skew_s(), 3),
+    }

@@ -345,10 +345,6 @@ class Runner:
 
     def on_run_key_gone(self, name: str, host: str, revision: int) -> None:
         """The job's run key (that of a host) was deleted at this revision: a run that had it has it no more."""
-        for run in self.live():
-            if (
-                (run.entry.name, run.entry.host) == (name, host)
-                and run.entry.run_rev is not None
-                and run.entry.run_rev < revision
-            ):
+        for entry, run in [(run.entry, run) for run in self.live()]:
+            if (entry.name, entry.host) == (name, host) and (entry.run_rev or revision) < revision:
                 self.end_without_key(run)

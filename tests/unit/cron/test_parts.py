@@ -220,7 +220,7 @@ def test_daemon_claims_a_hundred_ticks_ahead_of_their_starts(
 ) -> None:
     """The others are for hosts that start them sooner, and if this one is killed, they are not lost with it."""
     port.ready()
-    monkeypatch.setattr(port.parts._spec, "max_runs", 1000)
+    monkeypatch.setattr(port.parts.readiness, "_max_runs", 1000)
     monkeypatch.setattr(type(port.parts.runner), "unstarted", 90)
     getattr(port.parts, part).under_way = 9
     assert port.parts.readiness.why_not_ready() == ""
