@@ -157,7 +157,9 @@ class Fleet:
         """Why no live host may claim ticks of a job; empty if one may, or we do not know of any host yet."""
         wish = (job.on, job.needs)
         if wish not in self._nowhere:
-            self._nowhere[wish] = why_nowhere(job, list(self._hosts.values())) if self._hosts else ""
+            self._nowhere[wish] = (
+                why_nowhere(job, [host for _, host in sorted(self._hosts.items())]) if self._hosts else ""
+            )
         return self._nowhere[wish]
 
     def place(self, job: Job) -> Place:

@@ -41,15 +41,13 @@ class Host(Record):
 
 
 def host_of(name: str, fields: Mapping[str, Any], *, cordoned: bool) -> Host:
-    """Read a registration, whose fields anyone may have written; what is unreadable counts as absent."""
-    return Host(
-        name,
-        _texts(fields.get("tags")) | {f"host={name}"},
-        _texts(fields.get("can")),
-        fields.get("draining") is True,
-        cordoned,
-        fields,
-    )
+    """Read a registration, whose fields anyone may have written; what is unreadable counts as absent.
+
+    A release that knows no features knows no cordon either: it goes on claiming.
+    """
+    can = _texts(fields.get("can"))
+    tags = _texts(fields.get("tags")) | {f"host={name}"}
+    return Host(name, tags, can, fields.get("draining") is True, cordoned and bool(can), fields)
 
 
 def this_host(name: str, tags: Iterable[str], *, cordoned: bool) -> Host:
