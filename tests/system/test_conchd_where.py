@@ -40,8 +40,10 @@ def registered(fleet: Fleet, host: str, **fields: Any) -> Iterator[None]:
     """Have a host registered that is no daemon of ours."""
     key = f"{fleet.bench.prefix}/node/{host}"
     fleet.bench.etcd.put(key, json.dumps({"host": host, "pid": 1, **fields}))
-    yield
-    fleet.bench.etcd.delete(key)
+    try:
+        yield
+    finally:
+        fleet.bench.etcd.delete(key)
 
 
 def test_job_runs_only_on_hosts_with_all_its_tags(fleet: Fleet) -> None:
