@@ -13,8 +13,10 @@ _CRON = Group(
     {
         "add": "conch.cli.cron_edit:ADD",
         "apply": "conch.cli.cron_files:APPLY",
+        "cordon": "conch.cli.cron_hosts:CORDON",
         "export": "conch.cli.cron_files:EXPORT",
         "history": "conch.cli.cron_show:HISTORY",
+        "hosts": "conch.cli.cron_hosts:HOSTS",
         "import": "conch.cli.cron_files:IMPORT",
         "kill": "conch.cli.cron_run:KILL",
         "logs": "conch.cli.cron_logs:LOGS",
@@ -26,6 +28,7 @@ _CRON = Group(
         "run": "conch.cli.cron_run:RUN",
         "set": "conch.cli.cron_edit:SET",
         "show": "conch.cli.cron_show:SHOW",
+        "uncordon": "conch.cli.cron_hosts:UNCORDON",
     },
 )
 COMMANDS = Group(

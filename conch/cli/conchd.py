@@ -42,6 +42,15 @@ def _host_name(text: str) -> str:
     return text
 
 
+def _tag(text: str) -> str:
+    from conch.cron.job_fields import check_tag
+
+    if text.startswith("host="):
+        raise BadInput(f"{text!r}: every conchd has the tag of its host, see CONCH_HOST")
+    return check_tag(text)
+
+
+TAG = Kind("tag", _tag)
 ADDRESS = Kind("address", _address)
 
 
@@ -134,6 +143,14 @@ CONCHD = Command(
             TEXT,
             env=("CONCH_STATE_DIR",),
             metavar="DIR",
+        ),
+        Option(
+            ("--tag",),
+            "Tag of this host, for jobs with --on. Repeatable. `host=NAME` is always one.",
+            TAG,
+            env=("CONCH_TAG",),
+            metavar="TAG",
+            repeated=True,
         ),
         Option(
             ("--drain",),
@@ -246,6 +263,7 @@ def _keep(
         owner=None if account is None else (account.user.uid, account.user.gid),
         contain=containment.form,
         cgroups=containment.parent,
+        tags=values["tag"],
     )
     keep(daemon, channel)
 

@@ -46,7 +46,7 @@ def run_add(line: Line) -> int:
 
 def _edit(client: CronClient, name: str, decide: "Decide", signing_key: bytes | None) -> None:
     """Change one job, log what changed, and print its next three ticks."""
-    from conch.cli.cron_nowhere import warn_nowhere
+    from conch.cli.cron_where import warn_nowhere
 
     with client:
         (change,) = client.jobs(signing_key).change([name], decide)

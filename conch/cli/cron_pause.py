@@ -51,7 +51,7 @@ def _change(line: Line, event: str, fields: Mapping[str, Any]) -> int:
 
     Jobs that cannot be changed are left out; the error names the first of them at the end (exit 1).
     """
-    from conch.cli.cron_nowhere import warn_nowhere
+    from conch.cli.cron_where import warn_nowhere
 
     client = CronClient(line)
     names = dict.fromkeys(line.values["names"])

@@ -5,8 +5,8 @@ import time
 
 from conch.cli.connection_options import COMMON
 from conch.cli.cron_client import JSON, CronClient
-from conch.cli.cron_nowhere import warn_nowhere
 from conch.cli.cron_table import LAST_TICK_HEAD, due_cell, put_table, tick_cells
+from conch.cli.cron_where import Nowhere, live_hosts
 from conch.cli.output import json_line, put_json, put_lines
 from conch.cli.spec import NAME_ARGUMENT, NAMES_ARGUMENT, Command, Line, Option, int_range
 from conch.errors import BadInput, ConchError
@@ -23,11 +23,11 @@ def run_ls(line: Line) -> int:
     """List the jobs."""
     with_last, as_json = line.values["last"], line.values["as_json"]
     objects: list[str] = []
-    listed: list[Job] = []
     rows: list[list[str]] = []
     with CronClient(line) as client:
-        for jobs in _pages_of_jobs(client):
-            listed += jobs
+        nowhere = Nowhere(client, live_hosts(client))
+        for jobs in pages_of_jobs(client):
+            nowhere.add(jobs)
             last = _last_rows(client, jobs) if with_last else None
             now = time.time()
             for job in jobs:
@@ -37,14 +37,14 @@ def run_ls(line: Line) -> int:
                     objects.append(json_line(_job_object(job, next_tick, newest)))
                 else:
                     rows.append(_job_cells(job, next_tick, newest, now))
-        warn_nowhere(client, listed)
     if objects:
         put_lines(objects)
+    nowhere.warn()
     put_table(["NAME", "SCHEDULE", "TZ", "NEXT", *(LAST_TICK_HEAD if with_last else []), "COMMAND"], rows)
     return 0
 
 
-def _pages_of_jobs(client: CronClient) -> "Iterator[Sequence[Job]]":
+def pages_of_jobs(client: CronClient) -> "Iterator[Sequence[Job]]":
     """Yield the jobs whose value can be read, in pages; warn of the others."""
     from conch.cron.job import UnreadableJob, parse
     from conch.cron.views import everything, pages

@@ -38,6 +38,7 @@ class Daemon:
 
     `on_failure` is told of what fails; `owner` is the user and the group of runs, if they are not ours.
     `contain` is the form in which runs are contained; their cgroups are made below the directory `cgroups`, or nowhere.
+    `tags` are those of this host.
     """
 
     connection: Connection
@@ -53,6 +54,7 @@ class Daemon:
     owner: tuple[int, int] | None = None
     contain: str = TREE
     cgroups: str = ""
+    tags: tuple[str, ...] = ()
 
 
 class Mailbox:
@@ -160,6 +162,7 @@ class DaemonKeeper:
             outputs=outputs,
             on_failure=daemon.on_failure,
             contain=daemon.contain,
+            tags=daemon.tags,
         )
         return Scheduler(spec), run_log, dead
 

@@ -152,7 +152,10 @@ class Recorder:
         )
         return await self._writes.gather(
             lambda: self._store.deliver(
-                *(entry.name, entry.tick, result, entry.run_rev, expired, now), has_floor=has_floor, sending=sending
+                *(entry.name, entry.tick, result, entry.run_rev, expired, now),
+                host=entry.host,
+                has_floor=has_floor,
+                sending=sending,
             ),
             probe=probe,
         )

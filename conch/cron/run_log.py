@@ -20,7 +20,8 @@ Log = Callable[..., None]
 class Entry:
     """A run: its tick, what it holds in etcd (revisions; the lease of its slot), and its result once it is over.
 
-    `origin` is the supervisor that it runs under; None if an earlier release wrote the entry.
+    `origin` is the supervisor that it runs under; None if an earlier release wrote the entry. `host` is the one in the
+    keys of a tick that runs on every host.
     """
 
     run: str
@@ -31,6 +32,7 @@ class Entry:
     slot: int | None = None
     result: Result | None = None
     origin: Origin | None = None
+    host: str = ""
 
     def encode(self) -> bytes:
         """Encode it as one line of JSON."""

@@ -136,11 +136,11 @@ class Runner:
 
     def _hold_variables(self, job: Job, entry: Entry, won: TickWon) -> dict[str, str]:
         """The environment that tells the command what it runs under: the run key, or else the claim."""
-        registration = self._ports.registration()
+        registration, host = self._ports.registration(), [entry.host] if entry.host else []
         if job.exclusive and registration is not None:
-            lease, key = registration.lease, self._keys.cron("run", job.name)
+            lease, key = registration.lease, self._keys.cron("run", job.name, *host)
         else:
-            lease, key = won.lease, self._keys.cron("fire", job.name, entry.tick)
+            lease, key = won.lease, self._keys.cron("fire", job.name, entry.tick, *host)
         return {"CONCH_REV": str(won.run_rev or won.rev), "CONCH_LEASE": f"{lease:x}", "CONCH_HOLD_KEY": key}
 
     async def _get_slot(self, run: ActiveRun, job: Job) -> Held | Result:
@@ -280,8 +280,8 @@ class Runner:
         else:
             self._watchdog.end(run.entry.run, reason)
 
-    def on_run_key_gone(self, name: str, revision: int) -> None:
-        """The job's run key was deleted at this revision: a run that had it before has it no more."""
-        for run in self.live():
-            if run.entry.name == name and run.entry.run_rev is not None and run.entry.run_rev < revision:
+    def on_run_key_gone(self, name: str, host: str, revision: int) -> None:
+        """The job's run key (that of a host) was deleted at this revision: a run that had it has it no more."""
+        for entry, run in [(run.entry, run) for run in self.live()]:
+            if (entry.name, entry.host) == (name, host) and (entry.run_rev or revision) < revision:
                 self.end_without_key(run)

@@ -129,10 +129,10 @@ class Scheduler:
                 self.counts["runs", "skipped"] += 1
                 self.log("info", "skipped", job=tick.job.name, tick=rfc3339(tick.tick), reason=reason)
             case TickOver(rev, run_rev, reason):
-                run = parts.runner.add(ActiveRun(Entry(tick.run, tick.job.name, tick.tick, rev, run_rev)))
+                run = parts.runner.add(ActiveRun(Entry(tick.run, *tick.id, rev, run_rev, host=tick.host)))
                 await self._record(run, Result(self.host, "skipped", reason=reason))
             case TickWon(rev, run_rev):
-                run = parts.runner.add(ActiveRun(Entry(tick.run, tick.job.name, tick.tick, rev, run_rev)))
+                run = parts.runner.add(ActiveRun(Entry(tick.run, *tick.id, rev, run_rev, host=tick.host)))
                 result = await parts.runner.run(tick, run, claim)
                 await self._record(run, result)
         self.end_if_released()

@@ -29,7 +29,7 @@ class SchedulerSpec:
 
     `leases` are those that an earlier keeper of the same supervisor had. With a `job_key`, jobs must be signed by it.
     `outputs` are the files for commands that are told of failures, `on_failure` is this host's.
-    `first`: etcd must answer at the start. `contain` is the form in which runs are contained.
+    `first`: etcd must answer at the start. `contain` is the form in which runs are contained, `tags` are this host's.
     """
 
     store: Store
@@ -49,6 +49,7 @@ class SchedulerSpec:
     outputs: OutputFiles
     on_failure: str | None = None
     contain: str = TREE
+    tags: tuple[str, ...] = ()
 
     @property
     def timeout_s(self) -> float:

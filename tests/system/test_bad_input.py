@@ -583,7 +583,7 @@ def test_manually_written_job_that_is_unreadable(mine: Bench, name: str, value: 
     done = mine.run("cron", "ls", "--json")
     assert done.returncode == 0, done.stderr
     assert [one["name"] for one in mine.jsons(done.stdout)] == ["z"]
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("event=unreadable") == 1
     assert key in done.stderr
     for command in ("show", "run"):
         check(mine.run("cron", command, "j"), 69, re.escape(key))

@@ -164,7 +164,7 @@ def test_of_several_adds_at_the_same_time_only_the_first_has_added_it(bench: Ben
     """They are the same to the byte: user, host and second, too."""
     started = [bench.start("cron", "add", "j", *HOURLY, *RUN) for _ in range(6)]
     assert [one.wait() for one in started] == [0] * 6
-    found = [line["event"] for one in started for line in log_lines(one.err) if line["event"] != "no-conchd"]
+    found = [line["event"] for one in started for line in log_lines(one.err) if line["event"] != "nowhere"]
     assert sorted(found) == ["job-added"] + ["job-unchanged"] * 5
 
 
@@ -292,7 +292,7 @@ def test_show_masks_secrets_unless_revealed(bench: Bench) -> None:
 
 def test_commands_warn_where_no_conchd_is_alive(bench: Bench) -> None:
     """add, set, resume and ls do, and not for a job that has no ticks to come; with a live one none does."""
-    warning = ("no-conchd", "j", "no conchd is alive: nothing will run")
+    warning = ("nowhere", "j", "no conchd is alive: nothing will run")
     calls = (["add", "j", *HOURLY, *RUN], ["set", "j", "--retries", "1"], ["resume", "j"], ["ls"])
     for call in calls:
         assert warning in said(bench, *call)

@@ -175,7 +175,8 @@ class Status:
         names = [job.name for job, _ in jobs]
         last, _ = last_rows(self._store, self._keys, names, timeout_s=self._timeout_s, within_s=_READ_S)
         shown = []
-        for job, tick in jobs:
+        for job, planned in jobs:
+            tick = job.next_tick(int(time.time())) if planned is None else planned  # or planned by other hosts
             newest = last.get(job.name, {})
             shown.append(
                 {

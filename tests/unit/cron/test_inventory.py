@@ -275,7 +275,7 @@ def test_run_key(bed: Bed, log: Log) -> None:
     assert bed.hear(run_key()) == []  # of a job that is not known yet
     bed.hear(definition(), run_key())
     assert bed.planner.jobs["j"].run is not None
-    assert bed.loses(KEYS.cron("run", "j")) == ["run key gone j 30", "wake j"]
+    assert bed.loses(KEYS.cron("run", "j")) == ["run key gone j  30", "wake j"]
     assert bed.planner.jobs["j"].run is None
     assert log.lines == []
 
