@@ -27,7 +27,7 @@ def run_ls(line: Line) -> int:
     with CronClient(line) as client:
         nowhere = Nowhere(client, live_hosts(client))
         for jobs in pages_of_jobs(client):
-            nowhere.add(jobs)
+            nowhere.add([job for job in jobs if job.next_tick(int(time.time())) is not None])
             last = _last_rows(client, jobs) if with_last else None
             now = time.time()
             for job in jobs:

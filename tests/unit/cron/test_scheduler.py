@@ -613,7 +613,7 @@ def test_what_keeps_it_from_ending(what: str, busy: bool) -> None:
         runner=SimpleNamespace(active={"mine": 1} if what == "run" else {}),
         closer=SimpleNamespace(unclear={"mine": 1} if what == "unclear" else {}),
         replacement=SimpleNamespace(waiting=int(what == "waits")),
-        _claims_under_way=lambda: int(what == "claim"),
+        readiness=SimpleNamespace(claims_under_way=lambda: int(what == "claim")),
         _port=SimpleNamespace(pending=ticks),
     )
     is_busy: Any = Parts.is_busy
