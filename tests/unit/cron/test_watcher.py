@@ -16,9 +16,6 @@ from tests.support.virtual_loop import Log
 KEYS = Keys("/p")
 _KINDS = ("job", "fire", "now", "run", "kill", "cordon")
 PREFIXES = (*(f"/p/cron/{kind}/".encode() for kind in _KINDS), b"/p/node/")
-    *tuple(f"/p/cron/{kind}/".encode() for kind in ("job", "fire", "now", "run", "kill", "cordon")),
-    b"/p/node/",
-)
 
 
 def event(name: str, *, deleted: bool = False) -> Event:
