@@ -93,7 +93,8 @@ def why_nowhere(job: Job, hosts: Sequence[Host]) -> str:
         ("cordoned", lambda host: host.cordoned),
         ("draining", lambda host: host.draining),
     )
-    return "; ".join(_those(tagged, what, holds) for what, holds in reasons if any(map(holds, tagged)))
+    found = "; ".join(_those(tagged, what, holds) for what, holds in reasons if any(map(holds, tagged)))
+    return f"no conchd may run it: {found}"
 
 
 def too_old(job: Job, hosts: Sequence[Host]) -> str:

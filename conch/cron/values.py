@@ -1,7 +1,7 @@
 """The values that cron writes about a tick: its claim and its result, and the row that users see."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -98,8 +98,36 @@ class Result:
         }
 
 
-def row(name: str, tick: int, claim: bytes | None, result: bytes | None) -> dict[str, Any]:
-    """Return the row shown for a tick: its result, or that it is claimed. Raises `UnreadableHolder` for neither."""
+class Daemons:
+    """The daemons that live, as their registrations tell."""
+
+    def __init__(self, registrations: Iterable[bytes] = ()) -> None:
+        self._lives = {life for value in registrations if (life := _life(value)) is not None}
+
+    def made(self, claim: bytes) -> bool:
+        """Whether a daemon that lives made this claim or run key: the very one, not a later one of its host."""
+        return _life(claim) in self._lives
+
+
+def _life(value: bytes) -> tuple[str, int, str] | None:
+    """Return what tells one life of a daemon from all others; None if the value does not say it."""
+    try:
+        holder = Holder.decode(value)
+    except UnreadableHolder:
+        return None
+    return holder.host, holder.pid, holder.started
+
+
+_NONE_LIVES = Daemons()
+
+
+def row(
+    name: str, tick: int, claim: bytes | None, result: bytes | None, daemons: Daemons = _NONE_LIVES
+) -> dict[str, Any]:
+    """Return the row shown for a tick: its result, or that it is running, or that a dead daemon has claimed it.
+
+    Raises `UnreadableHolder` if it is neither.
+    """
     shown: dict[str, Any] = {"name": name, "tick": rfc3339(tick), "tick_unix": tick}
     names = ("state", "exit", "node", "started", "duration_s", "attempt", "reason", "cpu_s", "max_rss_kb")
     empty = dict.fromkeys(names)
@@ -122,7 +150,8 @@ def row(name: str, tick: int, claim: bytes | None, result: bytes | None) -> dict
             "max_rss_kb": _whole_number(data.get("max_rss_kb")),
         }
     holder = Holder.decode(claim or b"")
-    return {**shown, **empty, "state": "claimed", "node": holder.host}
+    state = "running" if daemons.made(claim or b"") else "claimed"
+    return {**shown, **empty, "state": state, "node": holder.host}
 
 
 def _whole_number(value: Any) -> int | None:

@@ -136,7 +136,7 @@ def test_cron(fleet: Fleet) -> None:
     assert (fleet.unix(b["last_tick"]), b["node"], b["state"], b["exit"]) == (tick, "a", "failed", 3)
     assert fleet.unix(b["next_tick"]) > time.time()
     assert b["duration_s"] >= 0
-    assert (c["state"], fleet.unix(c["last_tick"])) == ("claimed", running)
+    assert (c["state"], fleet.unix(c["last_tick"])) == ("running", running)
 
 
 def test_cron_agrees_with_ls(fleet: Fleet) -> None:

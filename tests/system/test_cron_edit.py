@@ -302,5 +302,5 @@ def test_commands_warn_where_no_conchd_is_alive(bench: Bench) -> None:
     for call in calls:
         assert warning not in said(bench, *call)
     bench.etcd.put(f"{bench.prefix}/node/h", '{"draining": true}')
-    assert ("nowhere", "j", "host h is draining") in said(bench, "ls")
+    assert ("nowhere", "j", "no conchd may run it: host h is draining") in said(bench, "ls")
     bench.etcd.delete(f"{bench.prefix}/node/h")
