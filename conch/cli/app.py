@@ -1,9 +1,11 @@
 """The registry of all commands, and how a command line reaches one of them."""
 
+import os
+
 from conch.cli.fast_parser import find_command, read_line
 from conch.cli.output import put_line
 from conch.cli.overview import plain_answer
-from conch.cli.spec import Group
+from conch.cli.spec import COMPLETION_VARIABLE, Group
 
 _CRON = Group(
     "cron",
@@ -30,6 +32,7 @@ COMMANDS = Group(
         "conchd": "conch.cli.conchd:CONCHD",
         "ps": "conch.cli.ps:PS",
         "dev": "conch.cli.dev:DEV",
+        "completion": "conch.cli.completion:COMPLETION",
     },
 )
 
@@ -46,6 +49,11 @@ def in_order(words: list[str]) -> list[str]:
 
 def run(words: list[str]) -> int:
     """Run the command that these words name and return conch's exit code; import Click only if the line needs it."""
+    instruction = os.environ.get(COMPLETION_VARIABLE)
+    if instruction:
+        from conch.cli.click_adapter import complete_with_click
+
+        return complete_with_click(instruction, COMMANDS)
     words = in_order(words)
     text = plain_answer(words)
     if text is not None:

@@ -3,6 +3,7 @@
 Click prints the help and words what is wrong; bad input is one line on stderr and exit code 64.
 """
 
+import os
 import shlex
 
 import click
@@ -12,8 +13,8 @@ from conch.cli import spec
 from conch.cli.connection_options import COMMON
 from conch.cli.exit import refuse, say
 from conch.cli.meant import meant_command, meant_option
-from conch.cli.spec import Command, Group, Kind, Line, Option
-from conch.errors import EXIT_USAGE, BadInput
+from conch.cli.spec import COMPLETION_VARIABLE, Command, Group, Kind, Line, Option
+from conch.errors import EXIT_NO, EXIT_USAGE, BadInput
 from conch.static_typing import Any
 
 _SETTINGS: Any = {"help_option_names": ["-h", "--help"]}
@@ -44,6 +45,22 @@ def run_with_click(words: list[str], group: Group) -> int:
         refuse(context.command_path if context is not None else "conch", error.format_message().replace("\n", " "))
         return EXIT_USAGE
     return result if isinstance(result, int) else 0
+
+
+def complete_with_click(instruction: str, group: Group) -> int:
+    """Print the completions that a shell asks for (`bash_complete` and alike); nothing for another question."""
+    from click.shell_completion import get_completion_class
+
+    shell, _, what = instruction.partition("_")
+    of_shell = get_completion_class(shell)
+    if of_shell is None or what != "complete":
+        return EXIT_NO
+    # what is logged would stand in the middle of the line that is being typed
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    click.echo(of_shell(to_click(group), {}, "conch", COMPLETION_VARIABLE).complete())
+    return 0
 
 
 def _did_you_mean(found: str) -> str:
@@ -167,6 +184,14 @@ class _ChildCommand(_PlainCommand):
                 raise click.UsageError(_forgotten_dashes(ctx, untouched, arguments), ctx) from None
             raise
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> Any:
+        """Complete an option, or the command to run after `--`."""
+        if ctx.obj is None:
+            return super().shell_complete(ctx, incomplete)
+        from conch.cli.completion import complete_command
+
+        return complete_command(ctx.obj, incomplete)
+
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - Click's protocol
         """Return the usage in the order in which people write it."""
         argument = self.what.argument
@@ -238,8 +263,32 @@ def _arguments(command: Command) -> list[click.Argument]:
     if argument is None:
         return []
     return [
-        click.Argument([argument.name], type=_type(argument.kind), required=argument.required, metavar=argument.metavar)
+        click.Argument(
+            [argument.name],
+            type=_type(argument.kind),
+            required=argument.required,
+            metavar=argument.metavar,
+            shell_complete=_names_of(command) if argument.kind is spec.NAME else None,
+        )
     ]
+
+
+def _names_of(command: Command) -> Any:
+    def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> Any:
+        from conch.cli.completion import complete_name
+
+        return complete_name(command, ctx, incomplete)
+
+    return complete
+
+
+def _files_of(option: Option) -> Any:
+    def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> Any:
+        from conch.cli.completion import complete_value
+
+        return complete_value(option.metavar, incomplete)
+
+    return complete
 
 
 def _option(option: Option) -> click.Option:
@@ -250,6 +299,7 @@ def _option(option: Option) -> click.Option:
         [*option.flags, option.keyword],
         envvar=list(option.env) or None,
         show_envvar=bool(option.env),
+        shell_complete=None if option.kind is None or option.kind.choices else _files_of(option),
         help=option.help,
         metavar=option.metavar,
         multiple=option.repeated,

@@ -50,7 +50,7 @@ def _read(words: list[str], command: Command) -> Line:
     elif arguments:
         raise _LeaveToClick
     for option in command.options:
-        values[option.keyword] = _option_value(option, texts.get(option.keyword, []))
+        values[option.keyword] = option_value(option, texts.get(option.keyword, []))
     return Line(values, frozenset(explicit), child)
 
 
@@ -84,7 +84,8 @@ def _argument_value(argument: Argument, texts: list[str]) -> Any:
     return argument.kind.parse(texts[0])
 
 
-def _option_value(option: Option, texts: list[str]) -> Any:
+def option_value(option: Option, texts: list[str]) -> Any:
+    """Return the value of an option that was written so often, its variable or its default; raises `BadInput`."""
     if option.kind is None:
         if not texts and any(os.environ.get(variable) for variable in option.env):
             raise _LeaveToClick  # a boolean in a variable has many spellings: true, yes, 0

@@ -15,14 +15,16 @@ Options:
   -h, --help     Show this message and exit.
 
 Commands:
-  elect   Run CMD only while conch leads the office NAME.
-  sema    Run CMD only while conch holds one of N slots of the semaphore NAME.
-  cron    Schedule commands: each tick runs on exactly one of the hosts that
-          run `conch conchd`.
-  conchd  Run the ticks of the schedules in etcd, each on exactly one of the
-          hosts that run conchd.
-  ps      Show what runs under conch on this host.
-  dev     Run CMD with a real etcd on free loopback ports."""
+  elect       Run CMD only while conch leads the office NAME.
+  sema        Run CMD only while conch holds one of N slots of the semaphore
+              NAME.
+  cron        Schedule commands: each tick runs on exactly one of the hosts
+              that run `conch conchd`.
+  conchd      Run the ticks of the schedules in etcd, each on exactly one of
+              the hosts that run conchd.
+  ps          Show what runs under conch on this host.
+  dev         Run CMD with a real etcd on free loopback ports.
+  completion  Print the code that completes command lines of conch in a shell."""
 # Click breaks the lines for a narrower terminal, and uses no more of a wider one.
 _COLUMNS = 80
 

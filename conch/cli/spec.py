@@ -9,6 +9,9 @@ from conch.record import Record
 from conch.static_typing import Any, Callable
 from conch.times import parse_duration
 
+# A shell that wants completions sets it; Click derives it from the name of the program.
+COMPLETION_VARIABLE = "_CONCH_COMPLETE"
+
 
 class Kind(Record):
     """The type of a value: `parse` converts a text or raises `BadInput`; `choices` lists the valid texts, if few."""

@@ -9,7 +9,7 @@ from conch.core.channel import Channel
 from conch.core.containment import Containment
 from conch.core.daemon_supervisor import DaemonSupervisor
 from conch.core.event_loop import SupervisorLoop
-from conch.core.messages import Lost, Start
+from conch.core.messages import Kill, Lost, Start
 from conch.core.orphans import SCAN_PAUSE_S, Orphans, reap_zombie
 from conch.core.output_relay import Outputs, Relay
 from conch.core.process_tree import Process, reap_orphans
@@ -87,8 +87,8 @@ class DaemonLoop:
             self._loop.follow(supervisor.holds)
             times = [at for at in (supervisor.wake_at, self._scan_at, self._outputs.wake_at) if at is not None]
             ready = self._loop.wait(min(times, default=None))
-            # a loss does not wait behind orders to start hundreds of runs
-            self._loop.receive(supervisor.on_message, supervisor.on_keeper_death, at_once=(Lost,))
+            # neither a loss nor the end of a run waits behind orders to start hundreds of runs
+            self._loop.receive(supervisor.on_message, supervisor.on_keeper_death, at_once=(Lost, Kill))
             supervisor.on_time()
             self._signal_escaped()
             for number in self._loop.signals.take():

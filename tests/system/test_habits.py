@@ -7,7 +7,7 @@ import pytest
 from tests.support.conch import Bench
 
 MISTAKES = [
-    ("", "no command given: elect, sema, cron, conchd, ps, dev"),
+    ("", "no command given: elect, sema, cron, conchd, ps, dev, completion"),
     ("cron", "conch cron: no command given: add, "),
     ("elct", "Did you mean conch elect?"),
     ("lock", "Did you mean conch elect?"),

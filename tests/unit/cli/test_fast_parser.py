@@ -59,7 +59,9 @@ def lines(draw: st.DrawFn) -> tuple[Command, list[str], dict[str, str]]:
     """A command, words after its name, and variables of the environment."""
     # most of the options are those of the first three
     command = draw(st.one_of(st.sampled_from([ELECT, SEMA, LS]), st.sampled_from(ALL)))
-    parts = draw(st.lists(st.sampled_from(command.options).flatmap(words_of), max_size=4))
+    parts: list[list[str]] = []
+    if command.options:
+        parts = draw(st.lists(st.sampled_from(command.options).flatmap(words_of), max_size=4))
     parts.insert(
         draw(st.integers(0, len(parts))), draw(st.sampled_from([["name"], ["name"], ["a/b"], [], [], ["a", "b"]]))
     )
