@@ -11,7 +11,8 @@ _ALPHANUMERIC = _DIGITS.union("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvw
 _NAME_CHARACTERS, _NAME_LENGTH = _ALPHANUMERIC.union("._@:+-"), 128
 _HEX_DIGITS = _DIGITS.union("abcdef")
 _JOB_KINDS = frozenset({"job", "run", "floor"})
-_TICK_KINDS = frozenset({"fire", "result", "now"})
+_TICK_KINDS = frozenset({"fire", "result", "now", "kill"})
+_EACH_KINDS = frozenset({"fire", "result"})
 _MOST_SLOTS = 1000
 _MOST_LEASE = 2**63 - 1
 # From 2001 to 2286, so that ticks sort as texts in the order of their numbers.
@@ -44,18 +45,32 @@ class ContenderKey(Record):
 
 
 class JobKey(Record):
-    """A key that cron has once per job: `job`, `run` or `floor`."""
+    """A key that cron has once per job: `job`, `run` or `floor`.
+
+    `run` of a job whose ticks run on every host has a key per `host`.
+    """
 
     kind: str
     name: str
+    host: str = ""
 
 
 class TickKey(Record):
-    """A key that cron has once per tick: `fire`, `result` or `now`."""
+    """A key that cron has once per tick: `fire`, `result`, `now` or `kill`.
+
+    `fire` and `result` of a job whose ticks run on every host have a key per `host`.
+    """
 
     kind: str
     name: str
     tick: int
+    host: str = ""
+
+
+class CordonKey(Record):
+    """The key that keeps the conchd of a host from claiming anything."""
+
+    host: str
 
 
 class NodeKey(Record):
@@ -64,7 +79,7 @@ class NodeKey(Record):
     host: str
 
 
-Key = ContenderKey | JobKey | TickKey | NodeKey
+Key = ContenderKey | JobKey | TickKey | CordonKey | NodeKey
 
 
 class Keys(Record):
@@ -89,7 +104,7 @@ class Keys(Record):
         return f"{self.prefix}/sema-host/{name}/{slots}/{host}/"
 
     def cron(self, kind: str, *path: str | int) -> str:
-        """Return a key of a kind (`job fire result run now asked floor`), or without a path the prefix of all."""
+        """Return a key of a kind (`job fire result run now kill cordon …`), or without a path the prefix of all."""
         return "/".join((self.prefix, "cron", kind, *map(str, path))) + ("" if path else "/")
 
     def ticks(self, kind: str, name: str) -> str:
@@ -114,8 +129,14 @@ class Keys(Record):
                 return _contender("sema-host", name, slots, host, rest) if is_name(host) else None
             case ["cron", kind, name] if kind in _JOB_KINDS and is_name(name):
                 return JobKey(kind, name)
+            case ["cron", "run", name, host] if is_name(name) and is_name(host):
+                return JobKey("run", name, host)
+            case ["cron", "cordon", host] if is_name(host):
+                return CordonKey(host)
             case ["cron", kind, name, tick] if kind in _TICK_KINDS and is_name(name) and _is_tick(tick):
                 return TickKey(kind, name, int(tick))
+            case ["cron", kind, name, tick, host] if kind in _EACH_KINDS and is_name(name) and is_name(host):
+                return TickKey(kind, name, int(tick), host) if _is_tick(tick) else None
             case ["node", host] if is_name(host):
                 return NodeKey(host)
         return None

@@ -51,6 +51,8 @@ HOMES = {
     "termios": ("core",),
     "croniter": ("cron",),
     "prometheus_client": ("cron",),
+    "urllib3": ("cron",),
+    "tomlkit": ("cron",),
     # Importing it takes a tenth of the time of a whole run of the wrapper.
     "typing": ("static_typing", "cli", "cron", "dev"),
 }

@@ -268,6 +268,7 @@ def _arguments(command: Command) -> list[click.Argument]:
             type=_type(argument.kind),
             required=argument.required,
             metavar=argument.metavar,
+            nargs=-1 if argument.repeated else 1,
             shell_complete=_names_of(command) if argument.kind is spec.NAME else None,
         )
     ]

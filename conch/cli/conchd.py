@@ -42,7 +42,25 @@ def _host_name(text: str) -> str:
     return text
 
 
+def _tag(text: str) -> str:
+    from conch.cron.job_fields import check_tag
+
+    if text.startswith("host="):
+        raise BadInput(f"{text!r}: every conchd has the tag of its host, see CONCH_HOST")
+    return check_tag(text)
+
+
+TAG = Kind("tag", _tag)
 ADDRESS = Kind("address", _address)
+
+
+def _shell_command(text: str) -> str:
+    if not text.strip():
+        raise BadInput("the command is empty")
+    return text
+
+
+SHELL_COMMAND = Kind("command", _shell_command)
 HOST_NAME = Kind("name", _host_name)
 
 
@@ -85,7 +103,7 @@ def run(line: Line) -> int:
     _warn_of_risks(log, account, job_key, values["max_runs"], descriptors)
     max_runs = min(values["max_runs"], descriptors.most_runs)
     loop = DaemonLoop(
-        partial(_keep, common, values, identity, state, job_key, max_runs, containment),
+        partial(_keep, common, values, identity, state, job_key, max_runs, containment, account),
         _environment(account),
         containment,
         log,
@@ -94,6 +112,7 @@ def run(line: Line) -> int:
         user=None if account is None else account.user,
         kept_open=(locked,),
         descriptors=descriptors.inherited,
+        keep_output=not values["no_output"],
     )
     return loop.run()
 
@@ -126,6 +145,14 @@ CONCHD = Command(
             metavar="DIR",
         ),
         Option(
+            ("--tag",),
+            "Tag of this host, for jobs with --on. Repeatable. `host=NAME` is always one.",
+            TAG,
+            env=("CONCH_TAG",),
+            metavar="TAG",
+            repeated=True,
+        ),
+        Option(
             ("--drain",),
             "How long to wait for live runs after SIGTERM.",
             DURATION,
@@ -147,7 +174,20 @@ CONCHD = Command(
             env=("CONCH_JOB_KEY_FILE",),
             metavar="FILE",
         ),
+        Option(
+            ("--no-output",),
+            "Keep nothing of what runs print on this host, whatever their jobs say.",
+            env=("CONCH_NO_OUTPUT",),
+        ),
         Option(("--run-as",), "Run jobs as this user. Needs root.", TEXT, env=("CONCH_RUN_AS",), metavar="USER"),
+        Option(
+            ("--on-failure",),
+            "Run this with /bin/sh after each run of this host that fails, times out, is killed or lost, and for "
+            "missed ticks.",
+            SHELL_COMMAND,
+            env=("CONCH_ON_FAILURE",),
+            metavar="CMD",
+        ),
         CONTAIN,
         *COMMON,
     ),
@@ -203,6 +243,7 @@ def _keep(
     job_key: bytes | None,
     max_runs: int,
     containment: "Containment",
+    account: _Account | None,
     channel: Any,
 ) -> None:
     """Be the keeper. What only it needs is imported here: each fork of a run copies what the supervisor has loaded."""
@@ -218,8 +259,11 @@ def _keep(
         job_key=job_key,
         status=values["status_addr"],
         status_hosts=values["status_host"],
+        on_failure=values["on_failure"],
+        owner=None if account is None else (account.user.uid, account.user.gid),
         contain=containment.form,
         cgroups=containment.parent,
+        tags=values["tag"],
     )
     keep(daemon, channel)
 

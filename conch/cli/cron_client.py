@@ -8,6 +8,7 @@ from conch.static_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from conch.cron.job import Job
+    from conch.cron.job_store import JobStore, Stored
     from conch.etcd.store import Store
 
 JSON = Option(("--json",), "Print one JSON object per line.", name="as_json")
@@ -44,17 +45,22 @@ class CronClient:
 
     def read_job(self, name: str) -> "tuple[Job, int]":
         """Return the job and its mod-revision; exit 1 if there is none, 69 if its value is unreadable."""
-        from conch.cron.job import UnreadableJob, parse
-        from conch.etcd.store import Range
+        stored = self.jobs().read([name]).get(name)
+        return self.readable(name, stored), 0 if stored is None else stored.revision
 
-        key = self.keys.cron("job", name)
-        found = self.store.range(Range(key.encode()), timeout_s=self.timeout_s).kvs
-        if not found:
+    def jobs(self, signing_key: bytes | None = None) -> "JobStore":
+        """Return the jobs in etcd; with a key, to sign those that are written."""
+        from conch.cron.job_store import JobStore
+
+        return JobStore(self.store, self.keys, signing_key, timeout_s=self.timeout_s)
+
+    def readable(self, name: str, stored: "Stored | None") -> "Job":
+        """Return a job that was read; raises as `read_job`."""
+        if stored is None:
             raise ConchError(f"there is no job {name}", code=EXIT_NO)
-        try:
-            return parse(name, found[0].value), found[0].mod_revision
-        except UnreadableJob as error:
-            raise ConchError(f"job {name} cannot be read ({key}): {error}") from None
+        if stored.job is None:
+            raise ConchError(f"job {name} cannot be read ({self.keys.cron('job', name)}): {stored.problem}")
+        return stored.job
 
     def log_unreadable(self, key: str, why: str | None = None) -> None:
         """Warn of a key in etcd whose value cannot be read."""

@@ -1,245 +1,219 @@
-"""`conch cron add`, `rm`, `pause` and `resume`: change the jobs in etcd."""
+"""`conch cron add`, `set` and `rm`: change the definitions of jobs in etcd."""
 
-import os
 import time
 
 from conch.cli.connection_options import COMMON
 from conch.cli.cron_client import JOB_KEY_FILE, CronClient
-from conch.cli.cron_next import INSTANT
+from conch.cli.cron_next import local_time, ticks
+from conch.cli.cron_options import JOB_OPTIONS, author, given_fields
 from conch.cli.keyfile import read_key
 from conch.cli.output import put_line
-from conch.cli.spec import (
-    DURATION,
-    NAME_ARGUMENT,
-    POSITIVE_DURATION,
-    SCHEDULE,
-    TEXT,
-    Command,
-    Kind,
-    Line,
-    Option,
-    Usage,
-    choice,
-    int_range,
-)
+from conch.cli.spec import NAME_ARGUMENT, NAMES_ARGUMENT, Command, Kind, Line, Option, Usage
 from conch.errors import EXIT_NO, ConchError
-from conch.static_typing import TYPE_CHECKING
+from conch.record import replace
+from conch.static_typing import TYPE_CHECKING, Any, Mapping
 
 if TYPE_CHECKING:
     from conch.cron.job import Job
-    from conch.etcd.store import KeyValue
-
-# How often to write again when others change the same job in between.
-_TRIES = 20
-
-
-def _tag(text: str) -> str:
-    from conch.cron.job_fields import check_tag
-
-    return check_tag(text)
-
-
-TAG = Kind("tag", _tag)
+    from conch.cron.job_store import Change, Decide, Edit, Stored
 
 # -- add ------------------------------------------------------------------------------------------------------
 
 
 def run_add(line: Line) -> int:
     """Write the job and print its next three ticks."""
-    from conch.cli.cron_next import local_time, ticks
+    from conch.cron.definition import build, is_same, pause_of
+    from conch.cron.job_store import Edit
 
     client = CronClient(line)
     if not line.child:
         raise Usage(ADD.path, "no command: put it after --")
-    now = time.time()
-    job = _job(line, now)
+    fields = {**given_fields(line), **author("added")}
+    name = line.values["name"]
+    definition = build(name, fields)
     signing_key = read_key(line.values["job_key_file"], client.keys.prefix)
-    with client:
-        job = _put(client, job, signing_key)
-    for tick in ticks(job.ticks().next_after, int(now), 3):
-        put_line(local_time(tick, job.tz))
+
+    def decide(_: str, before: "Stored | None") -> "Edit | None":
+        pause = {} if fields["paused"] else pause_of(before)
+        job = build(name, {**fields, **pause}) if pause else definition
+        if before is not None and before.job is not None and is_same(before.job, job, signing_key):
+            return None
+        return Edit(job, sign=signing_key is not None)
+
+    _edit(client, name, decide, signing_key)
     return 0
 
 
-def _job(line: Line, now: float) -> "Job":
-    """Make the job that the line describes. Raises `BadInput`."""
-    from conch.cron.job import define
-    from conch.cron.job_fields import parse_variable
-    from conch.holder import host_name
-    from conch.times import rfc3339
+def _edit(client: CronClient, name: str, decide: "Decide", signing_key: bytes | None) -> None:
+    """Change one job, log what changed, and print its next three ticks."""
+    from conch.cli.cron_where import warn_nowhere
 
-    values = line.values
-    # in the order in which `show` prints them
-    fields = {
-        "schedule": list(values["schedule"]),
-        "tz": values["tz"],
-        "cmd": line.child,
-        "run_ttl": values["run_ttl"],
-        "kill_after": values["kill_after"],
-        "overlap": values["overlap"],
-        "retries": values["retries"],
-        "retry_delay": values["retry_delay"],
-        "start_deadline": values["start_deadline"],
-        "sema": values["sema"],
-        "env": dict(parse_variable(variable) for variable in values["env"]),
-        "cwd": values["cwd"],
-        "paused": values["paused"],
-        "on": list(values["on"]) or None,
-        "each": values["each"] or None,
-        "expires": None if values["expires"] is None else rfc3339(values["expires"]),
-        "note": values["note"],
-        "catch_up": values["catch_up"],
-        "jitter": values["jitter"],
-        "keep_output": values["keep_output"],
-        "on_failure": values["on_failure"],
-        "ping": values["ping"],
-        "env_file": list(values["env_file"]) or None,
-        "added_by": f"{_user()}@{host_name()}",
-        "added_at": rfc3339(now),
-    }
-    return define(values["name"], {name: value for name, value in fields.items() if value is not None})
+    with client:
+        (change,) = client.jobs(signing_key).change([name], decide)
+        log_change(client, change)
+        job = change.after
+        if job is not None:
+            warn_nowhere(client, [job])
+    if job is not None:
+        for tick in ticks(job.ticks().next_after, int(time.time()), 3):
+            put_line(local_time(tick, job.tz))
 
 
-def _user() -> str:
-    import getpass
+def log_change(client: CronClient, change: "Change") -> None:
+    """Log what was added or changed, field by field, and what is odd about the job."""
+    from conch.cron.changes import changes
+    from conch.cron.definition import hint_of
 
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return str(os.getuid())
-
-
-def _put(client: CronClient, definition: "Job", signing_key: bytes | None) -> "Job":
-    """Write a definition unless etcd has it already, log what changed, and return the job as it is now.
-
-    A job that is paused stays paused.
-    """
-    from conch.cron.values import fields_of
-    from conch.etcd.store import CreateRevisionIs, ModRevisionIs, Put, Range
-
-    key = client.keys.cron("job", definition.name).encode()
-    job, sent, replaced = definition, b"", None
-    for _ in range(_TRIES):
-        found = client.store.range(Range(key), timeout_s=client.timeout_s).kvs
-        existing: KeyValue | None = found[0] if found else None
-        if existing is not None and existing.value == sent:
-            break  # an earlier try succeeded, but its answer was lost
-        if existing is not None and fields_of(existing.value).get("paused") is True:
-            job = definition.changed(paused=True)
-        else:
-            job = definition
-        job = job.signed(signing_key)
-        before = None if existing is None else _readable(job.name, existing.value)
-        if before is not None and _is_same(before, job, signing_key):
-            client.log("info", "job-unchanged", job=job.name, paused=job.paused or None)
-            return before
-        sent, replaced = job.encode(), existing
-        unchanged = CreateRevisionIs(key, 0) if existing is None else ModRevisionIs(key, existing.mod_revision)
-        if client.store.txn([unchanged], [Put(key, sent)], timeout_s=client.timeout_s).succeeded:
-            break
+    job, before = change.after, change.before
+    if job is None:
+        return
+    hint = hint_of(job.cmd)
+    if hint is not None:
+        client.log("warning", "command-hint", job=job.name, msg=hint)
+    paused = job.paused or None
+    if not change.is_write:
+        client.log("info", "job-unchanged", job=job.name, paused=paused)
+    elif before is None:
+        client.log("info", "job-added", job=job.name, paused=paused)
+    elif before.job is None:
+        client.log("info", "job-replaced", job=job.name, paused=paused, msg=f"it was unreadable: {before.problem}")
     else:
-        raise _too_busy(job.name)
-    _log_changes(client, job, replaced)
-    return job
-
-
-def _readable(name: str, value: bytes) -> "Job | None":
-    from conch.cron.job import UnreadableJob, parse
-
-    try:
-        return parse(name, value)
-    except UnreadableJob:
-        return None
-
-
-def _is_same(before: "Job", after: "Job", signing_key: bytes | None) -> bool:
-    """Return whether both do the same, and `before` is signed as this key would sign it."""
-    from conch.cron.changes import changes
-
-    signed = not before.is_signed if signing_key is None else before.is_signed_by(signing_key)
-    return signed and not changes(before, after)
-
-
-def _log_changes(client: CronClient, job: "Job", replaced: "KeyValue | None") -> None:
-    from conch.cron.changes import changes
-    from conch.cron.job import UnreadableJob, parse
-
-    if replaced is None:
-        client.log("info", "job-added", job=job.name, paused=job.paused or None)
-        return
-    try:
-        before = parse(job.name, replaced.value)
-    except UnreadableJob as error:
-        client.log("info", "job-replaced", job=job.name, paused=job.paused or None, msg=f"it was unreadable: {error}")
-        return
-    for change in changes(before, job):
-        client.log("info", "job-changed", job=job.name, msg=change)
-    if before.is_signed and not job.is_signed:
-        client.log("warning", "signature-dropped", job=job.name, msg="the job was signed and no longer is")
-    client.log("info", "job-replaced", job=job.name, paused=job.paused or None)
-
-
-def _too_busy(name: str) -> ConchError:
-    return ConchError(f"cannot write job {name}: others keep changing it")
+        for text in changes(before.job, job):
+            client.log("info", "job-changed", job=job.name, msg=text)
+        if before.job.is_signed and not job.is_signed:
+            client.log("warning", "signature-dropped", job=job.name, msg="the job was signed and no longer is")
+        client.log("info", "job-replaced", job=job.name, paused=paused)
 
 
 ADD = Command(
     "cron add",
     "Add or replace a job: conch cron add NAME --schedule EXPR [OPTIONS] -- CMD...\n\n"
     "A paused job stays paused. A definition that changes nothing is not written.",
+    (*JOB_OPTIONS, JOB_KEY_FILE, *COMMON),
+    run_add,
+    NAME_ARGUMENT,
+    takes_child=True,
+)
+
+# -- set ------------------------------------------------------------------------------------------------------
+
+
+def run_set(line: Line) -> int:
+    """Change the fields that the line names, and print the next three ticks."""
+    from conch.cron.definition import check_signature
+    from conch.cron.job import define
+    from conch.cron.job_store import Edit
+
+    client = CronClient(line)
+    if line.child == []:
+        raise Usage(SET.path, "no command after --")
+    fields = _named_fields(line)
+    if not fields:
+        raise Usage(SET.path, "nothing to change: name an option of `conch cron add`, or a command after --")
+    name = line.values["name"]
+    signing_key = read_key(line.values["job_key_file"], client.keys.prefix)
+
+    def decide(_: str, before: "Stored | None") -> "Edit | None":
+        job = client.readable(name, before)
+        # without a `name` in the value that an older release may have written
+        raw = {**job.raw, **_merged(job, fields)}
+        edited = define(name, {field: value for field, value in raw.items() if value is not None and field != "sig"})
+        if not _differs(job, edited):
+            return None
+        check_signature(job, signing_key)
+        return Edit(edited.changed(**author("changed")), sign=job.is_signed)
+
+    _check(name, fields)
+    _edit(client, name, decide, signing_key)
+    return 0
+
+
+def _named_fields(line: Line) -> dict[str, Any]:
+    """Return the fields that the line names; None for one that it takes away. Raises `BadInput`."""
+    from conch.cron.job_fields import parse_variable
+    from conch.times import rfc3339
+
+    values, named = line.values, line.explicit
+    fields: dict[str, Any] = {}
+    for option in JOB_OPTIONS:
+        field = option.keyword
+        if field not in named:
+            continue
+        value = values[field]
+        if field == "env":
+            # a variable without `=` is taken away
+            fields[field] = dict(parse_variable(text) if "=" in text else (text, None) for text in value)
+        elif option.repeated:
+            fields[field] = [text for text in value if text != ""] or None
+        elif field == "expires" and value != "":
+            fields[field] = rfc3339(value)
+        else:
+            fields[field] = None if value == "" else value
+    for flag in ("each", "paused"):
+        if f"no_{flag}" in named:
+            if flag in named:
+                raise Usage(SET.path, f"--{flag} and --no-{flag} contradict each other")
+            fields[flag] = None
+    if fields.get("schedule", "") is None:
+        raise Usage(SET.path, "a job needs a --schedule")
+    if line.child:
+        fields["cmd"] = line.child
+    return fields
+
+
+def _check(name: str, fields: Mapping[str, Any]) -> None:
+    """Raise `BadInput` for what no job may have, before etcd is asked for this one."""
+    from conch.cron.definition import build
+
+    env = {variable: value for variable, value in (fields.get("env") or {}).items() if value is not None}
+    build(name, {"schedule": ["@daily"], "cmd": ["true"], **fields, "env": env})
+
+
+def _merged(job: "Job", fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields to put into a job: variables are changed one by one, and a pause goes as a whole."""
+    merged = dict(fields)
+    if "env" in fields:
+        env = {} if "" in fields["env"] else dict(job.env)
+        env |= {variable: value for variable, value in fields["env"].items() if variable}
+        merged["env"] = {variable: value for variable, value in env.items() if value is not None}
+    if "paused" in fields:
+        merged |= {"paused": fields["paused"] is True, "paused_until": None, "paused_reason": None}
+        if fields["paused"] and job.paused and job.paused_until is None:
+            del merged["paused_reason"]
+    return merged
+
+
+def _differs(before: "Job", after: "Job") -> bool:
+    from conch.cron.changes import changes
+
+    return bool(changes(before, after))
+
+
+def _emptied(option: Option) -> Option:
+    """Return the option as `set` has it: nothing is required or has a default, and an empty text takes it away."""
+    kind = option.kind
+    if kind is None:
+        return replace(option, required=False)
+
+    def parse(text: str) -> Any:
+        return "" if text == "" else kind.parse(text)
+
+    return replace(option, kind=Kind(kind.name, parse), required=False, default=None)
+
+
+SET = Command(
+    "cron set",
+    "Change what is named of a job, and nothing else: conch cron set NAME [OPTIONS] [-- CMD...]\n\n"
+    "An empty value takes a field away (--cwd ''). --env K=V changes one variable, --env K takes it away, and --env '' "
+    "all. --schedule, --on and --env-file replace what was there.",
     (
-        Option(
-            ("--schedule",),
-            "Cron expression of five fields, @daily and the like, or '@every 30s'. Repeatable: the job is due at each.",
-            SCHEDULE,
-            metavar="EXPR",
-            required=True,
-            repeated=True,
-        ),
-        Option(("--tz",), "IANA time zone of the schedule.", TEXT, default="UTC", metavar="ZONE"),
-        Option(("--run-ttl",), "End a run that takes longer.", POSITIVE_DURATION, default="10m"),
-        Option(("--kill-after",), "Time from SIGTERM to SIGKILL.", DURATION, default="5s"),
-        Option(
-            ("--overlap",),
-            "If an earlier run is still alive on any host: skip the tick, run both, or end the earlier run first.",
-            choice("forbid", "allow", "replace"),
-            default="forbid",
-        ),
-        Option(("--retries",), "How often to run a failed command again.", int_range(0, 1000), default="0"),
-        Option(("--retry-delay",), "Time between two attempts.", DURATION, default="30s"),
-        Option(
-            ("--start-deadline",),
-            "Latest start of a run, counted from its tick. Default: 60s, or the time to the next tick if that is less.",
-            POSITIVE_DURATION,
-        ),
-        Option(("--sema",), "Run while holding a slot of this semaphore.", TEXT, metavar="NAME:N"),
-        Option(("--env",), "Set a variable in the run's environment. Repeatable.", TEXT, metavar="K=V", repeated=True),
-        Option(("--cwd",), "Working directory of the run, an absolute path.", TEXT, metavar="DIR"),
-        Option(("--paused",), "Claim no ticks until `conch cron resume`."),
-        Option(("--on",), "Run only on hosts with this tag. Repeatable: all are needed.", TAG, repeated=True),
-        Option(("--each",), "Run each tick once on every live host (that has the tags)."),
-        Option(("--expires",), "Have no ticks after this instant (RFC 3339).", INSTANT),
-        Option(("--note",), "What to know about the job, for people.", TEXT),
-        Option(("--catch-up",), "Run the newest missed tick late, if it is at most this old.", DURATION),
-        Option(("--jitter",), "Start each tick at a fixed offset below this, drawn from job and tick.", DURATION),
-        Option(
-            ("--keep-output",),
-            "When to keep the end of a run's output in its result. Default: failed.",
-            choice("failed", "always", "never"),
-        ),
-        Option(("--on-failure",), "Shell command to run on the host after a run that did not end well.", TEXT),
-        Option(("--ping",), "Tell this URL how each run goes (healthchecks.io convention).", TEXT, metavar="URL"),
-        Option(
-            ("--env-file",),
-            "Read variables from this file on the host when a run starts. Repeatable.",
-            TEXT,
-            metavar="PATH",
-            repeated=True,
-        ),
+        *map(_emptied, JOB_OPTIONS),
+        Option(("--no-each",), "Run each tick on one host."),
+        Option(("--no-paused",), "Claim ticks again."),
         JOB_KEY_FILE,
         *COMMON,
     ),
-    run_add,
+    run_set,
     NAME_ARGUMENT,
     takes_child=True,
 )
@@ -248,85 +222,30 @@ ADD = Command(
 
 
 def run_rm(line: Line) -> int:
-    """Delete the job; exit 1 if there is none."""
-    from conch.etcd.store import Delete, Range
+    """Delete the jobs; exit 1 if one of them does not exist."""
+    from conch.cron.job_store import Edit
 
-    name = line.values["name"]
     with CronClient(line) as client:
-        key, floor = (client.keys.cron(kind, name).encode() for kind in ("job", "floor"))
-        found = client.store.txn(
-            [], [Range(key, keys_only=True), Delete(key), Delete(floor)], timeout_s=client.timeout_s
-        ).ranges[0]
-    if not found.kvs:
-        raise ConchError(f"there is no job {name}", code=EXIT_NO)
+        removed = client.jobs().change(dict.fromkeys(line.values["names"]), lambda _name, _before: Edit(None))
+        for change in removed:
+            if change.is_write:
+                client.log("info", "job-removed", job=change.name)
+    check_known(removed)
     return 0
+
+
+def check_known(changes: "list[Change]") -> None:
+    """Raise `ConchError` with exit code 1 if some of these jobs do not exist."""
+    unknown = [change.name for change in changes if change.before is None and change.after is None]
+    if unknown:
+        which = f"is no job {unknown[0]}" if len(unknown) == 1 else f"are no jobs {', '.join(unknown)}"
+        raise ConchError(f"there {which}", code=EXIT_NO)
 
 
 RM = Command(
     "cron rm",
-    "Remove a job. A live run continues; the history stays until it expires.",
+    "Remove jobs. A live run continues; the history stays until it expires.",
     COMMON,
     run_rm,
-    NAME_ARGUMENT,
-)
-
-# -- pause and resume -----------------------------------------------------------------------------------------
-
-
-def run_pause(line: Line) -> int:
-    """Pause the job."""
-    return _set_paused(line, paused=True)
-
-
-def run_resume(line: Line) -> int:
-    """Resume the job."""
-    return _set_paused(line, paused=False)
-
-
-def _set_paused(line: Line, *, paused: bool) -> int:
-    from conch.etcd.store import ModRevisionIs, Put
-
-    client = CronClient(line)
-    name = line.values["name"]
-    signing_key = read_key(line.values["job_key_file"], client.keys.prefix)
-    with client:
-        for _ in range(_TRIES):
-            job, rev = client.read_job(name)
-            if job.paused == paused:
-                return 0
-            _check_signature(job, signing_key)
-            changed = job.changed(paused=paused)
-            if job.is_signed:
-                changed = changed.signed(signing_key)
-            key = client.keys.cron("job", job.name).encode()
-            written = client.store.txn(
-                [ModRevisionIs(key, rev)], [Put(key, changed.encode())], timeout_s=client.timeout_s
-            )
-            if written.succeeded:
-                return 0
-    raise _too_busy(name)
-
-
-def _check_signature(job: "Job", signing_key: bytes | None) -> None:
-    """Refuse to change a signed job without the key that signed it."""
-    if job.is_signed and signing_key is None:
-        raise ConchError(f"job {job.name} is signed: give --job-key-file", code=EXIT_NO)
-    if job.is_signed and signing_key is not None and not job.is_signed_by(signing_key):
-        # whoever changed it must not get our signature
-        raise ConchError(f"the signature of job {job.name} is not by this key: add the job again", code=EXIT_NO)
-
-
-PAUSE = Command(
-    "cron pause",
-    "Claim no more ticks of a job. A live run continues.",
-    (JOB_KEY_FILE, *COMMON),
-    run_pause,
-    NAME_ARGUMENT,
-)
-RESUME = Command(
-    "cron resume",
-    "Claim the ticks of a job again, starting with the next one.",
-    (JOB_KEY_FILE, *COMMON),
-    run_resume,
-    NAME_ARGUMENT,
+    NAMES_ARGUMENT,
 )

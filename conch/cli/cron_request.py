@@ -4,6 +4,7 @@ The request is a leased key. The daemon that claims it deletes the key and names
 requester learns of the claim by reading. Once the request is gone, a claim that cannot be found was never made.
 """
 
+import json
 import os
 import secrets
 import socket
@@ -11,41 +12,48 @@ import time
 
 from conch import threads
 from conch.cli.cron_client import CronClient
+from conch.cli.cron_where import live_hosts
 from conch.core import clock
 from conch.cron.job import Job, UnreadableJob, parse
+from conch.cron.placement import hosts_of, named, why_not, why_nowhere
 from conch.cron.seconds import REACH, free_second
 from conch.cron.values import FIRST_TICK, LAST_TICK, fields_of
-from conch.cron.views import everything, live_nodes
+from conch.cron.views import everything
 from conch.errors import EXIT_NO, ConchError, EndedBySignal
 from conch.etcd.store import Compacted, CreateRevisionIs, KeyValue, Put, Range, StoreError, Unreachable
 from conch.holder import myself
+from conch.keys import prefix_end
 from conch.plain_signal import signal
 from conch.record import Record
-from conch.static_typing import Callable
+from conch.static_typing import Any, Callable, Mapping
 
 # How long a request lives, which is how long a daemon has to claim it.
 LEASE_S = 120
 _RETRY_S = 0.2
+# A request for every host whose lease has no more than so many seconds left is done: the other hosts are full or stuck.
+_REST_S = 90
 # After a signal: how long to wait until the request is withdrawn.
 _WITHDRAW_S = 2.0
 _FULL = "every second has a tick of its own"
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def request_run(client: CronClient, name: str) -> int:
+def request_run(client: CronClient, name: str, wishes: Mapping[str, Any]) -> int:
     """Have a job run now and return the tick that a daemon claimed for it.
+
+    `wishes` are fields of the request: `env`, variables for this run, and `keep_output`.
 
     Raises `ConchError` with exit code 1 if no daemon can or does claim the request, and `EndedBySignal`. In no case is
     a request left behind; if etcd is away, the lease ends it.
     """
     job, _ = client.read_job(name)
-    store, keys = client.store, client.keys
-    if not live_nodes(keys, store.range(everything(keys.node()), timeout_s=client.timeout_s).kvs):
-        raise ConchError(f"cannot run {name}: no conchd is alive", code=EXIT_NO)
+    why = why_nowhere(job, live_hosts(client))
+    if why:
+        raise ConchError(f"cannot run {name}: {why}", code=EXIT_NO)
     if not _has_free_second(job):
         raise ConchError(f"cannot run {name}: {_FULL}", code=EXIT_NO)
     with _SignalOrOutcome() as waiter:
-        return _Request(client, name).submit(waiter)
+        return _Request(client, name, job, wishes).submit(waiter)
 
 
 def _has_free_second(job: Job) -> bool:
@@ -120,17 +128,24 @@ class _Request:
 
     A second key under that lease, the mark, is deleted by no daemon. It shows a repeated attempt to write the request
     that an earlier attempt succeeded, even if a daemon has claimed the request since.
+
+    A request to run on every host is deleted by no daemon either. Its number is the tick for all of them, and it is
+    withdrawn once all live hosts that may run the job have claimed theirs.
     """
 
-    def __init__(self, client: CronClient, name: str) -> None:
+    def __init__(self, client: CronClient, name: str, job: Job, wishes: Mapping[str, Any]) -> None:
         self._store = client.store
         self._keys = client.keys
         self._timeout_s = client.timeout_s
+        self._log = client.log
         self._name = name
+        self._each = job if job.each else None
+        self._left: list[str] = []  # the hosts that are yet to claim their tick
         self._lease = int.from_bytes(os.urandom(8)) >> 1 or 1
         self._mark = self._keys.cron("asked", name, f"{self._lease:x}").encode()
         self._job = self._keys.cron("job", name).encode()
         self._request = b""
+        self._wishes = wishes
 
     def submit(self, waiter: _SignalOrOutcome) -> int:
         """Write the request, wait until it is claimed, and return the claimed tick. Withdraw it in any case."""
@@ -167,8 +182,9 @@ class _Request:
         Daemons of this release ignore the number. A daemon of the previous release claims the second of that number,
         so it must be one without a claim.
         """
-        value = myself(["conch", "cron", "run", self._name]).encode()
-        number, spread = int(time.time()), 1
+        holder = fields_of(myself(["conch", "cron", "run", self._name]).encode())
+        value = json.dumps({**holder, **self._wishes}).encode()
+        number, spread = self._free_number(int(time.time())), 1
         until = clock.now() + self._timeout_s
         while True:
             if not FIRST_TICK <= number <= LAST_TICK:
@@ -197,8 +213,26 @@ class _Request:
             if clock.now() > until:
                 raise Unreachable(f"cannot request a run of {self._name}: others keep requesting one")
             newest = [at.tick for kv in others if kv is not None and (at := self._keys.tick_of(kv.key)) is not None]
-            number = max([number, *newest]) + 1 + secrets.randbelow(spread)
+            number = self._free_number(max([number, *newest]) + 1 + secrets.randbelow(spread))
             spread = min(2 * spread, 64)
+
+    def _free_number(self, number: int) -> int:
+        """Return the number; or for every host the first from it on that is no tick, nor below one that was claimed."""
+        if self._each is None:
+            return number
+        reads = [
+            Range(prefix, prefix_end(prefix), last_first=True, limit=1, keys_only=True)
+            for prefix in (self._keys.ticks(kind, self._name).encode() for kind in ("now", "fire", "result"))
+        ]
+        found = self._store.txn([], reads, timeout_s=self._timeout_s).ranges
+        newest = [at.tick for read in found for kv in read.kvs if (at := self._keys.tick_of(kv.key)) is not None]
+        lowest = max([number, *(tick + 1 for tick in newest if tick < number + REACH)])
+        schedule = None if self._each.next_tick(lowest - 1) is None else self._each.ticks()
+        return free_second(schedule, lowest, lowest + REACH) or lowest
+
+    @property
+    def _number(self) -> int:
+        return int(self._request.rpartition(b"/")[2])
 
     # -- waiting ------------------------------------------------------------------------------------------
 
@@ -224,7 +258,11 @@ class _Request:
             try:
                 state = self._read()
                 tick = self._claimed_tick(state)
-                if tick is not None:
+                if tick is not None and not self._left:
+                    return tick
+                if clock.now() > until - _REST_S and tick is not None:
+                    hosts = named(self._left)
+                    self._log("warning", "not-everywhere", job=self._name, msg=f"these hosts did not take it: {hosts}")
                     return tick
                 self._check_claimable(state)
                 self._await_change(state.revision)
@@ -235,8 +273,17 @@ class _Request:
 
     def _read(self) -> _RequestState:
         claims = everything(self._keys.ticks("fire", self._name))
-        answer = self._store.txn([], [Range(self._request), Range(self._job), claims], timeout_s=self._timeout_s)
+        if self._each is not None:
+            tick = self._keys.cron("fire", self._name, self._number).encode()
+            claims = Range(tick, tick + b"0")
+        hosts = [everything(prefix) for prefix in (self._keys.node(), self._keys.cron("cordon"))]
+        reads = [Range(self._request), Range(self._job), claims, *(hosts if self._each is not None else [])]
+        answer = self._store.txn([], reads, timeout_s=self._timeout_s)
         request, job = (found.kvs[0] if found.kvs else None for found in answer.ranges[:2])
+        if self._each is not None:
+            live = hosts_of(self._keys, answer.ranges[3].kvs, answer.ranges[4].kvs)
+            claimed = {at.host for kv in answer.ranges[2].kvs if (at := self._keys.tick_of(kv.key)) is not None}
+            self._left = [host.name for host in live if not why_not(self._each, host) and host.name not in claimed]
         return _RequestState(answer.header.revision, request, job, answer.ranges[2].kvs)
 
     def _claimed_tick(self, state: _RequestState) -> int | None:
@@ -261,7 +308,11 @@ class _Request:
 
     def _await_change(self, revision: int) -> None:
         """Block until the request or the job changes after this revision."""
-        watch = self._store.watch([(Range(key), revision + 1) for key in (self._request, self._job)])
+        watched = [Range(key) for key in (self._request, self._job)]
+        if self._each is not None:
+            fire = self._keys.cron("fire", self._name, self._number).encode()
+            watched += [Range(fire, fire + b"0"), everything(self._keys.node()), everything(self._keys.cron("cordon"))]
+        watch = self._store.watch([(what, revision + 1) for what in watched])
         for _ in watch:
             break
         watch.cancel()

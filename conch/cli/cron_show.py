@@ -6,9 +6,10 @@ import time
 from conch.cli.connection_options import COMMON
 from conch.cli.cron_client import JSON, CronClient
 from conch.cli.cron_table import LAST_TICK_HEAD, due_cell, put_table, tick_cells
-from conch.cli.output import json_line, put_json, put_line, put_lines
-from conch.cli.spec import NAME_ARGUMENT, Command, Line, Option, int_range
-from conch.errors import BadInput
+from conch.cli.cron_where import Nowhere, live_hosts
+from conch.cli.output import json_line, put_json, put_lines
+from conch.cli.spec import NAME_ARGUMENT, NAMES_ARGUMENT, Command, Line, Option, int_range
+from conch.errors import BadInput, ConchError
 from conch.log import escape
 from conch.static_typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 
@@ -24,7 +25,9 @@ def run_ls(line: Line) -> int:
     objects: list[str] = []
     rows: list[list[str]] = []
     with CronClient(line) as client:
-        for jobs in _pages_of_jobs(client):
+        nowhere = Nowhere(client, live_hosts(client))
+        for jobs in pages_of_jobs(client):
+            nowhere.add([job for job in jobs if job.next_tick(int(time.time())) is not None])
             last = _last_rows(client, jobs) if with_last else None
             now = time.time()
             for job in jobs:
@@ -36,11 +39,12 @@ def run_ls(line: Line) -> int:
                     rows.append(_job_cells(job, next_tick, newest, now))
     if objects:
         put_lines(objects)
+    nowhere.warn()
     put_table(["NAME", "SCHEDULE", "TZ", "NEXT", *(LAST_TICK_HEAD if with_last else []), "COMMAND"], rows)
     return 0
 
 
-def _pages_of_jobs(client: CronClient) -> "Iterator[Sequence[Job]]":
+def pages_of_jobs(client: CronClient) -> "Iterator[Sequence[Job]]":
     """Yield the jobs whose value can be read, in pages; warn of the others."""
     from conch.cron.job import UnreadableJob, parse
     from conch.cron.views import everything, pages
@@ -108,17 +112,29 @@ LS = Command(
 
 
 def run_show(line: Line) -> int:
-    """Show a job."""
+    """Show jobs; exit 1 if one of them does not exist."""
+    from conch.cron.masks import masked
+
+    names = dict.fromkeys(line.values["names"])
     with CronClient(line) as client:
-        job, rev = client.read_job(line.values["name"])
-    if line.values["as_json"]:
-        put_json({"name": job.name, **{k: v for k, v in job.raw.items() if k not in ("name", "rev")}, "rev": rev})
-        return 0
-    put_line(f"name: {job.name}")
-    for field, value in job.raw.items():
-        text = _field_text(field, value)
-        if text:
-            put_line(escape(f"{field}: {text}"))
+        found = client.jobs().read(names)
+    failed = None
+    for at, name in enumerate(names):
+        try:
+            job = client.readable(name, found.get(name))
+        except ConchError as error:
+            failed = failed or error
+            continue
+        fields = job.raw if line.values["reveal"] else masked(job.raw)
+        if line.values["as_json"]:
+            shown = {k: v for k, v in fields.items() if k not in ("name", "rev")}
+            put_json({"name": name, **shown, "rev": found[name].revision})
+            continue
+        texts = {field: _field_text(field, value) for field, value in fields.items()}
+        lines = [f"name: {name}", *(escape(f"{field}: {text}") for field, text in texts.items() if text)]
+        put_lines([*([""] if at else []), *lines])
+    if failed is not None:
+        raise failed
     return 0
 
 
@@ -137,10 +153,10 @@ def _field_text(field: str, value: Any) -> str:
 
 SHOW = Command(
     "cron show",
-    "Show the definition of a job.",
-    (JSON, *COMMON),
+    "Show the definition of jobs. What looks like a secret is masked.",
+    (Option(("--reveal",), "Show secrets, too."), JSON, *COMMON),
     run_show,
-    NAME_ARGUMENT,
+    NAMES_ARGUMENT,
 )
 
 

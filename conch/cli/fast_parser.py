@@ -77,6 +77,10 @@ def _sort_words(words: list[str], command: Command) -> tuple[dict[str, list[str]
 
 
 def _argument_value(argument: Argument, texts: list[str]) -> Any:
+    if argument.repeated:
+        if not texts and argument.required:
+            raise _LeaveToClick
+        return tuple(map(argument.kind.parse, texts))
     if not texts and not argument.required:
         return None
     if len(texts) != 1:

@@ -45,12 +45,13 @@ class Option(Record):
 
 
 class Argument(Record):
-    """The one positional argument of a command."""
+    """The one positional argument of a command; a `repeated` one has a tuple of values."""
 
     name: str
     kind: Kind
     metavar: str | None = None
     required: bool = True
+    repeated: bool = False
 
 
 class Line(Record):
@@ -194,3 +195,4 @@ ENDPOINTS = Kind("list", _endpoints)
 NAME = Kind("name", check_name)
 
 NAME_ARGUMENT = Argument("name", NAME)
+NAMES_ARGUMENT = Argument("names", NAME, metavar="NAME...", repeated=True)

@@ -72,6 +72,7 @@ class Attempt:
         self._bounds = bounds
         self._what = what
         self._run = run
+        self._exit_field = "exit" if run else "code"  # the events of conchd's runs are of one shape
         self._start_by = start_by
         self.hook = hook
         self._about: dict[str, Field] = {**about, "hook": hook}
@@ -234,7 +235,8 @@ class Attempt:
         if self._code is None:
             self._code = tree.exit_code()
             if self._code is not None:
-                self._log("info", "hook-exit" if self.hook else "child-exit", **self._about, code=self._code)
+                about = {**self._about, self._exit_field: self._code}
+                self._log("info", "hook-exit" if self.hook else "child-exit", **about)
         if any(at is not None and now >= at for at in (self._kill_at, self._kill_again_at)):
             self.kill(_STILL_RUNNING)
         if self._code is None:

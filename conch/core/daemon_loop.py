@@ -12,6 +12,7 @@ from conch.core.event_loop import SupervisorLoop
 from conch.core.messages import Kill, Lost, Start
 from conch.core.orphans import SCAN_PAUSE_S, Orphans, reap_zombie
 from conch.core.output_relay import Outputs, Relay
+from conch.core.output_tail import OutputTail
 from conch.core.process_tree import Process, reap_orphans
 from conch.core.procfs import Stat
 from conch.core.spawn import Spec, User
@@ -56,19 +57,23 @@ class DaemonLoop:
         user: User | None,
         kept_open: Collection[int],
         descriptors: tuple[int, int] | None = None,
+        keep_output: bool = True,
     ) -> None:
         """Runs get this environment and, if there is one, this user's rights; `kept_open` are the keeper's descriptors.
 
-        `descriptors` is the limit of open files that runs get, if ours was raised.
+        `descriptors` is the limit of open files that runs get, if ours was raised. Without `keep_output` nothing that
+        runs print is kept, whatever their jobs say.
         """
         self._environment = environment
         self._containment = containment
         self._log = log
         self._user = user
+        self._keep_output = keep_output
         self._loop = SupervisorLoop(keeper_main, log, holds=HOLDS, kept_open=kept_open)
         self._dispositions = replace(self._loop.signals.dispositions, descriptors=descriptors)
         self._out = LineWriter(1, OUTPUT_BYTES)
         self._outputs = Outputs(self._loop.poller)
+        self._tails: dict[str, OutputTail] = {}  # of the runs whose output is kept
         self._runs: dict[str, _Run] = {}
         self._run_of_pid: dict[int, str] = {}  # by the pid of the main process
         self._ended: dict[str, float] = {}  # runs whose main process has ended, since when
@@ -206,8 +211,9 @@ class DaemonLoop:
 
     def start_tree(self, order: Start, attempt: int, start_by: float | None) -> ProcessTree:
         """Fork the run behind its gate, its output piped to us."""
-        environment = {**self._environment, **order.environment, "CONCH_ATTEMPT": str(attempt)}
-        relays = self._open_relays(order.label)
+        job_environment = {**order.environment, "CONCH_ATTEMPT": str(attempt)}
+        environment = {**self._environment, **job_environment}
+        relays = self._open_relays(order)
         try:
             child = spawn.start(
                 Spec(
@@ -219,6 +225,8 @@ class DaemonLoop:
                     outputs=(relays[0].write_end, relays[1].write_end),
                     user=self._user,
                     apart=True,
+                    env_files=tuple(order.env_files),
+                    job_environment=job_environment,
                 ),
                 run_id=order.run,
                 cgroup=self._containment.open(order.run),
@@ -238,10 +246,13 @@ class DaemonLoop:
         self._run_of_pid[child.pid] = order.run
         return _DaemonTree(child, self)
 
-    def _open_relays(self, label: str) -> tuple[Relay, Relay]:
-        out = Relay(label, self._out)
+    def _open_relays(self, order: Start) -> tuple[Relay, Relay]:
+        tail = None
+        if self._keep_output and order.keep_output != "never" and not order.hook:
+            tail = self._tails.setdefault(order.run, OutputTail())
+        out = Relay(order.label, self._out, tail)
         try:
-            relays = out, Relay(label, self._log.lines)
+            relays = out, Relay(order.label, self._log.lines, tail)
         except OSError:
             out.started()
             out.finish()
@@ -250,6 +261,11 @@ class DaemonLoop:
             for relay in relays:
                 relay.belongs_to(self._user.uid, self._user.gid)
         return relays
+
+    def take_output(self, run: str) -> str:
+        """Return the end of what a run printed, all attempts together, and forget it."""
+        tail = self._tails.pop(run, None)
+        return "" if tail is None else tail.text()
 
     def open_gate(self, tree: ProcessTree) -> None:
         """Let the main process exec."""

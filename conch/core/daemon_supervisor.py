@@ -11,6 +11,7 @@ from conch.core.messages import (
     Begun,
     Drain,
     Failed,
+    Finished,
     Held,
     Kill,
     Lost,
@@ -62,8 +63,6 @@ class DaemonSupervisor:
         self._release_by: float | None = None  # when to stop waiting for the keeper, RECORDING or RELEASING
         self.ended_by: int | None = None  # the signal that `code` stands for
         self.code = 0
-
-    # -- called by the loop -------------------------------------------------------------------------------
 
     @property
     def done(self) -> bool:
@@ -295,10 +294,13 @@ class DaemonSupervisor:
         self._holds = {n: hold for n, hold in self._holds.items() if hold.lost is None or n in needed}
 
     def _take(self, order: Start) -> None:
+        if order.hook and self.state not in (DaemonState.RUNNING, DaemonState.DRAINING):
+            self._send(Finished(order.run, "unstarted", None, 0, 0.0, 0.0, _STOPPING))
+            return
         holds = [self._holds.get(number) for number in order.holds]
         task = Task(order, holds, self._ports, self._send, self._loop.now, lambda: not self._requests.count, self._log)
         self.tasks[order.run] = task
-        if self._requests.count:
+        if self._requests.count and not order.hook:  # a hook has its time until the drain is over
             task.finish_unstarted(_STOPPING)
         else:
             task.start()

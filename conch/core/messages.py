@@ -147,13 +147,16 @@ class Start(Message):
     """Run this under these holds, which `Held` announced; start its first attempt by `start_by`.
 
     An attempt lasts at most `limit_s`, the first `first_limit_s`; one that fails or
-    takes longer is followed by up to `retries` more.
+    takes longer is followed by up to `retries` more. `tick` is in RFC 3339. A `hook` is no run of the job, but what is
+    to happen after one. `keep_output` says after which ends the end of the output is reported: failed, always, never.
+    `env_files` are read when an attempt starts.
     """
 
     kind: ClassVar[str] = "start"
     uncut: ClassVar[bool] = True
     run: str
-    label: str
+    job: str
+    tick: str
     command: list[str]
     environment: dict[str, str]
     directory: str | None
@@ -164,6 +167,14 @@ class Start(Message):
     kill_after_s: float
     retries: int
     retry_delay_s: float
+    hook: str = ""
+    keep_output: str = "failed"
+    env_files: list[str] = []  # noqa: RUF012 - nobody changes a message
+
+    @property
+    def label(self) -> str:
+        """What the run is called where it prints."""
+        return " ".join(filter(None, (self.job, self.tick, self.hook)))
 
 
 class Kill(Message):
@@ -177,11 +188,13 @@ class Kill(Message):
 class Finished(Message):
     """A run is over and its tree empty; the outcome is `ended` (by itself), `timeout`, `killed` or `unstarted`.
 
-    `started` is wall-clock time (seconds since the epoch) of the last attempt, 0 if there was none. `cpu_s` is the CPU
-    time of all attempts in seconds, `max_rss_kb` the most memory that one of them had, in KiB (None: unknown).
+    `started` is wall-clock time (seconds since the epoch) of the first attempt, 0 if there was none; `duration_s` is
+    the time from then to the end. `cpu_s` is the CPU time of all attempts in seconds, `max_rss_kb` the most memory that
+    one of them had, in KiB (None: unknown). `output` is the end of what they printed, if it is kept.
     """
 
     kind: ClassVar[str] = "finished"
+    uncut: ClassVar[bool] = True
     run: str
     outcome: str
     code: int | None
@@ -191,6 +204,14 @@ class Finished(Message):
     reason: str
     cpu_s: float = 0.0
     max_rss_kb: int | None = None
+    output: str = ""
+
+    @property
+    def state(self) -> str:
+        """How it ended, in the word that results have for it."""
+        if self.outcome == "ended":
+            return "ok" if self.code == 0 else "failed"
+        return "skipped" if self.outcome == "unstarted" else self.outcome
 
 
 class Recorded(Message):

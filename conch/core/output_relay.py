@@ -4,6 +4,7 @@ import os
 import select
 from collections import deque
 
+from conch.core.output_tail import OutputTail
 from conch.line_writer import MOST_BYTES, LineWriter, whole_characters
 from conch.static_typing import Iterable, Iterator
 
@@ -25,12 +26,16 @@ class Relay:
     room is dropped, and the amount is reported.
     """
 
-    def __init__(self, label: str, lines: LineWriter) -> None:
-        """Open the pipe; `write_end` is for the run. Raises `OSError` if there is no descriptor left."""
+    def __init__(self, label: str, lines: LineWriter, tail: OutputTail | None = None) -> None:
+        """Open the pipe; `write_end` is for the run. Raises `OSError` if there is no descriptor left.
+
+        `tail` gets all that is read.
+        """
         self._out, self.write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._out, False)
         self._name = f"{label}: ".encode("utf-8", "backslashreplace")
         self.lines = lines
+        self._tail = tail
         self.passed = 0  # bytes, with names
         self._rest = b""
         self.closed = False
@@ -61,6 +66,8 @@ class Relay:
         if not data:
             self.closed = True
             return 0
+        if self._tail is not None:
+            self._tail.add(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LINE_BYTES:
             *pieces, self._rest = _pieces(self._rest)

@@ -6,9 +6,10 @@ import os
 
 from conch.core import clock, linux
 from conch.core.cgroup import Cgroup
+from conch.core.child_environment import take_place, with_files
 from conch.core.process_tree import UNCONTAINED, Process
 from conch.core.procfs import RUN_ID_VARIABLE, Stat
-from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, unexpected
+from conch.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, ConchError, unexpected
 from conch.plain_signal import signal
 from conch.record import Record
 from conch.static_typing import Callable, Collection, Mapping
@@ -59,7 +60,8 @@ class Spec(Record):
     Without a file, the child itself searches for the command, in its own directory and with its own rights.
     `outputs` are the descriptors that become its stdout and stderr; by default it has ours. A command that stands
     `in_our_place` gets what a service manager meant for this process by its pid (sockets, a watchdog). One that is
-    `apart` gets a session of its own, and so has no access to our terminal.
+    `apart` gets a session of its own, and so has no access to our terminal. `env_files` are read by the child, with its
+    own rights; `job_environment` counts more than they do, `environment` less.
     """
 
     file: str
@@ -71,6 +73,8 @@ class Spec(Record):
     user: User | None = None
     in_our_place: bool = False
     apart: bool = False
+    env_files: tuple[str, ...] = ()
+    job_environment: Mapping[str, str] | None = None
 
 
 class Dispositions(Record):
@@ -179,13 +183,15 @@ def _become(
         start_by, more = marshal.loads(_wait_at(gate))  # noqa: S302 - written by the process that forked us
         environment.update(more)
         if spec.in_our_place:
-            _take_place(environment, supervisor)
+            take_place(environment, supervisor)
         if spec.no_input:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, dispositions.mask)
         if start_by is not None and clock.now() > start_by:
             os.write(errors, LATE.encode())
             os._exit(code)
+        if spec.env_files:
+            environment = with_files(environment, spec.env_files, spec.job_environment)
         if spec.directory is not None:
             _change_directory(spec.directory, errors)
         _exec(spec, environment)
@@ -194,6 +200,8 @@ def _become(
         _explain(errors, f"cannot run {_short(spec.arguments[0])}: {os.strerror(error.errno or 0)}")
     except ValueError as error:  # how exec reports a NUL in an argument
         _explain(errors, f"cannot run {_short(spec.arguments[0])!r}: {error}")
+    except ConchError as error:
+        _explain(errors, str(error))
     except BaseException as error:
         code = unexpected(error)
     finally:
@@ -300,15 +308,6 @@ def _wait_at(gate: int) -> bytes:
             os._exit(EXIT_NOT_EXECUTABLE)
         data += more
     return data[4:]
-
-
-def _take_place(environment: dict[str, str], supervisor: int) -> None:
-    """Make systemd's variables that name the supervisor name this process (sd_listen_fds, sd_watchdog_enabled)."""
-    for name in ("LISTEN_PID", "WATCHDOG_PID"):
-        if environment.get(name) == str(supervisor):
-            environment[name] = str(os.getpid())
-            if name == "LISTEN_PID":
-                environment.pop("LISTEN_PIDFDID", None)  # it belongs to the supervisor, too
 
 
 def _change_user(user: User, supervisor: int) -> None:

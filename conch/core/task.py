@@ -6,7 +6,8 @@ from conch.core.messages import Finished, Message, Start
 from conch.core.states import AttemptState, End, ProcessTree
 from conch.enums import Enum
 from conch.errors import checked
-from conch.log import Log
+from conch.log import Field, Log
+from conch.record import replace
 from conch.static_typing import Callable, Protocol, Sequence
 
 
@@ -38,6 +39,7 @@ class TaskPorts(Protocol):
     def start_tree(self, order: Start, attempt: int, start_by: float | None) -> ProcessTree: ...  # or OSError
     def open_gate(self, tree: ProcessTree) -> None: ...
     def reap(self, tree: ProcessTree) -> End: ...
+    def take_output(self, run: str) -> str: ...  # the end of what it printed; once
 
 
 class Task:
@@ -55,6 +57,7 @@ class Task:
     ) -> None:
         """`holds` are those of the order, None for an unknown one; `may_retry` says whether conchd still retries."""
         self.order = order
+        self._about: dict[str, Field] = {"job": order.job, "tick": order.tick}
         self.state = TaskState.WAITING
         self.attempt: Attempt | None = None
         self.finished: Finished | None = None
@@ -72,7 +75,8 @@ class Task:
         self._timed_out = False
         self._end_reason: str | None = None
         self._last_result: tuple[str, int | None, str] = ("unstarted", None, "")
-        self._began_at = 0.0
+        self._began_at = 0.0  # this attempt
+        self._first_began_at: float | None = None
         self._started_wall = 0.0
         self._duration_s = 0.0
         self._cpu_s = 0.0  # of all attempts
@@ -119,8 +123,9 @@ class Task:
             self._log,
             self._bounds,
             what="it",
-            about={"run": order.label, "attempt": number},
+            about={**self._about, "attempt": number},
             run=order.run,
+            hook=order.hook or None,
             start_by=order.start_by if number == 1 else None,
         )
         self.attempt.try_start()
@@ -128,7 +133,9 @@ class Task:
 
     def _start_tree(self, number: int, start_by: float | None) -> ProcessTree:
         self._attempts = number
-        self._started_wall, self._began_at = self._ports.wall(), self._now()
+        wall, self._began_at = self._ports.wall(), self._now()
+        if self._first_began_at is None:
+            self._started_wall, self._first_began_at = wall, self._began_at
         return self._ports.start_tree(self.order, number, start_by)
 
     def announce(self) -> None:
@@ -181,7 +188,7 @@ class Task:
         """A hold of it is lost."""
         if self.state is TaskState.FINISHED or (self.attempt is not None and self.attempt.lost is not None):
             return
-        self._log("error", "lost", run=self.order.label, reason=reason)
+        self._log("error", "lost", **self._about, reason=reason)
         if self.attempt is not None and self.attempt.started:
             self.attempt.lose(reason)
         self.end(f"the hold was lost: {reason}")
@@ -227,7 +234,7 @@ class Task:
     def _on_result(self, code: int, error: str) -> None:
         """An attempt ran, or could not be started: end with it, or repeat it."""
         order, now = self.order, self._now()
-        self._duration_s = now - self._began_at
+        self._duration_s = now - (self._began_at if self._first_began_at is None else self._first_began_at)
         if self.state is TaskState.ENDING:
             self._finish("killed", code, self._end_reason or "")
             return
@@ -237,7 +244,8 @@ class Task:
         failed = self._timed_out or code != 0
         may_retry = self._attempts <= order.retries and self.state is not TaskState.CONCLUDING and self._may_retry()
         if failed and may_retry:
-            self._log("info", "retry", run=order.label, attempt=self._attempts, code=code, delay_s=order.retry_delay_s)
+            about = {**self._about, "attempt": self._attempts, "exit": code}
+            self._log("info", "retry", **about, delay_s=order.retry_delay_s)
             self._enter(TaskState.PAUSED)
             self._retry_at = now + order.retry_delay_s
         else:
@@ -253,12 +261,22 @@ class Task:
         self.attempt = self._retry_at = self.limit_at = None
         duration_s = round(self._duration_s, 3)
         used = self._cpu_s, self._max_rss_kb
-        self.finished = Finished(
-            self.order.run, outcome, code, self._attempts, self._started_wall, duration_s, reason, *used
-        )
-        end = {"outcome": outcome, "code": code, "reason": reason or None, "cpu_s": used[0], "max_rss_kb": used[1]}
-        self._log("info", "run-end", run=self.order.label, **end)
+        end = Finished(self.order.run, outcome, code, self._attempts, self._started_wall, duration_s, reason, *used)
+        output = self._ports.take_output(self.order.run)
+        is_kept = self.order.keep_output == "always" or (self.order.keep_output == "failed" and end.state != "ok")
+        self.finished = replace(end, output=output) if is_kept and output else end
+        self._log_end(self.finished)
         self._send(self.finished)
+
+    def _log_end(self, end: Finished) -> None:
+        about = {**self._about, "state": end.state, "exit": end.code, "reason": end.reason or None}
+        if self.order.hook:
+            failed = end.state != "ok"
+            about["hook"] = self.order.hook
+            self._log("warning" if failed else "info", "hook-failed" if failed else "hook-end", **about)
+        else:
+            times = {"attempt": end.attempt, "duration_s": end.duration_s}
+            self._log("info", "run-end", **about, **times, cpu_s=end.cpu_s, max_rss_kb=end.max_rss_kb)
 
     def _enter(self, state: TaskState) -> None:
         self.state = checked(TASK_NEXT, self.state, state)

@@ -5,10 +5,11 @@ import shlex
 from typing import Any
 
 from conch.cron.job import Job
+from conch.cron.masks import mask_urls
 
-# Who added the job and when does not affect what it does; the signature and
+# Who wrote the job and when does not affect what it does; the signature and
 # what it needs follow from the rest.
-_NOT_COMPARED = frozenset({"name", "added_by", "added_at", "sig", "needs"})
+_NOT_COMPARED = frozenset({"name", "added_by", "added_at", "changed_by", "changed_at", "change_id", "sig", "needs"})
 
 
 def changes(before: Job, after: Job) -> list[str]:
@@ -61,7 +62,7 @@ def _text(field: str, value: Any) -> str:
         return shlex.join(value)
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return mask_urls(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _variables(before: Job, after: Job) -> str:

@@ -5,9 +5,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypedDict
 
-from conch.cron.claim_store import Again, Busy, Changed, ClaimStore, NodeGone, Outcome, Taken, Won
+from conch.cron.claim_outcomes import Again, Busy, Changed, Cordoned, NodeGone, Outcome, Taken, Won
+from conch.cron.claim_store import ClaimStore
 from conch.cron.fleet_clock import FleetClock
 from conch.cron.group_commit import GroupCommit
+from conch.cron.job import Job
 from conch.cron.overlap import ClaimToRun, ClaimToSkip, ClaimToWait, Decision, policy_of
 from conch.cron.run_log import Entry
 from conch.cron.ticks import (
@@ -51,7 +53,7 @@ class ClaimPorts:
 
     `tracked` is a job as it is followed now; `registration` ours, if we have one; `draining` whether nothing more is to
     be started; `read_job` takes in a definition ahead of its event; `unreadable` reports a key and why it cannot be
-    read; `waiting` is how many ticks wait to be claimed.
+    read; `waiting` is how many ticks wait to be claimed; `why_not_here` why this host may not claim a job's ticks.
     """
 
     tracked: Callable[[str], TrackedJob | None]
@@ -60,6 +62,7 @@ class ClaimPorts:
     read_job: Callable[[str, KeyValue], None]
     unreadable: Callable[[bytes, str], None]
     waiting: Callable[[], int]
+    why_not_here: Callable[[Job], str]
 
 
 class Claimer:
@@ -112,7 +115,7 @@ class Claimer:
                 continue
             tried = True
             if tick.request_rev:
-                tick.job, tick.job_rev = tracked.job, tracked.rev
+                tick.job, tick.job_rev = tick.wishes.applied(tracked.job), tracked.rev
             decision = self._decide(tick, tracked)
             tick.enter(TickState.CLAIMING)
             try:
@@ -142,6 +145,8 @@ class Claimer:
                         return TickGivenUp(REMOVED)
                 case Busy(run):
                     tracked.run = run
+                case Cordoned():
+                    return TickGivenUp(None)
                 case Again(has_floor):
                     tracked.has_floor = has_floor
                 case NodeGone():  # the session or the watch notices that we are not registered any more
@@ -160,9 +165,11 @@ class Claimer:
             # A request is for the job as it will be, at another second. But a try that is unclear keeps its tick.
             if tick.unclear != bool(tick.request_rev):
                 return TickGivenUp(CHANGED)  # if it was claimed, it was under the old definition
+            if tracked.job.each != (tick.host != ""):  # its keys would be others: it runs as it was, or not at all
+                return TickGivenUp(CHANGED if tick.request_rev else None)
             if not tick.request_rev and not self._renew(tick, tracked):
                 return TickLost()
-        if self._clock.now() > tick.deadline:
+        if self._clock.now() > tick.deadline or (not tick.unclear and self._ports.why_not_here(tracked.job)):
             return TickGivenUp(None)
         return None
 
@@ -235,7 +242,7 @@ class Claimer:
         try:
             outcome = await self._writes.gather(write, probe=probe)
             if isinstance(outcome, Won) and isinstance(decision, ClaimToRun):
-                await self._commit.write(Entry(tick.run, tick.job.name, tick.tick, outcome.rev, outcome.run_rev))
+                await self._commit.write(Entry(tick.run, *tick.id, outcome.rev, outcome.run_rev, host=tick.host))
             return outcome
         finally:
             self.under_way -= 1

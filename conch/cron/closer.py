@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
-from conch.cron.claim_store import Again, ClaimStore, NodeGone, Won
+from conch.cron.claim_outcomes import Again, NodeGone, Won
+from conch.cron.claim_store import ClaimStore
 from conch.cron.claimer import ClaimPorts
 from conch.cron.fleet_clock import FleetClock
 from conch.cron.ticks import (

@@ -14,6 +14,7 @@ from conch.core.containment import TREE
 from conch.core.messages import Begin, Begun, Failed, Message, Note
 from conch.core.origin import origin
 from conch.cron.fleet_clock import FleetClock
+from conch.cron.output_files import OutputFiles
 from conch.cron.run_log import RunLog
 from conch.cron.state_dir import identify
 from conch.errors import ConchError
@@ -35,7 +36,9 @@ _THREADS = 8
 class Daemon:
     """How conchd was started; durations in seconds.
 
+    `on_failure` is told of what fails; `owner` is the user and the group of runs, if they are not ours.
     `contain` is the form in which runs are contained; their cgroups are made below the directory `cgroups`, or nowhere.
+    `tags` are those of this host.
     """
 
     connection: Connection
@@ -47,8 +50,11 @@ class Daemon:
     job_key: bytes | None
     status: tuple[str, int] | None
     status_hosts: tuple[str, ...] = ()
+    on_failure: str | None = None
+    owner: tuple[int, int] | None = None
     contain: str = TREE
     cgroups: str = ""
+    tags: tuple[str, ...] = ()
 
 
 class Mailbox:
@@ -127,7 +133,10 @@ class DaemonKeeper:
             raise ConchError(f"cannot use {daemon.state_dir}: {error.strerror or error}") from None
         run_log.leave(supervised, here, self._log, all_=copied)
         dead = run_log.dead(here) - supervised
-        _end_survivors(dead, daemon.cgroups, self._log)
+        outputs = OutputFiles(daemon.state_dir, state_id, daemon.owner)
+        # commands that were told of failures are in no journal, but they have files
+        _end_survivors(dead | (outputs.earlier() - supervised), daemon.cgroups, self._log)
+        outputs.keep(begin.live)
         # many requests at a time, for months: gRPC's one connection serves them better
         store = open_store(
             daemon.connection,
@@ -150,7 +159,10 @@ class DaemonKeeper:
             max_runs=daemon.max_runs,
             job_key=daemon.job_key,
             first=begin.first,
+            outputs=outputs,
+            on_failure=daemon.on_failure,
             contain=daemon.contain,
+            tags=daemon.tags,
         )
         return Scheduler(spec), run_log, dead
 

@@ -14,16 +14,16 @@ from conch.cron.reload import Reload
 from conch.cron.replacement import Replacement
 from conch.cron.requests import Requests
 from conch.cron.run_log import Entry
-from conch.cron.runner import ActiveRun, Runner
+from conch.cron.runner import Runner
 from conch.cron.scheduler_spec import SchedulerPort
 from conch.cron.ticks import PAUSE_MOST_S, REMOVED
 from conch.cron.unreadable import Unreadable
-from conch.cron.values import fields_of
+from conch.cron.values import asker, fields_of
 from conch.cron.watcher import Listing, keys_of
 from conch.cron.workers import SLICE_S, Chores
 from conch.errors import shortage
 from conch.etcd.store import Event, KeyValue
-from conch.keys import JobKey, NodeKey, TickKey
+from conch.keys import CordonKey, JobKey, NodeKey, TickKey
 from conch.limits import is_short
 
 
@@ -51,6 +51,7 @@ class Inventory:
         self._port = port
         self._keys = port.spec.keys
         self._host = port.spec.identity.host
+        self._our_places = ("", self._host)  # the hosts in the keys of claims and runs that concern us
         self._store = store
         self._chores = chores
         self._planner = planner
@@ -91,6 +92,9 @@ class Inventory:
         for host in list(self._fleet.nodes):
             if self._keys.node(host).encode() not in there:
                 self._remove_node(host)
+        for host in list(self._fleet.cordoned):
+            if self._keys.cron("cordon", host).encode() not in there:
+                self._fleet.set_cordoned(host, cordoned=False)
         self._requests.keep_only(there)
         for what, found in listing:
             if what.key != self._keys.cron("fire").encode():
@@ -102,20 +106,17 @@ class Inventory:
         self.conclude_unproved()
 
     def _compare_run_keys(self, there: dict[bytes, KeyValue], revision: int, run_ids: set[str]) -> None:
-        runs: dict[str, list[ActiveRun]] = {name: [] for name in self._planner.jobs}
-        for run in self._runner.live():
-            runs.setdefault(run.entry.name, []).append(run)
-        for name, of_job in runs.items():
-            key, tracked = there.get(self._keys.cron("run", name).encode()), self._planner.jobs.get(name)
-            if key is None and tracked is not None and tracked.run is not None:
+        for name, tracked in self._planner.jobs.items():
+            if tracked.run is not None and tracked.run.key not in there:
                 tracked.run = None
                 self._replacement.wake(name)
-            for run in of_job:
-                held = run.entry.run_rev
-                # its key was made before the listing; a revision tells that, unless etcd's went back
-                before = held is not None and (held <= revision or run.entry.run in run_ids)
-                if before and (key is None or key.create_revision != held):
-                    self._runner.end_without_key(run)
+        for run in self._runner.live():
+            entry, held = run.entry, run.entry.run_rev
+            key = there.get(self._keys.cron("run", entry.name, *([entry.host] if entry.host else [])).encode())
+            # its key was made before the listing; a revision tells that, unless etcd's went back
+            before = held is not None and (held <= revision or entry.run in run_ids)
+            if before and (key is None or key.create_revision != held):
+                self._runner.end_without_key(run)
 
     def on_events(self, events: Sequence[Event]) -> None:
         """Keys were written or deleted, in this order."""
@@ -155,18 +156,24 @@ class Inventory:
                 self._on_definition(name, kv)
             case TickKey(kind="fire") if kv.mod_revision != kv.create_revision:
                 pass  # an old claim that is kept for longer
-            case TickKey(kind="fire", name=name, tick=tick):
-                self._on_claim(name, tick, kv)
+            case TickKey(kind="fire", name=name, tick=tick, host=host):
+                self._on_claim(name, tick, host, kv)
             case TickKey(kind="now", name=name, tick=number):
                 self._requests.on_request(name, number, kv)
-            case JobKey(kind="run", name=name):
+            case TickKey(kind="kill", name=name, tick=tick):
+                self._runner.end_tick(name, tick, f"killed by {asker(kv.value)}")
+            case JobKey(kind="run", name=name, host=host):
                 if not kv.lease:
                     self._unreadable(kv.key, "a run key without a lease keeps its job from running")
                 tracked = self._planner.jobs.get(name)
-                if tracked is not None:  # else the job is gone, or its definition arrives next; a claim finds the key
+                if (
+                    tracked is not None and host in self._our_places
+                ):  # else the job is gone, or its definition arrives next; a claim finds the key
                     tracked.run = kv
             case NodeKey(host=host):
                 self._on_node(host, kv, live=live)
+            case CordonKey(host=host):
+                self._fleet.set_cordoned(host, cordoned=True)
             case _:
                 self._unreadable(kv.key, "no key of ours")
 
@@ -176,16 +183,20 @@ class Inventory:
                 if name in self._planner.jobs:
                     self._port.log("info", "job-removed", job=name)
                 self.remove_job(name)
-            case TickKey(kind="fire", name=name, tick=tick) if name in self._planner.jobs:
+            case TickKey(kind="fire", name=name, tick=tick, host=host) if (
+                host in self._our_places and name in self._planner.jobs
+            ):
                 self._planner.jobs[name].expired_ticks.discard(tick)
             case TickKey(kind="now", name=name, tick=number):
                 self._requests.on_gone(name, number)
-            case JobKey(kind="run", name=name):
-                self._runner.on_run_key_gone(name, revision)
+            case JobKey(kind="run", name=name, host=host) if host in self._our_places:
+                self._runner.on_run_key_gone(name, host, revision)
                 tracked = self._planner.jobs.get(name)
                 if tracked is not None and tracked.run is not None and tracked.run.create_revision < revision:
-                    tracked.run = None
+                    tracked.run = None  # if it was another key, etcd tells at the next claim
                 self._replacement.wake(name)
+            case CordonKey(host=host):
+                self._fleet.set_cordoned(host, cordoned=False)
             case NodeKey(host=host):
                 self._remove_node(host)
             case _:
@@ -223,11 +234,13 @@ class Inventory:
         if self._planner.jobs.pop(name, None) is not None:
             self._replacement.stop(name, REMOVED)
 
-    def _on_claim(self, name: str, tick: int, kv: KeyValue) -> None:
-        self._port.on_claim((name, tick), lambda pending: self._store.is_ours(kv, pending))
-        tracked = self._planner.jobs.get(name)
+    def _on_claim(self, name: str, tick: int, host: str, kv: KeyValue) -> None:
         fields = fields_of(kv.value)
         self._fleet.on_claim(str(fields.get("host")))
+        if host not in self._our_places:
+            return  # another host has its own run of this tick
+        self._port.on_claim((name, tick), lambda pending: self._store.is_ours(kv, pending))
+        tracked = self._planner.jobs.get(name)
         if tracked is not None and tracked.job.overlap == "replace" and fields.get("skip") is not True:
             self._replacement.on_claim(tracked, tick)
 

@@ -16,6 +16,7 @@ from conch.cron.job_fields import (
     parse_semaphore,
     read_command,
     read_count,
+    read_env_file,
     read_environment,
     read_flag,
     read_instant,
@@ -264,7 +265,7 @@ def _decode(name: str, data: Any, value: bytes | None) -> Job:
         keep_output=sys.intern(read_text(data, "keep_output", "failed")),
         on_failure=read_shell_command(data, "on_failure"),
         ping=read_url(data, "ping"),
-        env_files=tuple(read_path("env_file", path) for path in read_texts(data, "env_file")),
+        env_files=tuple(read_env_file(path) for path in read_texts(data, "env_file")),
         needs=tuple(derived_needs(data, schedules)),
         value=_encode(data) if value is None else value,
     )

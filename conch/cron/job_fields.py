@@ -103,6 +103,12 @@ def read_path(field: str, path: str) -> str:
     return path
 
 
+def read_env_file(path: str) -> str:
+    """Return an absolute path; a `-` before it says that the file need not exist."""
+    read_path("env_file", path.removeprefix("-"))
+    return path
+
+
 def read_texts(data: Mapping[str, Any], field: str) -> tuple[str, ...]:
     """Return a list of texts without repetitions, in its order; absent means empty."""
     value = data.get(field)

@@ -72,10 +72,12 @@ class MissedTicks:
         counts: Counter[tuple[str, str]],
         log: Callable[..., None],
         now: Callable[[], float],
+        on_missed: Callable[[str, int, int, int], None],
     ) -> None:
         """`taken_between` says of some jobs which ticks between two others were claimed; it blocks.
 
-        `now` is the wall clock's time. What is counted is in `counts`, under `missed`.
+        `now` is the wall clock's time. `on_missed` gets a job, the first and the last tick and how many were
+        missed. What is counted is in `counts`, under `missed`.
         """
         self._taken_between = taken_between
         self._tasks = tasks
@@ -85,6 +87,7 @@ class MissedTicks:
         self._counts = counts
         self._log = log
         self._now = now
+        self._on_missed = on_missed
         self._missing: dict[str, list[Missed]] = {}  # to be asked about
         self._asked: list[dict[str, list[Missed]]] = []  # being asked about
         self._timer = False
@@ -145,6 +148,7 @@ class MissedTicks:
         for name, ticks in unclaimed.items():
             if ticks > 0:
                 first, last = ends[name]
+                self._on_missed(name, first, last, ticks)
                 self._count(job=name, tick=rfc3339(first), until=rfc3339(last), ticks=ticks)
 
     def _count(self, *, ticks: int, **fields: str) -> None:

@@ -9,11 +9,15 @@ from conch.cron.closer import Closer
 from conch.cron.fleet import Fleet
 from conch.cron.group_commit import GroupCommit
 from conch.cron.inventory import Inventory
+from conch.cron.job_counts import JobCounts
 from conch.cron.missing import MissedTicks
 from conch.cron.node import Node
+from conch.cron.notifier import make_notifier
+from conch.cron.placing import Placing
 from conch.cron.planner import Planner
+from conch.cron.readiness import Readiness
 from conch.cron.recorder import Recorder
-from conch.cron.registrar import Registrar
+from conch.cron.registrar import Registrar, described
 from conch.cron.reload import Reload
 from conch.cron.replacement import Replacement
 from conch.cron.requests import RequestPorts, Requests
@@ -21,8 +25,7 @@ from conch.cron.result_store import ResultStore
 from conch.cron.runner import Runner, RunPorts
 from conch.cron.scheduler_spec import SchedulerPort
 from conch.cron.semaphore_slot import queue_for_slot
-from conch.cron.sweep import Sweep
-from conch.cron.sweeping import Sweeping
+from conch.cron.sweeping import make_sweeping
 from conch.cron.ticks import Registration, TrackedJob
 from conch.cron.transactions import Transactions
 from conch.cron.turns import Turns
@@ -36,9 +39,6 @@ from conch.etcd.store import Range
 
 # How long etcd's hosts may take to say their time, in seconds.
 _ETCD_CLOCK_S = 2.0
-# How many ticks a daemon has claimed, or is claiming, and not started yet, at most: another host may start the others
-# sooner, and if this one dies they are not lost with it.
-_AHEAD_MOST = 100
 # Results are in less of a hurry than claims: what ends within this time, in seconds, is recorded together.
 _RESULTS_APART_S = 0.05
 
@@ -51,6 +51,7 @@ class Parts:
         self._port = port
         self._spec = spec
         self._host = spec.identity.host
+        self.job_counts = JobCounts()
         self.workers = Workers(port.counts)
         self.chores = Chores(port.tasks)
         self.faults = Faults(port.log)
@@ -63,15 +64,15 @@ class Parts:
         leases = self.results.leases
         self._claims = Transactions(spec.store, leases, port.tasks, self.workers)
         self._results = Transactions(spec.store, leases, port.tasks, self.workers, apart_s=_RESULTS_APART_S)
-        self.fleet = Fleet(self._host, spec.clock, port.log)
+        self.fleet = Fleet(self._host, spec.clock, port.log, tags=spec.tags, moved=lambda: self.placing.follow_soon())
+        self.placing = Placing(self.fleet, port.tasks, planner=lambda: self.planner, pending=port.pending)
         self.clock_check = self._make_clock_check()
         self.planner = self._make_planner()
         self.runner = self._make_runner()
         self.node = self._make_node()
-        self.missed = MissedTicks(
-            lambda ends: self.store.taken_between(ends, timeout_s=spec.timeout_s),
-            *(port.tasks, self.workers, self.writes, self.faults, port.counts, port.log, spec.clock.now),
-        )
+        self.notifier = make_notifier(port, self.workers, self.faults, self._tracked)
+        self.readiness = self._make_readiness()
+        self.missed = self._make_missed()
         self.room = self._make_room()
         self._claim_ports = ClaimPorts(
             tracked=self._tracked,
@@ -80,6 +81,7 @@ class Parts:
             read_job=lambda name, kv: self.inventory.read_job(name, kv),
             unreadable=self.unreadable,
             waiting=lambda: len(port.pending) + len(self.closer.unclear),
+            why_not_here=self.fleet.why_not_here,
         )
         self.claimer = self._make_claimer()
         self.turns = Turns(
@@ -93,7 +95,7 @@ class Parts:
         self.requests = self._make_requests()
         self.recorder = self._make_recorder()
         self.reload = self._make_reload()
-        self.sweeping = self._make_sweeping()
+        self.sweeping = make_sweeping(port, self.workers, self.results, self.fleet, self._registration)
         self.inventory = self._make_inventory()
         self.watcher = self._make_watcher()
         self.writes.connect(
@@ -117,25 +119,9 @@ class Parts:
     @property
     def is_busy(self) -> bool:
         """Whether a claim is under way or unclear, a claimed tick waits for its run key, or a run or its record."""
-        if self.runner.active or self.closer.unclear or self._claims_under_way() or self.replacement.waiting:
+        if self.runner.active or self.closer.unclear or self.readiness.claims_under_way() or self.replacement.waiting:
             return True
         return any(tick.unclear for tick in self._port.pending.values())  # they are closed next
-
-    def why_not_ready(self, probe: bool = False) -> str:
-        """Why no run could be started now; empty if one could. A `probe` may be sent while etcd takes no writes."""
-        if self.node.registration is None:
-            return "not registered in etcd"
-        if self._used() >= self._spec.max_runs:
-            return f"as many runs as this daemon may have: {self._spec.max_runs}"
-        if self._ahead() >= _AHEAD_MOST:
-            return f"so many runs are yet to be started: {_AHEAD_MOST}"
-        if self.writes.is_open and not probe:
-            return "etcd takes no writes"
-        if not self.closer.has_room:
-            return "too many claims are unclear"
-        if not self.clock_check.knows_the_time():
-            return "the time is not known"
-        return "" if self.runner.is_supervisor_answering() else "the supervisor is stopped"
 
     def on_clock_step(self) -> None:
         """The wall clock was set, or the machine was asleep."""
@@ -143,15 +129,6 @@ class Parts:
         self.clock_check.check()
         self.node.publish()
         self.planner.wake()
-
-    def _used(self) -> int:
-        return len(self.runner.live()) + self._claims_under_way()
-
-    def _ahead(self) -> int:
-        return self.runner.unstarted + self._claims_under_way()
-
-    def _claims_under_way(self) -> int:
-        return self.claimer.under_way + self.closer.under_way + self.replacement.under_way
 
     def _tracked(self, name: str) -> TrackedJob | None:
         return self.planner.jobs.get(name)
@@ -197,6 +174,8 @@ class Parts:
             due=lambda tick: self._port.consider(tick),
             missed=lambda name, missed: self.missed.add(name, missed),
             is_clock_off=self._is_clock_off,
+            place=self.fleet.place_of,
+            host=self._host,
         )
 
     def _make_runner(self) -> Runner:
@@ -221,6 +200,7 @@ class Parts:
         registrar = Registrar(
             *(spec.store, spec.keys, spec.watchdog, spec.identity, spec.origin, spec.leases, spec.state_id, spec.ttl_s),
             log=port.log,
+            said=lambda: described(spec, running=len(self.runner.live())),
         )
         return Node(
             *(registrar, spec.watchdog, port.tasks, self.workers, self.writes, self.faults, port.log),
@@ -236,12 +216,27 @@ class Parts:
             revoke=lambda lease: spec.store.revoke(lease, timeout_s=spec.timeout_s),
         )
 
+    def _make_readiness(self) -> Readiness:
+        return Readiness(
+            *(self.runner, self.node, self.writes, self.clock_check),
+            parts=lambda: (self.claimer, self.closer, self.replacement),
+            max_runs=self._spec.max_runs,
+        )
+
+    def _make_missed(self) -> MissedTicks:
+        spec, port = self._spec, self._port
+        return MissedTicks(
+            lambda ends: self.store.taken_between(ends, self.placing.each_here(ends), timeout_s=spec.timeout_s),
+            *(port.tasks, self.workers, self.writes, self.faults, port.counts, port.log, spec.clock.now),
+            on_missed=self.notifier.missed,
+        )
+
     def _make_room(self) -> WaitingRoom:
         spec, port = self._spec, self._port
         return WaitingRoom(
             *(port.tasks, self.writes, self.faults),
-            why_closed=self.why_not_ready,
-            free=lambda: min(spec.max_runs - self._used(), _AHEAD_MOST - self._ahead()),
+            why_closed=self.readiness.why_not_ready,
+            free=self.readiness.free,
             draining=lambda: port.is_draining,
             wall_clock=spec.clock.now,
         )
@@ -277,12 +272,15 @@ class Parts:
     def _make_requests(self) -> Requests:
         spec, port = self._spec, self._port
         ports = RequestPorts(
+            host=self._host,
+            why_not_here=self.fleet.why_not_here,
             tracked=self._tracked,
             is_pending=lambda tick_id: tick_id in port.pending,
-            why_closed=self.why_not_ready,
+            why_closed=self.readiness.why_not_ready,
             turn=self.fleet.turn,
             start=lambda tick, on_claim: port.consider(tick, on_claim),
             draining=lambda: port.is_draining,
+            signed_only=spec.job_key is not None,
         )
         return Requests(
             *(spec.store, spec.keys, ports, port.tasks, self.workers, spec.clock, port.log), timeout_s=spec.timeout_s
@@ -292,11 +290,12 @@ class Parts:
         spec, port = self._spec, self._port
         return Recorder(
             *(self.results, self.runner, self._commit, spec.watchdog, self._results, self.writes),
-            *(port.counts, port.log),
+            *(port.counts, self.job_counts, port.log),
             tracked=self._tracked,
             own_time=spec.clock.own,
             releasing=lambda: port.is_releasing,
             ended=self._on_run_ended,
+            notify=self.notifier.ended,
             run_key_gone=self.replacement.wake,
             timeout_s=spec.timeout_s,
         )
@@ -318,17 +317,6 @@ class Parts:
     def _set_zones_release(self, release: str) -> None:
         self.node.registrar.tzdata = release
         self.node.publish()
-
-    def _make_sweeping(self) -> Sweeping:
-        spec, port = self._spec, self._port
-        return Sweeping(
-            *(port.tasks, self.workers, port.log),
-            new_sweep=lambda now: Sweep(spec.store, spec.keys, self.results, now, timeout_s=spec.timeout_s),
-            is_first=partial(self.fleet.is_first, ""),
-            is_registered=lambda: self.node.registration is not None,
-            draining=lambda: port.is_draining,
-            now=spec.clock.now,
-        )
 
     def _make_inventory(self) -> Inventory:
         return Inventory(

@@ -13,6 +13,7 @@ from conch.core import clock
 from conch.cron.fleet_clock import FleetClock
 from conch.cron.job import Job, UnreadableJob, parse
 from conch.cron.missing import Missed
+from conch.cron.placement import Place
 from conch.cron.ticks import PendingTick, TrackedJob
 from conch.cron.values import seconds_of
 from conch.cron.workers import SLICE_S, Alarm, Chores
@@ -26,6 +27,8 @@ Log = Callable[..., None]
 _OUTDATED = 1000
 # How far the time may go back before all is planned anew, in seconds.
 _BACK_S = 1.0
+# Which ticks a host takes over from those that could claim or report them before, in seconds.
+_TAKEN_OVER_S = 120
 
 
 class _Planned(NamedTuple):
@@ -51,11 +54,14 @@ class Planner:
         due: Callable[[PendingTick], None],
         missed: Callable[[str, Missed], None],
         is_clock_off: Callable[[], bool],
+        place: Callable[[TrackedJob], Place] = lambda _: Place.CLAIM,
+        host: str = "",
         now: Callable[[], float] = clock.now,
     ) -> None:
         """`moments` says of a revision after and before which moment (CLOCK_BOOTTIME) it was; None where it cannot.
 
-        `is_clock_off` compares our clock with the fleet's; `now` is CLOCK_BOOTTIME.
+        `is_clock_off` compares our clock with the fleet's; `place` is what we do about a job's ticks; `host` is our
+        name; `now` is CLOCK_BOOTTIME.
         """
         self._clock = fleet_clock
         self._chores = chores
@@ -64,6 +70,8 @@ class Planner:
         self._due = due
         self._missed = missed
         self._is_clock_off = is_clock_off
+        self._place = place
+        self._host = host
         self._now = now
         self.jobs: dict[str, TrackedJob] = {}
         self.unreadable: dict[str, tuple[int, bytes]] = {}  # definitions that cannot be read, as reported
@@ -117,8 +125,12 @@ class Planner:
             return
         tracked.past = tick
         self._expect(name, tracked, following)
-        offset_s = job.offset_s(tick, following)
-        self._due(PendingTick(job, tracked.rev, tick, deadline, os.urandom(8).hex(), offset_s=offset_s))
+        if tracked.place is Place.REPORT:
+            self._missed(name, Missed(tick, tick, 1, deadline))
+            return
+        offset_s, run = job.offset_s(tick, following), os.urandom(8).hex()
+        host = self._host if job.each else ""
+        self._due(PendingTick(job, tracked.rev, tick, deadline, run, offset_s=offset_s, host=host))
 
     def _pass_over(self, name: str, tracked: TrackedJob, first: int) -> None:
         """Go on after ticks that are too late already, as after a suspend of the machine."""
@@ -195,10 +207,25 @@ class Planner:
 
     def plan(self, name: str, tracked: TrackedJob, after: int) -> None:
         """Plan the job's first tick later than `after`, in place of what was planned before."""
-        tracked.past = after
+        tracked.past, tracked.place = after, self._place(tracked)
         if self._is_clock_off():
             self._planned_off.add(name)
-        self._expect(name, tracked, tracked.next_after(after))
+        self._expect(name, tracked, None if tracked.place is Place.NONE else tracked.next_after(after))
+
+    def follow_places(self) -> None:
+        """Hosts came, went or changed: plan anew the jobs whose ticks we now have to claim or report, or no longer."""
+        for name, tracked in self.jobs.items():
+            if self._place(tracked) is not tracked.place:
+                self._chores.add(partial(self._follow_place, name))
+
+    def _follow_place(self, name: str) -> None:
+        tracked = self.jobs.get(name)
+        if tracked is None or self._place(tracked) is tracked.place:
+            return
+        after = tracked.past
+        if tracked.place is Place.NONE:  # what was due just before may be nobody's; etcd knows what was claimed
+            after = max(after, int(self._clock.now()) - _TAKEN_OVER_S)
+        self.plan(name, tracked, after)
 
     def _expect(self, name: str, tracked: TrackedJob, tick: int | None) -> None:
         tracked.next_tick, tracked.planned = tick, next(self._serials)
@@ -248,6 +275,6 @@ class Planner:
             self.plan(name, tracked, after)
 
     def upcoming(self) -> Iterator[tuple[Job, int | None]]:
-        """The jobs, and the next tick of each as it is planned; None: none is."""
+        """The jobs, and the next tick of each as it is planned here; None: none is."""
         for tracked in self.jobs.values():
             yield tracked.job, tracked.next_tick

@@ -5,14 +5,16 @@ from collections import Counter
 from collections.abc import Callable
 
 from conch.core.messages import Lost, Recorded
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.group_commit import GroupCommit
+from conch.cron.job_counts import JobCounts
 from conch.cron.result_store import Delivered, ResultStore
 from conch.cron.run_log import ended
-from conch.cron.runner import ActiveRun, Runner, RunState
+from conch.cron.runner import Runner
 from conch.cron.semaphore_slot import SemaphoreSlot
 from conch.cron.ticks import TrackedJob
 from conch.cron.transactions import Transactions
-from conch.cron.values import Result
+from conch.cron.values import FAILED, Result
 from conch.cron.writes import ProbeQueue, Unsent, WriteKind, Writes, was_refused
 from conch.etcd.store import StoreError
 from conch.keeper.watchdog import Watchdog
@@ -34,16 +36,21 @@ class Recorder:
         transactions: Transactions,
         writes: Writes,
         counts: Counter[tuple[str, str]],
+        job_counts: JobCounts,
         log: Log,
         *,
         tracked: Callable[[str], TrackedJob | None],
         own_time: Callable[[], float],
         releasing: Callable[[], bool],
         ended: Callable[[], None],
+        notify: Callable[[ActiveRun, Result, Callable[[], None]], None],
         run_key_gone: Callable[[str], None],
         timeout_s: float,
     ) -> None:
-        """`ended` is called when a run has ended, before it is recorded; `run_key_gone` when its run key is deleted."""
+        """`ended` is called when a run has ended, before it is recorded; `run_key_gone` when its run key is deleted.
+
+        `notify(run, result, then)` has people told; it calls `then` when the supervisor may forget the run.
+        """
         self._store = store
         self._runner = runner
         self._commit = commit
@@ -51,11 +58,13 @@ class Recorder:
         self._transactions = transactions
         self._writes = writes
         self._counts = counts
+        self._job_counts = job_counts
         self._log = log
         self._tracked = tracked
         self._own_time = own_time
         self._releasing = releasing
         self._ended = ended
+        self._notify = notify
         self._run_key_gone = run_key_gone
         self._timeout_s = timeout_s
         self.probes = ProbeQueue()
@@ -65,9 +74,7 @@ class Recorder:
         """Write the result down, give back what only this run held, and deliver the result to etcd."""
         run.enter(RunState.ENDED)
         run.entry = ended(run.entry, result)
-        self._counts["runs", result.state] += 1
-        if not run.reported:
-            self._log("info", "run-end", run=run.label, state=result.state, reason=result.reason)
+        self._count(run, result)
         if run.slot is not None:
             run.slot.release()
             self.returning = [*(slot for slot in self.returning if not slot.released.is_set()), run.slot]
@@ -75,9 +82,33 @@ class Recorder:
         self._ended()
         written = await self._commit.write(run.entry)
         run.only_in_memory = run.reported and not written
-        if run.reported and written:
-            self._watchdog.send(Recorded(run.entry.run))
+
+        def release() -> None:
+            if run.reported and written:
+                self._watchdog.send(Recorded(run.entry.run))
+
+        self._notify(run, result, release)
         await self.deliver(run)
+
+    def announce(self, run: ActiveRun) -> None:
+        """Count, log and tell the end of a run of an earlier conchd that is written down already."""
+        assert run.entry.result is not None  # noqa: S101 - it is over
+        self._count(run, run.entry.result)
+        self._notify(run, run.entry.result, lambda: None)
+
+    def _count(self, run: ActiveRun, result: Result) -> None:
+        self._counts["runs", result.state] += 1
+        self._job_counts.ended(run.entry.name, result, self._own_time())
+        self._log_end(run, result)
+
+    def _log_end(self, run: ActiveRun, result: Result) -> None:
+        """Log a failed run as an error; the supervisor has logged the end of what it reported."""
+        about = {**run.about, "state": result.state, "exit": result.exit, "reason": result.reason or None}
+        times = {"attempt": result.attempt, "duration_s": result.duration_s}
+        if not run.reported:
+            self._log("info", "run-end", **about)
+        if result.state in FAILED:
+            self._log("error", "run-failed", **about, **(times if result.started is not None else {}))
 
     async def deliver(self, run: ActiveRun) -> None:
         """Bring the result to etcd, again and again until etcd has it."""
@@ -90,7 +121,7 @@ class Recorder:
                 pass
             except StoreError as error:
                 waiting = sum(other.is_over for other in self._runner.active.values())
-                self._writes.failed(WriteKind.RESULT.value, error, run=run.label, waiting=waiting)
+                self._writes.failed(WriteKind.RESULT.value, error, **run.about, waiting=waiting)
                 run.refused = was_refused(error)
                 pause_s = min(2 * pause_s, _PAUSE_MOST_S)
                 await asyncio.sleep(pause_s)
@@ -121,7 +152,10 @@ class Recorder:
         )
         return await self._writes.gather(
             lambda: self._store.deliver(
-                *(entry.name, entry.tick, result, entry.run_rev, expired, now), has_floor=has_floor, sending=sending
+                *(entry.name, entry.tick, result, entry.run_rev, expired, now),
+                host=entry.host,
+                has_floor=has_floor,
+                sending=sending,
             ),
             probe=probe,
         )

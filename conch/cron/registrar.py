@@ -2,14 +2,17 @@
 
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from conch import __version__
 from conch.core import clock
 from conch.core.deadline import DeadlineRule
 from conch.core.messages import Held
 from conch.core.origin import Origin, origin_of
 from conch.cron.features import CAN
+from conch.cron.scheduler_spec import SchedulerSpec
 from conch.cron.ticks import Registration
 from conch.cron.values import fields_of
 from conch.etcd.store import CreateRevisionIs, KeyValue, LeaseGone, Put, Range, Store, StoreError
@@ -51,8 +54,13 @@ class Registrar:
         state_id: str,
         ttl_s: int,
         log: Log,
+        *,
+        said: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        """`origin` is our supervisor, `leases` were its earlier keeper's, `state_id` names our state directory."""
+        """`said` are further fields of our registration, as they are when it is written.
+
+        `origin` is our supervisor, `leases` were its earlier keeper's, `state_id` names our state directory.
+        """
         self._leases = set(leases)
         self._store = store
         self._key = keys.node(identity.host)
@@ -62,6 +70,7 @@ class Registrar:
         self._state_id = state_id
         self._ttl_s = ttl_s
         self._log = log
+        self._said = said
         self.tzdata = ""  # the release of our time zones
 
     def value(self, at: float, *, draining: bool, off: bool) -> bytes:
@@ -76,6 +85,7 @@ class Registrar:
                 "tzdata": self.tzdata,
                 "origin": self.origin.fields(),
                 "can": sorted(CAN),
+                **self._said(),
             }
         ).encode()
 
@@ -169,3 +179,14 @@ def _location(kv: KeyValue) -> str:
     fields = fields_of(kv.value)
     made_by = origin_of(fields.get("origin"))
     return f"pid {fields.get('pid')}" if made_by is None else str(made_by)
+
+
+def described(spec: SchedulerSpec, *, running: int) -> dict[str, object]:
+    """Return what a registration says of a daemon that has so many live runs, as of when it is written."""
+    return {
+        "version": __version__,
+        "tags": sorted({*spec.tags, f"host={spec.identity.host}"}),
+        "max_runs": spec.max_runs,
+        "running": running,
+        "ahead_s": round(spec.clock.skew_s(), 3),
+    }

@@ -11,6 +11,7 @@ _LIMIT_S = 1.0
 
 async def give_back(parts: Parts, spec: SchedulerSpec) -> None:
     """Wait for the slots that are being given back, then revoke the registration. What etcd does not take expires."""
+    await parts.workers.files(lambda: parts.notifier.close(spec.timeout_s / 2))
     registered, slots = parts.node.release(), parts.recorder.returning
     limit_s = min(_LIMIT_S, spec.timeout_s)
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from conch.cron.claim_store import Busy, ClaimStore, NodeGone, Outcome, Taken, Won
+from conch.cron.claim_outcomes import Busy, NodeGone, Outcome, Taken, Won
+from conch.cron.claim_store import ClaimStore
 from conch.cron.claimer import ClaimPorts
 from conch.cron.fleet_clock import FleetClock
 from conch.cron.group_commit import GroupCommit
@@ -192,7 +193,7 @@ class Replacement:
                 )
             )
             if isinstance(outcome, Won):
-                await self._commit.write(Entry(tick.run, tick.job.name, tick.tick, rev, outcome.run_rev))
+                await self._commit.write(Entry(tick.run, *tick.id, rev, outcome.run_rev, host=tick.host))
             return outcome
         finally:
             self.under_way -= 1
@@ -219,9 +220,7 @@ class Replacement:
         while True:
             try:
                 await self._writes.gather(
-                    lambda: self._store.release(
-                        tick.job.name, run.create_revision, self._clock.own(), sending=self._sending()
-                    )
+                    lambda: self._store.release(tick, run.create_revision, self._clock.own(), sending=self._sending())
                 )
                 return
             except Unsent:

@@ -10,10 +10,24 @@ from dataclasses import dataclass, field
 
 from conch.cron.fleet import Turn
 from conch.cron.fleet_clock import FleetClock
+from conch.cron.job import Job
+from conch.cron.job_fields import read_environment
 from conch.cron.seconds import free_second, read_seconds
-from conch.cron.ticks import PAUSE_MOST_S, PAUSE_S, Claim, PendingTick, TickGivenUp, TickLost, TickState, TrackedJob
+from conch.cron.ticks import (
+    PAUSE_MOST_S,
+    PAUSE_S,
+    Claim,
+    PendingTick,
+    TickGivenUp,
+    TickLost,
+    TickState,
+    TrackedJob,
+    Wishes,
+)
+from conch.cron.values import fields_of
 from conch.cron.waiting_room import HELD_BACK_S
 from conch.cron.workers import Alarm, Tasks, Workers
+from conch.errors import BadInput
 from conch.etcd.store import KeyValue, Store, StoreError
 from conch.keys import Keys
 
@@ -33,6 +47,7 @@ class Request:
     number: int
     rev: int
     lease: str
+    wishes: Wishes
     tick: PendingTick | None = None
     is_gone: bool = False
     pause_s: float = 0.0
@@ -43,17 +58,31 @@ class Request:
 class RequestPorts:
     """What the requests ask of the other parts.
 
-    `tracked` is a job as it is followed now; `is_pending` whether a tick (job, tick) is being claimed; `why_closed` why
+    `host` is our name; `tracked` is a job as it is followed now; `why_not_here` says why this host may not claim ticks
+    of a job; `is_pending` whether a tick (job, tick) is being claimed; `why_closed` why
     no tick can be claimed now; `turn` is our turn at a job's request; `start` begins the life of a tick and
-    reports what became of its claim; `draining` says whether nothing more is to be started.
+    reports what became of its claim; `draining` says whether nothing more is to be started, `signed_only` whether jobs
+    must be signed.
     """
 
+    host: str
     tracked: Callable[[str], TrackedJob | None]
+    why_not_here: Callable[[Job], str]
     is_pending: Callable[[tuple[str, int]], bool]
     why_closed: Callable[[], str]
-    turn: Callable[[str, int], Turn]
+    turn: Callable[[Job, int], Turn]
     start: Callable[[PendingTick, Callable[[Claim], None]], None]
     draining: Callable[[], bool]
+    signed_only: bool = False
+
+
+def _wishes(value: bytes) -> Wishes:
+    """Read what a request asks of its run. Raises `ValueError` for odd variables."""
+    fields = fields_of(value)
+    try:
+        return Wishes(read_environment(fields.get("env")), fields.get("keep_output") is True)
+    except BadInput as error:
+        raise ValueError(str(error)) from None
 
 
 class Requests:
@@ -91,7 +120,8 @@ class Requests:
             return
         if self._ports.tracked(name) is None and sum(map(len, self._requests.values())) >= _UNKNOWN_MOST:
             return
-        self._requests.setdefault(name, {})[number] = Request(name, number, kv.create_revision, f"{kv.lease:x}")
+        request = Request(name, number, kv.create_revision, f"{kv.lease:x}", _wishes(kv.value))
+        self._requests.setdefault(name, {})[number] = request
         if known is not None:
             self._end(known)
         self.serve(name)
@@ -132,10 +162,10 @@ class Requests:
 
     async def _serve(self, name: str) -> None:
         try:
-            while (request := self._oldest(name)) is not None and self._ports.tracked(name) is not None:
+            while (request := self._oldest(name)) and (tracked := self._ports.tracked(name)) is not None:
                 if self._ports.draining():
                     return
-                await request.alarm.wait(self._ports.turn(name, request.number).wait_s)
+                await request.alarm.wait(self._ports.turn(tracked.job, request.number).wait_s)
                 while not request.is_gone and request is self._oldest(name) and not self._ports.draining():
                     if self._ports.tracked(name) is None:
                         return
@@ -148,6 +178,8 @@ class Requests:
         tracked = self._ports.tracked(request.name)
         if tracked is None or self._ports.why_closed():
             return HELD_BACK_S
+        if self._ports.why_not_here(tracked.job):
+            return _LOOK_AGAIN_S
         rev = tracked.rev
         try:
             tick = await self._find_second(request, tracked)
@@ -167,12 +199,20 @@ class Requests:
         if self._ports.why_closed():  # another claim took the room meanwhile: this tick would be of the past
             return HELD_BACK_S
         deadline = self._clock.now() + tracked.job.late_after_s(tick, None)
-        run = os.urandom(8).hex()
-        pending = PendingTick(tracked.job, rev, tick, deadline, run, request.rev, request.lease, request.number)
+        run, host = os.urandom(8).hex(), self._ports.host if tracked.job.each else ""
+        what = (request.rev, request.lease, request.number)
+        pending = PendingTick(tracked.job, rev, tick, deadline, run, *what, wishes=request.wishes, host=host)
+        if request.wishes.env and self._ports.signed_only:
+            pending.void = "the variables of a request are not signed, and this host runs only what is"
         return await self._claim(request, pending)
 
     async def _find_second(self, request: Request, tracked: TrackedJob) -> int | None:
-        """The tick that the request can get; None if none is in reach. A request that is gone is marked so."""
+        """The tick that the request can get; None if none is in reach. A request that is gone is marked so.
+
+        One for every host says which tick it is, so that all of them have the same.
+        """
+        if tracked.job.each:
+            return request.number
         is_paused = tracked.next_after(int(self._clock.now())) is None
         schedule = None if is_paused else tracked.schedule
         now, asked = int(self._clock.now()), (request.number, request.rev)

@@ -4,6 +4,7 @@ A result is created once and never changed. Ticks beyond the limit are removed f
 the job's floor, and neither a claim nor a result at or below the floor is accepted any more.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,8 +31,13 @@ from conch.etcd.store import (
 from conch.keys import Keys
 
 HISTORY = 1000
+# A job whose ticks run on every host keeps so many times as many rows.
+EACH_TIMES = 10
 # How many of a job's oldest ticks a transaction reads. One that finds more to remove has the next ones read `TRIM`.
 _FEW = 4
+
+# Job and tick, and the host if the tick runs on every host.
+TickPath = tuple[str, int] | tuple[str, int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +92,21 @@ class ResultStore:
         expired_ticks: Sequence[int],
         now: float,
         *,
+        host: str = "",
         has_floor: bool,
         sending: Sending,
     ) -> Delivered:
         """Record how a tick ended, end its run key, and remove `expired_ticks` for good by raising the floor.
 
+        A tick that runs on every host has `host` in its keys.
+
         A result is created once; at or below the floor none is wanted.
         """
         assumed = _Assumed(has_floor, run_rev)
+        path: TickPath = (name, tick, host) if host else (name, tick)
         while True:
             expired_ticks = [expired for expired in expired_ticks if expired < tick]
-            answer = await self._try_deliver(name, tick, result, expired_ticks, assumed, now, sending)
+            answer = await self._try_deliver(path, result, expired_ticks, assumed, now, sending)
             if answer.succeeded:
                 return Delivered(self.found_old(name, *answer.ranges), assumed.has_floor or bool(expired_ticks))
             existing, floor, run = (found.kvs[0] if found.kvs else None for found in answer.ranges)
@@ -105,15 +115,14 @@ class ResultStore:
             run_rev = assumed.run_rev if run is not None and run.create_revision == assumed.run_rev else None
             if existing is not None or too_old:
                 if run_rev is not None:
-                    await self.end_run(name, run_rev, now, sending=sending)
+                    await self.end_run(name, host, run_rev, now, sending=sending)
                 return Delivered((), floor is not None, is_wanted=existing is not None)
             expired_ticks = ()
             assumed = _Assumed(floor is not None, run_rev, unreadable)
 
     async def _try_deliver(
         self,
-        name: str,
-        tick: int,
+        path: TickPath,
         result: Result,
         expired_ticks: Sequence[int],
         assumed: _Assumed,
@@ -124,11 +133,12 @@ class ResultStore:
 
         It answers with the oldest ticks; if a comparison failed, with the keys of the result, the floor and the run.
         """
-        key, run, floor = self._key("result", name, tick), self._key("run", name), self._key("floor", name)
+        name, tick, *host = path
+        key, run, floor = self._key("result", *path), self._key("run", name, *host), self._key("floor", name)
         above: Compare = ValueBelow(floor, str(tick).encode()) if assumed.has_floor else CreateRevisionIs(floor, 0)
         if assumed.unreadable_floor is not None:
             above = ModRevisionIs(floor, assumed.unreadable_floor)
-        compare, success = self.recording(name, tick, result, expired_ticks, now, has_floor=assumed.has_floor)
+        compare, success = self.recording(path, result, expired_ticks, now, has_floor=assumed.has_floor)
         compare += [CreateRevisionIs(key, 0), above]
         if assumed.run_rev is not None:
             compare.append(CreateRevisionIs(run, assumed.run_rev))
@@ -140,21 +150,22 @@ class ResultStore:
         return answer
 
     def recording(
-        self, name: str, tick: int, result: Result, expired_ticks: Sequence[int], now: float, *, has_floor: bool
+        self, path: TickPath, result: Result, expired_ticks: Sequence[int], now: float, *, has_floor: bool
     ) -> tuple[list[Compare], list[Operation]]:
         """Return the comparisons and operations that put a result and remove the expired ticks before it.
 
         The operations end with reading the oldest ticks. That no result exists is for the caller to compare.
         """
-        key = self._key("result", name, tick)
+        name, tick = path[:2]
+        key = self._key("result", *path)
         expired_ticks = [expired for expired in expired_ticks if expired < tick]
         compare, removal = self.removal(name, expired_ticks, has_floor=has_floor)
         oldest = self.oldest(name, TRIM if name in self._behind else _FEW)
         return compare, [Put(key, result.encode(), self.leases.for_results(now)), *removal, *oldest]
 
-    async def end_run(self, name: str, run_rev: int, now: float, *, sending: Sending) -> None:
-        """Delete the job's run key, if it is still the one created at `run_rev`."""
-        run = self._key("run", name)
+    async def end_run(self, name: str, host: str, run_rev: int, now: float, *, sending: Sending) -> None:
+        """Delete the job's run key (that of `host`, if one is given), if it is still the one created at `run_rev`."""
+        run = self._key("run", name, *([host] if host else []))
         await sending.make(name, Txn((CreateRevisionIs(run, run_rev),), (Delete(run),)), now)
 
     # -- the limit ----------------------------------------------------------------------------------------
@@ -167,7 +178,7 @@ class ResultStore:
 
     def found_old(self, name: str, claims: RangeResult, results: RangeResult) -> tuple[int, ...]:
         """Return the oldest ticks beyond the limit, out of the answers to the reads of `recording`."""
-        if max(claims.count, results.count) - self.history > _FEW:
+        if max(claims.count, results.count) - self._limit(claims, results) > _FEW:
             self._behind.add(name)
         else:
             self._behind.discard(name)
@@ -178,17 +189,29 @@ class ResultStore:
 
         `earlier` is how many results are known to be older than the oldest claim.
         """
-        excess = max(claims.count + earlier, results.count) - self.history
+        excess = max(claims.count + earlier, results.count) - self._limit(claims, results)
         if excess <= 0:
             return ()
-        ticks: set[int] = set()
+        keys_of: dict[int, int] = {}
         end = LAST_TICK
         for found in (claims, results):
-            read = {at.tick for kv in found.kvs if (at := self._keys.tick_of(kv.key)) is not None}
-            ticks |= read
+            read = Counter(at.tick for kv in found.kvs if (at := self._keys.tick_of(kv.key)) is not None)
+            keys_of |= {tick: max(count, keys_of.get(tick, 0)) for tick, count in read.items()}
             if found.count > len(found.kvs):
                 end = min(end, max(read, default=0))  # past this tick there may be others that were not read
-        return tuple(sorted(tick for tick in ticks if tick <= end)[: min(excess, most)])
+        over: list[int] = []
+        for tick in sorted(tick for tick in keys_of if tick <= end)[:most]:
+            if excess <= 0:
+                break
+            over.append(tick)
+            excess -= keys_of[tick]  # a tick is removed for all hosts, or for none
+        return tuple(over)
+
+    def _limit(self, claims: RangeResult, results: RangeResult) -> int:
+        """Return how many keys of one kind the job may have: more where a tick has one per host."""
+        kvs = (*claims.kvs, *results.kvs)
+        each = any((at := self._keys.tick_of(kv.key)) is not None and at.host for kv in kvs)
+        return self.history * EACH_TIMES if each else self.history
 
     def removal(
         self, name: str, expired_ticks: Sequence[int], *, has_floor: bool
@@ -198,8 +221,9 @@ class ResultStore:
             return [], []
         floor, top = self._key("floor", name), str(max(expired_ticks)).encode()
         keys = [self._key(kind, name, tick) for tick in expired_ticks for kind in ("fire", "result")]
+        removed = [Delete(key, key + b"0") for key in keys]  # the key itself, and those of hosts below it
         compare = ValueBelow(floor, top) if has_floor else CreateRevisionIs(floor, 0)
-        return [compare], [*map(Delete, keys), Put(floor, top)]
+        return [compare], [*removed, Put(floor, top)]
 
     def prolong(self, kvs: Sequence[KeyValue], now: float, *, timeout_s: float) -> bool:
         """Move keys to the lease of results, which is the longer one, if all are unchanged; return whether it did."""

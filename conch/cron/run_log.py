@@ -20,7 +20,8 @@ Log = Callable[..., None]
 class Entry:
     """A run: its tick, what it holds in etcd (revisions; the lease of its slot), and its result once it is over.
 
-    `origin` is the supervisor that it runs under; None if an earlier release wrote the entry.
+    `origin` is the supervisor that it runs under; None if an earlier release wrote the entry. `host` is the one in the
+    keys of a tick that runs on every host.
     """
 
     run: str
@@ -31,6 +32,7 @@ class Entry:
     slot: int | None = None
     result: Result | None = None
     origin: Origin | None = None
+    host: str = ""
 
     def encode(self) -> bytes:
         """Encode it as one line of JSON."""
@@ -44,7 +46,7 @@ class Entry:
         """Decode an entry, perhaps of a later release. Raises `ValueError`, `TypeError` or `KeyError` if it is none."""
         read: dict[str, Any] = json.loads(data)
         if read["result"] is not None:
-            read["result"] = Result(**read["result"])
+            read["result"] = Result(**{name: read["result"][name] for name in _RESULT_FIELDS if name in read["result"]})
         read["origin"] = origin_of(read.get("origin"))
         return cls(**{name: read[name] for name in _FIELDS if name in read})
 

@@ -4,10 +4,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum
 
 from conch.core import clock
 from conch.core.messages import Finished, Held, Kill, Recorded, Start
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.fleet_clock import FleetClock
 from conch.cron.job import Job
 from conch.cron.replacement import replaced_by
@@ -17,76 +17,12 @@ from conch.cron.supervisor_check import SupervisorCheck
 from conch.cron.ticks import PendingTick, Registration, TickWon, TrackedJob
 from conch.cron.values import Result
 from conch.cron.workers import call_in
-from conch.errors import checked
 from conch.keeper.watchdog import Watchdog
 from conch.keys import Keys
 from conch.times import rfc3339
 
 # Upper bounds of the lag histogram, in seconds.
 LAGS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-
-
-class RunState(Enum):
-    """Where a run is."""
-
-    CLAIMED = "claimed"
-    QUEUED = "queued"  # for a slot of its semaphore
-    ORDERED = "ordered"
-    RUNNING = "running"
-    ENDED = "ended"  # its result is to be recorded
-    RECORDED = "recorded"
-
-
-_NEXT: dict[RunState, frozenset[RunState]] = {
-    RunState.CLAIMED: frozenset({RunState.QUEUED, RunState.ORDERED, RunState.ENDED}),
-    RunState.QUEUED: frozenset({RunState.ORDERED, RunState.ENDED}),
-    RunState.ORDERED: frozenset({RunState.RUNNING, RunState.ENDED}),
-    RunState.RUNNING: frozenset({RunState.ENDED}),
-    RunState.ENDED: frozenset({RunState.RECORDED}),
-    RunState.RECORDED: frozenset(),
-}
-
-
-@dataclass(slots=True, eq=False)
-class ActiveRun:
-    """A run of this daemon until its result is recorded. `node` is the number of the registration that it needs.
-
-    `ends_by` (CLOCK_BOOTTIME) limits all of it, the wait for a slot included. `only_in_memory`: the write-ahead log did
-    not take its end, so the supervisor must keep it until etcd has it.
-    """
-
-    entry: Entry
-    node: int | None = None
-    slot: SemaphoreSlot | None = None
-    ends_by: float | None = None
-    offset_s: float = 0.0  # how long after its tick it was due
-    reported: bool = False  # its end was, by the supervisor
-    only_in_memory: bool = False
-    refused: bool = False  # by etcd, when its result was to be recorded the last time
-    state: RunState = RunState.CLAIMED
-    finished: "asyncio.Future[Result] | None" = None
-    on_over: Callable[[], None] | None = None
-
-    @property
-    def label(self) -> str:
-        """The run for people: its job and tick."""
-        return f"{self.entry.name} {rfc3339(self.entry.tick)}"
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended."""
-        return self.state in (RunState.ENDED, RunState.RECORDED)
-
-    def enter(self, state: RunState) -> None:
-        """Change the state; raises `IllegalTransition` for a change that makes no sense."""
-        self.state = checked(_NEXT, self.state, state)
-        if self.is_over and self.on_over is not None:
-            self.on_over()
-
-    def finish(self, result: Result) -> None:
-        """The run has ended so; a later word does not count."""
-        if self.finished is not None and not self.finished.done():
-            self.finished.set_result(result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +99,7 @@ class Runner:
     async def run(self, tick: PendingTick, run: ActiveRun, won: TickWon) -> Result:
         """Have a won tick run, with a slot of its semaphore if it needs one; return how it ended."""
         assert run.finished is not None  # noqa: S101 - it was added
+        run.job = tick.job
         too_late = self._why_too_late(tick)
         if too_late:
             return self._skipped(too_late)
@@ -199,11 +136,11 @@ class Runner:
 
     def _hold_variables(self, job: Job, entry: Entry, won: TickWon) -> dict[str, str]:
         """The environment that tells the command what it runs under: the run key, or else the claim."""
-        registration = self._ports.registration()
+        registration, host = self._ports.registration(), [entry.host] if entry.host else []
         if job.exclusive and registration is not None:
-            lease, key = registration.lease, self._keys.cron("run", job.name)
+            lease, key = registration.lease, self._keys.cron("run", job.name, *host)
         else:
-            lease, key = won.lease, self._keys.cron("fire", job.name, entry.tick)
+            lease, key = won.lease, self._keys.cron("fire", job.name, entry.tick, *host)
         return {"CONCH_REV": str(won.run_rev or won.rev), "CONCH_LEASE": f"{lease:x}", "CONCH_HOLD_KEY": key}
 
     async def _get_slot(self, run: ActiveRun, job: Job) -> Held | Result:
@@ -252,7 +189,8 @@ class Runner:
         self._watchdog.send(
             Start(
                 run=entry.run,
-                label=run.label,
+                job=job.name,
+                tick=rfc3339(entry.tick),
                 command=list(job.cmd),
                 environment={**job.env, **variables, "CONCH_NAME": job.name, "CONCH_TICK": str(entry.tick)},
                 directory=job.cwd,
@@ -263,16 +201,18 @@ class Runner:
                 kill_after_s=job.kill_after_s,
                 retries=job.retries,
                 retry_delay_s=job.retry_delay_s,
+                keep_output=job.keep_output,
+                env_files=list(job.env_files),
             )
         )
 
     # -- what the supervisor says -------------------------------------------------------------------------
 
-    def on_running(self, run_id: str) -> None:
-        """The supervisor has started a run, or its next attempt."""
+    def on_running(self, run_id: str) -> ActiveRun | None:
+        """The supervisor has started a run, which is returned, or the next attempt of one."""
         run = self.active.get(run_id)
         if run is None or run.state is not RunState.ORDERED:
-            return
+            return None
         run.enter(RunState.RUNNING)
         self._supervisor.taken(run_id)
         if run.slot is not None:
@@ -281,6 +221,7 @@ class Runner:
         self.lag_sum += lag_s
         self._counts["lags", ""] += 1
         self.lag_counts.update(bound for bound in LAGS_S if lag_s <= bound)
+        return run
 
     def on_finished(self, message: Finished) -> None:
         """The supervisor has seen a run end. What we have safe already it need not keep."""
@@ -290,20 +231,10 @@ class Runner:
                 self._watchdog.send(Recorded(message.run))
             return
         run.reported = True
-        outcomes = {"ended": "ok" if message.code == 0 else "failed", "unstarted": "skipped"}
-        run.finish(
-            Result(
-                self._host,
-                outcomes.get(message.outcome, message.outcome),
-                message.code,
-                message.started or None,
-                message.duration_s,
-                message.attempt,
-                message.reason,
-                None if message.max_rss_kb is None else message.cpu_s,
-                message.max_rss_kb,
-            )
-        )
+        used = None if message.max_rss_kb is None else message.cpu_s, message.max_rss_kb
+        times = message.started or None, message.duration_s
+        end = message.state, message.code, *times, message.attempt, message.reason
+        run.finish(Result(self._host, *end, *used, message.output))
 
     @property
     def unstarted(self) -> int:
@@ -322,6 +253,12 @@ class Runner:
             run.finish(self._skipped(reason))
         else:
             self._watchdog.send(Kill(run.entry.run, reason))
+
+    def end_tick(self, name: str, tick: int, reason: str) -> None:
+        """End the run of a tick, if it is one of ours and has not ended."""
+        for run in self.live():
+            if (run.entry.name, run.entry.tick) == (name, tick):
+                self.end(run, reason)
 
     def end_before(self, name: str, tick: int, reason: str) -> None:
         """End the runs of a job for ticks before this one; runs without a run key are not replaced."""
@@ -343,8 +280,8 @@ class Runner:
         else:
             self._watchdog.end(run.entry.run, reason)
 
-    def on_run_key_gone(self, name: str, revision: int) -> None:
-        """The job's run key was deleted at this revision: a run that had it before has it no more."""
-        for run in self.live():
-            if run.entry.name == name and run.entry.run_rev is not None and run.entry.run_rev < revision:
+    def on_run_key_gone(self, name: str, host: str, revision: int) -> None:
+        """The job's run key (that of a host) was deleted at this revision: a run that had it has it no more."""
+        for entry, run in [(run.entry, run) for run in self.live()]:
+            if (entry.name, entry.host) == (name, host) and (entry.run_rev or revision) < revision:
                 self.end_without_key(run)

@@ -11,12 +11,12 @@ from typing import TypeVar
 from conch.core import linux
 from conch.core.deadline import ANSWERS_WITHIN_S
 from conch.core.messages import Drain, Finished, Message, Note, Release, Released, Reload, Running
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.health import lease_left_s, why_unhealthy
 from conch.cron.missing import Missed
 from conch.cron.parts import Parts
 from conch.cron.release import abandon, give_back
 from conch.cron.run_log import Entry, ended
-from conch.cron.runner import ActiveRun, RunState
 from conch.cron.scheduler_spec import PHASES, Phase, SchedulerSpec
 from conch.cron.ticks import (
     STOPPING,
@@ -129,10 +129,10 @@ class Scheduler:
                 self.counts["runs", "skipped"] += 1
                 self.log("info", "skipped", job=tick.job.name, tick=rfc3339(tick.tick), reason=reason)
             case TickOver(rev, run_rev, reason):
-                run = parts.runner.add(ActiveRun(Entry(tick.run, tick.job.name, tick.tick, rev, run_rev)))
+                run = parts.runner.add(ActiveRun(Entry(tick.run, *tick.id, rev, run_rev, host=tick.host)))
                 await self._record(run, Result(self.host, "skipped", reason=reason))
             case TickWon(rev, run_rev):
-                run = parts.runner.add(ActiveRun(Entry(tick.run, tick.job.name, tick.tick, rev, run_rev)))
+                run = parts.runner.add(ActiveRun(Entry(tick.run, *tick.id, rev, run_rev, host=tick.host)))
                 result = await parts.runner.run(tick, run, claim)
                 await self._record(run, result)
         self.end_if_released()
@@ -197,9 +197,10 @@ class Scheduler:
     def _on_message(self, message: Message) -> None:
         match message:
             case Running(run=run):
-                self.parts.runner.on_running(run)
+                self.parts.notifier.started(self.parts.runner.on_running(run))
             case Finished():
-                self.parts.runner.on_finished(message)
+                if not self.parts.notifier.on_finished(message):
+                    self.parts.runner.on_finished(message)
             case Drain():
                 self._drain()
             case Release():
@@ -223,9 +224,10 @@ class Scheduler:
                 continue
             run = self.parts.runner.add(ActiveRun(entry, state=RunState.RUNNING))
             if entry.run in dead:
-                self.log("warning", "run-lost", run=run.label)
+                self.log("warning", "run-lost", **run.about)
                 run.entry = ended(entry, Result(self.host, "lost", reason="conchd died while it ran"))
                 self.spec.run_log.write(run.entry)
+                self.parts.recorder.announce(run)
                 if entry.slot is not None:
                     self.parts.node.revoke(entry.slot)
             if run.entry.result is not None:

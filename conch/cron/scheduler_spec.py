@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from conch.core.containment import TREE
 from conch.core.origin import Origin
 from conch.cron.fleet_clock import FleetClock
+from conch.cron.output_files import OutputFiles
 from conch.cron.run_log import Entry, RunLog
 from conch.cron.ticks import Claim, PendingTick
 from conch.cron.workers import Tasks
@@ -27,7 +28,8 @@ class SchedulerSpec:
     """The daemon's store, supervisor and options. `origin` is the supervisor, `state_id` names the state directory.
 
     `leases` are those that an earlier keeper of the same supervisor had. With a `job_key`, jobs must be signed by it.
-    `first`: etcd must answer at the start. `contain` is the form in which runs are contained.
+    `outputs` are the files for commands that are told of failures, `on_failure` is this host's.
+    `first`: etcd must answer at the start. `contain` is the form in which runs are contained, `tags` are this host's.
     """
 
     store: Store
@@ -44,7 +46,10 @@ class SchedulerSpec:
     max_runs: int
     job_key: bytes | None
     first: bool
+    outputs: OutputFiles
+    on_failure: str | None = None
     contain: str = TREE
+    tags: tuple[str, ...] = ()
 
     @property
     def timeout_s(self) -> float:

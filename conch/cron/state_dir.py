@@ -22,7 +22,7 @@ _ID = "id"
 # A killed conchd may need some time to end its runs; its successor waits this long for the lock.
 _LOCK_S = 5.0
 # The files that we keep in a state directory, and those that a file system may put there.
-_OURS = re.compile(r"id|id\.new|lock|lost\+found|[0-9]+\.wal.*")
+_OURS = re.compile(r"id|id\.new|lock|outputs|lost\+found|[0-9]+\.wal.*")
 _LONGEST_ID = 4096
 
 Log = Callable[..., None]

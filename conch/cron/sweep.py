@@ -79,7 +79,8 @@ class Sweep:
     def _expiring(self, claims: RangeResult, results: RangeResult) -> list[KeyValue]:
         """Return the keys of the newest ticks to prolong: their results, and the claims without a result."""
         claimed, ended = (
-            {at.tick: kv for kv in found.kvs if (at := self._keys.tick_of(kv.key))} for found in (claims, results)
+            {(at.tick, at.host): kv for kv in found.kvs if (at := self._keys.tick_of(kv.key))}
+            for found in (claims, results)
         )
         newest = [(claimed | ended)[tick] for tick in sorted(claimed.keys() | ended.keys(), reverse=True)[:KEPT]]
         return [kv for kv in newest if kv.lease and kv.lease not in self._young]
@@ -151,7 +152,7 @@ class Sweep:
             start = found.kvs[-1].key + b"\0" if found.count > len(found.kvs) else b""
             for kv in found.kvs:
                 at = self._keys.tick_of(kv.key)
-                if at is None or kv.key != self._keys.cron(kind, at.name, at.tick).encode():
+                if at is None or at.kind != kind:
                     continue
                 if at.tick >= self._now - ORPHAN_S:
                     start = prefix_end(self._keys.ticks(kind, at.name).encode())  # the ticks after it are younger

@@ -2,8 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
+from conch.cron.fleet import Fleet
+from conch.cron.result_store import ResultStore
+from conch.cron.scheduler_spec import SchedulerPort
 from conch.cron.sweep import Sweep
+from conch.cron.ticks import Registration
 from conch.cron.workers import Tasks, Workers
 from conch.etcd.store import StoreError
 
@@ -11,6 +16,25 @@ Log = Callable[..., None]
 
 _FIRST_S, EVERY_S = 20.0, 3600.0
 _PAUSE_S = 0.05
+
+
+def make_sweeping(
+    port: SchedulerPort,
+    workers: Workers,
+    results: ResultStore,
+    fleet: Fleet,
+    registration: Callable[[], Registration | None],
+) -> "Sweeping":
+    """Make the sweeping of this host."""
+    spec = port.spec
+    return Sweeping(
+        *(port.tasks, workers, port.log),
+        new_sweep=lambda now: Sweep(spec.store, spec.keys, results, now, timeout_s=spec.timeout_s),
+        is_first=partial(fleet.is_first, ""),
+        is_registered=lambda: registration() is not None,
+        draining=lambda: port.is_draining,
+        now=spec.clock.now,
+    )
 
 
 class Sweeping:

@@ -1,9 +1,11 @@
 """A tick on its way: planned, claimed, waiting, won or lost. Values that the parts of the scheduler pass on."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from conch.cron.job import Job
+from conch.cron.placement import Place
 from conch.cron.schedule import Schedule
 from conch.cron.workers import Alarm
 from conch.errors import checked
@@ -26,8 +28,9 @@ class TrackedJob:
 
     `rev` and `created` are the definition's mod-revision and create-revision, `value` its bytes as last read. `run` is
     the job's run key as last seen. `expired_ticks` are beyond what history keeps and are to be removed. `newest` is the
-    newest tick that was claimed under `replace`. `next_tick` is planned under the serial number `planned`; ticks up to
-    `past` were due already, or are older than the definition.
+    newest tick that was claimed under `replace`. `place` is what this daemon does about its ticks, `nowhere` why no
+    live host may run them, as logged last. `next_tick` is planned under the serial number `planned`; ticks up to `past`
+    were due already, or are older than the definition.
     """
 
     job: Job
@@ -39,6 +42,8 @@ class TrackedJob:
     created: int = 0
     expired_ticks: set[int] = field(default_factory=set)
     next_tick: int | None = None
+    place: Place = Place.CLAIM
+    nowhere: str = ""
     planned: int = 0
     past: int = 0
     value: bytes = b""
@@ -74,11 +79,24 @@ _NEXT: dict[TickState, frozenset[TickState]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a request asks of its run alone: more variables, and that its output is kept."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    keep_output: bool = False
+
+    def applied(self, job: Job) -> Job:
+        """Return the job as it is to run for this request. A job whose output is never kept stays so."""
+        keep = "always" if self.keep_output and job.keep_output != "never" else job.keep_output
+        return replace(job, env={**job.env, **self.env}, keep_output=keep) if self.env or self.keep_output else job
+
+
 @dataclass(slots=True, eq=False)
 class PendingTick:
     """A tick that this daemon may claim, under the id `run` for its run, until `deadline` (wall-clock seconds).
 
-    It is due `offset_s` after the tick.
+    It is due `offset_s` after the tick. `host` is ours if the tick runs on every host, and is then part of its keys.
 
     A tick that was asked for by `cron run` has the request's create-revision, lease (as hex digits) and number;
     `request_rev` is 0 for a scheduled tick. `unclear`: a claim was sent and its outcome is not known. `void` says why
@@ -95,6 +113,8 @@ class PendingTick:
     request: str = ""
     number: int = 0
     offset_s: float = 0.0
+    wishes: Wishes = Wishes()
+    host: str = ""
     unclear: bool = False
     void: str = ""
     refused: bool = False
@@ -108,6 +128,11 @@ class PendingTick:
     def id(self) -> tuple[str, int]:
         """The job's name and the tick."""
         return self.job.name, self.tick
+
+    @property
+    def path(self) -> tuple[str, int] | tuple[str, int, str]:
+        """What stands in the keys of its claim and result: job and tick, and the host if it has one of its own."""
+        return (*self.id, self.host) if self.host else self.id
 
     @property
     def due(self) -> float:

@@ -34,7 +34,7 @@ class Turns:
         some of our own to claim, we leave it the tick: else all hosts would try to claim all ticks. We do so for 10 ms
         a pending tick, and at most for half of the time in which this one can be claimed.
         """
-        turn = self._fleet.turn(*tick.id)
+        turn = self._fleet.turn(tick.job, tick.tick)
         if not turn.wait_s:
             self._ours.add(tick.run)
             return

@@ -11,7 +11,10 @@ from conch.times import rfc3339
 
 # From 2001 to 2286: within these, ticks sort alike as numbers and as texts.
 FIRST_TICK, LAST_TICK = 1_000_000_000, 9_999_999_999
+_ASKER_CHARACTERS = 200
 STATES = ("ok", "failed", "timeout", "skipped", "killed", "lost")
+# The states of runs of which somebody is to be told.
+FAILED = ("failed", "timeout", "killed", "lost")
 
 
 def fields_of(value: bytes) -> Mapping[str, Any]:
@@ -36,6 +39,12 @@ def claim_value(holder: Holder, run: str, tick: int, request: str = "", *, skip:
     return json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")
 
 
+def asker(value: bytes) -> str:
+    """Say who wrote a request: its user and host, as far as they are a short text."""
+    by = fields_of(value).get("by")
+    return by[:_ASKER_CHARACTERS] if isinstance(by, str) and by.isprintable() else "somebody"
+
+
 def whole_tick(value: object) -> int | None:
     """Return a tick read from a value that anyone may have written; None if it is none."""
     return (
@@ -53,9 +62,10 @@ def seconds_of(value: object) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a tick ended. `started` is when its last attempt did, in seconds since the epoch (None: there was none).
+    """How a tick ended. `started` is when its first attempt did, in seconds since the epoch (None: there was none).
 
-    `cpu_s` is CPU time in seconds, `max_rss_kb` peak memory in KiB; both None if nothing ran.
+    `cpu_s` is CPU time in seconds, `max_rss_kb` peak memory in KiB; both None if nothing ran. `output` is the tail
+    of what it printed, as far as it is kept.
     """
 
     node: str
@@ -67,6 +77,7 @@ class Result:
     reason: str = ""
     cpu_s: float | None = None
     max_rss_kb: int | None = None
+    output: str = ""
 
     def encode(self) -> bytes:
         """Encode it as one line of JSON, as the contract defines it."""
@@ -83,6 +94,7 @@ class Result:
             "attempt": self.attempt,
             "reason": self.reason,
             **({} if self.max_rss_kb is None else {"cpu_s": self.cpu_s, "max_rss_kb": self.max_rss_kb}),
+            **({"output": self.output} if self.output else {}),
         }
 
 

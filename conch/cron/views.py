@@ -5,10 +5,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from conch.cron.values import LAST_TICK, fields_of, row
+from conch.cron.values import LAST_TICK, row
 from conch.etcd.store import KeyValue, Range, RangeResult, Store
 from conch.holder import UnreadableHolder
-from conch.keys import Keys, NodeKey, prefix_end
+from conch.keys import Keys, prefix_end
 from conch.record import replace
 
 # A job takes two reads, and etcd accepts 128 operations at most.
@@ -17,6 +17,8 @@ _JOBS_AT_ONCE = 60
 _PAGE = 500
 # The factor by which a read grows when too few of its ticks are readable.
 _GROWTH = 8
+# Of a tick that ran on every host one row is shown in a list of jobs.
+_WORST_FIRST = ("failed", "timeout", "lost", "killed", "missed", "claimed", "running", "skipped", "ok")
 
 
 def everything(prefix: str) -> Range:
@@ -48,12 +50,12 @@ def rows(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the rows of the newest `limit` readable ticks, newest first, and the unreadable keys among them.
 
-    `claims` and `results` are the newest of each kind. A tick older than all keys that were read of one kind has no
-    row, because its other key may exist without having been read.
+    A tick that runs on every host has a row for each. `claims` and `results` are the newest of each kind. A tick older
+    than all keys that were read of one kind has no row, because its other key may exist without having been read.
     """
-    found: dict[int, dict[str, KeyValue]] = {}
+    found: dict[tuple[int, str], dict[str, KeyValue]] = {}
     unreadable = []
-    oldest = 0
+    oldest = (0, "")
     for kind, read in (("claim", claims), ("result", results)):
         ticks = []
         for kv in read.kvs:
@@ -61,20 +63,20 @@ def rows(
             if at is None:
                 unreadable.append(kv.key.decode("utf-8", "replace"))
             else:
-                ticks.append(at.tick)
-                found.setdefault(at.tick, {})[kind] = kv
+                ticks.append((at.tick, at.host))
+                found.setdefault((at.tick, at.host), {})[kind] = kv
         if read.count > len(read.kvs):
-            oldest = max(oldest, min(ticks, default=LAST_TICK + 1))
+            oldest = max(oldest, min(ticks, default=(LAST_TICK + 1, "")))
     shown: list[dict[str, Any]] = []
-    for tick in sorted(found, reverse=True):
-        if len(shown) == limit or tick < oldest:
+    for at_host in sorted(found, reverse=True):
+        if len(shown) == limit or at_host < oldest:
             break
-        claim, result = found[tick].get("claim"), found[tick].get("result")
+        tick, claim, result = at_host[0], found[at_host].get("claim"), found[at_host].get("result")
         try:
             shown.append(row(name, tick, claim.value if claim else None, result.value if result else None))
         except UnreadableHolder:
             unreadable += [kv.key.decode("utf-8", "replace") for kv in (result or claim,) if kv is not None]
-    return shown, unreadable
+    return sorted(shown, key=lambda row: (-row["tick_unix"], row["node"])), unreadable
 
 
 def history(
@@ -96,6 +98,7 @@ def last_rows(
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Read the newest tick of each job that has one, and the unreadable keys.
 
+    Of a tick that ran on every host it is the row of the host where it went worst.
     Raises `TimeoutError` if all requests together take longer than `within_s`.
     """
     deadline = math.inf if within_s is None else time.monotonic() + within_s
@@ -113,12 +116,19 @@ def last_rows(
             if bad and not shown:
                 shown, bad = history(store, keys, name, 1, timeout_s=timeout_s)
             unreadable += bad
+            ticks = [keys.tick_of(kv.key) for read in ranges[2 * i : 2 * i + 2] for kv in read.kvs]
+            if shown and any(tick.host for tick in ticks if tick and tick.tick == shown[0]["tick_unix"]):
+                shown = _worst_first(store, keys, name, shown[0]["tick_unix"], timeout_s=timeout_s)
             if shown:
                 found[name] = shown[0]
     return found, unreadable
 
 
-def live_nodes(keys: Keys, kvs: Sequence[KeyValue]) -> list[str]:
-    """Return the hosts whose conchd takes new ticks."""
-    found = [(keys.parse(kv.key), fields_of(kv.value)) for kv in kvs]
-    return [key.host for key, fields in found if isinstance(key, NodeKey) and fields.get("draining") is not True]
+def _worst_first(store: Store, keys: Keys, name: str, tick: int, *, timeout_s: float) -> list[dict[str, Any]]:
+    """Read the rows of a tick that ran on every host: what went wrong first, then what is not over, then the rest."""
+    ticks = [keys.cron(kind, name, tick).encode() for kind in ("fire", "result")]
+    reads = [Range(key, key + b"0") for key in ticks]  # the key itself, and those of hosts below it
+    claims, results = store.txn([], reads, timeout_s=timeout_s).ranges
+    shown, _ = rows(keys, name, claims, results, len(claims.kvs) + len(results.kvs))
+    rank = {state: number for number, state in enumerate(_WORST_FIRST)}
+    return sorted(shown, key=lambda row: rank.get(row["state"], -1))

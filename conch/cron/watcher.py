@@ -10,7 +10,7 @@ from conch.keys import Keys, prefix_end
 
 Log = Callable[..., None]
 
-_KINDS = ("job", "fire", "now", "run")
+_KINDS = ("job", "fire", "now", "run", "kill", "cordon")
 _RETRY_S = 1.0
 Listing = Sequence[tuple[Range, RangeResult]]
 

@@ -85,6 +85,7 @@ class Workers:
         self._disk = ThreadPoolExecutor(_DISK_WORKERS, "disk")
         for pool in (self._etcd, self._disk):
             pool.submit(int).result()
+        self._files = ThreadPoolExecutor(1, "files")  # has no thread before it is used
 
     async def etcd(self, call: Callable[[], _T]) -> _T:
         """The result of a call to etcd; may raise `StoreError`."""
@@ -97,6 +98,10 @@ class Workers:
     async def disk(self, call: Callable[[], _T]) -> _T:
         """The result of a call that writes to disk."""
         return await self._run(self._disk, call)
+
+    async def files(self, call: Callable[[], _T]) -> _T:
+        """The result of a call that handles temporary files; the journal does not wait for it."""
+        return await self._run(self._files, call)
 
     @staticmethod
     async def _run(pool: Executor, call: Callable[[], _T]) -> _T:

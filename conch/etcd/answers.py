@@ -118,8 +118,9 @@ def transaction(txn: Txn, header: Header, *, succeeded: bool, responses: Sequenc
             case Put(key):
                 # created by this transaction if its compares prove that it was not there
                 known[key] = header.revision if known.get(key) == 0 else known.get(key)
-            case Delete(key):
+            case Delete(key, end):
                 known[key] = 0
+                known |= {other: 0 for other in known if key <= other < end}
             case Range():
                 result = found(operation, header, kvs, count)
                 _check_known(operation, result, known, written_at=header.revision)

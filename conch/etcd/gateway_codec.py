@@ -162,8 +162,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
             return {"request_range": _range(operation)}
         case Put(key, value, lease):
             return {"request_put": {"key": _base64(key), "value": _base64(value), "lease": str(lease)}}
-        case Delete(key):
-            return {"request_delete_range": {"key": _base64(key)}}
+        case Delete(key, end):
+            return {"request_delete_range": {"key": _base64(key), **({"range_end": _base64(end)} if end else {})}}
 
 
 # -- answers --------------------------------------------------------------------------------------------------

@@ -68,8 +68,8 @@ def operation_request(operation: Operation) -> Any:
             return etcdrpc.RequestOp(request_range=range_request(operation))
         case Put(key, value, lease):
             return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=key, value=value, lease=lease))
-        case Delete(key):
-            return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key))
+        case Delete(key, end):
+            return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key, range_end=end))
 
 
 def txn_request(txn: Txn) -> Any:

@@ -113,9 +113,10 @@ class Put(Record):
 
 
 class Delete(Record):
-    """Delete a key."""
+    """Delete a key, or those from `key` to before `end`."""
 
     key: bytes
+    end: bytes = b""
 
 
 class CreateRevisionIs(Record):

@@ -11,6 +11,7 @@ from conch.core.messages import Ended, Finished, Note, Release, Running, Start
 from conch.core.origin import origin
 from conch.cron.daemon import Mailbox
 from conch.cron.fleet_clock import FleetClock
+from conch.cron.output_files import OutputFiles
 from conch.cron.run_log import RunLog
 from conch.cron.scheduler import Scheduler
 from conch.cron.scheduler_spec import SchedulerSpec
@@ -56,6 +57,7 @@ class Host:
                 max_runs=100,
                 job_key=None,
                 first=True,
+                outputs=OutputFiles(str(folder), name, None),
             )
         )
         self.scheduler.adopt([], [])

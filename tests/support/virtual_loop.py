@@ -59,6 +59,10 @@ class DirectWorkers(Workers):
         await asyncio.sleep(self.call_s)
         return call()
 
+    async def files(self, call: Callable[[], _T]) -> _T:
+        await asyncio.sleep(0)
+        return call()
+
     async def disk(self, call: Callable[[], _T]) -> _T:
         await asyncio.sleep(0)
         return call()

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from conch.cron.claim_store import Again, Busy, Changed, ClaimStore, NodeGone, Outcome, Taken, Won
+from conch.cron.claim_outcomes import Again, Busy, Changed, NodeGone, Outcome, Taken, Won
+from conch.cron.claim_store import ClaimStore
 from conch.cron.job import decode
 from conch.cron.result_store import Delivered, ResultStore
 from conch.cron.ticks import PendingTick, Registration

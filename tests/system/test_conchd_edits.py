@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from conch.cron import planner
-from conch.cron.claim_store import Changed, Outcome
+from conch.cron.claim_outcomes import Changed, Outcome
 from conch.cron.job import Job, parse
 from conch.etcd.store import Event
 from conch.times import rfc3339

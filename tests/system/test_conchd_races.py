@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from conch.core.messages import Drain, Ended, Finished, Kill, Note, Running, Start
-from conch.cron.claim_store import Outcome
+from conch.cron.claim_outcomes import Outcome
 from conch.cron.run_log import Entry, RunLog
 from conch.cron.wal import Wal
 from conch.etcd.store import Put, TxnResult, Unreachable

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from conch import __version__
 from conch.cron.values import STATES
 from tests.conftest import OwnEtcd
 from tests.support.conch import CONCH, Bench, Wrapper, throughout, wait_for
@@ -796,3 +797,77 @@ def test_new_keeper_serves_again(fleet: Fleet) -> None:
     os.kill(daemon.keeper(), signal.SIGKILL)
     daemon.wait_event("status", 2)
     wait_for(lambda: health(f"127.0.0.1:{port}") == 200, "an answer of the new keeper")
+
+
+# -- metrics of jobs --------------------------------------------------------------------------------------
+
+
+def of_job(found: Family, metric: str, name: str) -> dict[str, float]:
+    """Return the values of a job's series by state, or under the empty text."""
+    return {
+        dict(labels).get("state", ""): value
+        for labels, value in found.get(metric, {}).items()
+        if ("job", name) in labels
+    }
+
+
+def test_metrics_of_jobs(fleet: Fleet) -> None:
+    """Runs by state, and when the last ones ended; a removed job has none any more."""
+    _, address = start(fleet)
+    fleet.add("j", NEVER, command="test -e ok || exit 3")
+    began = time.time()
+    fleet.result("j", fleet.run_now("j"))
+    wait_for(lambda: of_job(samples(address), "conch_job_runs_total", "j"), "the job's metrics")
+    found = samples(address)
+    assert of_job(found, "conch_job_runs_total", "j") == {**dict.fromkeys(STATES, 0.0), "failed": 1.0}
+    assert of_job(found, "conch_job_last_success_timestamp_seconds", "j") == {}
+    assert began - 1 < of_job(found, "conch_job_last_failure_timestamp_seconds", "j")[""] < time.time() + 1
+    fleet.bench.file("ok").touch()
+    fleet.result("j", fleet.run_now("j"))
+    wait_for(lambda: of_job(samples(address), "conch_job_runs_total", "j")["ok"] == 1, "a good run")
+    found = samples(address)
+    assert began - 1 < of_job(found, "conch_job_last_success_timestamp_seconds", "j")[""] < time.time() + 1
+    assert 0 <= of_job(found, "conch_job_last_duration_seconds", "j")[""] < 10
+    assert of_job(found, "conch_job_running", "j") == {"": 0.0}
+    fleet.bench.run("cron", "rm", "j")
+    wait_for(lambda: not of_job(samples(address), "conch_job_runs_total", "j"), "the end of its series")
+
+
+def test_last_success_survives_a_restart(fleet: Fleet) -> None:
+    """It comes from the results in etcd, for the jobs whose last run this host made."""
+    daemon, address = start(fleet)
+    fleet.add("j", NEVER)
+    fleet.result("j", fleet.run_now("j"))
+    metric = "conch_job_last_success_timestamp_seconds"
+    wait_for(lambda: of_job(samples(address), metric, "j"), "the job's metrics")
+    at = of_job(samples(address), metric, "j")[""]
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    _, address = start(fleet)
+    wait_for(lambda: of_job(samples(address), metric, "j"), "the job's metrics")
+    assert abs(of_job(samples(address), metric, "j")[""] - at) <= 1.0
+    _, other = start(fleet, host="b")
+    wait_for(lambda: samples(other)["conch_jobs"][()] == 1, "the job is known")
+    assert of_job(samples(other), metric, "j") == {}
+
+
+def test_error_series_are_there_from_the_start(served: str) -> None:
+    """A rate of what was never there would miss the first error."""
+    found = samples(served)
+    for name in ("conch_etcd_errors_total", "conch_pings_total", "conch_on_failure_commands_total"):
+        assert found[name]
+        assert set(found[name].values()) == {0.0}
+    assert found["conch_ticks_missed_total"] == {(): 0.0}
+    assert found["conch_build_info"] == {(("version", __version__),): 1.0}
+    for name in ("conch_registered", "conch_watch_up", "conch_healthy"):
+        assert found[name] == {(): 1.0}
+    assert found["conch_clock_off"] == {(): 0.0}
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/cron", "/elect", "/sema", "/nothing"])
+def test_head_is_answered(served: str, path: str) -> None:
+    """As GET, without the body."""
+    head, _, body = exchange(served, f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()).partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == (404 if path == "/nothing" else 200)
+    assert body == b""
+    assert int(head.lower().partition(b"content-length: ")[2].split()[0]) > 0

@@ -297,7 +297,7 @@ from conch.core.messages import Start
 from conch.log import Log
 options = {"drain_s": 0, "release_s": 0, "user": None, "kept_open": ()}
 crew = DaemonLoop(lambda channel: None, os.environ, Containment("tree", None), Log(quiet=True), **options)
-order = Start("r", "j", ["/bin/true"], {}, None, [], 0, 1, 1, 1, 0, 0)
+order = Start("r", "j", "t", ["/bin/true"], {}, None, [], 0, 1, 1, 1, 0, 0)
 for attempt in (1, 2):
     tree = crew.start_tree(order, attempt, None)
     if attempt == 1:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from conch.cron.claim_store import ClaimStore, Taken, Won
+from conch.cron.claim_outcomes import Taken, Won
+from conch.cron.claim_store import ClaimStore
 from conch.cron.result_store import Delivered
 from conch.cron.shared_leases import shared_lease
 from conch.cron.sweep import KEPT, Sweep

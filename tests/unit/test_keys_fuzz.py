@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from conch.cron.values import FIRST_TICK, LAST_TICK
 from conch.errors import BadInput
-from conch.keys import ContenderKey, JobKey, Key, Keys, NodeKey, TickKey, check_name, contender, slots_of
+from conch.keys import ContenderKey, CordonKey, JobKey, Key, Keys, NodeKey, TickKey, check_name, contender, slots_of
 from tests.support.fuzz import ARGUMENT, TEXT, check_message, torn
 
 
@@ -61,6 +61,15 @@ BUILT: st.SearchStrategy[tuple[str, Key]] = st.one_of(
         NAMES,
         st.integers(FIRST_TICK, LAST_TICK),
     ),
+    st.builds(lambda name, host: (KEYS.cron("run", name, host), JobKey("run", name, host)), NAMES, NAMES),
+    st.builds(
+        lambda kind, name, tick, host: (KEYS.cron(kind, name, tick, host), TickKey(kind, name, tick, host)),
+        st.sampled_from(["fire", "result"]),
+        NAMES,
+        st.integers(FIRST_TICK, LAST_TICK),
+        NAMES,
+    ),
+    st.builds(lambda host: (KEYS.cron("cordon", host), CordonKey(host)), NAMES),
     st.builds(lambda host: (KEYS.node(host), NodeKey(host)), NAMES),
 )
 
@@ -85,17 +94,19 @@ def built_anew(key: Key) -> str | None:
             return contender(KEYS.slots(name, slots), lease or 0)
         case ContenderKey(name=name, slots=slots, host=host, lease=lease):
             return contender(KEYS.host(name, slots, host), lease or 0)
-        case JobKey(kind=kind, name=name):
-            return KEYS.cron(kind, name)
-        case TickKey(kind=kind, name=name, tick=tick):
-            return KEYS.cron(kind, name, tick)
+        case JobKey(kind=kind, name=name, host=host):
+            return KEYS.cron(kind, name, *([host] if host else []))
+        case TickKey(kind=kind, name=name, tick=tick, host=host):
+            return KEYS.cron(kind, name, tick, *([host] if host else []))
+        case CordonKey(host=host):
+            return KEYS.cron("cordon", host)
         case NodeKey(host=host):
             return KEYS.node(host)
 
 
 PATHS = st.lists(
     st.sampled_from(
-        ["elect", "sema", "sema-host", "cron", "job", "fire", "run", "node", "x", "2", "1700000000", "5f3a"]
+        ["elect", "sema", "sema-host", "cron", "job", "fire", "run", "cordon", "node", "x", "2", "1700000000", "5f3a"]
     )
     | NAMES
     | TEXT

@@ -11,7 +11,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.planted import bursts, containment, core, cron, etcd, keeper, schedules
+from tools.planted import (
+    bursts,
+    containment,
+    core,
+    cron,
+    etcd,
+    failures,
+    job_files,
+    keeper,
+    run_output,
+    schedules,
+    where,
+)
 from tools.planted.bug import Bug, problems
 from tools.planted.source_copy import ROOT, Copy
 
@@ -19,7 +31,7 @@ AREAS = {
     "core": core.BUGS + containment.BUGS,
     "keeper": keeper.BUGS,
     "etcd": etcd.BUGS,
-    "cron": cron.BUGS + bursts.BUGS + schedules.BUGS,
+    "cron": cron.BUGS + bursts.BUGS + schedules.BUGS + failures.BUGS + job_files.BUGS + run_output.BUGS + where.BUGS,
 }
 BUGS = tuple(bug for bugs in AREAS.values() for bug in bugs)
 _LIMIT_S = 120

@@ -124,7 +124,7 @@ BUGS = (
     ),
     Bug(
         "a daemon claims all ticks however few it has started",
-        "cron/parts.py",
+        "cron/readiness.py",
         "if self._ahead() >= _AHEAD_MOST:",
         "if False:",
         ("tests/unit/cron/test_parts.py::test_daemon_claims_a_hundred_ticks_ahead_of_their_starts",),

@@ -55,7 +55,7 @@ BUGS = (
     Bug(
         "claim is not created once",
         "cron/claim_store.py",
-        '            CreateRevisionIs(self._key("fire", *pending.id), 0),\n',
+        '            CreateRevisionIs(self._key("fire", *pending.path), 0),\n',
         "",
         (f"{_CLAIM_STORE}::test_every_claim_compares_all_that_may_stand_against_it",),
     ),
@@ -118,7 +118,7 @@ BUGS = (
     Bug(
         "run key is not compared: forbid overlaps",
         "cron/claim_store.py",
-        "            compare.append(CreateRevisionIs(run, 0))\n",
+        "            compare += [CreateRevisionIs(key, 0) for key in (run, self._run_key(pending, other=True))]\n",
         "",
         (f"{_CLAIMS}::test_what_prevents_a_claim",),
     ),
@@ -239,8 +239,8 @@ BUGS = (
     Bug(
         "host that drains keeps its place in line",
         "cron/fleet.py",
-        "dict(fields_of(kv.value))\n        self._other_takers = None\n",
-        "dict(fields_of(kv.value))\n",
+        "return host.tags, host.can, host.draining, host.cordoned",
+        "return host.tags, host.can, host.cordoned",
         ("tests/unit/cron/test_fleet.py::test_host_that_takes_no_ticks_is_not_waited_for",),
     ),
     Bug(

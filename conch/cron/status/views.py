@@ -3,13 +3,16 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from conch.cron.job import Job
+from conch.cron.job_counts import JobCounts
 from conch.cron.run_log import Entry, RunLog
 from conch.cron.scheduler import Scheduler
+from conch.cron.status.earlier import Earlier, earlier_results
 from conch.cron.status.metrics import Figures, text_of
 from conch.cron.status.single_flight import SingleFlight
 from conch.cron.unreadable import Unreadable
@@ -30,6 +33,11 @@ _BUSY = "the scheduler is busy"
 
 _T = TypeVar("_T")
 Log = Callable[..., None]
+
+
+def _take(counts: JobCounts, found: Sequence[Earlier]) -> None:
+    for name, state, at, duration_s in found:
+        counts.of(name).take(state, at, duration_s)
 
 
 class Busy(Exception):
@@ -55,7 +63,8 @@ class Status:
         self._readers.submit(int).result()  # start one thread now, while the system still has threads
         self._waiting = 0
         self._health = SingleFlight(lambda: self._ask(self._scheduler.healthy))
-        self._figures = SingleFlight(lambda: self._ask(self._count))
+        self._figures = SingleFlight(self._format_figures)
+        self._earlier: asyncio.Task[None] | None = None  # reads what an earlier conchd counted
         self._reads = {
             "cron": SingleFlight(self._read_cron),
             "elect": SingleFlight(lambda: self._read(self._elect)),
@@ -71,7 +80,26 @@ class Status:
 
     async def metrics(self) -> bytes:
         """Return the metrics in the text format of Prometheus. Raises `TimeoutError`."""
-        return text_of(await self._figures.get(_ASK_S, _BUSY))
+        if self._earlier is None or (self._earlier.done() and self._earlier.exception() is not None):
+            self._earlier = asyncio.create_task(self._read_earlier())
+        return await self._figures.get(_ASK_S, _BUSY)
+
+    async def _format_figures(self) -> bytes:
+        return text_of(await self._ask(self._count))
+
+    async def _read_earlier(self) -> None:
+        """Read the ends of runs that an earlier conchd of this host has recorded. Raises `StoreError`."""
+        parts, host = self._scheduler.parts, self._scheduler.host
+        while not await self._ask(lambda: parts.inventory.is_watching):
+            await asyncio.sleep(_ASK_S)  # the jobs are not known yet
+        names = await self._ask(lambda: list(parts.planner.jobs))
+        found = earlier_results(self._store, self._keys, names, host, timeout_s=self._timeout_s)
+        while True:
+            read = asyncio.get_running_loop().run_in_executor(self._readers, next, found, None)
+            piece = await read
+            if piece is None:
+                return
+            await self._ask(partial(_take, parts.job_counts, piece))
 
     async def data(self, name: str) -> bytes:
         """Return the JSON of `cron`, `elect` or `sema`. Raises `Busy`, `TimeoutError` or `StoreError`."""
@@ -110,15 +138,25 @@ class Status:
         return await asyncio.wrap_future(done)
 
     def _count(self) -> Figures:
-        scheduler = self._scheduler
+        scheduler, parts = self._scheduler, self._scheduler.parts
+        live = parts.runner.live()
+        if parts.inventory.is_watching:  # else jobs may not be known yet
+            parts.job_counts.keep(parts.planner.jobs, [run.entry.name for run in live])
         return Figures(
             counts=dict(scheduler.counts),
-            lags=dict(scheduler.parts.runner.lag_counts),
-            lag_sum=scheduler.parts.runner.lag_sum,
+            lags=dict(parts.runner.lag_counts),
+            lag_sum=parts.runner.lag_sum,
             lease_left_s=scheduler.lease_left_s(),
-            running=len(scheduler.parts.runner.live()),
+            running=len(live),
+            max_runs=scheduler.spec.max_runs,
+            jobs=len(parts.planner.jobs),
             backlog=self._run_log.backlog,
+            skew_s=scheduler.spec.clock.skew_s(),
+            clock_off=parts.clock_check.is_off,
+            registered=parts.node.registration is not None,
+            watching=parts.inventory.is_watching,
             healthy=not scheduler.healthy(),
+            of_jobs=list(parts.job_counts.rows()),
         )
 
     async def _read_cron(self) -> bytes:
@@ -137,7 +175,8 @@ class Status:
         names = [job.name for job, _ in jobs]
         last, _ = last_rows(self._store, self._keys, names, timeout_s=self._timeout_s, within_s=_READ_S)
         shown = []
-        for job, tick in jobs:
+        for job, planned in jobs:
+            tick = job.next_tick(int(time.time())) if planned is None else planned  # or planned by other hosts
             newest = last.get(job.name, {})
             shown.append(
                 {

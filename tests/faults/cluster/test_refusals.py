@@ -15,7 +15,8 @@ import etcd3
 import pytest
 from etcd3 import etcdrpc
 
-from conch.cron.claim_store import ClaimStore, Won
+from conch.cron.claim_outcomes import Won
+from conch.cron.claim_store import ClaimStore
 from conch.cron.job import decode
 from conch.cron.result_store import ResultStore
 from conch.cron.ticks import PendingTick, Registration

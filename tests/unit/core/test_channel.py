@@ -36,6 +36,7 @@ from conch.core.messages import (
     encode,
 )
 
+LIMITS = (1.5, 2.5, 600.0, 5.0, 3, 30.0)
 EVERY: list[Message] = [
     Acquire(1, 12.5, 7),
     Answered(2**62),
@@ -51,7 +52,7 @@ EVERY: list[Message] = [
     Release(None),
     Begin(["a"], ["b", "c"], True, [2**63 - 1]),
     Begun(),
-    Start("r", "j ä", ["x", "\udcff" * 5000], {"A": "b" * 5000}, None, [1, 2], 1.5, 2.5, 600.0, 5.0, 3, 30.0),
+    Start("r", "j ä", "2027-01-15T08:00:00Z", ["x", "\udcff" * 5000], {"A": "b" * 5000}, None, [1, 2], *LIMITS),
     Kill("r", "replaced"),
     Finished("r", "ended", None, 2, 1.25, 0.5, ""),
     Recorded("r"),
@@ -133,7 +134,7 @@ def test_messages_that_are_sent_together_share_packets() -> None:
     """Of a size that the other side takes whole, however long one of them is; a renewal goes its own way."""
     supervisor, keeper = pair()
     long = Kill("r", "x" * 1500)
-    start = Start("s", "j", ["c\n", "y" * 100_000], {}, None, [1], 1.0, 2.0, 3.0, 4.0, 0, 1.0)
+    start = Start("s", "j", "t", ["c\n", "y" * 100_000], {}, None, [1], 1.0, 2.0, 3.0, 4.0, 0, 1.0)
     sent = [Recorded("a\nb"), *[long] * 40, start, Recorded("c")]
     keeper.send(*sent[:3], Renewed(1, 5.0), *sent[3:])
     packets: list[bytes] = []
@@ -182,7 +183,7 @@ def test_deadline_is_seen_by_another_process() -> None:
 
 def test_order_is_never_cut_and_other_texts_are() -> None:
     """A command that was cut would be another one."""
-    start = Start("r", "l", ["x" * 100_000], {"A": "y" * 100_000}, "/" + "z" * 5000, [], 0.0, 1.0, 1.0, 1.0, 0, 0.0)
+    start = Start("r", "l", "t", ["x" * 100_000], {"A": "y" * 100_000}, "/" + "z" * 5000, [], *LIMITS)
     supervisor, keeper = pair()
     keeper.send(start)
     keeper.send(Kill("r", "w" * 100_000))

@@ -96,6 +96,7 @@ class World:
     ) -> None:
         self.time = BEGAN
         self.sent: list[Message] = []
+        self.outputs: dict[str, str] = {}
         self.trees: list[FakeTree] = []
         self.starts: list[tuple[str, int, float | None]] = []
         self.keepers: list[float] = []
@@ -159,6 +160,9 @@ class World:
     def open_gate(self, tree: Any) -> None:
         last = self.sent[-1]
         assert not self.has_keeper or (isinstance(last, Running) and last.pid == tree.pid), "the keeper must know first"
+
+    def take_output(self, run: str) -> str:
+        return self.outputs.pop(run, "")
 
     def reap(self, tree: Any) -> End:
         assert not self.has_keeper or self.sent[-1] == Ended(tree.run_id), "the keeper must know first"
@@ -233,7 +237,8 @@ class World:
 def order(run: str = "a", **what: Any) -> Start:
     """An order with the usual values; moments are the test's."""
     fields: dict[str, Any] = {
-        "label": f"{run} tick",
+        "job": run,
+        "tick": "2027-01-15T08:00:00Z",
         "command": ["x"],
         "environment": {},
         "directory": None,
@@ -543,7 +548,7 @@ def test_retries() -> None:
     assert [attempt for _, attempt, _ in world.starts] == [1, 2, 3]
     assert world.finished == []
     world.at(22).ends(143).at(27).at(28).ends(9).at(200)
-    assert world.finished == [Finished("a", "ended", 9, 4, WALL + 27, 1.0, "")]
+    assert world.finished == [Finished("a", "ended", 9, 4, WALL, 28.0, "")]
     assert len(world.starts) == 4
 
 
@@ -1105,3 +1110,42 @@ class Anything(RuleBasedStateMachine):
 
 Anything.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestAnything = Anything.TestCase
+
+
+# -- hooks ------------------------------------------------------------------------------------------------
+
+
+def test_hook_has_its_time_within_the_drain() -> None:
+    """A run that is asked for during a drain is not started; what is to happen after a failed one is."""
+    world = World(drain_s=10.0).starts_run("a").signalled(signal.SIGTERM).ends(1)
+    world.starts_run("h", hook="on-failure").hears(Recorded("a"))
+    assert world.kinds()[-1] == "running"
+    assert world.tree.run_id == "h"
+    world.ends(0)
+    assert world.events[-3:] == ["hook-start", "hook-exit", "hook-end"]
+    world.hears(Recorded("h"))
+    assert world.sent[-1] == Release()
+
+
+def test_hook_is_ended_with_the_drain() -> None:
+    world = World(drain_s=10.0).starts_run("h", hook="on-failure").signalled(signal.SIGTERM).at(11)
+    assert world.tree.numbers[:1] == [signal.SIGTERM]
+    world.ends(143)
+    assert world.events[-1] == "hook-failed"
+    assert world.finished[-1].outcome == "killed"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_hook_that_comes_too_late_delays_no_end(ends: bool) -> None:
+    """When the drain is over, or nothing was left and the keeper gives its lease back: it is refused, and forgotten."""
+    world = World(drain_s=1.0)
+    if ends:
+        world.signalled(signal.SIGTERM)
+    else:
+        world.starts_run("a").signalled(signal.SIGTERM).at(2)
+    world.starts_run("h", hook="on-failure")
+    assert [(end.run, end.outcome) for end in world.finished] == [("h", "unstarted")]
+    assert "h" not in world.pool.tasks
+    if ends:
+        world.hears(Released())
+        assert world.pool.done

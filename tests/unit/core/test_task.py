@@ -13,6 +13,7 @@ from conch.core.states import End
 from conch.core.task import TASK_NEXT, Task, TaskState
 from conch.errors import IllegalTransition
 from conch.log import Log
+from conch.record import replace
 
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
 BEGAN, WALL = 1000.0, 1_800_000_000.0
@@ -55,14 +56,16 @@ class Tree:
 
 
 class Recorder(Log):
-    """Keeps the names of what is logged."""
+    """Keeps the names and the fields of what is logged."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
         self.events: list[str] = []
+        self.fields: list[dict[str, Any]] = []
 
     def __call__(self, level: str, event: str, **fields: Any) -> None:
         self.events.append(event)
+        self.fields.append(fields)
 
 
 class Bed:
@@ -72,12 +75,14 @@ class Bed:
         self.time = BEGAN
         self.sent: list[Message] = []
         self.trees: list[Tree] = []
+        self.outputs: dict[str, str] = {}
         self.asked: list[tuple[int, float | None]] = []
         self.fails: OSError | None = None
         self.retries = True
         self.log = Recorder()
         order = Start(
-            "r", "j 12:00", ["true"], {}, None, [1], BEGAN + start_by, first_limit_s, LIMIT_S, KILL_AFTER_S, 2, DELAY_S
+            *("r", "j", "12:00", ["true"], {}, None, [1]),
+            *(BEGAN + start_by, first_limit_s, LIMIT_S, KILL_AFTER_S, 2, DELAY_S),
         )
         self.task = Task(
             order, holds, self, self.sent.append, lambda: self.time, may_retry=lambda: self.retries, log=self.log
@@ -95,6 +100,9 @@ class Bed:
 
     def open_gate(self, tree: Any) -> None:
         pass
+
+    def take_output(self, run: str) -> str:
+        return self.outputs.pop(run, "")
 
     def reap(self, tree: Any) -> End:
         return tree.end  # type: ignore[no-any-return]
@@ -448,3 +456,46 @@ def test_new_keeper_is_told_of_what_runs() -> None:
 )
 def test_what_is_ended_is_never_begun_again(state: TaskState, following: TaskState) -> None:
     assert following not in TASK_NEXT[state]
+
+
+def test_events_of_a_run_have_one_shape() -> None:
+    """Job and tick are fields of their own in each, and the exit code is `exit`."""
+    bed = Bed(hold()).started()
+    bed.trees[-1].code = 3
+    bed.task.advance()
+    bed.task.end("stop")
+    lines = bed.log.fields
+    assert bed.log.events == ["child-start", "child-exit", "retry", "run-end"]
+    assert all((line["job"], line["tick"]) == ("j", "12:00") and "run" not in line for line in lines)
+    assert [line["exit"] for line in lines[1:]] == [3, 3, 3]
+    assert (lines[-1]["state"], lines[-1]["reason"], lines[-1]["attempt"]) == ("killed", "stop", 1)
+
+
+# -- output ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keep", "code", "kept"),
+    [("failed", 0, ""), ("failed", 3, "tail"), ("always", 0, "tail"), ("always", 3, "tail"), ("never", 3, "")],
+)
+def test_output_is_reported_as_the_order_says(keep: str, code: int, kept: str) -> None:
+    """After which ends; it is taken in any case, so that nothing of a run is left."""
+    bed = Bed(hold())
+    bed.retries = False
+    bed.outputs["r"] = "tail"
+    bed.task.order = replace(bed.task.order, keep_output=keep)
+    bed.started().ends(code)
+    assert bed.task.finished is not None
+    assert bed.task.finished.output == kept
+    assert bed.outputs == {}
+
+
+def test_times_are_those_of_the_whole_run() -> None:
+    """The first attempt's start, and how long all attempts took with the pauses between them."""
+    bed = Bed(hold()).at(2.0).started()
+    bed.at(3.0).ends(1)
+    bed.at(3.0 + DELAY_S)
+    bed.at(4.0 + DELAY_S).ends(0)
+    report = bed.task.finished
+    assert report is not None
+    assert (report.started, report.duration_s, report.attempt) == (WALL + 2.0, 2.0 + DELAY_S, 2)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conch.cron.claim_store import Again, Busy, Changed, NodeGone, Outcome, Taken, Won
+from conch.cron.claim_outcomes import Again, Busy, Changed, NodeGone, Outcome, Taken, Won
 from conch.cron.claimer import Claimer, ClaimPorts
 from conch.cron.fleet_clock import FleetClock
 from conch.cron.group_commit import GroupCommit
@@ -110,7 +110,7 @@ class Bed:
         self.job_key: bytes | None = fields.pop("job_key", None)
         self.tracked: TrackedJob | None = TrackedJob(job(**fields), 5, job(**fields).ticks())
         self.registration: Registration | None = Registration(3, 8, 4)
-        self.draining = False
+        self.draining, self.not_here = False, ""
         self.closed = ""
         self.closed_while_busy = False
         self.read: list[tuple[str, KeyValue]] = []
@@ -139,6 +139,7 @@ class Bed:
             read_job=self._read_job,
             unreadable=lambda key, why: self.reported.append(key),
             waiting=lambda: 1,
+            why_not_here=lambda _: self.not_here,
         )
         store: Any = self.answers
         run_log: Any = self.run_log

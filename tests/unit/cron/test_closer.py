@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from conch.cron.claim_store import Again, Busy, Changed, NodeGone, Taken, Won
+from conch.cron.claim_outcomes import Again, Busy, Changed, NodeGone, Taken, Won
 from conch.cron.claimer import ClaimPorts
 from conch.cron.closer import Closed, Closer
 from conch.cron.ticks import (
@@ -41,6 +41,7 @@ class Bed(World):
             read_job=lambda name, kv: None,
             unreadable=lambda key, why: None,
             waiting=lambda: 0,
+            why_not_here=lambda _: "",
         )
         self.closer = Closer(
             *(self.store, ports, self.transactions, self.workers, self.writes, self.clock, ME),

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from conch.core.origin import Origin
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.fleet import Fleet
 from conch.cron.inventory import Inventory
 from conch.cron.planner import Planner
 from conch.cron.run_log import Entry
-from conch.cron.runner import ActiveRun, RunState
 from conch.cron.ticks import PAUSE_MOST_S, REMOVED, Registration
 from conch.cron.unreadable import Unreadable
 from conch.cron.watcher import Listing
@@ -275,7 +275,7 @@ def test_run_key(bed: Bed, log: Log) -> None:
     assert bed.hear(run_key()) == []  # of a job that is not known yet
     bed.hear(definition(), run_key())
     assert bed.planner.jobs["j"].run is not None
-    assert bed.loses(KEYS.cron("run", "j")) == ["run key gone j 30", "wake j"]
+    assert bed.loses(KEYS.cron("run", "j")) == ["run key gone j  30", "wake j"]
     assert bed.planner.jobs["j"].run is None
     assert log.lines == []
 

@@ -48,10 +48,12 @@ class Bed(World):
         self.taken: dict[str, set[int]] = {}
         self.failures: list[StoreError] = []
         self.asked: list[tuple[float, dict[str, tuple[int, int]]]] = []
+        self.told: list[tuple[str, int, int, int]] = []
         self.missed = MissedTicks(
             self._taken_between,
             *(self.tasks, self.workers, self.writes, self.faults, self.counts, log),
             now=loop.wall,
+            on_missed=lambda *missed: self.told.append(missed),
         )
 
     def _taken_between(self, ends: dict[str, tuple[int, int]]) -> dict[str, set[int]]:

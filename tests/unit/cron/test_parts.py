@@ -12,6 +12,7 @@ import pytest
 from conch.core.origin import Origin
 from conch.cron import parts as parts_module
 from conch.cron import semaphore_slot
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.clock_check import ClockCheck
 from conch.cron.closer import Closer
 from conch.cron.fleet_clock import FleetClock
@@ -23,7 +24,7 @@ from conch.cron.registrar import Registered
 from conch.cron.reload import Reload
 from conch.cron.replacement import Replacement
 from conch.cron.run_log import Entry
-from conch.cron.runner import ActiveRun, Runner, RunState
+from conch.cron.runner import Runner
 from conch.cron.sweeping import Sweeping
 from conch.cron.ticks import Claim, PendingTick, Registration
 from conch.cron.waiting_room import WaitingRoom
@@ -63,7 +64,10 @@ class Port:
             max_runs=MAX_RUNS,
             job_key=None,
             first=True,
+            outputs=None,
+            on_failure=None,
             contain="tree",
+            tags=("gpu",),
             timeout_s=5.0,
         )
         port: Any = self
@@ -176,7 +180,7 @@ FAULTS = [
 
 
 def test_ready(port: Port) -> None:
-    assert port.ready().parts.why_not_ready() == ""
+    assert port.ready().parts.readiness.why_not_ready() == ""
 
 
 @pytest.mark.parametrize("at", range(len(FAULTS)))
@@ -185,19 +189,19 @@ def test_not_ready(port: Port, at: int) -> None:
     fault, why = FAULTS[at]
     port.ready()
     fault(port)
-    assert port.parts.why_not_ready() == why
+    assert port.parts.readiness.why_not_ready() == why
     for other, _ in FAULTS[at + 1 :]:
         other(port)
-    assert port.parts.why_not_ready() == why
+    assert port.parts.readiness.why_not_ready() == why
 
 
 def test_probe_may_be_sent_while_etcd_takes_no_writes(port: Port) -> None:
     """Nothing else is waived for it."""
     port.ready()
     open_breaker(port)
-    assert port.parts.why_not_ready(probe=True) == ""
+    assert port.parts.readiness.why_not_ready(probe=True) == ""
     fill(port)
-    assert port.parts.why_not_ready(probe=True) != ""
+    assert port.parts.readiness.why_not_ready(probe=True) != ""
 
 
 @pytest.mark.parametrize("part", ["claimer", "closer", "replacement"])
@@ -206,10 +210,10 @@ def test_room_is_taken_by_runs_and_by_claims_that_may_become_one(port: Port, par
     port.ready()
     port.run("r")
     port.run("s", RunState.ENDED)
-    assert port.parts.why_not_ready() == ""
+    assert port.parts.readiness.why_not_ready() == ""
     assert port.parts.room._free() == 1
     getattr(port.parts, part).under_way = 1
-    assert port.parts.why_not_ready() == FAULTS[1][1]
+    assert port.parts.readiness.why_not_ready() == FAULTS[1][1]
     assert port.parts.room._free() == 0
 
 
@@ -219,13 +223,13 @@ def test_daemon_claims_a_hundred_ticks_ahead_of_their_starts(
 ) -> None:
     """The others are for hosts that start them sooner, and if this one is killed, they are not lost with it."""
     port.ready()
-    monkeypatch.setattr(port.parts._spec, "max_runs", 1000)
+    monkeypatch.setattr(port.parts.readiness, "_max_runs", 1000)
     monkeypatch.setattr(type(port.parts.runner), "unstarted", 90)
     getattr(port.parts, part).under_way = 9
-    assert port.parts.why_not_ready() == ""
+    assert port.parts.readiness.why_not_ready() == ""
     assert port.parts.room._free() == 1
     getattr(port.parts, part).under_way = 10
-    assert port.parts.why_not_ready() == "so many runs are yet to be started: 100"
+    assert port.parts.readiness.why_not_ready() == "so many runs are yet to be started: 100"
     assert port.parts.room._free() == 0
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from conch.core.messages import Lost, Recorded
+from conch.cron.active_run import ActiveRun, RunState
+from conch.cron.job_counts import JobCounts
 from conch.cron.recorder import Recorder
 from conch.cron.result_store import Delivered
 from conch.cron.run_log import Entry
-from conch.cron.runner import ActiveRun, RunState
-from conch.cron.values import Result
+from conch.cron.values import FAILED, STATES, Result
 from conch.cron.writes import WriteKind
 from conch.errors import IllegalTransition
 from tests.support.parts import TICK, World, lost_reply, refusal, run_key, script
@@ -41,13 +42,16 @@ class Bed(World):
         self.store = script(*answers)
         self.active: dict[str, ActiveRun] = {}
         self.calls: list[str] = []
+        self.job_counts = JobCounts()
+        self.notified: list[tuple[ActiveRun, Result]] = []
         runner: Any = SimpleNamespace(active=self.active)
         self.recorder = Recorder(
             *(self.store, runner, self.commit, self.supervisor, self.transactions, self.writes),
-            *(self.counts, log),
+            *(self.counts, self.job_counts, log),
             tracked=lambda name: self.tracked,
             own_time=loop.wall,
             releasing=lambda: self.releasing,
+            notify=self._notify,
             ended=lambda: self.calls.append(f"ended {len(self.run_log.written)}"),
             run_key_gone=lambda name: self.calls.append(f"gone {name}"),
             timeout_s=5.0,
@@ -58,6 +62,10 @@ class Bed(World):
         added = ActiveRun(Entry(run, "j", TICK, 20, 22), state=RunState.RUNNING, reported=reported)
         self.active[run] = added
         return added
+
+    def _notify(self, run: ActiveRun, result: Result, then: Callable[[], None]) -> None:
+        self.notified.append((run, result))
+        then()
 
     def record(self, run: ActiveRun, result: Result = OK) -> None:
         self.loop.run(self.recorder.record(run, result))
@@ -162,7 +170,7 @@ def test_again_and_again_until_etcd_has_it(loop: VirtualLoop, log: Log, failures
     assert bed.now() >= {1: 0.4, 2: 1.2, 8: 40.0}[failures]
     assert not bed.writes.is_open
     (fault,) = log.events("not-delivered")[:1]
-    assert (fault["run"], fault["waiting"]) == ("j 2027-01-15T08:00:00Z", 1)
+    assert (fault["job"], fault["tick"], fault["waiting"]) == ("j", "2027-01-15T08:00:00Z", 1)
 
 
 def test_nothing_is_sent_while_etcd_takes_no_writes(loop: VirtualLoop, log: Log) -> None:
@@ -251,3 +259,23 @@ def test_result_of_an_earlier_keeper_is_delivered(loop: VirtualLoop, log: Log) -
     loop.run(asyncio.sleep(0.01))
     assert run.state is RunState.RECORDED
     assert (bed.run_log.written, bed.run_log.forgotten) == ([], ["mine"])
+
+
+@pytest.mark.parametrize("reported", [True, False])
+@pytest.mark.parametrize("state", STATES)
+def test_run_that_failed_is_an_error_in_the_log(loop: VirtualLoop, log: Log, state: str, reported: bool) -> None:
+    """One line of level `error`, which `--quiet` shows, with each fact in a field of its own."""
+    bed = Bed(loop, log, DONE)
+    bed.record(bed.add(reported=reported), Result("a", state, 7, TICK + 1.0, 2.5, 3, "because"))
+    errors = [(event, fields) for level, event, fields in log.lines if level == "error"]
+    about = {"job": "j", "tick": "2027-01-15T08:00:00Z", "state": state, "exit": 7, "reason": "because"}
+    failed = {**about, "attempt": 3, "duration_s": 2.5}
+    assert errors == ([("run-failed", failed)] if state in FAILED else [])
+
+
+def test_run_of_which_little_is_known_is_an_error_too(loop: VirtualLoop, log: Log) -> None:
+    bed = Bed(loop, log, DONE)
+    bed.record(bed.add(reported=False), Result("a", "lost", reason="conchd died while it ran"))
+    (line,) = log.events("run-failed")
+    assert (line["state"], line["exit"]) == ("lost", None)
+    assert not {"attempt", "duration_s"} & line.keys()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from conch.cron.claim_store import Busy, NodeGone, Taken, Won
+from conch.cron.claim_outcomes import Busy, NodeGone, Taken, Won
 from conch.cron.claimer import ClaimPorts
 from conch.cron.replacement import Replacement, replaced_by
 from conch.cron.ticks import REMOVED, STOPPING, Registration, TickOver, TickWon
@@ -42,6 +42,7 @@ class Bed(World):
             read_job=lambda name, kv: None,
             unreadable=lambda key, why: None,
             waiting=lambda: 0,
+            why_not_here=lambda _: "",
         )
         self.replacement = Replacement(
             *(self.store, ports, self.tasks, self.transactions, self.workers, self.writes, self.commit),
@@ -322,7 +323,7 @@ def test_unclear_run_key_is_found_and_deleted(
     bed.settle()
     assert bed.store.asked == asked
     if "release" in asked:
-        assert bed.store.arguments[-1][0][:2] == ("j", 22)
+        assert (bed.store.arguments[-1][0][0].id, bed.store.arguments[-1][0][1]) == (("j", TICK), 22)
 
 
 def test_unclear_run_key_is_looked_for_after_the_record(loop: VirtualLoop, log: Log) -> None:

@@ -48,14 +48,16 @@ class Bed(World):
         self.looked: list[tuple[float, int]] = []
         self.started: list[tuple[float, PendingTick]] = []
         self.settle: Callable[[Claim], None] = lambda claim: None
-        self.closed = ""
+        self.closed = self.not_here = ""
         self.turns = 0
         self.taken: set[tuple[str, int]] = set()
         ports = RequestPorts(
+            host="h",
+            why_not_here=lambda _: self.not_here,
             tracked=lambda name: self.tracked if name == "j" else None,
             is_pending=lambda tick_id: tick_id in self.taken,
             why_closed=lambda: self.closed,
-            turn=lambda name, number: Turn(self.turns * TURN_S, ()),
+            turn=lambda job, number: Turn(self.turns * TURN_S, ()),
             start=self._start,
             draining=lambda: self.draining,
         )

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from conch.core.messages import Finished, Held, Kill, Recorded, Start
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.run_log import Entry
-from conch.cron.runner import ActiveRun, Runner, RunPorts, RunState
+from conch.cron.runner import Runner, RunPorts
 from conch.cron.ticks import Registration, TickWon
 from conch.cron.values import Result
 from conch.errors import IllegalTransition
@@ -380,8 +381,9 @@ def test_run_key_that_is_gone(loop: VirtualLoop, log: Log, revision: int, ended:
     bed = Bed(loop, log)
     bed.run.state = RunState.RUNNING
     bed.add("keyless", run_rev=None).state = RunState.RUNNING
-    bed.runner.on_run_key_gone("k", 99)
-    bed.runner.on_run_key_gone("j", revision)
+    bed.runner.on_run_key_gone("k", "", 99)
+    bed.runner.on_run_key_gone("j", "h", 99)  # the key of a host is another
+    bed.runner.on_run_key_gone("j", "", revision)
     assert bool(bed.supervisor.ended) == ended
     assert len(bed.supervisor.ended) <= 1
 

@@ -11,10 +11,10 @@ import pytest
 
 from conch.core.messages import Drain, Finished, Release, Released, Reload, Running
 from conch.cron import scheduler as scheduler_module
+from conch.cron.active_run import ActiveRun, RunState
 from conch.cron.fleet import TURN_S, Turn
 from conch.cron.parts import Parts
 from conch.cron.run_log import Entry
-from conch.cron.runner import ActiveRun, RunState
 from conch.cron.scheduler import Scheduler
 from conch.cron.scheduler_spec import Phase
 from conch.cron.ticks import (
@@ -79,7 +79,13 @@ class StandIns:
             on_running=self._call("on_running"),
             on_finished=self._call("on_finished"),
         )
-        self.recorder = SimpleNamespace(record=self._record, deliver=self._deliver, returning=[])
+        self.recorder = SimpleNamespace(
+            record=self._record, deliver=self._deliver, returning=[], announce=self._call("announce")
+        )
+        self.notifier = SimpleNamespace(
+            started=lambda _: None, on_finished=lambda message: message.run in self.commands, close=lambda _: None
+        )
+        self.commands: list[str] = []
         self.missed = SimpleNamespace(
             add=lambda name, missed: self.added.append((name, missed.first, missed.ripe_at)),
             close=self._call("missed.close"),
@@ -607,7 +613,7 @@ def test_what_keeps_it_from_ending(what: str, busy: bool) -> None:
         runner=SimpleNamespace(active={"mine": 1} if what == "run" else {}),
         closer=SimpleNamespace(unclear={"mine": 1} if what == "unclear" else {}),
         replacement=SimpleNamespace(waiting=int(what == "waits")),
-        _claims_under_way=lambda: int(what == "claim"),
+        readiness=SimpleNamespace(claims_under_way=lambda: int(what == "claim")),
         _port=SimpleNamespace(pending=ticks),
     )
     is_busy: Any = Parts.is_busy
@@ -627,7 +633,7 @@ def test_adopted_runs(bed: Bed) -> None:
     bed.go(0.1)
     assert bed.parts.records == [("ended", "delivered", ""), ("dead", "delivered", "")]
     assert [(entry.run, entry.result.state) for entry in bed.run_log.written] == [("dead", "lost")]
-    assert bed.parts.calls == ["revoke 99"]
+    assert [call.split("(")[0] for call in bed.parts.calls] == ["announce ActiveRun", "revoke 99"]
     assert [entry.run for entry in bed.parts.inventory.unproved] == ["other boot"]
     assert {run: active.state for run, active in bed.parts.active.items()} == {
         "live": RunState.RUNNING,

@@ -14,7 +14,8 @@ from tests.support.parts import lost_reply
 from tests.support.virtual_loop import Log
 
 KEYS = Keys("/p")
-PREFIXES = (b"/p/cron/job/", b"/p/cron/fire/", b"/p/cron/now/", b"/p/cron/run/", b"/p/node/")
+_KINDS = ("job", "fire", "now", "run", "kill", "cordon")
+PREFIXES = (*(f"/p/cron/{kind}/".encode() for kind in _KINDS), b"/p/node/")
 
 
 def event(name: str, *, deleted: bool = False) -> Event:
@@ -121,9 +122,9 @@ def test_everything_is_listed_and_watched_from_then_on(monkeypatch: pytest.Monke
     bed = Bed(monkeypatch)
     watched = bed.watcher.list_all(5.0, {"r"})
     assert tuple(what.key for what in bed.asked) == PREFIXES
-    assert [what.end != b"" for what in bed.asked] == [True, False, True, True, True]
+    assert [what.end != b"" for what in bed.asked] == [True, False, True, True, True, True, True]
     assert [(what, revision) for what, revision in watched] == [(what, 12) for what in bed.watcher.ranges()]
-    assert [what.limit for what, _ in watched] == [0] * 5
+    assert [what.limit for what, _ in watched] == [0] * 7
     assert bed.passed_on == [("listed", 11, ["r"])]
 
 
