@@ -1,5 +1,6 @@
 """One attempt to run something under its holds, from the decision to start it until its tree was seen empty."""
 
+from conch.core.cgroup import Usage
 from conch.core.deadline import Bounds
 from conch.core.messages import Ended, Message, Running
 from conch.core.states import ATTEMPT_NEXT, AttemptState, End, ProcessTree
@@ -29,8 +30,7 @@ class AttemptOver(Record):
 
     `started` is False if no process was forked. `late` says that too little time was left, so the command did not
     run; `error` says why else it did not. `ended_by_loss` says that the loss of a hold ended the main process, and
-    `killed_for` is the cause that the owner gave for a SIGKILL, if it asked for one. `cpu_s` and `max_rss_kb` are what
-    all of it used.
+    `killed_for` is the cause that the owner gave for a SIGKILL, if it asked for one.
     """
 
     code: int
@@ -41,8 +41,6 @@ class AttemptOver(Record):
     interrupted: bool = False
     ended_by_loss: bool = False
     killed_for: str | None = None
-    cpu_s: float = 0.0
-    max_rss_kb: int | None = None
 
 
 class Attempt:
@@ -262,10 +260,17 @@ class Attempt:
                 interrupted=end.interrupted,
                 ended_by_loss=self.ended_by_loss,
                 killed_for=self._killed_for,
-                cpu_s=end.cpu_s,
-                max_rss_kb=end.max_rss_kb,
             )
         )
+
+    def clear_away(self) -> Usage:
+        """Remove what is left of a run that is over; return what it used. To be called once, after `over` was set.
+
+        Nothing of the run lives any more, so the owner first does what others wait for.
+        """
+        if self.state is not AttemptState.OVER:
+            raise IllegalTransition(f"cannot clear away what is {self.state.value}")
+        return Usage(0.0, None) if self._tree is None else self._tree.clear_away()
 
     def _conclude(self, over: AttemptOver) -> None:
         self._enter(AttemptState.OVER)

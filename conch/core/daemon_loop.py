@@ -4,6 +4,7 @@ import select
 import time
 
 from conch.core import clock, procfs, spawn
+from conch.core.cgroup import Usage
 from conch.core.channel import Channel
 from conch.core.containment import Containment
 from conch.core.daemon_supervisor import DaemonSupervisor
@@ -280,11 +281,11 @@ class DaemonLoop:
         error = run.process.exec_error()
         for relay in run.relays:
             self._outputs.finish(relay)
-        used = run.process.reap()
+        run.process.reap()
         late = error == spawn.LATE
         if run.process.uncontained:
             self._containment.warn(run.process.uncontained)
-        return End(None if late else error, late, cpu_s=used.cpu_s, max_rss_kb=used.max_rss_kb)
+        return End(None if late else error, late)
 
     def empty(self, child: Process) -> bool:
         """Whether nothing of a tree lives, as this turn's scan shows; without a scan it is taken to live."""
@@ -315,6 +316,9 @@ class _DaemonTree:
 
     def refused(self) -> list[int]:
         return self._child.refused()
+
+    def clear_away(self) -> Usage:
+        return self._child.clear_away()
 
     def signal_group(self, number: int) -> None:
         self._child.signal_group(number)

@@ -44,6 +44,7 @@ class Process:
         self._exclude = exclude
         self._cgroup = cgroup
         self.uncontained = ""
+        self._own_usage = Usage(0.0, None)  # of the main process, and of those of its descendants that were waited for
         self._contained: set[int] = set()  # what was in the cgroup when it was last signalled
         self._some_hidden = some_hidden
         self._refused: set[int] = set()  # the processes that we may not kill
@@ -75,6 +76,7 @@ class Process:
         os.close(self._gate)
         os.kill(self.pid, signal.SIGKILL)
         self.reap()
+        self.clear_away()
 
     @property
     def cgroup(self) -> str:
@@ -235,14 +237,18 @@ class Process:
         self._reported |= self._refused
         return unreported
 
-    def reap(self) -> Usage:
-        """Reap the main process, whose pid may be reused from now on, and remove the cgroup; return what was used.
+    def reap(self) -> None:
+        """Reap the main process, whose pid may be reused from now on. `clear_away` is to follow."""
+        _, _, used = os.wait4(self.pid, 0)
+        os.close(self._errors)
+        self._own_usage = Usage(used.ru_utime + used.ru_stime, used.ru_maxrss)
+
+    def clear_away(self) -> Usage:
+        """Remove the cgroup of a run that was reaped; return what the run used.
 
         Without a cgroup that is what the main process used, and those of its descendants that were waited for.
         """
-        _, _, used = os.wait4(self.pid, 0)
-        os.close(self._errors)
-        cpu_s, max_rss_kb = used.ru_utime + used.ru_stime, used.ru_maxrss
+        cpu_s, max_rss_kb = self._own_usage.cpu_s, self._own_usage.max_rss_kb
         if self._cgroup is not None:
             contained = self._cgroup.usage()
             if contained is not None:

@@ -1,5 +1,6 @@
 """The states of the wrapper and of what it owns, with their transitions; its options and its ports."""
 
+from conch.core.cgroup import Usage
 from conch.core.messages import Held, Message
 from conch.enums import Enum
 from conch.errors import EXIT_NOT_ACQUIRED
@@ -129,22 +130,20 @@ class ProcessTree(Protocol):
     def signal_group(self, number: int) -> None: ...
     def signal_tree(self, number: int) -> None: ...
     def refused(self) -> list[int]: ...  # the processes that we were not allowed to kill, each reported once
+    def clear_away(self) -> Usage: ...  # of what was reaped: remove its cgroup, return what all of it used
 
 
 class End(Record):
     """What only the parent learns when it reaps a run.
 
     `error` says why the command was not run, `late` that too little time was left, `died_of` which signal ended it;
-    `interrupted` that it had the terminal and died of SIGINT, SIGQUIT or SIGHUP, or that the terminal is gone. `cpu_s`
-    and `max_rss_kb` are what it used: CPU time in seconds, peak memory in KiB.
+    `interrupted` that it had the terminal and died of SIGINT, SIGQUIT or SIGHUP, or that the terminal is gone.
     """
 
     error: str | None = None
     late: bool = False
     died_of: int | None = None
     interrupted: bool = False
-    cpu_s: float = 0.0
-    max_rss_kb: int | None = None
 
 
 class LoopPorts(Protocol):

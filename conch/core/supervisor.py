@@ -21,8 +21,9 @@ from conch.core.states import (
     next_backoff,
 )
 from conch.errors import EXIT_LOST, EXIT_NOT_ACQUIRED, EXIT_SIGNAL, IllegalTransition, checked
-from conch.log import Log
+from conch.log import Field, Log
 from conch.plain_signal import name_of, signal
+from conch.static_typing import Mapping
 
 _HOOK_TIMEOUT = "hook-timeout"
 
@@ -223,7 +224,10 @@ class Supervisor:
             self._on_started(attempt)
         if attempt.over is not None:
             self.attempt = None
+            about = self._acquisition.about()
             self._on_attempt_over(attempt.over)
+            # others wait for the release, nobody for this
+            self._clear_away(attempt, attempt.over, about)
 
     def _on_started(self, attempt: Attempt) -> None:
         if attempt.hook is None:
@@ -234,10 +238,6 @@ class Supervisor:
     def _on_attempt_over(self, over: AttemptOver) -> None:
         if over.error is not None:
             self._log.plain(over.error)
-        elif over.started and not over.late:
-            event = "child-end" if self.state is State.RUNNING else "hook-end"
-            used = {"cpu_s": over.cpu_s, "max_rss_kb": over.max_rss_kb}
-            self._log("info", event, **self._acquisition.about(), hook=self._hook_of(self.state), **used)
         match self.state:
             case State.RUNNING:
                 self._on_child_over(over)
@@ -249,6 +249,12 @@ class Supervisor:
                 self._release()
             case _:
                 raise IllegalTransition(f"nothing can have run while {self.state.value}")
+
+    def _clear_away(self, attempt: Attempt, over: AttemptOver, about: Mapping[str, Field]) -> None:
+        used = attempt.clear_away()
+        if over.error is None and over.started and not over.late:
+            event = "child-end" if attempt.hook is None else "hook-end"
+            self._log("info", event, **about, hook=attempt.hook, cpu_s=used.cpu_s, max_rss_kb=used.max_rss_kb)
 
     def _on_acquire_over(self, over: AttemptOver) -> None:
         timed_out = over.killed_for == _HOOK_TIMEOUT

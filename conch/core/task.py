@@ -212,12 +212,13 @@ class Task:
             self.limit_at = self._began_at + (self.order.first_limit_s if self._attempts == 1 else self.order.limit_s)
         if attempt.over is not None:
             self.attempt = self.limit_at = None
+            used = attempt.clear_away()  # first: it is part of the result
+            self._cpu_s = round(self._cpu_s + used.cpu_s, 3)
+            if used.max_rss_kb is not None:
+                self._max_rss_kb = max(used.max_rss_kb, self._max_rss_kb or 0)
             self._on_attempt_over(attempt.over)
 
     def _on_attempt_over(self, over: AttemptOver) -> None:
-        self._cpu_s = round(self._cpu_s + over.cpu_s, 3)
-        if over.max_rss_kb is not None:
-            self._max_rss_kb = max(over.max_rss_kb, self._max_rss_kb or 0)
         if over.late and not over.started:
             self._finish("unstarted", None, "too late to start")
         elif over.late:

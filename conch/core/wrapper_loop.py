@@ -183,7 +183,7 @@ class WrapperLoop:
             self._containment.warn(child.uncontained)
         if self._lent:
             self._terminal.take_back(child.pid, restore=died_of is not None)
-        used = child.reap()
+        child.reap()
         self._child = None
         interrupted = self._lent and died_of in (signal.SIGINT, signal.SIGQUIT)
         if interrupted and died_of is not None:
@@ -192,7 +192,7 @@ class WrapperLoop:
         hung_up = self._lent and self._loop.signals.heard(signal.SIGHUP)
         hung_up = hung_up and (died_of == signal.SIGHUP or self._terminal.hung_up())
         self._lent = False
-        return End(None if late else error, late, died_of, interrupted or hung_up, used.cpu_s, used.max_rss_kb)
+        return End(None if late else error, late, died_of, interrupted or hung_up)
 
     # -- processes ----------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ from conch.core.deadline import DeadlineRule
 from conch.core.messages import Acquire, Answered, Failed, Held, Message, Note, Queued, Release, Released
 from conch.errors import EXIT_NOT_ACQUIRED, ConchError, checked
 from conch.etcd.store import LeaseGone, Store, StoreError
-from conch.keeper import held_since
 from conch.keeper.calls import Calls, Cancelled, GaveUp
 from conch.keeper.events import (
     Event,
@@ -19,6 +18,7 @@ from conch.keeper.events import (
     WatchEvent,
     WatchUnavailable,
 )
+from conch.keeper.held_since import HeldSince
 from conch.keeper.hold_spec import HoldSpec, QueueSpec
 from conch.keeper.key_watch import KeyWatch
 from conch.keeper.notices import Notices
@@ -64,6 +64,7 @@ class Acquirer:
         self._calls = Calls(spec, self._log)
         self._key_watch = KeyWatch(store, self._inbox.put, self._log)
         self._notices = Notices(self._log)
+        self._since = HeldSince(spec, self._log)
         self._state = State.IDLE  # written by the thread of `run` alone
         self._number = 0  # of the `Acquire` that is served
         self._session: Session | None = None
@@ -74,13 +75,17 @@ class Acquirer:
     # -- called from any thread ---------------------------------------------------------------------------
 
     def deliver(self, message: Message) -> None:
-        """Take a message from the supervisor. A `Release` interrupts an `Acquire` that is being served."""
+        """Take a message from the supervisor. A `Release` interrupts an `Acquire` that is being served.
+
+        Those for the watchdog alone stop here: this thread would wake for them while a hold is handed over.
+        """
         if isinstance(message, Release):
             with self._lock:
                 self._releases += 1
                 self._calls.cancelled.set()
                 self.released.clear()
-        self._inbox.put(message)
+        if isinstance(message, (Acquire, Release)):
+            self._inbox.put(message)
 
     def stop(self) -> None:
         """Let `run` return once it has served all messages delivered so far."""
@@ -91,7 +96,7 @@ class Acquirer:
     def run(self) -> None:
         """Serve messages until `stop`."""
         while True:
-            match self._inbox.get():
+            match self._since.next_of(self._inbox):
                 case _Stop():
                     return
                 case Acquire() as order:
@@ -102,7 +107,7 @@ class Acquirer:
                 case event if self._state is State.HOLDING:
                     self._check_hold(event)
                 case _:
-                    pass  # from an acquisition that is over, or a message for the watchdog alone
+                    pass  # from an acquisition that is over
 
     def _release_served(self) -> None:
         with self._lock:
@@ -156,22 +161,17 @@ class Acquirer:
     def _check_free(self) -> None:
         """Under `--nonblock` write nothing where all is taken: another contender must not find us in its way."""
         for spec in self._spec.stages:
-            if self._is_full(spec):
+            if is_full(self._store, spec, self._calls.until_answered):
                 raise self._taken()
-
-    def _is_full(self, spec: QueueSpec) -> bool:
-        return self._calls.until_answered(lambda limit_s: is_full(self._store, spec, timeout_s=limit_s))
 
     def _taken(self) -> GaveUp:
         return GaveUp(f"{self._spec.what} is taken", code=EXIT_NOT_ACQUIRED)
 
     def _start_session(self) -> Session:
-        number = self._number
+        number, self._waited = self._number, self._sessions > 0
         lease, granted_at, ttl_s = self._calls.until_answered(self._grant)
         self._watchdog.send(Answered(lease))
-        self._waited = self._sessions > 0
-        self._sessions += 1
-        serial = self._sessions
+        self._sessions = serial = self._sessions + 1
         self._session = Session(
             self._store,
             lease,
@@ -252,7 +252,7 @@ class Acquirer:
         self._watchdog.send(Held(self._number, place.rev, session.lease, queue.key, session.ttl_s, session.deadline))
         self._watch_keys()
         if self._waited:
-            held_since.write_later(queue, place.rev, self._spec, lambda: self._session is session, self._log)
+            self._since.begin(queue, place.rev)
 
     def _check_hold(self, event: object) -> None:
         """Handle an event while we hold: the session is lost, a key was deleted, or the watch has to begin anew."""
@@ -282,6 +282,7 @@ class Acquirer:
     def _release(self, lease: int | None = None) -> str:
         """Revoke our lease (or `lease`, a crashed keeper's); return why that is not certain, or nothing."""
         self._enter(State.RELEASING)
+        self._since.cancel()
         session, self._session = self._session, None
         if session is not None:
             session.stop_quietly()

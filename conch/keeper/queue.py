@@ -10,6 +10,7 @@ from conch.etcd.store import CreateRevisionIs, ModRevisionIs, Put, Range, RangeR
 from conch.keeper.hold_spec import QueueSpec
 from conch.keys import contender, prefix_end
 from conch.record import Record, replace
+from conch.static_typing import Callable
 
 
 class PlaceLost(Exception):
@@ -122,10 +123,13 @@ class Queue(Record):
         return Place(rev, tuple(kv.key for kv in ahead), seen_at, unleased=unleased)
 
 
-def is_full(store: Store, spec: QueueSpec, *, timeout_s: float) -> bool:
+def is_full(
+    store: Store, spec: QueueSpec, until_answered: Callable[[Callable[[float], RangeResult]], RangeResult]
+) -> bool:
     """Return whether a contender that entered the queue now would have to wait."""
     start, end = _contenders(spec)
-    found = store.range(Range(start, end, limit=spec.slots, keys_only=True), timeout_s=timeout_s)
+    contenders = Range(start, end, limit=spec.slots, keys_only=True)
+    found = until_answered(lambda limit_s: store.range(contenders, timeout_s=limit_s))
     return len(found.kvs) >= spec.slots
 
 

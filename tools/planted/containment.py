@@ -8,6 +8,8 @@ _FOUND = "tests/unit/core/test_containment.py"
 _KEEPER_PROCESS = "tests/system/test_keeper_process.py"
 _ONE_CGROUP = "tests/unit/core/test_cgroup.py"
 _PROCFS = "tests/unit/core/test_procfs.py"
+_SUPERVISOR = "tests/unit/core/test_supervisor.py"
+_TASK = "tests/unit/core/test_task.py"
 
 # Another process does it, a second after the command has begun to run.
 _ENTER_AFTER_EXEC = """\
@@ -60,6 +62,41 @@ BUGS = (
         "return self._cgroup is None or self._cgroup.wait_until_empty()",
         "return True",
         (f"{_CGROUP}::test_run_is_not_over_while_anything_lives_in_its_cgroup",),
+    ),
+    Bug(
+        "release waits until the cgroup of the run is removed",
+        "core/supervisor.py",
+        """\
+            self._on_attempt_over(attempt.over)
+            # others wait for the release, nobody for this
+            self._clear_away(attempt, attempt.over, about)
+""",
+        """\
+            self._clear_away(attempt, attempt.over, about)
+            self._on_attempt_over(attempt.over)
+""",
+        (f"{_SUPERVISOR}::test_release_does_not_wait_for_the_cgroup_of_the_run",),
+    ),
+    Bug(
+        "cgroup of a run is not removed",
+        "core/process_tree.py",
+        "            self._cgroup.remove()\n        return Usage",
+        "        return Usage",
+        (f"{_CGROUP}::test_command_is_in_its_cgroup_from_its_first_instruction_on",),
+    ),
+    Bug(
+        "cgroup of a run in the wrapper is not removed",
+        "core/supervisor.py",
+        "            self._clear_away(attempt, attempt.over, about)\n",
+        "",
+        (f"{_SUPERVISOR}::test_cgroup_of_a_run_is_removed_however_it_ends",),
+    ),
+    Bug(
+        "result says nothing of what was used",
+        "core/task.py",
+        "            self._cpu_s = round(self._cpu_s + used.cpu_s, 3)\n",
+        "",
+        (f"{_TASK}::test_result_says_what_all_attempts_used",),
     ),
     Bug(
         "empty cgroup that is about to be entered is removed",

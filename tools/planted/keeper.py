@@ -7,6 +7,7 @@ _DEATH = "tests/system/test_death.py"
 _RUN = "tests/system/test_elect_run.py"
 _SEMA = "tests/system/test_sema.py"
 _SINCE = "tests/system/test_held_since.py"
+_HELD_SINCE = "tests/unit/keeper/test_held_since.py"
 _SLOW = "tests/faults/cluster/test_slow.py"
 _STORE = "tests/system/test_store.py"
 _WATCHDOG = "tests/unit/keeper/test_watchdog.py"
@@ -21,6 +22,27 @@ BUGS = (
         (f"{_CONTAINMENT}::test_what_escaped_is_dead_before_the_lease_can_expire",),
     ),
     # -- the time since when we hold
+    Bug(
+        "a hold that is over is still written about",
+        "keeper/held_since.py",
+        '        """We hold no more."""\n        self._due = None\n',
+        '        """We hold no more."""\n',
+        (f"{_HELD_SINCE}::test_hold_that_is_over_is_not_written_about",),
+    ),
+    Bug(
+        "a short hold costs a thread",
+        "keeper/held_since.py",
+        "_AFTER_S = 0.2\n",
+        "_AFTER_S = 0.0\n",
+        (f"{_HELD_SINCE}::test_short_hold_costs_no_thread",),
+    ),
+    Bug(
+        "the thread that talks to etcd wakes for what the watchdog alone handles",
+        "keeper/acquirer.py",
+        "        if isinstance(message, (Acquire, Release)):\n            self._inbox",
+        "        if True:\n            self._inbox",
+        ("tests/unit/keeper/test_acquirer.py::test_only_what_it_serves_wakes_it",),
+    ),
     Bug(
         "a key that is gone is made again to say since when it is held",
         "keeper/queue.py",

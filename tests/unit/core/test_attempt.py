@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from conch.core.attempt import Attempt, AttemptOver, AttemptPorts
+from conch.core.cgroup import Usage
 from conch.core.deadline import Bounds, Hold
 from conch.core.messages import Ended, Held, Message, Running
 from conch.core.procfs import Stat
@@ -80,6 +81,10 @@ class FakePort:
     def refused(self) -> list[int]:
         refused, self.may_not_kill = self.may_not_kill, []
         return refused
+
+    def clear_away(self) -> Usage:
+        self.did.append("clear away")
+        return Usage(0.25, 9000)
 
     # what a test says
 

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from conch.core.cgroup import Usage
 from conch.core.daemon_supervisor import DaemonSupervisor
 from conch.core.messages import (
     Begin,
@@ -52,6 +53,7 @@ class FakeTree:
         self.code: int | None = None
         self.left: list[Stat] = []
         self.end = End()
+        self.used = Usage(0.0, None)
         self.signals: list[tuple[float, int]] = []
         self.kill_by: float | None = None
         self.gone = False
@@ -68,6 +70,9 @@ class FakeTree:
 
     def refused(self) -> list[int]:
         return []
+
+    def clear_away(self) -> Usage:
+        return self.used
 
     def signal_tree(self, number: int) -> None:
         assert not self.gone, "its pid may be another's by now"

@@ -49,6 +49,7 @@ child = start("exec cat /proc/self/cgroup > shown")
 wait_for(child.empty)
 print(open("shown").read().rstrip("\\n").endswith(os.path.basename(cgroup.path)))
 child.reap()
+child.clear_away()
 print(os.path.exists(cgroup.path))
 """
     assert run(text, tmp_path).split() == ["True", "True", "False"]
@@ -68,6 +69,7 @@ child = start("exec cat /proc/self/cgroup > shown")
 wait_for(child.empty)
 print(open("shown").read().rstrip("\\n").endswith(os.path.basename(cgroup.path)))
 child.reap()
+child.clear_away()
 """
     assert run(text, tmp_path).split() == ["True", "True"]
 
@@ -110,6 +112,7 @@ child.signal_tree(signal.SIGKILL)
 wait_for(child.empty)
 print(guest.wait())
 child.reap()
+child.clear_away()
 """
     assert run(text, tmp_path).split() == ["True", "False", "True", "-9"]
 
@@ -135,5 +138,6 @@ wait_for(lambda: child.exit_code() is not None and procfs.stat(hidden).parent ==
 procfs.kill_from_outside([procfs.Target(child.pid, run_id, 0, cgroup.path)])
 wait_for(child.empty)
 child.reap()
+child.clear_away()
 """
     assert run(text, tmp_path).split() == ["True", "True", "True"]

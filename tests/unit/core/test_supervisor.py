@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from conch.core.cgroup import Usage
 from conch.core.messages import (
     Acquire,
     Answered,
@@ -35,13 +36,15 @@ TTL = 10.0  # margin 0.5, grace 10/3: SIGTERM by deadline - 3.833, SIGKILL by de
 class FakeTree:
     """A process tree that does what the test says."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, sent: list[Message]) -> None:
         self.pid = pid
         self.run_id = f"t{pid}"
         self.cgroup = ""
         self.code: int | None = None
         self.left: list[Stat] = []
         self.signals: list[tuple[str, int]] = []
+        self.sent = sent
+        self.cleared_after: list[list[Message]] = []
 
     def exit_code(self) -> int | None:
         return self.code
@@ -57,6 +60,10 @@ class FakeTree:
 
     def refused(self) -> list[int]:
         return []
+
+    def clear_away(self) -> Usage:
+        self.cleared_after.append(list(self.sent))
+        return Usage(0.25, 9000)
 
 
 class World:
@@ -75,11 +82,13 @@ class World:
         self.fail_keeper = fail_keeper
         self.gates = 0
         self.events: list[str] = []
+        self.fields: dict[str, dict[str, Any]] = {}
         world = self
 
         class Recorder(Log):
             def __call__(self, level: str, event: str, **fields: Any) -> None:
                 world.events.append(event)
+                world.fields[event] = fields
 
             def plain(self, message: str) -> None:
                 world.events.append(f"plain: {message}")
@@ -114,7 +123,7 @@ class World:
     def start_tree(self, hook: str | None, hold: Held, start_by: float | None) -> FakeTree:
         if self.fail_start:
             raise OSError(11, "Resource temporarily unavailable")
-        tree = FakeTree(100 + len(self.trees))
+        tree = FakeTree(100 + len(self.trees), self.sent)
         self.trees.append(tree)
         self.started.append((hook, start_by))
         return tree
@@ -268,6 +277,46 @@ def test_leftovers_are_terminated_before_the_release() -> None:
     world.tree.left = []
     world.supervisor.on_change()
     assert world.hears(Released()).code == 4
+
+
+@pytest.mark.parametrize("plan", [{}, {"restart": True}, {"on_lose": "x"}])
+def test_release_does_not_wait_for_the_cgroup_of_the_run(plan: dict[str, Any]) -> None:
+    """What others wait for is sent first; then the cgroup is removed, once, and the log says what the run used."""
+    world = World(**plan).held().ends(0)
+    if "on_lose" in plan:
+        world.ends(0)
+    assert isinstance(world.sent[-1], Release)
+    for tree in world.trees:
+        assert len(tree.cleared_after) == 1
+    assert isinstance(world.tree.cleared_after[0][-1], Release)
+    assert world.fields["child-end"] == {
+        **{"name": "o", "rev": 5, "lease": "7", "hook": None},
+        **{"cpu_s": 0.25, "max_rss_kb": 9000},
+    }
+
+
+@pytest.mark.parametrize("ending", ["clean", "loss", "late", "failed hook", "no keeper", "signals"])
+def test_cgroup_of_a_run_is_removed_however_it_ends(ending: str) -> None:
+    """Each is removed once, before conch ends or runs anything else under a new hold."""
+    world = World(on_acquire="x" if ending == "failed hook" else None).held()
+    match ending:
+        case "clean":
+            world.ends(0).hears(Released())
+        case "loss":
+            world.hears(Lost(1, "x")).ends(143).hears(Released())
+        case "late":
+            world.end = End(late=True)
+            world.ends(126)
+        case "failed hook":
+            world.ends(1).hears(Released())
+        case "no keeper":
+            world.supervisor.on_keeper_death()
+            world.fail_keeper = True
+            world.ends(143)
+        case "signals":
+            world.signalled(TERM).at(2).signalled(TERM).ends(137).hears(Released())
+    assert [len(tree.cleared_after) for tree in world.trees] == [1]
+    assert world.supervisor.done or ending == "late"
 
 
 @pytest.mark.parametrize("number", [TERM, INT, signal.SIGQUIT])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from conch.core.cgroup import Usage
 from conch.core.deadline import Hold
 from conch.core.messages import Finished, Held, Message, Start
 from conch.core.states import End
@@ -29,6 +30,7 @@ class Tree:
         self.code: int | None = None
         self.left = False
         self.end = End()
+        self.used = Usage(0.0, None)
         self.signals: list[int] = []
 
     def exit_code(self) -> int | None:
@@ -48,6 +50,9 @@ class Tree:
 
     def refused(self) -> list[int]:
         return []
+
+    def clear_away(self) -> Usage:
+        return self.used
 
 
 class Recorder(Log):
@@ -185,6 +190,17 @@ def test_it_may_start_by_the_earlier_of_order_and_holds(holds: tuple[Hold, ...],
     bed = Bed(*holds, start_by=10.0)
     bed.task.start()
     assert bed.asked == [(1, start_by_s)]
+
+
+def test_result_says_what_all_attempts_used() -> None:
+    """The CPU time of all of them together, the peak memory of the largest."""
+    bed = Bed(hold()).started()
+    for code, used in ((1, Usage(0.25, 9000)), (1, Usage(0.5, None)), (0, Usage(1.0, 7000))):
+        bed.trees[-1].used = used
+        bed.ends(code).at(bed.time - BEGAN + DELAY_S)
+    assert bed.said == ("ended", 0, 3, "")
+    assert bed.task.finished is not None
+    assert (bed.task.finished.cpu_s, bed.task.finished.max_rss_kb) == (1.75, 9000)
 
 
 def test_order_that_comes_too_late_starts_nothing() -> None:
