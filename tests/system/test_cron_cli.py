@@ -821,7 +821,9 @@ def test_times_on_a_terminal(bench: Bench, terminal: Terminal) -> None:
     put(bench, "result", "soon", int(now.timestamp()) - 7200, value=result())
     terminal.line(f"{CONCH} cron ls --last; echo code=$?")
     terminal.wait("code=0")
-    assert re.search(r" soon .* \(in (9|10) min\) +2 h ago +ok ", " " + terminal.text.replace("\n", "\n ")), terminal.text
+    assert re.search(r" soon .* \(in (9|10) min\) +2 h ago +ok ", " " + terminal.text.replace("\n", "\n ")), (
+        terminal.text
+    )
     assert re.search(r" \(in [45] days\) ", terminal.text)
     assert not re.search(RFC3339, terminal.text)
     terminal.line(f"{CONCH} cron history soon; echo second=$?")

@@ -44,6 +44,9 @@ def test_why_a_host_may_not(fields: dict[str, Any], registered: Host, why: str) 
     assert why_not(job(**fields), registered) == why
 
 
+MAY_NOT = "no conchd may run it: "
+
+
 @pytest.mark.parametrize(
     ("fields", "hosts", "why"),
     [
@@ -51,11 +54,19 @@ def test_why_a_host_may_not(fields: dict[str, Any], registered: Host, why: str) 
         ({}, [host("a"), host("b", cordoned=True)], ""),
         (ON, [host("a"), host("b")], "no live conchd has the tags gpu, eu"),
         ({**ON, "on": ["gpu"]}, [host("a")], "no live conchd has the tag gpu"),
-        (EACH, [host("a", can=None), host("b", can=None)], "hosts a, b are too old for each"),
-        (EACH, [host("a", can=None), host("b", cordoned=True)], "host a is too old for each; host b is cordoned"),
-        ({}, [host("a", draining=True)], "host a is draining"),
-        ({**ON, "on": ["gpu"]}, [host("a"), host("b", tags=["gpu"], draining=True)], "host b is draining"),
-        ({}, [host(f"h{n}", cordoned=True) for n in range(7)], "hosts h0, h1, h2, h3, h4 and 2 more are cordoned"),
+        (EACH, [host("a", can=None), host("b", can=None)], MAY_NOT + "hosts a, b are too old for each"),
+        (
+            EACH,
+            [host("a", can=None), host("b", cordoned=True)],
+            MAY_NOT + "host a is too old for each; host b is cordoned",
+        ),
+        ({}, [host("a", draining=True)], MAY_NOT + "host a is draining"),
+        ({**ON, "on": ["gpu"]}, [host("a"), host("b", tags=["gpu"], draining=True)], MAY_NOT + "host b is draining"),
+        (
+            {},
+            [host(f"h{n}", cordoned=True) for n in range(7)],
+            MAY_NOT + "hosts h0, h1, h2, h3, h4 and 2 more are cordoned",
+        ),
     ],
 )
 def test_why_no_host_may(fields: dict[str, Any], hosts: list[Host], why: str) -> None:
