@@ -104,7 +104,7 @@ class Daemons:
     def __init__(self, registrations: Iterable[bytes] = ()) -> None:
         self._lives = {life for value in registrations if (life := _life(value)) is not None}
 
-    def made(self, claim: bytes) -> bool:
+    def wrote(self, claim: bytes) -> bool:
         """Whether a daemon that lives made this claim or run key: the very one, not a later one of its host."""
         return _life(claim) in self._lives
 
@@ -150,7 +150,7 @@ def row(
             "max_rss_kb": _whole_number(data.get("max_rss_kb")),
         }
     holder = Holder.decode(claim or b"")
-    state = "running" if daemons.made(claim or b"") else "claimed"
+    state = "running" if daemons.wrote(claim or b"") else "claimed"
     return {**shown, **empty, "state": state, "node": holder.host}
 
 

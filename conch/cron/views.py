@@ -121,7 +121,7 @@ def _newest_rows(
 
 def _live_rows(name: str, runs: RangeResult, alive: Daemons) -> list[dict[str, Any]]:
     """Return the row of the run that a run key names, if its daemon lives."""
-    ticks = [(whole_tick(fields_of(kv.value).get("tick")), kv.value) for kv in runs.kvs if alive.made(kv.value)]
+    ticks = [(whole_tick(fields_of(kv.value).get("tick")), kv.value) for kv in runs.kvs if alive.wrote(kv.value)]
     return [row(name, tick, value, None, alive) for tick, value in ticks if tick is not None]
 
 
