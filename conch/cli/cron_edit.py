@@ -31,6 +31,8 @@ def run_add(line: Line) -> int:
     fields = {**given_fields(line), **author("added")}
     name = line.values["name"]
     definition = build(name, fields)
+    if definition.expires is not None and definition.ticks().next_after(int(time.time())) is None:
+        raise BadInput("--expires: the job will never fire: no tick of its schedule comes before that")
     signing_key = read_key(line.values["job_key_file"], client.keys.prefix)
 
     def decide(_: str, before: "Stored | None") -> "Edit | None":

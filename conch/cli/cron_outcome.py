@@ -7,9 +7,10 @@ from conch.core import clock
 from conch.cron.values import fields_of
 from conch.cron.views import everything
 from conch.errors import EXIT_LOST, EXIT_NOT_ACQUIRED, EXIT_UNAVAILABLE, ConchError
-from conch.etcd.store import Compacted, Range, Unreachable
+from conch.etcd.store import Compacted, KeyValue, Range, Unreachable
+from conch.keys import Keys, NodeKey
 from conch.log import escape
-from conch.record import replace
+from conch.record import Record, replace
 from conch.static_typing import Any, Mapping
 
 EXIT_TIMEOUT = 124  # as timeout(1)
@@ -19,13 +20,26 @@ _RETRY_S = 0.2
 _LOOK_S = 1.0
 
 
-def await_result(client: CronClient, name: str, tick: int, host: str, until: float | None = None) -> Mapping[str, Any]:
+class Claimed(Record):
+    """A tick that a host has claimed; `each` if it is one of those that run on every host."""
+
+    tick: int
+    host: str
+    each: bool
+
+    def key(self, keys: Keys, kind: str, name: str) -> bytes:
+        """Return its key of a kind, `fire` or `result`."""
+        return keys.cron(kind, name, self.tick, *((self.host,) if self.each else ())).encode()
+
+
+def await_result(client: CronClient, name: str, claimed: Claimed, until: float | None = None) -> Mapping[str, Any]:
     """Return the fields of a tick's result once it is there.
 
-    Raises `ConchError` with exit code 69 if its host is gone, or if there is none by `until` (CLOCK_BOOTTIME). What is
-    in etcd is read at each change; etcd may be away in between.
+    Raises `ConchError` with exit code 69 if its host is gone, or 75 if there is none by `until` (CLOCK_BOOTTIME). etcd
+    is read at each change, and may be away in between.
     """
-    key, node = client.keys.cron("result", name, tick).encode(), client.keys.node(host).encode()
+    host = claimed.host
+    key, node = claimed.key(client.keys, "result", name), client.keys.node(host).encode()
     gone_since: float | None = None
     while True:
         try:
@@ -54,10 +68,17 @@ def _await_change(client: CronClient, keys: tuple[bytes, ...], revision: int) ->
     watch.cancel()
 
 
-def host_of(client: CronClient, name: str, tick: int) -> str:
-    """Return which host has claimed a tick; empty if the claim is gone."""
-    found = client.store.range(Range(client.keys.cron("fire", name, tick).encode()), timeout_s=client.timeout_s).kvs
-    return str(fields_of(found[0].value).get("host", "")) if found else ""
+def claims_of(client: CronClient, name: str, tick: int) -> list[Claimed]:
+    """Return who has claimed a tick: one host, or every host of a job that runs on each."""
+    key = client.keys.cron("fire", name, tick)
+    reads = [Range(key.encode()), everything(f"{key}/")]
+    answers = client.store.txn([], reads, timeout_s=client.timeout_s).ranges
+    return [claimed for found in answers for kv in found.kvs if (claimed := _claimed(client, kv)) is not None]
+
+
+def _claimed(client: CronClient, kv: KeyValue) -> Claimed | None:
+    key, host = client.keys.tick_of(kv.key), fields_of(kv.value).get("host")
+    return None if key is None or not isinstance(host, str) else Claimed(key.tick, key.host or host, bool(key.host))
 
 
 def exit_code(result: Mapping[str, Any]) -> int:
@@ -72,20 +93,18 @@ def exit_code(result: Mapping[str, Any]) -> int:
     return EXIT_NOT_ACQUIRED if state == "skipped" else EXIT_LOST
 
 
-def live_ticks(client: CronClient, name: str) -> dict[int, str]:
-    """Return the ticks of a job that are claimed and have no result, each with its host, if that lives."""
+def live_claims(client: CronClient, name: str) -> list[Claimed]:
+    """Return the claims of a job that have no result, and whose hosts live."""
     reads = [everything(client.keys.ticks(kind, name)) for kind in ("fire", "result")]
     reads[1] = replace(reads[1], keys_only=True)
     nodes = everything(client.keys.node())
     claims, results, hosts = client.store.txn([], [*reads, nodes], timeout_s=client.timeout_s).ranges
-    alive = {kv.key.decode("utf-8", "replace").rpartition("/")[2] for kv in hosts.kvs}
-    ended = {key.tick for kv in results.kvs if (key := client.keys.tick_of(kv.key)) is not None}
-    found = {}
-    for kv in claims.kvs:
-        key, host = client.keys.tick_of(kv.key), str(fields_of(kv.value).get("host", ""))
-        if key is not None and key.tick not in ended and host in alive:
-            found[key.tick] = host
-    return found
+    alive = {key.host for kv in hosts.kvs if isinstance(key := client.keys.parse(kv.key), NodeKey)}
+    ended = {kv.key for kv in results.kvs}
+    found = [claimed for kv in claims.kvs if (claimed := _claimed(client, kv)) is not None]
+    return [
+        claimed for claimed in found if claimed.host in alive and claimed.key(client.keys, "result", name) not in ended
+    ]
 
 
 def printable(output: str) -> str:

@@ -7,13 +7,16 @@ from conch.cli.cron_client import CronClient
 from conch.cli.output import put_line
 from conch.cli.spec import NAME_ARGUMENT, TEXT, Command, Kind, Line, Option
 from conch.errors import EXIT_NO, BadInput, ConchError
-from conch.static_typing import TYPE_CHECKING, Any, Mapping
+from conch.static_typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 if TYPE_CHECKING:
+    from conch.cli.cron_outcome import Claimed
     from conch.cron.job import Job
 
 # How long a request to end a run lives, and how long an end may take beyond SIGKILL, in seconds.
 _LEASE_S, _ANSWER_S = 60, 30.0
+# Requests that one transaction writes: etcd accepts 128 operations at most.
+_AT_ONCE = 100
 
 
 def run(line: Line) -> int:
@@ -41,18 +44,25 @@ def _check_unsigned(job: "Job") -> None:
 
 
 def _await(client: CronClient, name: str, tick: int) -> int:
-    """Wait for the end of a run, print the end of its output, and return its exit code."""
-    from conch.cli.cron_outcome import await_result, exit_code, host_of
+    """Wait for the end of a run, print the end of its output, and return its exit code.
+
+    Of a job that runs on every host, all runs are waited for; the code is that of the first that did not end well.
+    """
+    from conch.cli.cron_outcome import await_result, claims_of, exit_code
     from conch.times import rfc3339
 
-    host = host_of(client, name, tick)
-    client.log("info", "running", job=name, tick=rfc3339(tick), node=host, msg="Ctrl-C ends the waiting, not the run")
-    result = await_result(client, name, tick, host)
-    _put_output(result)
-    if result.get("state") != "ok":
-        fields = {field: result.get(field) or None for field in ("state", "exit", "reason")}
-        client.log("warning", "run-failed", job=name, tick=rfc3339(tick), **fields)
-    return exit_code(result)
+    code, about = 0, {"job": name, "tick": rfc3339(tick)}
+    claims = claims_of(client, name, tick)
+    hosts = " ".join(claimed.host for claimed in claims)
+    client.log("info", "running", **about, node=hosts, msg="Ctrl-C ends the waiting, not the run")
+    for claimed in claims:
+        result = await_result(client, name, claimed)
+        _put_output(result)
+        if result.get("state") != "ok":
+            fields = {field: result.get(field) or None for field in ("state", "exit", "reason")}
+            client.log("warning", "run-failed", **about, node=claimed.host, **fields)
+        code = code or exit_code(result)
+    return code
 
 
 def _put_output(result: Mapping[str, Any]) -> None:
@@ -84,20 +94,18 @@ RUN = Command(
 
 def run_kill(line: Line) -> int:
     """Have the live runs of a job ended, and print how each ended."""
-    from conch.cli.cron_outcome import live_ticks
+    from conch.cli.cron_outcome import live_claims
 
     name, asked = line.values["name"], line.values["tick"]
     with CronClient(line) as client:
         job, _ = client.read_job(name)
-        live = live_ticks(client, name)
-        if asked is not None:
-            live = {tick: host for tick, host in live.items() if tick == asked}
+        live = [claimed for claimed in live_claims(client, name) if asked in (None, claimed.tick)]
         if not live:
             raise ConchError(f"no run of {name} is alive", code=EXIT_NO)
         return _kill(client, job, live)
 
 
-def _kill(client: CronClient, job: "Job", live: Mapping[int, str]) -> int:
+def _kill(client: CronClient, job: "Job", live: "Sequence[Claimed]") -> int:
     """Write the requests under a lease that goes when they are answered."""
     import json
 
@@ -114,11 +122,13 @@ def _kill(client: CronClient, job: "Job", live: Mapping[int, str]) -> int:
     until = clock.now() + job.kill_after_s + _ANSWER_S
     client.store.grant(lease, _LEASE_S, timeout_s=client.timeout_s)
     try:
-        keys = [client.keys.cron("kill", job.name, tick).encode() for tick in live]
-        client.store.txn([], [Put(key, value, lease) for key in keys], timeout_s=client.timeout_s)
-        for tick, host in sorted(live.items()):
-            result = await_result(client, job.name, tick, host, until)
-            put_line(f"{rfc3339(tick)} on {host}: {result.get('state')}")
+        ticks = sorted({claimed.tick for claimed in live})
+        for at in range(0, len(ticks), _AT_ONCE):
+            keys = [client.keys.cron("kill", job.name, tick).encode() for tick in ticks[at : at + _AT_ONCE]]
+            client.store.txn([], [Put(key, value, lease) for key in keys], timeout_s=client.timeout_s)
+        for claimed in live:
+            result = await_result(client, job.name, claimed, until)
+            put_line(f"{rfc3339(claimed.tick)} on {claimed.host}: {result.get('state')}")
     finally:
         try:
             client.store.revoke(lease, timeout_s=client.timeout_s)

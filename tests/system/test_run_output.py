@@ -234,3 +234,27 @@ def test_missing_env_file_fails_the_run(fleet: Fleet) -> None:
     result = fleet.result("j", fleet.run_now("j"))
     assert (result["state"], result["reason"]) == ("failed", "cannot read /no/such/file: No such file or directory")
     assert not fleet.bench.file("ran").exists()
+
+
+def test_run_and_kill_of_a_job_on_every_host(fleet: Fleet) -> None:
+    """`run --wait` waits for all, with the code of the first that did not end well; `kill` ends all."""
+    for host in ("a", "b"):
+        fleet.start(host, env={"WHERE": host})
+    wait_for(lambda: fleet.node("a") and fleet.node("b"), "two hosts")
+    fleet.add("j", "@yearly", "--each", command="echo on $WHERE; [ $WHERE = a ] || exit 4")
+    done = fleet.bench.run("cron", "run", "j", "--wait")
+    assert done.returncode == 4, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["on a", "on b"]
+    fleet.add("k", "@yearly", "--each", command="sleep 60")
+    fleet.run_now("k")
+    done = fleet.bench.run("cron", "kill", "k")
+    assert done.returncode == 0, done.stderr
+    assert sorted(line.split(" on ")[1] for line in done.stdout.splitlines()) == ["a: killed", "b: killed"]
+
+
+def test_add_refuses_a_job_that_has_expired(fleet: Fleet) -> None:
+    """As any schedule that will never fire."""
+    expired = ["--expires", "2020-01-01T00:00:00Z"]
+    done = fleet.bench.run("cron", "add", "j", "--schedule", "@daily", *expired, "--", "true")
+    assert (done.returncode, "never fire" in done.stderr) == (64, True), done.stderr
+    assert fleet.value("job", "j") is None
