@@ -9,7 +9,7 @@ from conch.cli.cron_options import JOB_OPTIONS, author, given_fields
 from conch.cli.keyfile import read_key
 from conch.cli.output import put_line
 from conch.cli.spec import NAME_ARGUMENT, NAMES_ARGUMENT, Command, Kind, Line, Option, Usage
-from conch.errors import EXIT_NO, ConchError
+from conch.errors import EXIT_NO, BadInput, ConchError
 from conch.record import replace
 from conch.static_typing import TYPE_CHECKING, Any, Mapping
 
