@@ -599,7 +599,7 @@ ODD_TICKS = [
     ("result", f"{TICK}.5"),
     ("result", f"0{TICK}"),
     ("result", "9" * 30),
-    ("result", f"{TICK}/x"),
+    ("result", f"{TICK}/x/y"),
     ("result", " "),
     ("fire", "é"),
     ("fire", "x" * 1000),

@@ -50,7 +50,7 @@ def test_killed_daemons_run_is_gone_and_never_run_again(fleet: Fleet, what: str,
     throughout(1.5, lambda: None)
     assert fleet.value("fire", "j", tick) is not None
     assert fleet.value("result", "j", tick) is None
-    assert fleet.history("j")[0]["state"] == "claimed"
+    wait_for(lambda: fleet.history("j")[0]["state"] == "claimed", "the end of the registration")
     fleet.start("a", "--ttl", "3s")
     result = fleet.result("j", tick)
     assert (result["state"], result["node"]) == ("lost", "a")

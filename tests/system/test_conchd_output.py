@@ -289,7 +289,7 @@ def test_outputs_that_are_closed_do_no_harm(fleet: Fleet) -> None:
     state.mkdir()
     daemon = bench.start("conchd", "--state-dir", str(state), env={"CONCH_HOST": "a"}, preexec_fn=close_outputs)
     fleet.daemons["a"] = daemon
-    fleet.add("x", NEVER, command="echo outout; echo errerr >&2; exit 3")
+    fleet.add("x", NEVER, "--keep-output", "never", command="echo outout; echo errerr >&2; exit 3")
 
     def asked() -> int | None:
         done = bench.run("cron", "run", "x")

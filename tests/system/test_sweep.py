@@ -253,7 +253,7 @@ def test_old_history_of_removed_jobs_is_removed(past: Past) -> None:
     past.put(past.keys.cron("job", "unreadable"), b"junk")
     past.write("unreadable", old[-5:], fires=lease, results=lease)
     past.put(past.keys.cron("floor", "unreadable"), b"1000000001")
-    odd = [f"fire/a/{old[0]}/host", "fire/a/x", "fire/x", f"fire/a/b/{old[0]}", "result/\N{SNOWMAN}/5"]
+    odd = [f"fire/a/{old[0]}/host/x", "fire/a/x", "fire/x", f"fire/a/b/{old[0]}", "result/\N{SNOWMAN}/5"]
     for path in odd:
         past.put(past.keys.cron(*path.split("/", 1)), b"{}", lease)
     assert past.sweep() == {"orphans": 5 * 2 * 70, "floors": 5}
@@ -298,7 +298,7 @@ def test_one_daemon_sweeps_at_a_time(conch: Bench, tmp_path: Path, monkeypatch: 
             return super().pages()
 
     monkeypatch.setattr("conch.cron.sweeping._FIRST_S", 2.0)
-    monkeypatch.setattr("conch.cron.parts.Sweep", Counted)
+    monkeypatch.setattr("conch.cron.sweeping.Sweep", Counted)
     fleet, now = Fleet(conch), int(time.time())
     lease = conch.etcd.lease(60)
     conch.etcd.put(
