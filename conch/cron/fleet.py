@@ -180,6 +180,8 @@ class Fleet:
     def place_of(self, tracked: TrackedJob) -> Place:
         """As `place`; logs, once per change, that no live host may run the job, or that this one is too old for it."""
         job, place = tracked.job, self.place(tracked.job)
+        if not self._hosts:
+            return place  # our own registration is yet to be heard of: what it changes is logged then
         too_old = "" if self._ours.can.issuperset(job.needs) else f"this conchd {self.why_not_here(job)[3:]}"
         why = self.why_nowhere(job) if place is Place.REPORT else too_old
         if why and why != tracked.nowhere:
