@@ -3,6 +3,7 @@
 import select
 import time
 
+import conch.core.env_file  # noqa: F401 - a run reads its files by it, with rights that may not reach conch's own
 from conch.core import clock, procfs, spawn
 from conch.core.cgroup import Usage
 from conch.core.channel import Channel

@@ -10,7 +10,17 @@ from collections.abc import Iterator, Sequence
 
 from conch.cron.result_store import ResultStore
 from conch.cron.views import everything, pages
-from conch.etcd.store import Compare, CreateRevisionIs, Delete, KeyValue, ModRevisionIs, Range, RangeResult, Store
+from conch.etcd.store import (
+    Compare,
+    CreateRevisionIs,
+    Delete,
+    KeyValue,
+    ModRevisionIs,
+    Range,
+    RangeResult,
+    Store,
+    TooBig,
+)
 from conch.keys import Keys, prefix_end
 from conch.record import replace
 
@@ -19,7 +29,8 @@ KEPT = 20
 # Keys of removed jobs are deleted once their ticks are older than this, in seconds.
 ORPHAN_S = 15 * 86400
 # etcd accepts 128 operations at most. A job takes two reads of `KEPT` keys each, a tick two deletions.
-_JOBS, _GAPS, _TICKS, _PROLONGED = 30, 60, 60, 50
+# A result may have 24 KiB, so prolonging is limited to what 0.5 MiB surely holds, a third of etcd's limit.
+_JOBS, _GAPS, _TICKS, _PROLONGED = 30, 60, 60, 20
 
 
 class Sweep:
@@ -86,10 +97,16 @@ class Sweep:
         return [kv for kv in newest if kv.lease and kv.lease not in self._young]
 
     def _prolong(self, kvs: Sequence[KeyValue]) -> Iterator[None]:
-        """Move unchanged keys to a lease that lasts; leave a key that was changed meanwhile as it is."""
+        """Move unchanged keys to a lease that lasts; leave a key that was changed meanwhile as it is.
+
+        So is one that is too large for etcd by now, as after its limit was lowered: the others must not wait for it.
+        """
         if not kvs:
             return
-        kept = self._results.prolong(kvs, self._now, timeout_s=self._timeout_s)
+        try:
+            kept = self._results.prolong(kvs, self._now, timeout_s=self._timeout_s)
+        except TooBig:
+            kept = False
         yield
         if kept:
             self.counts["kept"] += len(kvs)

@@ -1,12 +1,17 @@
 """What a run prints: kept in its result, shown by `logs` and `run --wait`; runs that are ended by `kill`."""
 
 import os
+import shutil
 import signal
+import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import conch
 from tests.support.conch import alive, wait_for
 from tests.support.cron import Fleet
 
@@ -258,3 +263,19 @@ def test_add_refuses_a_job_that_has_expired(fleet: Fleet) -> None:
     done = fleet.bench.run("cron", "add", "j", "--schedule", "@daily", *expired, "--", "true")
     assert (done.returncode, "never fire" in done.stderr) == (64, True), done.stderr
     assert fleet.value("job", "j") is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_env_file_of_a_user_who_cannot_read_conch(fleet: Fleet, tmp_path: Path) -> None:
+    """Conch may be installed where only root may read: the run reads its files, and needs nothing of conch's own."""
+    private = tmp_path / "private"
+    shutil.copytree(Path(conch.__file__).parent, private / "conch")
+    private.chmod(0o700)
+    with tempfile.TemporaryDirectory(prefix="conch-test-") as public:
+        Path(public).chmod(0o755)
+        path = Path(public, "env")
+        path.write_text("A=file\n")
+        program = [sys.executable, "-m", "conch"]
+        fleet.start("a", "--run-as", "nobody", env={"PYTHONPATH": str(private)}, program=program)
+        output = kept(fleet, "j", "echo $A", "--env-file", str(path), "--cwd", "/", "--keep-output", "always")
+    assert output == "file\n"

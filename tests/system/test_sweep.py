@@ -13,6 +13,8 @@ from conch.cron.result_store import Delivered
 from conch.cron.shared_leases import shared_lease
 from conch.cron.sweep import KEPT, Sweep
 from conch.cron.ticks import TRIM
+from conch.cron.values import Result
+from conch.dev import Cluster
 from conch.etcd.store import Delete, Put, Range
 from conch.keys import prefix_end
 from tests.support.conch import Bench, throughout, wait_for
@@ -239,6 +241,22 @@ def test_key_that_changes_while_it_is_prolonged_is_left_as_it_is(past: Past) -> 
     assert past.ticks("result", "j") == [TICK + 2]
 
 
+def test_results_with_output_are_prolonged(tmp_path: Path) -> None:
+    """Results with all the output that they may keep, on an etcd that takes only a dozen of them at once."""
+    with Cluster(arguments=("--max-request-bytes", str(300 * 1024))) as cluster:
+        past = Past(cluster.endpoints, "/large")
+        output = Result("n", "failed", 1, NOW, 0.1, 1, output="\x01" * 4096).encode()
+        ended = past.lease_of("results", 14 * DAY)
+        for name in ("a", "b", "j"):
+            past.put(past.keys.cron("job", name), past.job.encode())
+            for at in range(KEPT):
+                past.put(past.keys.cron("result", name, TICK + at), output, ended)
+        assert past.sweep() == {"kept": 3 * KEPT}
+        past.end(ended)
+        assert past.ticks("result", "a") == [TICK + at for at in range(KEPT)]
+        past.close()
+
+
 # -- removed jobs ---------------------------------------------------------------------------------------------
 
 
@@ -248,6 +266,7 @@ def test_old_history_of_removed_jobs_is_removed(past: Past) -> None:
     old, young = [TICK - (20 + at) * DAY for at in range(70, 0, -1)], [TICK - at for at in range(70, 0, -1)]
     for name in ("a", "j-gone", "j.gone", "jgone", "z"):
         past.write(name, old + young, fires=lease, results=lease)
+        past.put(past.keys.cron("result", name, old[0], "host"), RESULT, lease)  # of a tick that ran on every host
         past.put(past.keys.cron("floor", name), str(old[0] - 1).encode())
     past.write("j", old[-5:], fires=lease, results=lease)
     past.put(past.keys.cron("job", "unreadable"), b"junk")
@@ -256,7 +275,7 @@ def test_old_history_of_removed_jobs_is_removed(past: Past) -> None:
     odd = [f"fire/a/{old[0]}/host/x", "fire/a/x", "fire/x", f"fire/a/b/{old[0]}", "result/\N{SNOWMAN}/5"]
     for path in odd:
         past.put(past.keys.cron(*path.split("/", 1)), b"{}", lease)
-    assert past.sweep() == {"orphans": 5 * 2 * 70, "floors": 5}
+    assert past.sweep() == {"orphans": 5 * (2 * 70 + 1), "floors": 5}
     for name in ("a", "j-gone", "j.gone", "jgone", "z"):
         found = past.store.range(Range(past.keys.cron("result", name, young[0]).encode()), timeout_s=5)
         assert found.kvs

@@ -49,4 +49,11 @@ BUGS = (
         "os.O_RDONLY | os.O_CLOEXEC",
         ("tests/unit/core/test_env_file.py::test_what_cannot_be_used_is_named",),
     ),
+    Bug(
+        "run needs to read conch's own code",
+        "core/daemon_loop.py",
+        "import conch.core.env_file  #",
+        "#",
+        (f"{_OUTPUT}::test_env_file_of_a_user_who_cannot_read_conch",),
+    ),
 )
