@@ -56,7 +56,6 @@ JOB_OPTIONS = (
     Option(("--each",), "Run each tick once on every live host (that has the tags)."),
     Option(("--expires",), "Have no ticks after this instant (RFC 3339).", INSTANT),
     Option(("--note",), "What to know about the job, for people.", TEXT),
-    Option(("--catch-up",), "Run the newest missed tick late, if it is at most this old.", DURATION),
     Option(("--jitter",), "Start each tick at a fixed offset below this, drawn from job and tick.", DURATION),
     Option(
         ("--keep-output",),

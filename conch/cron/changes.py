@@ -47,7 +47,6 @@ def _fields(job: Job) -> dict[str, Any]:
         "paused": job.paused,
         "on": list(job.on),
         "each": job.each,
-        "catch_up": job.catch_up_s,
         "jitter": job.jitter_s,
         "keep_output": job.keep_output,
         "env_file": list(job.env_files),

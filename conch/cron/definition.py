@@ -14,7 +14,7 @@ PAUSE = ("paused", "paused_until", "paused_reason")
 # All that users may write, in the order in which `show` prints it.
 FIELDS = (
     *("schedule", "tz", "cmd", "run_ttl", "kill_after", "overlap", "retries", "retry_delay", "start_deadline", "sema"),
-    *("env", "cwd", *PAUSE, "on", "each", "expires", "note", "catch_up", "jitter", "keep_output", "on_failure"),
+    *("env", "cwd", *PAUSE, "on", "each", "expires", "note", "jitter", "keep_output", "on_failure"),
     *("ping", "env_file", "set"),
 )
 _DEFAULTS: Mapping[str, Any] = {

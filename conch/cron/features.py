@@ -11,7 +11,7 @@ from conch.cron.special_days import stand_in
 from conch.errors import BadInput
 
 # Fields that change how a job runs; a daemon that does not know one would run the job otherwise than it says.
-_FIELDS = ("on", "each", "expires", "catch_up", "jitter", "keep_output", "on_failure", "ping", "env_file")
+_FIELDS = ("on", "each", "expires", "jitter", "keep_output", "on_failure", "ping", "env_file")
 # More than one schedule.
 _SCHEDULES = "schedules"
 _DEFAULTS: tuple[object, ...] = (None, False, [], 0, 0.0, "failed")

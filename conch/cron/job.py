@@ -71,7 +71,6 @@ class Job:
     on: tuple[str, ...]
     each: bool
     expires: int | None
-    catch_up_s: float
     jitter_s: float
     keep_output: str
     on_failure: str | None
@@ -260,7 +259,6 @@ def _decode(name: str, data: Any, value: bytes | None) -> Job:
         on=read_tags(data, "on"),
         each=read_flag(data, "each"),
         expires=read_instant(data, "expires"),
-        catch_up_s=read_seconds(data, "catch_up", 0.0),
         jitter_s=read_seconds(data, "jitter", 0.0),
         keep_output=sys.intern(read_text(data, "keep_output", "failed")),
         on_failure=read_shell_command(data, "on_failure"),

@@ -16,7 +16,7 @@ from conch.errors import BadInput
 from conch.keys import is_name
 from conch.log import escape
 
-_DURATIONS = frozenset({"run_ttl", "kill_after", "retry_delay", "start_deadline", "catch_up", "jitter"})
+_DURATIONS = frozenset({"run_ttl", "kill_after", "retry_delay", "start_deadline", "jitter"})
 # What conch itself writes into a job.
 _OWN = frozenset({"name", "added_by", "added_at", "changed_by", "changed_at", "change_id", "sig", "needs", "rev"})
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
@@ -24,7 +24,7 @@ _OF_A_PAUSE = ("paused_until", "paused_reason")
 _EMPTY: tuple[object, ...] = (None, {}, [])
 _DEFAULTS: Mapping[str, Any] = {
     **{"tz": "UTC", "run_ttl": 600.0, "kill_after": 5.0, "overlap": "forbid", "retries": 0, "retry_delay": 30.0},
-    **{"paused": False, "each": False, "catch_up": 0.0, "jitter": 0.0, "keep_output": "failed"},
+    **{"paused": False, "each": False, "jitter": 0.0, "keep_output": "failed"},
 }
 
 

@@ -56,7 +56,7 @@ FIELDS = st.fixed_dictionaries(
     },
     optional={
         "tz": st.sampled_from(["UTC", "Europe/Berlin"]),
-        **dict.fromkeys(("run_ttl", "kill_after", "retry_delay", "start_deadline", "catch_up", "jitter"), DURATIONS),
+        **dict.fromkeys(("run_ttl", "kill_after", "retry_delay", "start_deadline", "jitter"), DURATIONS),
         "overlap": st.sampled_from(["forbid", "allow", "replace"]),
         "retries": st.integers(0, 3),
         "sema": st.just("a:b:3"),

@@ -159,7 +159,6 @@ def test_defaults() -> None:
         on=(),
         each=False,
         expires=None,
-        catch_up_s=0.0,
         jitter_s=0.0,
         keep_output="failed",
         on_failure=None,
@@ -321,7 +320,7 @@ def test_schedule_is_not_shared_across_rules_of_its_zone(monkeypatch: pytest.Mon
 
 NEEDS: list[tuple[dict[str, Any], list[str]]] = [
     ({}, []),
-    ({"note": "x", "each": False, "on": [], "catch_up": 0, "keep_output": "failed"}, []),
+    ({"note": "x", "each": False, "on": [], "jitter": 0, "keep_output": "failed"}, []),
     ({"each": True}, ["each"]),
     ({"on": ["gpu"], "jitter": 5}, ["jitter", "on"]),
     ({"schedule": ["@daily", "@hourly"]}, ["schedules"]),
