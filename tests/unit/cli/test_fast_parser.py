@@ -90,7 +90,7 @@ def by_click(command: Command, words: list[str]) -> tuple[dict[str, Any], frozen
         return context.params, explicit(), context.obj
 
 
-@settings(max_examples=2000)
+@settings(max_examples=500)
 @given(lines())
 def test_a_line_that_it_accepts_means_the_same_to_click(
     line: tuple[Command, list[str], dict[str, str]],

@@ -81,7 +81,7 @@ FIELDS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(NAMES, FIELDS, st.booleans(), st.booleans())
 def test_apply_of_what_export_prints_changes_nothing(
     name: str, fields: dict[str, Any], signed: bool, reveal: bool
