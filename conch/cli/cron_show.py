@@ -146,7 +146,7 @@ def _field_text(field: str, value: Any) -> str:
         return shlex.join(value)
     if field == "env":
         return " ".join(shlex.quote(f"{k}={v}") for k, v in value.items())
-    if isinstance(value, list):
+    if field in ("schedule", "on", "env_file", "needs") and isinstance(value, list):
         return ("; " if field == "schedule" else " ").join(map(str, value))
     if isinstance(value, bool):
         return "true" if value else "false"
